@@ -8,9 +8,9 @@ BIN    := $(VENV)/bin
 DATASET  ?= digits
 STUDY    ?=
 BACKBONE ?=
-INHERIT  ?=
+INIT     ?=
 SAMPLER  ?=
-ORDER    ?=
+STRATEGY ?=
 PRUNER   ?=
 TRIALS   ?=
 TIMEOUT  ?=
@@ -36,6 +36,16 @@ ARGS     ?=
 POSTGRES_PORT ?= 5432
 export POSTGRES_PORT
 
+# Old names of variables and targets are accepted until autotune 0.3, with one line.
+note = $(shell echo "make: '$(1)' is now called '$(2)'; the old name works until autotune 0.3" >&2)
+renamed = $(if $($(1)),$(if $($(2)),$(error $(1) is the old name of $(2); give one of the two))$(call note,$(1),$(2))$(eval $(2) := $($(1))))
+$(call renamed,INHERIT,INIT)
+$(call renamed,ORDER,STRATEGY)
+$(if $(filter fit,$(MAKECMDGOALS)),$(call note,make fit,make refit))
+$(if $(filter workers,$(MAKECMDGOALS)),$(call note,make workers,make worker))
+fit: refit
+workers: worker
+
 # A data set with a study file of its own runs that one, any other one runs 'folder'.
 preset := $(if $(wildcard studies/$(DATASET).yaml),$(DATASET),folder)
 study  := $(or $(STUDY),$(preset))
@@ -45,8 +55,8 @@ dataset := $(if $(STUDY),$(if $(filter command line environment,$(origin DATASET
 
 overrides = $(if $(dataset),'dataset=$(DATASET)') \
 	$(call given,BACKBONE,backbone) $(call given,WEIGHTS,weights) \
-	$(call given,INHERIT,inherit) \
-	$(call given,SAMPLER,search.sampler) $(call given,ORDER,search.order) \
+	$(call given,INIT,init) \
+	$(call given,SAMPLER,search.sampler) $(call given,STRATEGY,search.strategy) \
 	$(call given,PRUNER,search.pruner) \
 	$(call given,TRIALS,search.trials) $(call given,TIMEOUT,search.timeout) \
 	$(call given,SEED,search.seed) $(call given,EPOCHS,training.epochs)
@@ -61,12 +71,12 @@ export AUTOTUNE_STORAGE := $(STORAGE)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install study workers status doctor best report dashboard confirm fit predict export layers validate backup postgres-up postgres-down postgres-local postgres-local-down test test-slow test-long test-gpu check format reference pictures bench wheel clean
+.PHONY: help install study worker workers status doctor best report dashboard confirm refit fit predict export layers validate backup postgres-up postgres-down postgres-local postgres-local-down test test-slow test-long test-gpu check format reference pictures bench wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
 	@echo
-	@echo "variables: DATASET STUDY BACKBONE WEIGHTS INHERIT SAMPLER ORDER PRUNER TRIALS TIMEOUT EPOCHS SEED NAME"
+	@echo "variables: DATASET STUDY BACKBONE WEIGHTS INIT SAMPLER STRATEGY PRUNER TRIALS TIMEOUT EPOCHS SEED NAME"
 	@echo "           WORKERS GPUS WORKERS_PER_GPU ENGINE GPUS_PER_WORKER STORAGE PORT PUBLIC OUTPUT FIX MODEL IMAGES FORMAT ARGS"
 	@echo "e.g. make study DATASET=photos TRIALS=60; DATASET: a folder, or digits dogs caltech101 ... (docs/datasets.md)"
 
@@ -99,7 +109,7 @@ $(VENV)/hf $(VENV)/parquet: $(VENV)/%: $(BIN)/autotune
 study: $(BIN)/autotune $(reader) $(if $(filter ray,$(ENGINE)),$(VENV)/ray) ## run a study (DATASET=digits), or continue it
 	@$(BIN)/autotune run $(which) $(workers)
 
-workers: $(BIN)/autotune $(reader) ## attach one more worker to a running study
+worker: $(BIN)/autotune $(reader) ## attach one more worker to a running study
 	@$(BIN)/autotune worker $(which)
 
 status: $(BIN)/autotune ## show how far a study is (ARGS=--watch: until it ends)
@@ -124,8 +134,8 @@ dashboard: $(if $(PUBLIC),$(VENV)/public,$(BIN)/autotune) ## open optuna-dashboa
 confirm: $(BIN)/autotune $(reader) ## train the best plans and the baseline over seeds (ARGS=--seeds 8)
 	@$(BIN)/autotune confirm $(which)
 
-fit: $(BIN)/autotune $(reader) ## train the best plan anew and measure it on the test part
-	@$(BIN)/autotune fit $(which)
+refit: $(BIN)/autotune $(reader) ## train the best plan again and measure it on the test split
+	@$(BIN)/autotune refit $(which)
 
 predict: $(BIN)/autotune ## write the classes of IMAGES by the fitted MODEL (ARGS='-o classes.csv')
 	@$(BIN)/autotune predict '$(MODEL)' $(if $(IMAGES),'$(IMAGES)') $(ARGS)
@@ -143,8 +153,8 @@ layers: $(BIN)/autotune ## show the layers of BACKBONE and what each can become
 validate: $(BIN)/autotune $(reader) ## check a study file, its images and its backbone
 	@$(BIN)/autotune validate $(which)
 
-backup: $(BIN)/autotune ## write all studies of STORAGE to one file (OUTPUT=...), while workers go on
-	@$(BIN)/autotune storage backup --output '$(OUTPUT)'
+backup: $(BIN)/autotune ## copy all studies of STORAGE with their files to an SQLite file (OUTPUT=...), while workers run
+	@$(BIN)/autotune storage copy --to 'sqlite:///$(OUTPUT)'
 
 compose = docker compose --file storage/compose.yaml
 docker = @$(compose) version >/dev/null 2>&1 || \
@@ -172,10 +182,10 @@ $(VENV)/postgres-local: $(BIN)/autotune
 	@touch $@
 
 postgres-local: $(VENV)/postgres-local ## start a Postgres server without Docker or root; data in storage/postgres
-	@$(BIN)/autotune storage local --folder storage/postgres
+	@$(BIN)/autotune storage postgres start --folder storage/postgres
 
 postgres-local-down: $(VENV)/postgres-local ## stop that server; its studies stay
-	@$(BIN)/autotune storage local --folder storage/postgres --stop
+	@$(BIN)/autotune storage postgres stop --folder storage/postgres
 
 test: $(BIN)/pytest ## run the tests (minutes)
 	$(BIN)/python -m pytest -n 2 $(ARGS)

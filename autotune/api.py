@@ -331,7 +331,7 @@ class Study:
         """Train the best plan and the baseline again and measure both on the test split.
 
         The study records every read of the test split. The trainings run in this process, with
-        the settings of ``fit`` in the study file.
+        the settings of ``refit`` in the study file.
 
         Args:
             trial: Number of the trial to take; default: the best confirmed one, or the best.
@@ -360,7 +360,7 @@ class Study:
             if epoch == epochs:
                 log(f"{what}: trained for {epochs} epochs")
 
-        settings = None if self._config is None else self._config.fit
+        settings = None if self._config is None else self._config.refit
         return refit_study(handle, trial, path, on_epoch, settings=settings)
 
     def fit(

@@ -19,7 +19,7 @@ STUDY, MODEL, CONFIRMATION = "study", "model", "confirmation"
 #: The format of each that this version writes, and the latest that it reads. Raised with every
 #: change of what is stored, also with a new key (an earlier version must not drop it silently).
 #: ``tests/test_format_versions.py`` holds the names of all fields against these numbers.
-FORMATS = {STUDY: 2, MODEL: 1, CONFIRMATION: 2}
+FORMATS = {STUDY: 3, MODEL: 1, CONFIRMATION: 2}
 #: The user attribute in which a study has what :func:`stamp` returned.
 ATTRIBUTE = "format"
 #: What raises where values are not those that a reader knows. pydantic's error is a ValueError.

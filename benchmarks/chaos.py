@@ -44,7 +44,7 @@ from autotune.storage.admin import local_postgres
 #: Small trainings of a few seconds, so that most kills meet a trial in the middle.
 STUDY = (
     "training.epochs=24",
-    "training.views=2",
+    "training.num_views=2",
     "data.train_per_class=10",
     "data.validation=0.2",
     "data.image_size=16",

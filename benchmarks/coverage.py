@@ -4,9 +4,9 @@
     python benchmarks/coverage.py resnet vgg --show # some of them, printed only
 
 For the smallest classification model of every timm model module, with random weights: every depth
-is built and its locking checked, the head is tried, and every kind of change is applied to all of
-the last 8 layers that offer it, one kind at a time, followed by a forward pass, a backward pass
-and one optimizer step. Changes that promise to leave the function as it is are held to it. Plans
+is built and its frozen layers are checked, the head is tried, and every kind of change is applied
+to all of the last 8 layers that can take it, one kind at a time, followed by a forward pass, a
+backward pass and one optimizer step. Changes that claim to preserve the function must do so. Plans
 go through JSON. Each family runs in a process of its own.
 """
 
@@ -310,7 +310,7 @@ def write(rows: list[dict[str, Any]], without: list[str], path: Path | None) -> 
         "trained one step. `autotune layers BACKBONE --why` says for any model what each layer "
         "can become, and why not.",
         "",
-        f"- Depth 0 to all, locking (bit by bit, norm statistics included) and the head: "
+        f"- Depth 0 to all, freezing (bit by bit, norm statistics included) and the head: "
         f"{sum('depths' in row and 'head' in row for row in rows)} of {len(rows)} families.",
         f"- Width: {works['width']} families. Kernel: {works['kernel']} families, of "
         f"{len(spatial)} that have a spatial convolution in these layers. Bridge: "

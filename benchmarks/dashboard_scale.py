@@ -64,7 +64,7 @@ from autotune.storage.rdb.retry import RetryingStorage
 from autotune.study.setup.definition import define
 from autotune.study.setup.opening import OpenStudy, open_existing, open_or_create
 from autotune.study.state import attrs
-from autotune.study.trial.plots import Judged, draw_confusion, draw_curve, draw_worst
+from autotune.study.trial.plots import Prediction, draw_confusion, draw_curve, draw_worst
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -135,7 +135,7 @@ def draw_pictures(opened: OpenStudy) -> dict[str, str]:
     folder.mkdir(parents=True, exist_ok=True)
     classes = [str(number) for number in range(10)]
     view = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
-    worst = [(Judged(i, i % 10, (i + 1) % 10, 0.9, 0.05), view) for i in range(16)]
+    worst = [(Prediction(i, i % 10, (i + 1) % 10, 0.9, 0.05), view) for i in range(16)]
     with tempfile.TemporaryDirectory() as made:
         curve = {epoch: epoch / EPOCHS for epoch in range(1, EPOCHS + 1)}
         pictures = [

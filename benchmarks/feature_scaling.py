@@ -83,7 +83,7 @@ class Bench:
             str(folder), DataConfig(validation=0.05, test=0.05, image_size=SIZE), spec, cache
         )
         self.decoding_s = time.perf_counter() - begun
-        self.config = TrainingConfig(epochs=2, batch_size=64, views=views)
+        self.config = TrainingConfig(epochs=2, batch_size=64, num_views=views)
         self.train = self.task.train_views(self.config.augment, views, 0, memory_bytes=0)
         self.normalize = Normalizer.from_config(self.backbone.data_config, CPU)
         self.cache = cache

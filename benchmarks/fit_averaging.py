@@ -25,7 +25,7 @@ import torch
 from heading import date_and_machine
 
 from autotune.config.loading import load_study_file
-from autotune.config.schema import FitConfig
+from autotune.config.schema import RefitConfig
 from autotune.data.views.study_data import StudyData, open_test_views
 from autotune.data.views.views import Views
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
@@ -99,11 +99,11 @@ def run_seed(study: str, seed: int, overrides: list[str], folder: Path) -> dict[
         layers=(LayerPlan(),) * depth,
         policy=TrainingPolicy(lr=5e-3 if study == "digits" else 1e-3, layer_decay=0.7),
     )
-    task = ctx.resources.of(plan.backbone).task
+    task = ctx.resources.get(plan.backbone).data
     test = open_test_views(config.dataset, config.data, task.spec, files.cache)
     found = {}
     for views in ("study", "online"):
-        images = refit_views(task, config, FitConfig(views=views), 1 << 30)
+        images = refit_views(task, config, RefitConfig(views=views), 1 << 30)
         for name, one in (("plan", plan), ("baseline", baseline)):
             scores, seconds = train(one, ctx, images, test)
             print(f"seed {seed}, {views} views, {name}: {seconds:.1f} s", flush=True)

@@ -95,7 +95,7 @@ def settings(options: argparse.Namespace, folder: Path) -> Iterator[Setting]:
         "data": {"test": 0.5, "validation": 0.3, "train_per_class": 20, "image_size": 32},
         "training": {
             "batch_size": 64,
-            "views": 8,
+            "num_views": 8,
             "augment": {"crop": 0.8, "flip": 0.0, "rotate": 15.0},
         },
     }
@@ -106,7 +106,7 @@ def settings(options: argparse.Namespace, folder: Path) -> Iterator[Setting]:
             "backbone": options.backbone,
             "weights": options.weights,
             "data": {"image_size": options.image_size},
-            "training": {"batch_size": 32, "views": 4},
+            "training": {"batch_size": 32, "num_views": 4},
         }
         title = f"photographs, {options.backbone} at {options.image_size} px"
         yield _setting(title, photos, folder, 0.0005, 0.7)

@@ -1,4 +1,4 @@
-"""Make the embedded weights: timm's ``test_resnet`` trained from scratch on printed letters.
+"""Make the weights of the package: timm's ``test_resnet`` trained from scratch on printed letters.
 
 Run as ``python -m benchmarks.letters_weights [--out PATH] [--seed N] [--epochs N]``. The source
 task is to tell apart the letters A-Z and a-z in the fonts that come with matplotlib, white on
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import string
 import time
 from pathlib import Path
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import autotune
+from autotune.atomic import write_bytes
 
 ARCHITECTURE = "test_resnet"
 CLASSES = string.ascii_uppercase + string.ascii_lowercase
@@ -37,7 +37,7 @@ FONTS = ("DejaVuSans*.ttf", "DejaVuSerif*.ttf", "STIXGeneral*.ttf", "cm*10.ttf")
 SYMBOLS = ("DejaVuSansDisplay", "DejaVuSerifDisplay", "cmex10", "cmsy10")
 #: Fonts that are never trained on: the accuracy in the metadata is measured on them.
 HELD_OUT = ("DejaVuSerif-Italic", "STIXGeneralBol", "cmss10")
-#: Edge of a rendered glyph, of the longer side of the letter in it, and of the model's input.
+#: Sides of a rendered glyph, of the longer side of the letter in it, and of the model's input.
 GLYPH, LETTER, SIZE = 64, 48, 32
 STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 100, 128, 4e-3, 0.05
 DEFAULT_OUT = (
@@ -82,7 +82,7 @@ def render(fonts: list[Path]) -> tuple[Tensor, Tensor]:
     return torch.stack(glyphs).unsqueeze(1).float() / 255, labels
 
 
-def normalisation() -> tuple[tuple[float, ...], tuple[float, ...]]:
+def normalization() -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the mean and the deviation of timm's own weights, so that users need no others."""
     config = timm.get_pretrained_cfg(ARCHITECTURE)
     if config is None:
@@ -116,7 +116,7 @@ def draw(glyphs: Tensor, rng: torch.Generator) -> Tensor:
     grid = functional.affine_grid(theta, [count, 1, SIZE, SIZE], align_corners=False)
     images = functional.grid_sample(glyphs, grid, align_corners=False)
     images = (images + 0.1 * torch.randn(images.shape, generator=rng)).clamp(0, 1)
-    mean, std = (torch.tensor(value).view(3, 1, 1) for value in normalisation())
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in normalization())
     return (images - mean) / std
 
 
@@ -158,25 +158,16 @@ def accuracy(model: nn.Module, glyphs: Tensor, labels: Tensor, rounds: int = 20)
 
 
 def write(state: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
-    """Write a safetensors file so that its readers see the old one or the whole new one.
-
-    safetensors keeps metadata in no order; sorted, the same weights are always the same file.
-    """
+    """Write a safetensors file with sorted metadata: the same weights are the same file."""
     data = save(state, metadata)
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_bytes(data[:8] + header.ljust(end - 8) + data[end:])
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_bytes(path, data[:8] + header.ljust(end - 8) + data[end:])
 
 
 def main() -> None:
     """Train, measure and write the weights."""
-    parser = argparse.ArgumentParser(description="Make the embedded weights of autotune.")
+    parser = argparse.ArgumentParser(description="Make the packaged weights of autotune.")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="file to write")
     parser.add_argument("--seed", type=int, default=0, help="seed of the training")
     parser.add_argument("--epochs", type=int, default=12, help=f"rounds of {STEPS} batches")
@@ -194,7 +185,7 @@ def main() -> None:
     }
     model.load_state_dict(state)  # what is measured is what is written: the rounded weights
     score = accuracy(model, *render(held_out))
-    mean, std = normalisation()
+    mean, std = normalization()
     facts = {
         "architecture": ARCHITECTURE,
         "source_task": "printed letters A-Z a-z in fonts of matplotlib, white on black, no digits",

@@ -170,7 +170,7 @@ def study_file(settings: Settings, plans: Sequence[Plan], views: int, folder: Pa
         "weights": settings.weights,
         "data": {"image_size": settings.image_size},
         "space": {
-            "depth": {"low": 0, "high": settings.max_depth},
+            "trainable_layers": {"low": 0, "high": settings.max_depth},
             "head": {
                 "hidden_layers": {"low": 0, "high": 1},
                 "units": list(HIDDEN[1:]),
@@ -191,16 +191,16 @@ def study_file(settings: Settings, plans: Sequence[Plan], views: int, folder: Pa
         "search": {
             "sampler": "naive_sampler.py:Listed",
             "pruner": "none",
-            "known_good": False,
+            "default_plans": False,
             "trials": len(plans),
             "seed": settings.seed,
         },
         "training": {
             "epochs": settings.epochs,
             "batch_size": settings.batch_size,
-            "views": views,
+            "num_views": views,
             "warmup": settings.warmup,
-            "clip_norm": settings.clip_norm,
+            "clip_grad_norm": settings.clip_norm,
             "augment": {"crop": settings.crop, "flip": settings.flip},
         },
         "storage": f"sqlite:///{folder}/study.db",

@@ -23,7 +23,7 @@ TABLE = Path(__file__).parent / "search_table.npz"
 #: What differs from `studies/digits.yaml`: a space small enough to be trained whole. The learning
 #: rates go on to where most plans fail.
 OVERRIDES = (
-    "space.depth={low: 0, high: 4}",
+    "space.trainable_layers={low: 0, high: 4}",
     "space.layers={kernel: [keep, 1], width: [keep, 0.5], last: 2}",
     "space.head={hidden_layers: {low: 0, high: 1}, units: [128, 512], dropout: [0.0, 0.5]}",
     "space.training={lr: {low: 1.0e-3, high: 0.3, log: true}, layer_decay: {low: 0.6, high: 1.0}}",

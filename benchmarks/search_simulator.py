@@ -83,7 +83,7 @@ def starting_params(config: StudyConfig, space: Space) -> list[Params]:
     baseline = space.params(space.baseline(config.baseline))
     assert baseline is not None, "outside the space"
     starts = ()
-    if config.search.known_good:
+    if config.search.default_plans:
         starts = default_plans(space, config.baseline, config.training.epochs)
     return [baseline, *(one.params for one in starts)]
 
@@ -156,8 +156,8 @@ STRATEGIES: Mapping[str, Builder] = {
     "gp-conditional": _rival(_gp),
     "tpe": _ours("search.sampler=tpe"),
     "gp": _ours("search.sampler=gp"),
-    "greedy-tpe": _ours("search.sampler=tpe", "search.order=greedy"),
-    "greedy-gp": _ours("search.sampler=gp", "search.order=greedy"),
+    "greedy-tpe": _ours("search.sampler=tpe", "search.strategy=greedy"),
+    "greedy-gp": _ours("search.sampler=gp", "search.strategy=greedy"),
 }
 LETTERS = {TrialState.COMPLETE: "C", TrialState.PRUNED: "P", TrialState.FAIL: "F"}
 

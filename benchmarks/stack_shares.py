@@ -20,7 +20,7 @@ STAGES: dict[str, tuple[str, ...]] = {
     "validation": (":validate",),
     "features": ("autotune/training/features", "autotune/data/features"),
     "decode": ("torchvision/datasets/folder.py:pil_loader", "autotune/data/cache/decoding.py"),
-    "augment": ("torchvision/transforms/", "autotune/data/views/augmentation.py"),
+    "augment": ("torchvision/transforms/", "autotune/data/views/views.py"),
     "backward": ("torch/_tensor.py:backward",),
     "optimizer": ("torch/optim/", ":clip_grad_norm_", "training/loop.py:_update"),
     "forward": ("torch/nn/modules/module.py:_call_impl",),

@@ -69,7 +69,7 @@ def make_config(sampler: str) -> StudyConfig:
         "dataset": "digits",
         "backbone": "resnet18",
         "space": {
-            "depth": {"low": 0, "high": 10},
+            "trainable_layers": {"low": 0, "high": 10},
             "head": {
                 "hidden_layers": {"low": 0, "high": 3},
                 "units": [64, 128, 256],
@@ -87,7 +87,7 @@ def make_config(sampler: str) -> StudyConfig:
                 "mixup": low,
                 "cutmix": low,
                 "l2_sp": {"low": 0.0, "high": 0.1},
-                "head_epochs": {"low": 0, "high": 3},
+                "head_only_epochs": {"low": 0, "high": 3},
             },
         },
         "search": {"sampler": sampler, "pruner": "none", "trials": 10**6},

@@ -55,7 +55,7 @@ def make_config(sampler: str) -> StudyConfig:
             "dataset": "digits",
             "backbone": "resnet18",
             "space": {
-                "depth": {"low": 0, "high": 10},
+                "trainable_layers": {"low": 0, "high": 10},
                 "head": {"hidden_layers": [0, 1], "units": [64, 128], "pool": ["keep", "max"]},
                 "training": {
                     "lr": {"low": 1e-4, "high": 1e-1, "log": True},

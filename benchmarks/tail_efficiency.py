@@ -174,8 +174,8 @@ def main() -> None:
             f"data.image_size={options.image_size}",
             f"training.batch_size={options.batch_size}",
             f"training.epochs={EPOCHS}",
-            f"space.depth={{low: 0, high: {max(1, *options.depths)}}}",
-            "training.views=1",
+            f"space.trainable_layers={{low: 0, high: {max(1, *options.depths)}}}",
+            "training.num_views=1",
             "search.trials=1",
             f"storage=sqlite:///{folder}/study.db",
         ]

@@ -61,4 +61,4 @@ def idle_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have memory that gives out be nobody else's: what holds the machine's memory is luck."""
     from autotune.study.state import oom
 
-    monkeypatch.setattr(oom, "_of_process", lambda: (2**30, 2**34, 2**34))
+    monkeypatch.setattr(oom, "_process_memory", lambda: (2**30, 2**34, 2**34))

@@ -19,6 +19,7 @@ from autotune import api
 from autotune.errors import ConfigError, StorageError, StudyError, UserError
 from autotune.storage.rdb.connection import open_storage
 from tests.support.connections import connections_closed
+from tests.support.inline import workers_inline
 from tests.support.runs import environment, trials_of, wait_for
 from tests.support.studies import HOSTILE, make_study
 
@@ -38,7 +39,8 @@ def run_examples(test: doctest.DocTest) -> dict[str, Any]:
     """Run examples; return the names that they leave."""
     said = io.StringIO()
     runner = doctest.DocTestRunner(optionflags=FLAGS)
-    runner.run(test, out=said.write, clear_globs=False)
+    with workers_inline():
+        runner.run(test, out=said.write, clear_globs=False)
     assert not runner.failures, said.getvalue()
     return test.globs
 

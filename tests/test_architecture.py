@@ -31,7 +31,7 @@ LEVELS = (
 )
 #: The same inside each room: its packages and modules, lowest floor first.
 FLOORS = {
-    "config": (("fields", "safe_yaml"), ("schema",), ("loading",)),
+    "config": (("fields", "old_names", "safe_yaml"), ("schema",), ("loading",)),
     "data": (
         ("progress", "image_files", "memory_budget", "drawing"),
         ("preprocessing", "source"),
@@ -78,7 +78,7 @@ FLOORS = {
         ("run_display", "summary"),
         ("watch",),
     ),
-    "cli": (("password_args", "sigint"), ("resources", "results", "running"), ("main",)),
+    "cli": (("sigint",), ("resources", "results", "running"), ("main",)),
 }
 MODULES = sorted(
     path for path in PACKAGE.rglob("*.py") if path.parts[len(PACKAGE.parts)] != "presets"

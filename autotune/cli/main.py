@@ -3,21 +3,49 @@
 from __future__ import annotations
 
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
+from rich.text import Text
+from typer.core import TyperGroup
 
-from autotune.cli.password_args import conceal_passwords
 from autotune.cli.resources import cp, data, layers, ls, storage, weights
-from autotune.cli.results import best, confirm, dashboard, export, fit, predict, report, rerun
+from autotune.cli.results import (
+    best,
+    confirm,
+    dashboard,
+    export,
+    predict,
+    refit,
+    report,
+    reproduce,
+)
 from autotune.cli.running import doctor, run, status, validate, worker
 from autotune.cli.sigint import interrupt_between_imports
-from autotune.display.console import fail
-from autotune.errors import AutotuneError
+from autotune.config.old_names import REMOVED_IN
+from autotune.display.console import error_console, fail
+from autotune.errors import AutotuneError, hide_passwords
 from autotune.runtime import fast_exit, raise_gc_threshold
 from autotune.text import guard_standard_error
 
+#: Old name of a verb -> its new name.
+_OLD_VERBS = {"fit": "refit", "rerun": "reproduce"}
+
+
+class _Verbs(TyperGroup):
+    """Accept a verb under its old name, with one line that tells the new one."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if new := _OLD_VERBS.get(args[0]):
+            _warn(f"'autotune {args[0]}' is now called 'autotune {new}'; {_UNTIL}")
+            args = [new, *args[1:]]
+        return super().resolve_command(ctx, args)
+
+
+_UNTIL = f"the old name works until autotune {REMOVED_IN}"
+
 app = typer.Typer(
+    cls=_Verbs,
     name="autotune",
     help="Find out by experiment which layers of a pretrained vision backbone to re-train.",
     no_args_is_help=True,
@@ -34,8 +62,8 @@ app.command("best")(best.best)
 app.command("report")(report.report)
 app.command("dashboard")(dashboard.dashboard)
 app.command("confirm")(confirm.confirm)
-app.command("rerun")(rerun.rerun)
-app.command("fit")(fit.fit)
+app.command("reproduce")(reproduce.reproduce)
+app.command("refit")(refit.refit)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
 app.command("layers")(layers.layers)
@@ -59,10 +87,20 @@ def version(
         raise typer.Exit
 
 
+def _warn(text: str) -> None:
+    error_console(soft_wrap=True, highlight=False).print(
+        Text.assemble(("warning:", "yellow"), f" {text}")
+    )
+
+
 def main() -> None:
     """Run the command; what a user can get wrong ends in one message, without a traceback."""
     interrupt_between_imports()
-    conceal_passwords()
+    if any(hide_passwords(argument) != argument for argument in sys.argv[1:]):
+        _warn(
+            "every user of this machine can read a password on the command line; give the URL in "
+            "AUTOTUNE_STORAGE, or the password in ~/.pgpass"
+        )
     try:
         app(prog_name="autotune")  # also as python -m autotune.cli.main
     except AutotuneError as error:

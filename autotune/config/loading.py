@@ -6,11 +6,13 @@ path of a file. Overrides are ``dotted.key=value`` with the value in YAML.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from autotune.config.fields import is_plugin_ref
+from autotune.config.old_names import (
+    KEYS,
+    describe_renamed,
+    old_keys,
+    stored_init,
+    with_new_names,
+)
 from autotune.config.safe_yaml import MAX_DEPTH, LimitError, parse_yaml, read_yaml_text
 from autotune.config.schema import MAX_NAME, PLUGIN_KEYS, SAMPLERS, STRATEGIES, StudyConfig
 from autotune.errors import (
@@ -32,12 +41,14 @@ from autotune.errors import (
     shorten,
 )
 
+logger = logging.getLogger(__name__)
+
 #: A change of one of these keys makes another study, and the study's name says so.
-NAMING_KEYS = ("dataset", "backbone", "inherit", "search.sampler", "search.order")
+NAMING_KEYS = ("dataset", "backbone", "init", "search.sampler", "search.strategy")
 #: Endings of data sets that are files: they are no part of a name.
 _ENDINGS = re.compile(r"\.(csv|tsv|parquet|zip|tar|tar\.(gz|bz2|xz)|t(gz|bz|bz2|xz))$", re.I)
 #: What a study file means that does not give them.
-_DEFAULTS = {"inherit": "weights", "search.sampler": SAMPLERS[0], "search.order": STRATEGIES[0]}
+_DEFAULTS = {"init": "pretrained", "search.sampler": SAMPLERS[0], "search.strategy": STRATEGIES[0]}
 
 
 def presets_folder() -> Path:
@@ -180,17 +191,30 @@ def load_study_file(
         ConfigError: With every mistake of the file and of the overrides.
     """
     path = find_study_file(study)
-    base = read_yaml(path)
+    base, renamed = with_new_names(read_yaml(path), str(path))
+    _warn_once(str(path), renamed)
     if isinstance(overrides, Mapping):
         replaced = dict(overrides)
         words = [f"{key}={format_yaml(value)}" for key, value in replaced.items()]
     else:
         replaced, words = parse_overrides(overrides), list(overrides)
+    replaced, renamed = with_new_names(replaced, "command line")
+    _warn_once("command line", renamed)
     values = resolve_plugin_paths(apply_overrides(base, replaced), replaced, path.parent)
     values["name"] = name or study_name(base, replaced, path.stem)
     return validate(
         values, str(path) if not replaced else f"{path} with {' '.join(map(shorten, words))}"
     )
+
+
+def _warn_once(source: str, renamed: Mapping[str, str]) -> None:
+    if renamed:
+        _log_once(describe_renamed(source, renamed))
+
+
+@cache
+def _log_once(line: str) -> None:
+    logger.warning("%s", line)
 
 
 def resolve_plugin_paths(
@@ -234,6 +258,7 @@ def study_name(base: Mapping[str, Any], overrides: Mapping[str, Any], stem: str)
         value, before = _joined(get_dotted(values, key), key), _joined(get_dotted(base, key), key)
         before = _DEFAULTS.get(key) if before is None else before
         if isinstance(value, str) and (value != before or (key == "dataset" and not name)):
+            value = stored_init(value) if key == "init" else value  # a name of before stays
             shown = value.rpartition(":")[2] if is_plugin_ref(value) else value
             parts.append(slug(_dataset_name(value) if key == "dataset" else shown))
     joined = "-".join(part for part in parts if part)
@@ -292,7 +317,7 @@ def validate(values: Mapping[str, Any], source: str) -> StudyConfig:
         found = error.errors()
         problems = [_problem(one) for one in found[:MAX_PROBLEMS]]
         raise ConfigError(source, problems, len(found)) from None
-    if problems := config.contradictions():
+    if problems := config.cross_field_problems():
         raise ConfigError(source, problems)
     return config
 
@@ -325,12 +350,17 @@ def _unknown_key(location: Sequence[str]) -> str:
     name = location[-1]
     known = {key: None for one in all_keys() for key in _with_sections(one)}
     elsewhere = [key for key in known if key.rsplit(".", 1)[-1] == name]
+    elsewhere += [new for old, new in KEYS.items() if old.rsplit(".", 1)[-1] == name]
     if "." in name and name in known:
         hint = f"in a file, write {name.replace('.', ': {')}: ...{'}' * name.count('.')}"
     elif elsewhere:
         hint = f"did you mean {' or '.join(repr(key) for key in elsewhere)}?"
     else:
-        hint = did_you_mean(name, model.model_fields)
+        section = ".".join(location[:-1])
+        hint = did_you_mean(name, [*model.model_fields, *old_keys(section)])
+        for old in old_keys(section):
+            new = KEYS[f"{section}.{old}".lstrip(".")].rpartition(".")[2]
+            hint = hint.replace(repr(old), repr(new))
     where = ".".join(location[:-1]) or "a study file"
     return join_sentences(
         f"unknown key; {where} has {', '.join(model.model_fields)}",

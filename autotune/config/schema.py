@@ -38,6 +38,7 @@ from autotune.config.fields import (
     protocol_name,
     width_dimension,
 )
+from autotune.config.old_names import VALUES, with_new_names, with_old_names
 from autotune.errors import Problem, did_you_mean, format_yaml, join_sentences
 from autotune.plan import KEEP
 
@@ -45,7 +46,7 @@ SAMPLERS = ("gp", "tpe", "random")
 PRUNERS = ("percentile", "median", "hyperband", "none")
 OPTIMIZERS = ("adamw", "sgd", "adagrad")
 POOLS = (KEEP, "avg", "max", "avgmax")
-INHERIT = ("weights", "data", "none")
+INIT = tuple(VALUES["init"].values())
 ACTIVATIONS = (
     "relu",
     "gelu",
@@ -75,9 +76,9 @@ COSTS: dict[str, Literal["maximize", "minimize"]] = {
 STRATEGIES = ("joint", "greedy")
 STOPS = ("no_gain", "never")
 #: What becomes of images that are there twice: said, kept in one part as well, not looked for.
-DUPLICATES = ("report", "together", "off")
+DUPLICATES = ("report", "group", "off")
 #: Which images an epoch shows: each once, or as many of every class.
-SAMPLING = ("plain", "balanced")
+SAMPLING = ("uniform", "balanced")
 MAX_NAME = 100
 NAME_RULE = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._+-]{{0,{MAX_NAME - 1}}}")
 
@@ -131,8 +132,8 @@ class _Section(BaseModel):
 class LayerSpace(_Section):
     """``space.layers``: what trainable layers may become; a layer takes the values that it can.
 
-    ``last`` is how many of the last layers have these fields, deeper ones keep their shape: every
-    layer brings as many parameters as there are searched fields, and a sampler that has to model
+    The last ``max_layers`` layers have these fields; deeper ones keep their shape. Every layer
+    brings as many parameters as there are searched fields, and a sampler that has to model
     hundreds of them from a few dozen trials finds nothing.
     """
 
@@ -140,7 +141,7 @@ class LayerSpace(_Section):
     """Side of the layer's spatial convolutions; their resolution stays."""
     width: Annotated[Dimension, width_dimension()] = KEEP
     """Number of the layer's inner channels: a ratio of what there is, or a number."""
-    bridge: Annotated[Dimension, width_dimension()] = KEEP
+    low_rank: Annotated[Dimension, width_dimension()] = KEEP
     """Channels that the last convolution or linear layer writes; a 1x1 convolution leads back."""
     activation: Annotated[Dimension, choice_dimension((KEEP, *ACTIVATIONS))] = KEEP
     """The layer's activation function."""
@@ -150,7 +151,7 @@ class LayerSpace(_Section):
     """Share of activations that the layer's dropout drops."""
     drop_path: Annotated[Dimension, number_dimension(False, 0.0, 0.9, or_keep=True)] = KEEP
     """Share of images for which the layer's residual branch is left out in training."""
-    last: Annotated[int, number(True, 1)] = 8
+    max_layers: Annotated[int, number(True, 1)] = 8
     """How many of the last layers have these fields."""
 
 
@@ -189,7 +190,7 @@ class PolicySpace(_Section):
     """Of `sgd`."""
     label_smoothing: Annotated[Dimension, number_dimension(False, 0.0, 0.9)] = 0.0
     """Share of a label that is spread over all classes."""
-    head_epochs: Annotated[Dimension, number_dimension(True, 0, 100000)] = 0
+    head_only_epochs: Annotated[Dimension, number_dimension(True, 0, 100000)] = 0
     """Epochs at the start in which the head alone trains (LP-FT); fewer than `training.epochs`."""
     l2_sp: Annotated[Dimension, number_dimension(False, 0.0, 10.0)] = 0.0
     """Pull of the trainable layers towards their pretrained weights, instead of weight decay."""
@@ -206,7 +207,7 @@ class SpaceConfig(_Section):
     from all other keys and returns the one to search.
     """
 
-    depth: Annotated[Dimension, number_dimension(True, 0, 10000)] = 0
+    trainable_layers: Annotated[Dimension, number_dimension(True, 0, 10000)] = 0
     """How many of the last layers are trainable; 0 is the head alone."""
     layers: LayerSpace = Field(default_factory=LayerSpace)
     head: HeadSpace = Field(default_factory=HeadSpace)
@@ -247,7 +248,7 @@ class DataConfig(_Section):
     validation: _Part = 0.2
     """Share of all images that judges trials; a part that a folder has is kept."""
     test: _Part = 0.2
-    """Share of all images that `autotune fit` alone reads; a part that a folder has is kept."""
+    """Share of all images that `autotune refit` alone reads; a part that a folder has is kept."""
     protocol: Annotated[str | None, protocol_name()] = None
     """`30-per-class`: 30 images of each class train and validate, all others test;
     `data.validation` is then a share of the 30."""
@@ -260,7 +261,7 @@ class DataConfig(_Section):
     """Of the split."""
     image_size: Annotated[int | None, number(True, 8, 4096, optional=True)] = None
     """Side of the square input in pixels; null is the backbone's own."""
-    unreadable_limit: Annotated[float, number(False, 0, 1, high_open=True)] = 0.01
+    max_unreadable_share: Annotated[float, number(False, 0, 1, high_open=True)] = 0.01
     """Share of images that may be damaged; above it nothing starts."""
     decode: Annotated[str, choice(("exact", "fast"))] = "exact"
     """`fast` decodes JPEGs that are much larger than the input at a half, a quarter or an eighth
@@ -268,7 +269,7 @@ class DataConfig(_Section):
     group: Annotated[str | None, expression()] = None
     """Images whose keys have its first group in common stay in one part."""
     duplicates: Annotated[str, choice(DUPLICATES)] = "report"
-    """Images that are there twice are counted; `together`: they stay in one part as well; `off`:
+    """Images that are there twice are counted; `group`: they stay in one part as well; `off`:
     nobody looks."""
 
 
@@ -285,7 +286,7 @@ class AugmentConfig(_Section):
     """Strength of changes in brightness, contrast, saturation."""
 
 
-#: As ``training.views``: an image is augmented anew in every epoch, and nothing of it is kept.
+#: As ``training.num_views``: an image is augmented anew in every epoch, and nothing of it is kept.
 ONLINE = "online"
 
 
@@ -298,20 +299,20 @@ class TrainingConfig(_Section):
     """Images of a step."""
     objective: Annotated[str, choice(tuple(OBJECTIVES))] = "accuracy"
     """What a trial is judged by, on the validation part after its last epoch."""
-    sampling: Annotated[str, choice(SAMPLING)] = "plain"
+    sampling: Annotated[str, choice(SAMPLING)] = "uniform"
     """Each image once in an epoch; `balanced`: every class equally often, with repeats."""
-    views: Annotated[int | str, number(True, 1, 1024, words=(ONLINE,))] = 8
+    num_views: Annotated[int | str, number(True, 1, 1024, words=(ONLINE,))] = 8
     """Deterministic augmented views of each image; 1 is no augmentation; `online`: another one in
     every epoch, and no features are kept."""
     warmup: Annotated[float, number(False, 0, 1, high_open=True)] = 0.1
     """Share of the steps in which the learning rate rises; a cosine follows."""
-    clip_norm: Annotated[float | None, number(False, 0, low_open=True, optional=True)] = 1.0
+    clip_grad_norm: Annotated[float | None, number(False, 0, low_open=True, optional=True)] = 1.0
     """Largest norm of the gradient; null is no limit."""
     ema: Annotated[
         float | None, number(False, 0, 1, low_open=True, high_open=True, optional=True)
     ] = None
     """Decay of a moving average of the weights, which is then what is judged; null is none."""
-    amp: Annotated[str, choice(("auto", "off", "bf16", "fp16"))] = "auto"
+    precision: Annotated[str, choice(("auto", "off", "bf16", "fp16"))] = "auto"
     """Mixed precision: `auto` takes half precision on a GPU, and on a CPU where a comparison finds
     it 1.3 times as fast."""
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
@@ -319,11 +320,11 @@ class TrainingConfig(_Section):
     @property
     def view_count(self) -> int:
         """Views of each training image; with ``online`` no epoch shows one that was shown."""
-        return self.epochs if isinstance(self.views, str) else self.views
+        return self.epochs if isinstance(self.num_views, str) else self.num_views
 
 
 class GreedyConfig(_Section):
-    """``search.greedy``: the order of AutoTune, for ``search.order: greedy``.
+    """``search.greedy``: the order of AutoTune, for ``search.strategy: greedy``.
 
     ``margin`` is in units of the objective; ``trials_per_stage`` left out shares ``search.trials``
     among the stages that are left.
@@ -349,10 +350,10 @@ class SearchConfig(_Section):
     """What chooses the next plan."""
     pruner: Annotated[str, choice_or_plugin(PRUNERS)] = "percentile"
     """What ends a trial before its last epoch."""
-    order: Annotated[str, choice(STRATEGIES)] = "joint"
+    strategy: Annotated[str, choice(STRATEGIES)] = "joint"
     """`joint`: all parameters together; `greedy`: layer by layer, as AutoTune."""
     greedy: GreedyConfig = Field(default_factory=GreedyConfig)
-    known_good: Annotated[bool, boolean()] = True
+    default_plans: Annotated[bool, boolean()] = True
     """Plans that often work are tried after the baseline."""
     warm_start: Annotated[list[str], name_list("studies")] = Field(default_factory=list)
     """Studies of the same storage whose best plans are tried first."""
@@ -394,19 +395,19 @@ class ConstraintsConfig(_Section):
         return {cost: limit for cost, limit in given.items() if limit is not None}
 
 
-#: As ``fit.ema``: an average as long as suits the number of steps.
+#: As ``refit.ema``: an average as long as suits the number of steps.
 AUTO = "auto"
 
 
-class FitConfig(_Section):
-    """``fit``: how the final fit trains, the best plan and the baseline alike.
+class RefitConfig(_Section):
+    """``refit``: how the final fit trains, the best plan and the baseline alike.
 
     It is no part of what a study is: nothing of it is used before the search is over.
     """
 
     views: Annotated[str, choice((ONLINE, "study"))] = "study"
     """The views of the search; `online`: every image augmented anew in every epoch, unless
-    `training.views` is 1."""
+    `training.num_views` is 1."""
     ema: Annotated[
         float | str, number(False, 0, 1, low_open=True, high_open=True, words=(AUTO, "off"))
     ] = AUTO
@@ -457,7 +458,7 @@ class StudyConfig(_Section):
     """timm model, best with its pretrained tag: `resnet50.a1_in1k`; or a list of them."""
     weights: Name = "hub"
     """`hub`, the path of a `.safetensors`, `.pth` or `.pt` file, or `none`."""
-    inherit: Annotated[Dimension, choice_dimension(INHERIT)] = "weights"
+    init: Annotated[Dimension, choice_dimension(INIT)] = "pretrained"
     """What changed layers start from."""
     data: DataConfig = Field(default_factory=DataConfig)
     space: SpaceConfig = Field(default_factory=SpaceConfig)
@@ -467,7 +468,7 @@ class StudyConfig(_Section):
     objectives: Annotated[list[str] | None, _objectives()] = None
     """A metric and a cost: a Pareto study; null is `training.objective` alone."""
     constraints: ConstraintsConfig = Field(default_factory=ConstraintsConfig)
-    fit: FitConfig = Field(default_factory=FitConfig)
+    refit: RefitConfig = Field(default_factory=RefitConfig)
     cache: CacheConfig = Field(default_factory=CacheConfig)
     storage: Name = "sqlite:///storage/autotune.db"
     """URL of the database; `postgresql://user:password@host/database` for several machines."""
@@ -480,14 +481,15 @@ class StudyConfig(_Section):
         """Choose what is left out so that it goes with what is given."""
         if not isinstance(values, dict):
             return values
+        values, _ = with_new_names(values)  # of a definition that an earlier version stored
         search, training = values.get("search") or {}, values.get("training") or {}
         objectives = values.get("objectives")
         if isinstance(objectives, list) and objectives:
             search = {"pruner": "none", **search} if isinstance(search, dict) else search
             if isinstance(training, dict) and objectives[0] in tuple(OBJECTIVES):
                 training = {"objective": objectives[0], **training}
-        if isinstance(search, dict) and search.get("order") == "greedy":
-            search = {"known_good": False, **search}
+        if isinstance(search, dict) and search.get("strategy") == "greedy":
+            search = {"default_plans": False, **search}
         given = {"search": search, "training": training}
         return {**values, **{key: value for key, value in given.items() if value}}
 
@@ -508,24 +510,28 @@ class StudyConfig(_Section):
         asked = {*self.constraints.limits, *self.directions}
         return tuple(cost for cost in COSTS if cost in asked)
 
-    def definition(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """Return what makes the study the study it is, as plain JSON values.
 
         Left out is what may change between two runs of the same study: its description, its
         budget, how its final fit trains, what is kept of what was computed, and where it is
         stored.
         """
-        free = {"name", "description", "fit", "cache", "storage", "files"}
+        free = {"name", "description", "refit", "cache", "storage", "files"}
         values = self.model_dump(mode="json", exclude=free)
         for key in BUDGETS:
             del values["search"][key]
         return values
 
-    def contradictions(self) -> list[Problem]:
+    def stable_identity(self) -> dict[str, Any]:
+        """Return :meth:`identity` under names that never change, for digests that are stored."""
+        return with_old_names(self.identity())
+
+    def cross_field_problems(self) -> list[Problem]:
         """Find keys that are right by themselves and do not go together."""
         search, objectives = self.search, self.objectives
-        greedy = search.order == "greedy"
-        head_epochs = largest(self.space.training.head_epochs)
+        greedy = search.strategy == "greedy"
+        head_epochs = largest(self.space.training.head_only_epochs)
         rules = {
             "objectives": objectives
             and objectives[0] != self.training.objective
@@ -538,19 +544,19 @@ class StudyConfig(_Section):
             "search.patience": objectives
             and search.patience
             and f"must be left out where there are two objectives, but got {search.patience}",
-            "search.order": greedy
+            "search.strategy": greedy
             and (objectives or len(self.backbones) > 1)
             and "must be joint where there are several "
             f"{'objectives' if objectives else 'backbones'}, but got greedy",
-            "search.known_good": greedy
-            and search.known_good
-            and "must be false with search.order: greedy, which starts from the baseline, but got "
-            "true",
+            "search.default_plans": greedy
+            and search.default_plans
+            and "must be false with search.strategy: greedy, which starts from the baseline, but "
+            "got true",
             "search.warm_start": greedy
             and search.warm_start
-            and "must be left out with search.order: greedy, which starts from the baseline, but "
-            f"got {format_yaml(search.warm_start)}",
-            "space.training.head_epochs": head_epochs >= self.training.epochs
+            and "must be left out with search.strategy: greedy, which starts from the baseline, "
+            f"but got {format_yaml(search.warm_start)}",
+            "space.training.head_only_epochs": head_epochs >= self.training.epochs
             and f"must be below training.epochs ({self.training.epochs}), but got {head_epochs}",
             "space.custom": len(self.backbones) > 1
             and self.space.custom

@@ -19,6 +19,7 @@ from autotune.config.loading import (
     study_name,
     validate,
 )
+from autotune.config.old_names import with_new_names
 from autotune.config.schema import StudyConfig
 from autotune.errors import ConfigError, Problem
 
@@ -53,13 +54,13 @@ def _without_wrong_keys(
     """Return what is right of a study file, if it is enough for a study, and what is wrong."""
     try:
         path = find_study_file(study)
-        base = read_yaml(path)
+        base, _ = with_new_names(read_yaml(path))
     except ConfigError:
         return None, ()
     replaced: dict[str, Any] = {}
     for one in overrides:
         try:
-            replaced |= parse_overrides([one])
+            replaced |= with_new_names(parse_overrides([one]))[0]
         except ConfigError:
             continue
     values = resolve_plugin_paths(apply_overrides(base, replaced), replaced, path.parent)

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.config.loading import find_study_file, load_study_file
-from autotune.config.schema import FitConfig, StudyConfig
+from autotune.config.schema import RefitConfig, StudyConfig
 from autotune.data.progress import COUNTED_STEPS
 from autotune.errors import AutotuneError, ConfigError, StudyError, UserError
 from autotune.text import visible
@@ -42,8 +42,8 @@ StorageOption = Annotated[
     typer.Option(
         "--storage",
         envvar="AUTOTUNE_STORAGE",
-        help="Storage URL: sqlite:///file.db or postgresql://user:password@host/database. A "
-        "password is better in the environment: others can see a command line.",
+        help="Storage URL: sqlite:///file.db or postgresql://user:password@host/database. Give "
+        "a password in the environment or in ~/.pgpass: others can read the command line.",
         show_envvar=True,
     ),
 ]
@@ -180,13 +180,13 @@ class Located:
         name: Name of the study.
         storage: Storage URL.
         files: Folder of its files, where the study file names one.
-        fit: How its final fit trains, where there is a study file.
+        refit: How its final fit trains, where there is a study file.
     """
 
     name: str
     storage: str
     files: str | None
-    fit: FitConfig | None = None
+    refit: RefitConfig | None = None
 
 
 def locate(
@@ -206,7 +206,7 @@ def locate(
         return Located(name or study, storage or default, None)
     config = load(study, overrides, name, storage)
     assert config.name is not None
-    return Located(config.name, config.storage, config.files, config.fit)
+    return Located(config.name, config.storage, config.files, config.refit)
 
 
 def check_writable(path: str | Path) -> None:

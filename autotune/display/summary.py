@@ -25,7 +25,7 @@ from autotune.results.report.workers import failures_by_reason, worker_rows
 from autotune.results.study_results import StudyResults, describe_excess
 from autotune.search import ranking
 from autotune.storage.url import absolute_url, database_path, is_sqlite, redact
-from autotune.study.doctor.snapshot import take_snapshot
+from autotune.study.doctor.collect import take_snapshot
 from autotune.study.state import attrs
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def print_summary(console: Console, opened: OpenStudy, *, trained: bool) -> None
     console.print()
     if not trained and results.ended is not None:
         console.print(
-            f"The study {opened.name!r} is over ({results.ended.words}); nothing was trained.",
+            f"The study {opened.name!r} is over ({results.ended.text}); nothing was trained.",
             highlight=False,
             markup=False,
         )
@@ -61,7 +61,7 @@ def print_summary(console: Console, opened: OpenStudy, *, trained: bool) -> None
     if len(results.front) > 1:
         console.print(_front(results))
     console.print(f"trials: {results.describe_progress()}", highlight=False)
-    ended = f"ended: {results.ended.words}" if results.ended else ""
+    ended = f"ended: {results.ended.text}" if results.ended else ""
     for line in (ended, describe_saved_epochs(results)):
         if line:
             console.print(Text(line))
@@ -160,7 +160,7 @@ def _print_next(console: Console, opened: OpenStudy, results: StudyResults) -> N
     lines.append(("look around", call.format("dashboard")))
     if results.best is not None:
         lines += [("winning plan", call.format("best")), ("over seeds", call.format("confirm"))]
-        lines += [("final model", call.format("fit"))]
+        lines += [("final model", call.format("refit"))]
     console.print()
     for title, text in lines:
         # Never wrapped: a command that was broken into two lines cannot be pasted.

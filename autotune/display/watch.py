@@ -22,7 +22,7 @@ from autotune.results.study_results import StudyResults
 from autotune.storage.rdb.connection import storage_errors
 from autotune.storage.rdb.retry import no_retry
 from autotune.storage.url import database_path, is_sqlite
-from autotune.study.doctor.snapshot import Snapshot, take_snapshot
+from autotune.study.doctor.collect import Snapshot, take_snapshot
 from autotune.study.setup.opening import OpenStudy
 from autotune.text import format_clock
 
@@ -69,7 +69,7 @@ class Picture:
         elif snapshot.ended is None:
             parts.append(Text("no worker runs a trial", style="yellow"))
         if snapshot.ended is not None:
-            parts.append(Text(f"ended: {snapshot.ended.words}"))
+            parts.append(Text(f"ended: {snapshot.ended.text}"))
         if self.trouble:
             away = format_clock(time.time() - snapshot.moment)
             parts.append(Text(f"not seen for {away}: {self.trouble}", style="bold red"))

@@ -23,6 +23,7 @@ from timm.data.config import resolve_data_config
 from torch import nn
 
 from autotune.errors import BackboneError, did_you_mean, join_sentences
+from autotune.text import error_line, first_line, join_some
 
 logger = logging.getLogger(__name__)
 
@@ -110,15 +111,9 @@ def _packaged(name: str) -> Path:
 
 
 def build_backbone(name: str, image_size: int | None, device: str = "cpu") -> nn.Module:
-    """Build a timm model without classifier and without pretrained weights.
+    """Build a timm model without classifier; its random weights are the same in every process.
 
-    Args:
-        name: timm model name, with or without a pretrained tag.
-        image_size: Side of the square input in pixels; ``None`` for the backbone's own.
-        device: ``meta`` allocates nothing.
-
-    Returns:
-        The model; its random weights are the same in every process.
+    The device ``meta`` allocates nothing.
 
     Raises:
         BackboneError: When the backbone cannot take images of that size.
@@ -172,7 +167,7 @@ def load_weights(model: nn.Module, path: Path, name: str) -> None:
     except Exception as error:  # the reader's errors on a damaged file are of many types
         raise BackboneError(
             f"weights: cannot read {str(path)!r} as a {path.suffix or 'weights'} file "
-            f"({type(error).__name__}: {first_line(error)}); give a .safetensors file, or a .pth "
+            f"({error_line(error)}); give a .safetensors file, or a .pth "
             "file that holds tensors only"
         ) from error
     if not isinstance(state, Mapping) or not all(
@@ -196,7 +191,7 @@ def _mismatches(model: nn.Module, state: Mapping[str, torch.Tensor]) -> list[str
     own = model.state_dict()
     classifier = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     heads = tuple(
-        f"{one}." for one in ([classifier] if isinstance(classifier, str) else classifier)
+        f"{prefix}." for prefix in ([classifier] if isinstance(classifier, str) else classifier)
     )
     differences = {
         "missing": [k for k in own if k not in state and not k.endswith("num_batches_tracked")],
@@ -208,10 +203,7 @@ def _mismatches(model: nn.Module, state: Mapping[str, torch.Tensor]) -> list[str
         ],
     }
     return [
-        f"{len(keys)} {title}: {', '.join(keys[:3])}"
-        + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-        for title, keys in differences.items()
-        if keys
+        f"{len(keys)} {title}: {join_some(keys, 3)}" for title, keys in differences.items() if keys
     ]
 
 
@@ -256,7 +248,7 @@ def _from_hub(name: str, image_size: int | None) -> nn.Module:
     except Exception as error:  # of the HTTP client of huggingface_hub, which changes over time
         raise BackboneError(
             f"weights: cannot load the pretrained weights of {name!r} from the hub "
-            f"({type(error).__name__}: {first_line(error)}); {way_out}"
+            f"({error_line(error)}); {way_out}"
         ) from error
 
 
@@ -288,12 +280,6 @@ def _cached(repository: str) -> Path | None:
         if isinstance(path, str):
             return Path(path)
     return None
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, short enough for a message."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else "no details"
 
 
 def hash_weights(model: nn.Module) -> str:

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from autotune.errors import BackboneError
 from autotune.models.layers import Layer
+from autotune.text import error_line
 
 #: Stands for the index of a layer: operations that belong to none.
 UNASSIGNED = -1
@@ -67,8 +68,7 @@ class FlopsProfile:
                     output = model(torch.zeros(1, *input_size))
             except Exception as error:  # each architecture fails in its own way
                 raise BackboneError(
-                    f"the backbone cannot be inspected without its weights "
-                    f"({type(error).__name__}: {str(error).splitlines()[0][:160]})"
+                    f"the backbone cannot be inspected without its weights ({error_line(error)})"
                 ) from error
         self.total = counter.get_total_flops() // 2
         self.features = int(output.shape[-1])
@@ -89,7 +89,9 @@ class FlopsProfile:
 
         def count(*args: Any, **kwargs: Any) -> int:
             flops = formula(*args, **kwargs)
-            storages = (one.untyped_storage()._cdata for one in args if isinstance(one, Tensor))
+            storages = (
+                operand.untyped_storage()._cdata for operand in args if isinstance(operand, Tensor)
+            )
             owners = (self._owner[storage] for storage in storages if storage in self._owner)
             self._flops[next(owners, self._running[-1])] += flops
             return flops
@@ -108,7 +110,7 @@ class FlopsProfile:
         def leave(module: nn.Module, args: Any, output: Any) -> None:
             self._running.pop()
             if isinstance(output, list | tuple):
-                output = next((one for one in output if isinstance(one, Tensor)), None)
+                output = next((part for part in output if isinstance(part, Tensor)), None)
             if place is None or not isinstance(output, Tensor) or output.ndim < 2:
                 return
             shape = tuple(output.shape)

@@ -83,12 +83,7 @@ class InspectedLayer:
 
 @dataclass(frozen=True)
 class InspectedHead:
-    """What the head can be.
-
-    Args:
-        features: Number of pooled features that it reads.
-        pools: Global poolings that work with the backbone.
-    """
+    """The number of features that the head reads, and the global poolings that work."""
 
     features: int
     pools: tuple[str, ...]
@@ -115,7 +110,7 @@ class Inspection:
         input_size: Channels, height and width of its images.
         head: The head, which is layer 0.
         layers: The layers, the last one first.
-        macs: Multiply-accumulates of the whole backbone for one image.
+        macs: Multiply-accumulates of the backbone for one image.
         remainder: Those that belong to no layer.
     """
 
@@ -129,7 +124,7 @@ class Inspection:
     @property
     def parameters(self) -> int:
         """Number of trainable values without the head."""
-        return sum(one.layer.parameters for one in self.layers)
+        return sum(inspected.layer.parameters for inspected in self.layers)
 
     def to_json(self) -> dict[str, Any]:
         """Return the inspection as plain JSON values."""
@@ -145,11 +140,7 @@ class Inspection:
 
 
 def inspect_layers(name: str, image_size: int | None = None) -> Inspection:
-    """Inspect a backbone on the meta device.
-
-    Args:
-        name: timm model name, with or without a pretrained tag.
-        image_size: Side of the square input in pixels; ``None`` for the backbone's own.
+    """Inspect a backbone on the meta device, by default for its own size of images.
 
     Raises:
         BackboneError: When the backbone is unknown or cannot take images of that size.
@@ -184,8 +175,8 @@ class PlanPreview:
         before: The layers of the backbone, the last one first.
         after: The same layers as the plan reshapes them.
         features: Number of features that its head reads.
-        macs_before: Multiply-accumulates of the backbone for one image.
-        macs_after: The same of the reshaped backbone.
+        macs_before: Multiply-accumulates of one image before.
+        macs_after: Those after.
     """
 
     before: tuple[Layer, ...]

@@ -14,6 +14,8 @@ from typing import Any
 from timm.models._manipulate import group_with_matcher
 from torch import nn
 
+from autotune.text import join_some
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -132,7 +134,9 @@ def _places(
         elif group in merged or group == max(group_of.values()):
             places[name] = merged.get(group)
         else:
-            places[name] = max((merged[one] for one in merged if one < group), default=None)
+            places[name] = max(
+                (merged[earlier] for earlier in merged if earlier < group), default=None
+            )
     return places
 
 
@@ -140,4 +144,4 @@ def _label(names: tuple[str, ...], owners: Mapping[str, set[int]]) -> str:
     """Name the largest modules that belong to one layer as a whole."""
     paths = (next(path for path in _prefixes(name) if len(owners[path]) == 1) for name in names)
     tops = list(dict.fromkeys(paths))
-    return ", ".join(tops[:3]) + (f" and {len(tops) - 3} more" if len(tops) > 3 else "")
+    return join_some(tops, 3)

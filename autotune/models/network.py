@@ -22,6 +22,7 @@ from autotune.models.surgery.components import ACTIVATIONS
 from autotune.models.surgery.inheritance import channel_norms
 from autotune.models.surgery.probing import cached_capabilities
 from autotune.plan import KEEP, HeadPlan, TrialPlan
+from autotune.text import error_line, first_line
 
 
 class Tail(Protocol):
@@ -202,7 +203,7 @@ def build_network(
         if plan.inherit == "data" and any(layer.width != KEEP for layer in plan.layers):
             assert sample is not None, "inherit: data needs images"
             readers = [
-                name for one in capabilities for group in one.groups for name in group.readers
+                name for layer in capabilities for group in layer.groups for name in group.readers
             ]
             norms = channel_norms(module.eval(), readers, sample())
         apply_layer_plans(module, plan, capabilities, seed, norms)
@@ -241,19 +242,12 @@ def set_pool(module: nn.Module, pool: str, name: str) -> None:
     except Exception as error:  # each architecture fails in its own way
         raise PlanError(
             f"head.pool: the backbone {name!r} cannot pool with {pool!r} "
-            f"({type(error).__name__}: {error}); 'keep' always works"
+            f"({error_line(error)}); 'keep' always works"
         ) from error
 
 
 def pool_problem(model: nn.Module, name: str, pool: str, input_size: tuple[int, int, int]) -> str:
-    """Return why a backbone on the meta device cannot have a global pooling, or "".
-
-    Args:
-        model: The backbone; a copy of it is changed.
-        name: Its name.
-        pool: The pooling.
-        input_size: Channels, height and width of its images.
-    """
+    """Return why a backbone on the meta device cannot have a global pooling, "" if it can."""
     if pool == KEEP:
         return ""
     changed = copy.deepcopy(model)
@@ -262,7 +256,7 @@ def pool_problem(model: nn.Module, name: str, pool: str, input_size: tuple[int, 
         with torch.device("meta"):
             feature_count(changed, input_size)
     except (PlanError, RuntimeError, ValueError, AssertionError) as error:
-        return f"cannot pool with {pool!r} ({str(error).splitlines()[0][:120]})"
+        return f"cannot pool with {pool!r} ({first_line(error, 120)})"
     return ""
 
 

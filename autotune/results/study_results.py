@@ -194,7 +194,7 @@ class StudyResults:
     @property
     def definition(self) -> Mapping[str, Any]:
         """The study file with all defaults; empty for a study of another program."""
-        return self.attributes.get(attrs.DEFINITION) or {}
+        return attrs.definition(self.attributes)
 
     @property
     def image_warnings(self) -> list[str]:

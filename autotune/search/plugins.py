@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from optuna.distributions import (
     BaseDistribution,
@@ -31,8 +31,9 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from autotune.config.fields import is_plugin_ref, largest
+from autotune.config.fields import choice_dimension, is_plugin_ref, largest
 from autotune.config.loading import get_dotted
+from autotune.config.old_names import VALUES
 from autotune.config.schema import (
     PLUGIN_KEYS,
     HeadSpace,
@@ -44,7 +45,7 @@ from autotune.config.schema import (
 from autotune.errors import UserError, did_you_mean, join_sentences
 from autotune.plan import KEEP
 from autotune.search.dimensions import contains, describe
-from autotune.search.space import Space
+from autotune.search.space import KEY_NAMES, Space
 
 if TYPE_CHECKING:
     from autotune.models.surgery.capabilities import LayerCapabilities
@@ -359,13 +360,16 @@ def _rule_problem(name: str, dimension: Any) -> str:
         "layer": (LayerSpace, field.partition(".")[2]),
         "head": (HeadSpace, field.partition(".")[0]),
         "training": (PolicySpace, field),
-        "depth": (SpaceConfig, name),
-        "inherit": (StudyConfig, name),
+        "depth": (SpaceConfig, "trainable_layers"),
+        "inherit": (StudyConfig, "init"),
     }
     model, key = models[section]
+    key = KEY_NAMES.get(key, key)
     if _is_whole(name) and isinstance(dimension, dict) and isinstance(dimension["low"], float):
         return "must be an IntDistribution or a choice of whole numbers, but is of any numbers"
     rule: TypeAdapter[Any] = TypeAdapter(model.model_fields[key].rebuild_annotation())
+    if name == "inherit":  # a space has the values of plans
+        rule = TypeAdapter(Annotated[Any, choice_dimension(tuple(VALUES[key]))])
     try:
         rule.validate_python(dimension)
     except ValidationError as error:

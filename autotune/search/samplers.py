@@ -355,7 +355,7 @@ def make_sampler(
         KeyError: When there is no such sampler; the study file has been checked before.
     """
     search = config.search
-    greedy = search.order == "greedy"
+    greedy = search.strategy == "greedy"
     startup = STARTUP_TRIALS_PER_STAGE if greedy else STARTUP_TRIALS
     start = space.nearest(space.baseline(config.baseline))
 

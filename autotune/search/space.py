@@ -61,6 +61,8 @@ if TYPE_CHECKING:
 Params = dict[str, Any]
 LAYER_FIELDS = tuple(one.name for one in fields(LayerPlan))
 POLICY_FIELDS = tuple(one.name for one in fields(TrainingPolicy))
+#: Fields of plans whose key in a study file has another name.
+KEY_NAMES = {"bridge": "low_rank", "head_epochs": "head_only_epochs"}
 
 #: The name of any parameter of a space.
 _PARAMETER = re.compile(
@@ -78,10 +80,10 @@ INACTIVE_POLICY = {
 
 def num_shaped_layers(config: SpaceConfig) -> int:
     """Return how many of the last layers a space may reshape: 0 where all fields are ``keep``."""
-    dimensions = [getattr(config.layers, name) for name in LAYER_FIELDS]
+    dimensions = [getattr(config.layers, KEY_NAMES.get(name, name)) for name in LAYER_FIELDS]
     if all(values_of_dimension(one) == [KEEP] for one in dimensions):
         return 0
-    return min(int(largest(config.depth)), config.layers.last)
+    return min(int(largest(config.trainable_layers)), config.layers.max_layers)
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class Space:
         Args:
             backbone: timm model name with its pretrained tag.
             config: The ``space`` section.
-            inherit: The ``inherit`` key.
+            inherit: The ``init`` key, as plans store it.
             offers: What the last :func:`reach` layers can become; a layer without an offer keeps
                 its shape.
         """
@@ -138,18 +140,20 @@ class Space:
         Args:
             candidates: The backbones, that of the baseline first.
             config: The ``space`` section.
-            inherit: The ``inherit`` key.
+            inherit: The ``init`` key, as plans store it.
         """
         names = [candidate.name for candidate in candidates]
         dimensions: dict[str, tuple[Any, bool]] = {}
         own: dict[str, AllowedValues] = {}
         if len(names) > 1:
             dimensions["backbone"] = (names, False)
-        dimensions["depth"] = (config.depth, True)
+        dimensions["depth"] = (config.trainable_layers, True)
         for index in range(1, num_shaped_layers(config) + 1):
             for name in LAYER_FIELDS:
                 meanings = [partial(one.in_layer, index, name) for one in candidates]
-                shared, values = shared_dimension(getattr(config.layers, name), meanings)
+                shared, values = shared_dimension(
+                    getattr(config.layers, KEY_NAMES.get(name, name)), meanings
+                )
                 if values_of_dimension(shared) != [KEEP]:
                     dimensions[f"layer.{index}.{name}"] = (shared, False)
                     own[f"layer.{index}.{name}"] = values
@@ -168,7 +172,10 @@ class Space:
             dimensions[f"head.dropout.{layer}"] = (head.dropout, False)
         for name in POLICY_FIELDS:
             whole = isinstance(getattr(TrainingPolicy(), name), int)
-            dimensions[f"training.{name}"] = (getattr(config.training, name), whole)
+            dimensions[f"training.{name}"] = (
+                getattr(config.training, KEY_NAMES.get(name, name)),
+                whole,
+            )
         fixed: Params = {}
         distributions: dict[str, BaseDistribution] = {}
         for name, (dimension, integer) in dimensions.items():

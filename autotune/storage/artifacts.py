@@ -1,7 +1,7 @@
-"""Which artifacts the trials and studies of a storage refer to, and which files there are.
+"""Artifacts of trials and studies: the references to them in a storage, and their files.
 
-A reference is a system attribute, whose name ends with the artifact's id; the dashboard leaves
-``null`` in it where somebody has deleted the artifact. The file bears the id as its name. Optuna
+A reference is a system attribute, whose name ends with the artifact's id; the dashboard writes
+``null`` to it where somebody has deleted the artifact. The file has the id as its name. Optuna
 writes the reference first, and a full disk leaves it with half a file; here the file comes first.
 """
 
@@ -26,23 +26,18 @@ from sqlalchemy import or_, select
 from autotune import optuna_private
 from autotune.optuna_private import models
 
-#: Optuna's, and that of dashboards before Optuna had artifacts.
+#: Beginnings of the keys: Optuna's, and that of dashboards before Optuna had artifacts.
 _PREFIXES = ("artifacts:", "dashboard:artifacts:")
 
 
 def add_artifact(owner: Trial | Study, path: Path, folder: Path) -> str:
-    """Give a trial or a study an artifact: first the file, whole, then the reference to it.
-
-    Args:
-        owner: A trial that runs, or a study.
-        path: The file to copy.
-        folder: Where the artifacts of its study are.
+    """Add an artifact to a running trial or a study: first the file, then the reference to it.
 
     Returns:
-        The id of the artifact, which is the name of the file there.
+        The id of the artifact, which is the name of its file in the folder.
 
     Raises:
-        OSError: When it cannot be written; then nothing refers to it, and nothing is left of it.
+        OSError: When the file cannot be written; then nothing refers to it, and nothing is left.
     """
     kind, encoding = mimetypes.guess_type(path.name)
     name = str(uuid.uuid4())
@@ -52,26 +47,21 @@ def add_artifact(owner: Trial | Study, path: Path, folder: Path) -> str:
         os.replace(temporary, folder / name)
     finally:
         temporary.unlink(missing_ok=True)
-    about = ArtifactMeta(name, path.name, kind or "application/octet-stream", encoding)
-    key, value = f"{_PREFIXES[0]}{name}", json.dumps(asdict(about))
+    meta = ArtifactMeta(name, path.name, kind or "application/octet-stream", encoding)
+    key, value = f"{_PREFIXES[0]}{name}", json.dumps(asdict(meta))
     if isinstance(owner, Trial):
         owner.storage.set_trial_system_attr(optuna_private.trial_id(owner), key, value)
     else:
-        optuna_private.storage(owner).set_study_system_attr(
-            optuna_private.study_id(owner), key, value
-        )
+        storage = optuna_private.storage(owner)
+        storage.set_study_system_attr(optuna_private.study_id(owner), key, value)
     return name
 
 
 @dataclass(frozen=True)
 class ArtifactReference:
-    """An artifact that a trial or a study refers to.
+    """An artifact that a trial, by its number, or a study refers to.
 
-    Args:
-        study_id: Optuna's id of the study.
-        trial: Number of the trial; ``None`` for an artifact of the study itself.
-        artifact: Id of the artifact.
-        name: Name of the file that was uploaded.
+    ``artifact`` is its id, and ``name`` that of the file that was uploaded.
     """
 
     study_id: int
@@ -82,13 +72,7 @@ class ArtifactReference:
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file in one of the folders of a study.
-
-    Args:
-        path: Where it lies.
-        size_bytes: How large it is.
-        age_s: Seconds since it was written.
-    """
+    """A file in one of the folders of a study, with the seconds since it was written."""
 
     path: Path
     size_bytes: int
@@ -96,55 +80,47 @@ class StoredFile:
 
 
 def read_references(storage: RDBStorage) -> tuple[ArtifactReference, ...]:
-    """Read the references of every study of a storage: two statements."""
-    of_trial, of_study = models.TrialSystemAttributeModel, models.StudySystemAttributeModel
+    """Read the references of every study of a storage, in two statements."""
+    trial, row = models.TrialModel, models.TrialSystemAttributeModel
     trials = (
-        select(
-            models.TrialModel.study_id, models.TrialModel.number, of_trial.key, of_trial.value_json
-        )
-        .join(models.TrialModel, models.TrialModel.trial_id == of_trial.trial_id)
-        .where(or_(*(of_trial.key.startswith(one) for one in _PREFIXES)))
+        select(trial.study_id, trial.number, row.key, row.value_json)
+        .join(trial, trial.trial_id == row.trial_id)
+        .where(or_(*(row.key.startswith(prefix) for prefix in _PREFIXES)))
     )
-    studies = select(of_study.study_id, of_study.key, of_study.value_json).where(
-        or_(*(of_study.key.startswith(one) for one in _PREFIXES))
+    own = models.StudySystemAttributeModel
+    studies = select(own.study_id, own.key, own.value_json).where(
+        or_(*(own.key.startswith(prefix) for prefix in _PREFIXES))
     )
     with storage.engine.connect() as connection:
         rows = [
             *connection.execute(trials).all(),
             *((study, None, key, value) for study, key, value in connection.execute(studies)),
         ]
-    found = []
-    for study_id, trial, key, value in rows:
-        known = read_reference(key, value)
-        if known is not None:
-            found.append(ArtifactReference(study_id, trial, *known))
-    return tuple(found)
+    return tuple(
+        ArtifactReference(study_id, number, *reference)
+        for study_id, number, key, value in rows
+        if (reference := read_reference(key, value)) is not None
+    )
 
 
 def read_reference(key: str, value_json: str) -> tuple[str, str] | None:
-    """Read a system attribute.
+    """Return id and file name of the artifact that a system attribute refers to.
 
-    Args:
-        key: Its name.
-        value_json: Its value as the database has it.
-
-    Returns:
-        Id of the artifact that it refers to, and name of the file that was uploaded; ``None`` of
-        any other attribute, and of an artifact that was deleted.
+    ``None`` for any other attribute, and for an artifact that was deleted.
     """
     if not key.startswith(_PREFIXES):
         return None
-    known = json.loads(value_json)
-    if isinstance(known, str):  # Optuna stores the JSON text of a JSON text
-        known = json.loads(known)
-    if known is None:
+    meta = json.loads(value_json)
+    if isinstance(meta, str):  # Optuna stores the JSON text of a JSON text
+        meta = json.loads(meta)
+    if meta is None:
         return None
-    return known.get("artifact_id", key.rpartition(":")[2]), known.get("filename", "")
+    return meta.get("artifact_id", key.rpartition(":")[2]), meta.get("filename", "")
 
 
 def list_files(folder: Path) -> tuple[StoredFile, ...]:
-    """List the files of a folder, not those of folders in it; none where there is no folder."""
-    return tuple(sorted(_scan(folder), key=lambda one: one.path)) if folder.is_dir() else ()
+    """Return the files in a folder, without those in folders of it; none if there is no folder."""
+    return tuple(sorted(_scan(folder), key=lambda file: file.path)) if folder.is_dir() else ()
 
 
 def _scan(folder: Path) -> Iterator[StoredFile]:
@@ -153,7 +129,7 @@ def _scan(folder: Path) -> Iterator[StoredFile]:
         for entry in entries:
             try:
                 if entry.is_file(follow_symlinks=False):
-                    facts = entry.stat(follow_symlinks=False)
-                    yield StoredFile(Path(entry.path), facts.st_size, now - facts.st_mtime)
+                    stat = entry.stat(follow_symlinks=False)
+                    yield StoredFile(Path(entry.path), stat.st_size, now - stat.st_mtime)
             except FileNotFoundError:  # its worker has removed it meanwhile
                 continue

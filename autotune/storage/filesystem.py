@@ -1,8 +1,8 @@
-"""Which file system a folder lies on, and whether SQLite can be trusted with it.
+"""The file system of a folder, and whether SQLite can be trusted with it.
 
 The workers of a study share an SQLite database in WAL mode, which keeps its index in memory that
-all of them map; on a network file system every machine has a memory of its own, and locks are
-often no locks (https://sqlite.org/wal.html, https://sqlite.org/howtocorrupt.html).
+all of them map; on a network file system every machine has a memory of its own, and locks often
+do not lock (https://sqlite.org/wal.html, https://sqlite.org/howtocorrupt.html).
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pathlib import Path
 
 from autotune.errors import StorageError
 
-#: What Linux tells about the mounts of this process; other systems have no such file.
+#: The mounts of this process, as Linux lists them; other systems have no such file.
 MOUNTINFO = Path("/proc/self/mountinfo")
-#: Types of file systems that machines share, as mountinfo has them; a ``fuse.`` before is dropped.
+#: Types of file systems that machines share, as mountinfo has them without ``fuse.`` before them.
 #: 9p and virtiofs are left out: containers and virtual machines have their own disks as such.
 # fmt: off
 NETWORK_TYPES = frozenset((
@@ -28,39 +28,30 @@ NETWORK_TYPES = frozenset((
 
 
 def file_system_of(path: Path, mountinfo: str | None = None) -> tuple[str, Path] | None:
-    """Tell the file system of a file or folder, which need not be there yet.
+    """Return type and mount point of the file system of a path, which need not exist.
 
-    Args:
-        path: The file or folder; links are followed.
-        mountinfo: Text of :data:`MOUNTINFO`; by default that of this process.
-
-    Returns:
-        Its type, such as ``ext4``, and where it is mounted; None where the system does not tell.
+    ``None`` where the system does not tell. ``mountinfo`` is by default that of this process.
     """
-    path = path.absolute()
-    resolved = path.resolve()  # before the mounts are read: looking may mount it (autofs)
+    resolved = path.absolute().resolve()  # before the mounts are read: it may mount one (autofs)
     if mountinfo is None:
         try:
             mountinfo = MOUNTINFO.read_text(encoding="utf-8", errors="surrogateescape")
         except OSError:
             return None
-    found: tuple[str, Path] | None = None
+    deepest: tuple[str, Path] | None = None
     for line in mountinfo.splitlines():
-        mount, _, described = line.partition(" - ")
-        fields, kind = mount.split(" "), described.split(" ")[0]
+        mount, _, description = line.partition(" - ")
+        fields, kind = mount.split(" "), description.split(" ")[0]
         if len(fields) < 5 or not kind:
             continue
-        point = Path(_unescaped(fields[4]))
+        # Blanks and backslashes are written as octal numbers.
+        name = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), fields[4])
+        point = Path(name)
         # Of two mounts on one point, the later one hides the earlier one.
-        deeper = found is None or len(point.parts) >= len(found[1].parts)
-        if deeper and resolved.is_relative_to(point):
-            found = kind, point
-    return found
-
-
-def _unescaped(field: str) -> str:
-    """Undo how mountinfo writes blanks and backslashes: as octal numbers."""
-    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), field)
+        is_deeper = deepest is None or len(point.parts) >= len(deepest[1].parts)
+        if is_deeper and resolved.is_relative_to(point):
+            deepest = kind, point
+    return deepest
 
 
 def is_network(kind: str) -> bool:
@@ -69,15 +60,7 @@ def is_network(kind: str) -> bool:
 
 
 def check_not_network(path: Path, mountinfo: str | None = None) -> None:
-    """Refuse an SQLite database on a network file system.
-
-    Args:
-        path: The database, which need not be there yet.
-        mountinfo: As for :func:`file_system_of`.
-
-    Raises:
-        StorageError: With the type of the file system and the way out.
-    """
+    """Refuse an SQLite database, which need not exist, on a network file system."""
     found = file_system_of(path, mountinfo)
     if found is None or not is_network(found[0]):
         return

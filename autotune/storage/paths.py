@@ -1,14 +1,14 @@
-"""Where a study keeps its files: the one place that knows their names.
+"""Where the studies of a storage keep their files: the only module that knows their names.
 
-Everything lies in one folder beside the database, ``autotune.files/`` beside ``autotune.db``::
+Everything is in one folder beside the database, ``autotune.files/`` beside ``autotune.db``::
 
     artifacts/                       what optuna-dashboard shows: curves, matrices, weights
-    cache/                           what is computed once for all workers, see data/shelf.py
+    cache/                           what is computed once for all workers, see data/cache/
     checkpoints/<study>/<trial>.pt   state after the last finished epoch of a live trial
     confirmed/<study>/<key>.json     scores of a plan under another seed (``autotune confirm``)
     logs/<study>/<worker>.log        one log a worker
-    models/<study>/                  what ``autotune fit`` writes
-    reports/<study>.<form>           what ``autotune report`` writes
+    models/<study>/                  what ``autotune refit`` writes
+    reports/<study>.<format>         what ``autotune report`` writes
 """
 
 from __future__ import annotations
@@ -18,30 +18,24 @@ from pathlib import Path
 
 from autotune.storage.url import database_path, is_sqlite, parse_url
 
-#: What a report can be; the endings of its files.
+#: Formats of a report; the endings of its files.
 REPORT_FORMATS = ("html", "md", "json", "csv", "parquet")
-#: The user attribute in which a study remembers the folder of its files.
+#: User attribute in which a study remembers the folder of its files.
 ATTRIBUTE = "files"
 
 
 @dataclass(frozen=True)
 class StudyPaths:
-    """The files of the studies of one storage.
-
-    Args:
-        root: The folder that holds them all.
-    """
+    """The files of the studies of one storage, in the folder ``root``."""
 
     root: Path
 
     @staticmethod
     def from_url(url: str, root: str | None = None) -> StudyPaths:
-        """Return the files that belong to a storage.
+        """Return the files that belong to a storage, or those in another folder.
 
-        Args:
-            url: Storage URL. SQLite's files lie beside the database, those of a server in
-                ``storage/`` under the working directory, named after the database.
-            root: Another folder; on a cluster one that all machines share.
+        The files of SQLite are beside the database, those of a server in ``storage/`` under the
+        working directory, named after the database.
         """
         if root is not None:
             return StudyPaths(Path(root).expanduser().absolute())
@@ -58,23 +52,39 @@ class StudyPaths:
 
     @property
     def cache(self) -> Path:
-        """Folder of what is computed once for all workers, decoded images for one."""
+        """Folder of what is computed once for all workers, such as decoded images."""
         return self.root / "cache"
 
     def checkpoints(self, study: str) -> Path:
-        """Folder of the checkpoints of a study."""
+        """Return the folder of a study's checkpoints."""
         return self.root / "checkpoints" / study
 
     def checkpoint(self, study: str, trial: int) -> Path:
-        """File of a live trial's checkpoint; ``trial`` is the number of its first attempt."""
+        """Return the checkpoint of a live trial, by the number of its first attempt."""
         return self.checkpoints(study) / f"{trial}.pt"
 
     def confirmed(self, study: str) -> Path:
-        """Folder of what plans of a study reached under other seeds."""
+        """Return the folder of the scores that plans of a study reached under other seeds."""
         return self.root / "confirmed" / study
 
+    def logs(self, study: str) -> Path:
+        """Return the folder of a study's logs."""
+        return self.root / "logs" / study
+
+    def log(self, study: str, worker: str) -> Path:
+        """Return the log file of a worker."""
+        return self.logs(study) / f"{worker}.log"
+
+    def model(self, study: str) -> Path:
+        """Return the folder of a study's refitted model."""
+        return self.root / "models" / study
+
+    def report(self, study: str, form: str = REPORT_FORMATS[0]) -> Path:
+        """Return the file of a study's report in one of the :data:`REPORT_FORMATS`."""
+        return self.root / "reports" / f"{study}.{form}"
+
     def studies(self) -> set[str]:
-        """Return the names of the studies that have left something here, artifacts aside."""
+        """Return the names of the studies that have files here, apart from artifacts."""
         return {
             path.stem if folder == "reports" and path.suffix[1:] in REPORT_FORMATS else path.name
             for folder in ("checkpoints", "confirmed", "logs", "models", "reports")
@@ -82,25 +92,9 @@ class StudyPaths:
             for path in (self.root / folder).iterdir()
         }
 
-    def logs(self, study: str) -> Path:
-        """Folder of the logs of a study."""
-        return self.root / "logs" / study
-
-    def log(self, study: str, worker: str) -> Path:
-        """Log file of a worker."""
-        return self.logs(study) / f"{worker}.log"
-
-    def model(self, study: str) -> Path:
-        """Folder of the fitted model of a study."""
-        return self.root / "models" / study
-
-    def report(self, study: str, form: str = REPORT_FORMATS[0]) -> Path:
-        """File of a study's report; ``form`` is one of :data:`REPORT_FORMATS`."""
-        return self.root / "reports" / f"{study}.{form}"
-
     def owned_by(self, study: str) -> tuple[Path, ...]:
-        """What belongs to one study alone; its artifacts lie among those of other studies."""
-        folders = ("checkpoints", "confirmed", "logs")
-        own = (self.root / folder / study for folder in folders)
-        reports = (self.report(study, form) for form in REPORT_FORMATS)
-        return (*own, self.model(study), *reports)
+        """Return what belongs to one study alone; its artifacts are among those of others."""
+        return (
+            *(self.checkpoints(study), self.confirmed(study), self.logs(study), self.model(study)),
+            *(self.report(study, form) for form in REPORT_FORMATS),
+        )

@@ -1,4 +1,4 @@
-"""Storage URLs: what they may say, what they mean, and how they may be shown."""
+"""Storage URLs: what is allowed, what they mean, and how to show them without a password."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from sqlalchemy.engine import URL, make_url
 
 from autotune.errors import StorageError, hide_passwords, join_sentences
 
+_EXAMPLES = "sqlite:///path/to/file.db or postgresql://user:password@host/database"
+
 
 def parse_url(url: str) -> URL:
-    """Parse a storage URL and settle its driver; ``~`` is the home folder.
+    """Parse a storage URL and choose its driver; ``~`` is the home folder.
 
     Raises:
-        StorageError: When it is no URL, or one of a database that studies cannot use.
+        StorageError: When it is no URL, or that of a database that studies cannot use.
     """
     try:
         parsed = make_url(url)
@@ -24,25 +26,25 @@ def parse_url(url: str) -> URL:
         raise StorageError(
             join_sentences(
                 f"storage: {redact(url)!r} is no storage URL",
-                "allowed are sqlite:///path/to/file.db and postgresql://user:password@host/database",
+                f"allowed are {_EXAMPLES.replace(' or ', ' and ')}",
                 encoded if "@" in url else "",
             )
         ) from None
-    backend = parsed.drivername.partition("+")[0]
-    if backend in ("postgresql", "postgres"):
-        return _parse_postgres(url, parsed)
-    if backend == "grpc":
-        raise StorageError(
-            f"storage: autotune has no proxy any more, but got {redact(url)}; give the URL of the "
-            "database, postgresql://user:password@host/database, and where very many workers need "
-            "more connections than it has, that of a PgBouncer in session mode before it "
-            "(docs/storage.md)"
-        )
+    if parsed.drivername.partition("+")[0] in ("postgresql", "postgres"):
+        if parsed.host and "@" in parsed.host:
+            raise StorageError(
+                "storage: an @ in the user or the password must be written as %40, in "
+                f"{redact(url)}"
+            )
+        return parsed.set(drivername="postgresql+psycopg")
+    return _parse_sqlite(url, parsed)
+
+
+def _parse_sqlite(url: str, parsed: URL) -> URL:
     if parsed.drivername not in ("sqlite", "sqlite+pysqlite"):
         raise StorageError(
             f"storage: studies live in sqlite or postgresql, but got {parsed.drivername!r} in "
-            f"{redact(url)}; give sqlite:///path/to/file.db or "
-            "postgresql://user:password@host/database"
+            f"{redact(url)}; give {_EXAMPLES}"
         )
     database = parsed.database or ":memory:"
     if database == ":memory:" or database.startswith("file:"):
@@ -63,36 +65,23 @@ def parse_url(url: str) -> URL:
         raise StorageError(f"storage: {url}: {error}") from None
 
 
-def _parse_postgres(url: str, parsed: URL) -> URL:
-    if parsed.host and "@" in parsed.host:
-        raise StorageError(
-            f"storage: an @ in the user or the password must be written as %40, in {redact(url)}"
-        )
-    return parsed.set(drivername="postgresql+psycopg")
-
-
 def is_sqlite(url: str) -> bool:
     """Tell whether a URL is that of an SQLite file."""
     return parse_url(url).drivername.startswith("sqlite")
 
 
 def redact(url: str) -> str:
-    """Return a storage URL that may be shown: without its password, even where it is no URL."""
+    """Return a storage URL without its password, even where it is no URL."""
     try:
         parsed = make_url(url)
     except (sqlalchemy.exc.ArgumentError, ValueError):
         parsed = None
-    if parsed is None or (parsed.host and "@" in parsed.host):
-        front, at, host = url.rpartition("@")
-        shown = f"{_scheme(front)}***@{host}" if at else url
-    else:
-        shown = parsed.render_as_string(hide_password=True)
-    return hide_passwords(shown)
-
-
-def _scheme(url: str) -> str:
-    found = re.match(r"[\w+.-]*:/*", url)
-    return found.group() if found and "/" in found.group() else ""
+    if parsed is not None and "@" not in (parsed.host or ""):
+        return hide_passwords(parsed.render_as_string(hide_password=True))
+    front, at, host = url.rpartition("@")
+    scheme = re.match(r"[\w+.-]*:/+|", front)
+    assert scheme is not None
+    return hide_passwords(f"{scheme.group()}***@{host}" if at else url)
 
 
 def database_path(url: str) -> Path:
@@ -100,6 +89,11 @@ def database_path(url: str) -> Path:
     database = parse_url(url).database
     assert database is not None
     return Path(database).absolute()
+
+
+def sqlite_url(path: Path) -> str:
+    """Return the URL of an SQLite file."""
+    return URL.create("sqlite", database=str(path.absolute())).render_as_string()
 
 
 def absolute_url(url: str) -> str:

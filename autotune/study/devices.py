@@ -1,9 +1,8 @@
-"""The devices of a machine: which GPUs there are for this process, and whether one can be used.
+"""The devices of a machine: which GPUs this process may use, and whether they work.
 
-Two things tell of GPUs, and they can disagree: the driver's NVML lists them
-(``torch.cuda.device_count``), CUDA computes on them. Whoever is told to use a GPU, or finds one
-listed, uses it or fails with the reason; a study whose workers fell back to the CPU would mix
-trials of very different speed, and nobody would notice.
+NVML lists GPUs (``torch.cuda.device_count``) and CUDA computes on them; the two can disagree. A
+process that was given a GPU, or finds one listed, uses it or fails with the reason: workers that
+silently used the CPU instead would mix trials of very different speed.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ logger = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-#: The GPUs that SLURM has given a step or a job, by the machine's numbers.
+#: The GPUs that SLURM allocated to a step or a job, by their numbers on the machine.
 _ALLOCATED = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS")
 _INDEX, _GPU, _MIG = "index", "GPU", "MIG"
 _NAMES = {_INDEX: r"\d+", _GPU: "GPU-.+", _MIG: "MIG-.+"}
-#: A name with its UUID, of which the first part tells the devices of a machine apart.
+#: A name with its UUID; the first part of that is different for each device of a machine.
 _UUID = re.compile(r"^((?:MIG-)?(?:GPU-)?[0-9a-fA-F]{8})[0-9a-fA-F-]+")
-#: What to do about what torch or CUDA say when a GPU cannot be used.
-_WAYS_OUT = (
+#: Parts of the errors of torch or CUDA when a GPU cannot be used, and what to do.
+_REMEDIES = (
     ("driver on your system is too old", "update the driver, or install a torch for this one"),
     (
         "no NVIDIA driver",
@@ -64,9 +63,9 @@ _WAYS_OUT = (
         "where it is a virtual GPU, set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:False",
     ),
 )
-#: What torch says where there is no GPU.
-_NONE_HERE = "no NVIDIA driver|No CUDA GPUs are available"
-_WAY_OUT = "see what nvidia-smi says of it"
+#: Errors of torch on a machine without a GPU.
+_NO_GPU = "no NVIDIA driver|No CUDA GPUs are available"
+_REMEDY = "see what nvidia-smi says of it"
 _USE_CPU = f'--gpus none or {VISIBLE}="" trains on the CPU'
 
 
@@ -74,74 +73,74 @@ def visible_gpus() -> tuple[str, ...]:
     """List the GPUs that this process may use, each as ``CUDA_VISIBLE_DEVICES`` names it.
 
     As in CUDA, the list ends before the first entry that is no GPU of this machine, such as -1.
-    Two things differ, because each worker is given one device alone: every MIG instance counts,
-    of which CUDA shows a process only one, and a GPU that is named twice counts once, where CUDA
-    would show none.
+    Two things differ, because each worker gets one device: every MIG instance counts, although
+    CUDA shows a process only one, and a GPU that is named twice counts once, although CUDA would
+    show none.
 
     Returns:
-        Indices, UUIDs or parts of them, and names of MIG instances; indices where the environment
-        does not name any.
+        Indices, UUIDs or parts of them, and names of MIG instances; indices if the environment
+        names none.
     """
     named = _named()
     if named is None:
         count = torch.cuda.device_count()
         allocated = _allocated(count)
         return allocated or tuple(str(index) for index in range(count))
-    found: list[str] = []
+    visible: list[str] = []
     for kind, group in groupby(named, _kind_of_name):
         names = list(group)
-        there = names if kind == _MIG else names[: _count(names)]
-        found += there
-        if len(there) < len(names):
-            if found:
+        existing = names if kind == _MIG else names[: _count(names)]
+        visible += existing
+        if len(existing) < len(names):
+            if visible:
                 logger.warning(
                     "%s=%s: there is no GPU %s here; those before it are used alone",
-                    *(VISIBLE, os.environ[VISIBLE], names[len(there)]),
+                    *(VISIBLE, os.environ[VISIBLE], names[len(existing)]),
                 )
             break
-    return tuple(found)
+    return tuple(visible)
 
 
 def find_device(gpu: str | None = None) -> torch.device:
-    """Return the device that this process trains on, and make sure that it can be used.
+    """Return the device that this process trains on, after a first computation on it.
 
     Args:
         gpu: The GPU that the process was given, as ``CUDA_VISIBLE_DEVICES`` names it; empty for
-            the CPU, ``None`` where nobody has said.
+            the CPU, ``None`` to choose.
 
     Returns:
         The CPU, or the first GPU that the process sees, with its index: parts of ``torch.cuda``
         refuse a device without one, such as ``get_per_process_memory_fraction``.
 
     Raises:
-        NoDeviceError: When there is to be a GPU, and it cannot be used; with the reason.
-        DeviceError: When others hold all of its memory.
+        NoDeviceError: When a GPU is required and cannot be used; with the reason.
+        DeviceError: When other processes hold all of its memory.
     """
     named, count = _named(), torch.cuda.device_count()
     if gpu == "" or (gpu is None and named == ()):
         return CPU
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         set_gpu_defaults(os.environ)
-        if visible := named or _allocated(count):
-            os.environ[VISIBLE] = ",".join(visible)
+        if names := named or _allocated(count):
+            os.environ[VISIBLE] = ",".join(names)
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]
         device = torch.device("cuda", torch.cuda.current_device())
-        # One kernel: only that shows whether torch has any for this kind of GPU.
+        # Only a kernel shows whether torch has any for this kind of GPU.
         torch.ones((), device=device).add(1).item()
     except (RuntimeError, AssertionError, torch.cuda.DeferredCudaCallError) as error:
-        if gpu is None and named is None and not count and _says_there_is_none(error):
+        if gpu is None and named is None and not count and _means_no_gpu(error):
             return CPU
-        raise _refusal(error, gpu) from error
+        raise _device_error(error, gpu) from error
     return device
 
 
 def gpu_name(device: torch.device) -> str:
-    """Name which GPU of its machine a device is, in a few words; empty for the CPU.
+    """Return a short name of a GPU that is unique on its machine; empty for the CPU.
 
     Returns:
-        ``GPU 2 (8932f937)``, with the beginning of its UUID, which is another one in each of
-        several containers that all have a GPU 0; or ``MIG-8932f937``.
+        ``GPU 2 (8932f937)`` with the start of its UUID, because every container may have a GPU 0;
+        or ``MIG-8932f937``.
     """
     if device.type != "cuda":
         return ""
@@ -154,9 +153,9 @@ def gpu_name(device: torch.device) -> str:
 
 
 def _named() -> tuple[str, ...] | None:
-    """Return the GPUs that the environment names, each once; ``None`` where it says nothing.
+    """Return the GPUs that the environment names, each once; ``None`` if it is not set.
 
-    What is no name ends the list: -1, nothing, SLURM's ``NoDevFiles``.
+    An entry that is no name ends the list: -1, nothing, SLURM's ``NoDevFiles``.
     """
     value = os.environ.get(VISIBLE)
     if value is None:
@@ -176,10 +175,10 @@ def _kind_of_name(name: str) -> str:
 
 
 def _allocated(count: int) -> tuple[str, ...]:
-    """Return the GPUs that SLURM has given, where this process sees more than those.
+    """Return the GPUs that SLURM allocated, if this process sees more than those.
 
-    SLURM says so with ``CUDA_VISIBLE_DEVICES`` too; what it has hidden is not counted by NVML, and
-    the rest is numbered anew.
+    SLURM usually sets ``CUDA_VISIBLE_DEVICES`` too. NVML does not count GPUs that it has hidden,
+    and numbers the others from 0.
     """
     for variable in _ALLOCATED:
         given = [name for name in os.environ.get(variable, "").split(",") if name.isdigit()]
@@ -189,9 +188,9 @@ def _allocated(count: int) -> tuple[str, ...]:
 
 
 def _count(names: list[str]) -> int:
-    """Count the GPUs that there are of these names, from the first to one that is not there."""
+    """Count the existing GPUs among some names, up to the first that does not exist."""
     with _visible(",".join(names)):
-        return torch.cuda.device_count()  # looks at the environment until CUDA is in use
+        return torch.cuda.device_count()  # reads the environment until CUDA is initialized
 
 
 @contextmanager
@@ -204,13 +203,13 @@ def _visible(value: str) -> Iterator[None]:
         os.environ[VISIBLE] = before
 
 
-def _says_there_is_none(error: Exception) -> bool:
-    """Tell whether an error means that a machine has no GPU, and not that it has a broken one."""
-    return isinstance(error, AssertionError) or re.search(_NONE_HERE, str(error)) is not None
+def _means_no_gpu(error: Exception) -> bool:
+    """Tell whether an error means that there is no GPU, not that one is broken."""
+    return isinstance(error, AssertionError) or re.search(_NO_GPU, str(error)) is not None
 
 
-def _refusal(error: Exception, gpu: str | None) -> DeviceError:
-    """Say why a GPU cannot be used, and what to do about it."""
+def _device_error(error: Exception, gpu: str | None) -> DeviceError:
+    """Return an error that says why a GPU cannot be used, and what to do."""
     reason = failures.first_line(error)
     who = f"the GPU {gpu}" if gpu else "the GPU of this machine"
     if gpu is None and _named():
@@ -220,5 +219,5 @@ def _refusal(error: Exception, gpu: str | None) -> DeviceError:
             f"{who} has no memory left for this process ({reason}); stop what else is on it "
             "(nvidia-smi shows it), or start fewer workers"
         )
-    way_out = next((way for said, way in _WAYS_OUT if re.search(said, reason)), _WAY_OUT)
-    return NoDeviceError(f"{who} cannot be used: {reason}; {way_out}; {_USE_CPU}")
+    remedy = next((remedy for pattern, remedy in _REMEDIES if re.search(pattern, reason)), _REMEDY)
+    return NoDeviceError(f"{who} cannot be used: {reason}; {remedy}; {_USE_CPU}")

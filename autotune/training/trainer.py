@@ -116,7 +116,7 @@ class Trainer:
         loader_workers: Processes that prepare images which do not fit into memory.
         micro_batch_size: Images that go through the network at a time; by default the whole
             batch. The gradients of its micro-batches add up; batch norm sees one micro-batch.
-        amp: Mixed precision; by default what ``config.amp`` names, and none for ``auto``.
+        amp: Mixed precision; by default what ``config.precision`` names, and none for ``auto``.
         cuda_graphs: Whether steps may be captured in CUDA graphs, see
             :class:`autotune.training.compute.cuda_graphs.CapturedStep`: of trainings that are long
             enough, on a GPU, of batches that go through the network as a whole. Not with fp16,
@@ -163,7 +163,7 @@ class Trainer:
         self.validation = (
             None if validation is None else place_on_device(validation, self.device, stays)
         )
-        self.amp = AmpPolicy.from_mode(config.amp, self.device) if amp is None else amp
+        self.amp = AmpPolicy.from_mode(config.precision, self.device) if amp is None else amp
         keep_slow_convs_fp32(network, self.amp)
         self.loss = nn.CrossEntropyLoss(label_smoothing=policy.label_smoothing)
         self.mixing = make_mixing(policy, network.head.classes)
@@ -346,10 +346,10 @@ class Trainer:
         return total
 
     def _clip(self) -> None:
-        if self.config.clip_norm is not None:
+        if self.config.clip_grad_norm is not None:
             self.scaler.unscale_(self.optimizer)
             trainable = [p for group in self.optimizer.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grad_norm_(trainable, self.config.clip_norm)
+            torch.nn.utils.clip_grad_norm_(trainable, self.config.clip_grad_norm)
 
     def _update(self) -> None:
         if self._step_is_left_out():

@@ -22,7 +22,11 @@ def fit_and_rerun(context: Context) -> None:
     """Run a small study, fit its best plan, predict with it, train its last trial again."""
     device, sizes = find_device(), context.sizes
     config = configure(
-        context, "final", search__trials=2, space__depth=max(sizes.depths), training__epochs=2
+        context,
+        "final",
+        search__trials=2,
+        space__trainable_layers=max(sizes.depths),
+        training__epochs=2,
     )
     opened = open_study(config)
     start = time.perf_counter()

@@ -25,7 +25,7 @@ def measure(context: Context) -> None:
             context,
             name,
             training__augment__jitter=jitter,
-            training__views=2,
+            training__num_views=2,
             files=str(context.folder / name),
         )
         ctx = build_context(open_study(config))

@@ -37,7 +37,7 @@ def time_modes(context: Context) -> None:
     ctx = build_context(opened)
     before = float32_precision(device)
     for name in sizes.timed_backbones:
-        material = ctx.resources.of(name)
+        material = ctx.resources.get(name)
         set_float32_precision(device, before)
         start = time.perf_counter()
         chosen = choose_precision(ctx, material)

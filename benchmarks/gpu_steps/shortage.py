@@ -71,14 +71,14 @@ def _config(context: Context, name: str) -> StudyConfig:
     return configure(
         context,
         name,
-        space__depth=depth,
+        space__trainable_layers=depth,
         space__head__hidden_layers=0,
         cache__features="off",
-        training__amp="off",
+        training__precision="off",
         training__epochs=1,
         training__batch_size=sizes.memory_batch,
         data__image_size=sizes.memory_px,
-        training__views=1,
+        training__num_views=1,
         search__trials=2,
     )
 

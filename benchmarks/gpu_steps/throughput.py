@@ -33,7 +33,7 @@ CAPTURED, PLAIN = "captured", "plain"
 def measure(context: Context) -> None:
     """Measure every depth on features, and the deepest on images: its whole network."""
     sizes = context.sizes
-    ctx = build_context(open_study(configure(context, "tails", training__views=1)))
+    ctx = build_context(open_study(configure(context, "tails", training__num_views=1)))
     plain, whole = (
         _with_cache(ctx, **values)
         for values in ({"cuda_graphs": "off"}, {"features": "off", "cuda_graphs": "off"})

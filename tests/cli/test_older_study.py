@@ -54,14 +54,14 @@ def test_it_is_read(folder: Path) -> None:
 @pytest.mark.slow
 def test_it_goes_on(folder: Path) -> None:
     changed = ("search.trials=4", "training.epochs=2")
-    ended = autotune("run", "digits", *changed, cwd=folder)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    ended = call("run", "digits", *changed, cwd=folder)
+    assert ended.code == 0, ended
     with connections_closed():
         study = attrs.load_study("digits", open_storage(f"sqlite:///{folder}/storage/autotune.db"))
         trials = study.get_trials()
         assert sum(one.state == TrialState.COMPLETE for one in trials) == 4
         assert study.user_attrs[attrs.FORMAT]["format"] > 1
-    ended = autotune("rerun", "digits", "0", cwd=folder)
+    ended = autotune("reproduce", "digits", "0", cwd=folder)
     assert ended.returncode in (0, 1), ended.stdout + ended.stderr  # 1: of another machine
     # The pictures of its first trials are not among what is stored here.
     ended = call("doctor", "digits", cwd=folder)

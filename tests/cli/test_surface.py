@@ -28,8 +28,8 @@ SURFACE = {
     "report": {*WHICH, "--output", "-o", "--format"},
     "dashboard": {*WHICH, "--port", "--public", "--host"},
     "confirm": {*WHICH, "--top", "--seeds", "--json"},
-    "rerun": {*WHICH, "trial"},
-    "fit": {*WHICH, "--trial", "--output", "-o", "--json"},
+    "reproduce": {*WHICH, "trial"},
+    "refit": {*WHICH, "--trial", "--output", "-o", "--json"},
     "predict": {"model", "images", "--output", "-o", "--top", "--all", "--batch-size"},
     "export": {"model", "--format", "--output", "-o", "--images"},
     "layers": {
@@ -45,11 +45,12 @@ SURFACE = {
     "data path": {"name"},
     "weights fetch": {"backbones"},
     "storage copy": {"--from", "--to", "--study", "--files"},
-    "storage backup": {"--output", "-o", "--storage"},
+    "storage backup": {"--output", "-o", "--storage"},  # the old names
     "storage restore": {"file", "--storage", "--files"},
     "storage upgrade": {"--storage"},
     "storage check": {"--storage"},
-    "storage local": {"--folder", "--stop"},
+    "storage postgres": {"action", "--folder"},
+    "storage local": {"--folder", "--stop"},  # the old name
 }
 
 

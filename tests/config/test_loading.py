@@ -136,7 +136,7 @@ def test_the_values_of_yaml(study: Path) -> None:
     )
     config = load_study_file(str(study))
     assert config.search.pruner == "none"
-    assert config.training.amp == "off"
+    assert config.training.precision == "off"
     assert config.space.training.lr == {"low": 1e-4, "high": 0.1, "log": True}
 
 
@@ -149,7 +149,7 @@ def test_overrides_replace_values_sections_and_nothing_else(study: Path) -> None
         str(study), ["search.trials=9", "space={head: {units: [1, 2]}}", "files=/x=y"]
     )
     assert (config.search.trials, config.search.seed) == (9, 3)
-    assert config.space.depth == 0
+    assert config.space.trainable_layers == 0
     assert config.space.head.units == [1, 2]
     assert config.files == "/x=y"
     config = load_study_file(str(study), ["search={sampler: gp}", "search.seed=4"])
@@ -188,15 +188,15 @@ def test_overrides_that_cannot_be_read() -> None:
         (
             "serach.trials=3",
             "serach: unknown key; a study file has name, description, dataset, backbone, weights, "
-            "inherit, data, space, baseline, search, training, objectives, constraints, fit, "
+            "init, data, space, baseline, search, training, objectives, constraints, refit, "
             "cache, "
             "storage, files; did you mean "
             "'search'?",
         ),
         (
             "search.trails=3",
-            "search.trails: unknown key; search has sampler, pruner, order, greedy, known_good, "
-            "warm_start, trials, timeout, device_hours, patience, "
+            "search.trails: unknown key; search has sampler, pruner, strategy, greedy, "
+            "default_plans, warm_start, trials, timeout, device_hours, patience, "
             "seed; did you mean 'trials'?",
         ),
         (
@@ -207,8 +207,8 @@ def test_overrides_that_cannot_be_read() -> None:
         ("search=", "search: must hold keys of its own, but got null"),
         (
             "search..trials=3",
-            "search.: unknown key; search has sampler, pruner, order, greedy, known_good, "
-            "warm_start, trials, timeout, device_hours, patience, seed",
+            "search.: unknown key; search has sampler, pruner, strategy, greedy, "
+            "default_plans, warm_start, trials, timeout, device_hours, patience, seed",
         ),
     ],
 )
@@ -258,7 +258,7 @@ def test_no_message_shows_a_password(overrides: list[str], study: Path) -> None:
         ({"name": "d", "backbone": ["r", "s"]}, {"backbone": ["r", "s"]}, "d"),
         ({"name": "d", "backbone": ["r", "s"]}, {"backbone": "r"}, "d-r"),
         ({"name": "d", "backbone": "r"}, {"backbone": ["x" * 99, "y"]}, "d-" + "x" * 98),
-        ({"name": "d"}, {"inherit": ["weights", "none"]}, "d-weights+none"),
+        ({"name": "d"}, {"init": ["weights", "none"]}, "d-weights+none"),
         ({"name": "d"}, {"dataset": "x", "search.sampler": "tpe"}, "d-x-tpe"),
         ({"name": "digits"}, {"search.sampler": "my.py:Mine"}, "digits-Mine"),
         ({"name": "d", "search": {"sampler": "my.py:Mine"}}, {}, "d"),

@@ -15,7 +15,7 @@ from autotune.config.loading import all_keys, apply_overrides, validate
 from autotune.config.schema import (
     ACTIVATIONS,
     COSTS,
-    INHERIT,
+    INIT,
     LAYER_POOLS,
     OBJECTIVES,
     OPTIMIZERS,
@@ -40,8 +40,8 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
         ["", None, 18, [], ["a", "a"], ["a", 18], {"low": "a", "high": "b"}],
     ),
     "weights": ([("none", "none"), ("my.pth", "my.pth")], ["", None, False]),
-    "inherit": (
-        [*((one, one) for one in INHERIT), (["data", "none"], ["data", "none"])],
+    "init": (
+        [*((one, one) for one in INIT), (["activations", "random"], ["activations", "random"])],
         ["weight", None, True, [], ["none", "none"], {"low": 1, "high": 2}],
     ),
     "data.validation": ([(0.1, 0.1), ("1e-1", 0.1)], [0, 1, -0.1, True, None, "x", math.nan]),
@@ -54,17 +54,20 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     "data.folds": ([(None, None), (2, 2), (20.0, 20)], [0, 1, 21, 2.5, True, [3, 5]]),
     "data.seed": ([(0, 0), (2**32 - 1, 2**32 - 1)], [-1, 2**32, None, True]),
     "data.image_size": ([(None, None), (8, 8), (4096, 4096)], [7, 4097, 32.5, [32, 32]]),
-    "data.unreadable_limit": ([(0, 0.0), (0.5, 0.5)], [-0.1, 1, True]),
+    "data.max_unreadable_share": ([(0, 0.0), (0.5, 0.5)], [-0.1, 1, True]),
     "data.decode": ([("exact", "exact"), ("fast", "fast")], ["quick", None, True]),
     "data.group": (
         [(None, None), ("^([^/]+)/", "^([^/]+)/"), (r"(\d+)_\w", r"(\d+)_\w")],
         ["abc", "(", "(a", 3, True, ["(a)"], "(?P<1>a)"],
     ),
     "data.duplicates": (
-        [("report", "report"), ("together", "together"), (False, "off")],
+        [("report", "report"), ("group", "group"), (False, "off")],
         ["drop", None, True],
     ),
-    "space.depth": ([(0, 0), ([0, 3], [0, 3])], [-1, 1.5, True, None, "all", [], [1, 1.0]]),
+    "space.trainable_layers": (
+        [(0, 0), ([0, 3], [0, 3])],
+        [-1, 1.5, True, None, "all", [], [1, 1.0]],
+    ),
     "space.layers.kernel": (
         [*((one, one) for one in ("keep", *KERNELS)), (["keep", 3.0, "5"], ["keep", 3, 5])],
         [4, 0, 1.5, True, None, "kep", [], [3, 3.0], {"low": 1, "high": 3}],
@@ -73,7 +76,7 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
         [(0.1, 0.1), (1, 1.0), ("7.5", 7.5), (8.0, 8), ([65536, "keep"], [65536, "keep"])],
         [0.09, 8.5, 65537, 10**400, math.nan, True, None, [2, 2.0], {"low": 0.5, "high": 1}],
     ),
-    "space.layers.bridge": ([("keep", "keep"), ([0.5, 64], [0.5, 64])], [0, "half", -64]),
+    "space.layers.low_rank": ([("keep", "keep"), ([0.5, 64], [0.5, 64])], [0, "half", -64]),
     "space.layers.activation": (
         [*((one, one) for one in ("keep", *ACTIVATIONS)), (["keep", "elu"], ["keep", "elu"])],
         ["swish", None, 1, {"low": "relu", "high": "elu"}],
@@ -87,7 +90,10 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
         [0.91, -0.1, None, True, ["keep", "keep"], "kep"],
     ),
     "space.layers.drop_path": ([("keep", "keep"), ([0.1], [0.1])], [1, [0.1, 0.1]]),
-    "space.layers.last": ([(1, 1), (24.0, 24)], [0, 1.5, None, [1, 2], {"low": 1, "high": 2}]),
+    "space.layers.max_layers": (
+        [(1, 1), (24.0, 24)],
+        [0, 1.5, None, [1, 2], {"low": 1, "high": 2}],
+    ),
     "space.head.hidden_layers": ([(3, 3), ([0, 2], [0, 2])], [4, -1, True]),
     "space.head.units": ([(1, 1), ([64, 128.0], [64, 128])], [0, 65537, "big", [64, 64]]),
     "space.head.activation": ([(one, one) for one in ACTIVATIONS], ["keep", None, True]),
@@ -103,7 +109,10 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     "space.training.weight_decay": ([(0, 0.0), (10, 10.0)], [-1e-9, 10.1]),
     "space.training.momentum": ([(0, 0.0), (0.999, 0.999)], [1, -0.1, None]),
     "space.training.label_smoothing": ([(0.9, 0.9)], [1, -0.1]),
-    "space.training.head_epochs": ([(0, 0), (3.0, 3), ([0, 2], [0, 2])], [-1, 1.5, 20, [0, 30]]),
+    "space.training.head_only_epochs": (
+        [(0, 0), (3.0, 3), ([0, 2], [0, 2])],
+        [-1, 1.5, 20, [0, 30]],
+    ),
     "space.training.l2_sp": ([(0, 0.0), ("1e-2", 0.01)], [-0.1, 11, True]),
     "space.training.mixup": ([(0, 0.0), ([0, 0.2], [0.0, 0.2])], [-0.1, 11]),
     "space.training.cutmix": ([(1, 1.0)], [-0.1, 11]),
@@ -121,11 +130,11 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
         [*((one, one) for one in PRUNERS), (None, "none"), ("my.py:Mine", "my.py:Mine")],
         ["medium", False],
     ),
-    "search.order": ([("joint", "joint"), ("greedy", "greedy")], ["random", None]),
+    "search.strategy": ([("joint", "joint"), ("greedy", "greedy")], ["random", None]),
     "search.greedy.stop": ([("never", "never")], ["always", True]),
     "search.greedy.margin": ([(0, 0.0), ("1e-2", 0.01)], [-0.1, None]),
     "search.greedy.trials_per_stage": ([(None, None), (25, 25)], [0, 1.5]),
-    "search.known_good": ([(True, True), (False, False)], ["yes", 1, None]),
+    "search.default_plans": ([(True, True), (False, False)], ["yes", 1, None]),
     "search.warm_start": (
         [([], []), (None, []), ("one", ["one"]), (["a", "b"], ["a", "b"])],
         ["", [""], [3], ["a", "a"], True],
@@ -138,12 +147,15 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     "training.epochs": ([(1, 1), (20.0, 20), ("20", 20)], [0, 100001, 1.5, True, 10**400]),
     "training.batch_size": ([(2, 2)], [0, 1, 65537, False]),
     "training.objective": ([(one, one) for one in OBJECTIVES], ["acc", None]),
-    "training.sampling": ([("plain", "plain"), ("balanced", "balanced")], ["weighted", None]),
-    "training.views": ([(1, 1), (1024, 1024), ("online", "online")], [0, 1025, "onlin", None]),
+    "training.sampling": ([("uniform", "uniform"), ("balanced", "balanced")], ["weighted", None]),
+    "training.num_views": ([(1, 1), (1024, 1024), ("online", "online")], [0, 1025, "onlin", None]),
     "training.warmup": ([(0, 0.0), (0.9, 0.9)], [1, -0.1]),
-    "training.clip_norm": ([(None, None), (1, 1.0)], [0, -1, True]),
+    "training.clip_grad_norm": ([(None, None), (1, 1.0)], [0, -1, True]),
     "training.ema": ([(None, None), (0.99, 0.99)], [0, 1]),
-    "training.amp": ([("auto", "auto"), (False, "off"), ("fp16", "fp16")], ["on", True, None]),
+    "training.precision": (
+        [("auto", "auto"), (False, "off"), ("fp16", "fp16")],
+        ["on", True, None],
+    ),
     "training.augment.crop": ([(1, 1.0)], [0, 1.1]),
     "training.augment.flip": ([(0, 0.0), (1, 1.0)], [-0.1, 1.1, True]),
     "training.augment.rotate": ([(180, 180.0)], [-1, 181]),
@@ -163,8 +175,8 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     "constraints.max_parameters": ([(None, None), (10**6, 10**6)], [0, 1.5, [1, 2]]),
     "constraints.max_latency_ms": ([(None, None), (2, 2.0)], [0, -1, True]),
     "constraints.max_memory_mb": ([(None, None), (1.5, 1.5)], [0, "1 GB"]),
-    "fit.views": ([("online", "online"), ("study", "study")], ["kept", 8, None]),
-    "fit.ema": (
+    "refit.views": ([("online", "online"), ("study", "study")], ["kept", 8, None]),
+    "refit.ema": (
         [("auto", "auto"), (False, "off"), ("off", "off"), ("9.9e-1", 0.99)],
         [0, 1, True, None, "on", -0.1],
     ),
@@ -176,9 +188,13 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     "files": ([(None, None), ("/shared", "/shared")], [3]),
 }
 RANGES: list[tuple[str, dict[str, Any], dict[str, Any] | None]] = [
-    ("space.depth", {"low": 0, "high": 5}, {"low": 0, "high": 5}),
-    ("space.depth", {"low": 2, "high": 8, "step": 3}, {"low": 2, "high": 8, "step": 3}),
-    ("space.depth", {"low": 1, "high": 8, "log": True}, {"low": 1, "high": 8, "log": True}),
+    ("space.trainable_layers", {"low": 0, "high": 5}, {"low": 0, "high": 5}),
+    ("space.trainable_layers", {"low": 2, "high": 8, "step": 3}, {"low": 2, "high": 8, "step": 3}),
+    (
+        "space.trainable_layers",
+        {"low": 1, "high": 8, "log": True},
+        {"low": 1, "high": 8, "log": True},
+    ),
     ("space.training.lr", {"low": "1e-4", "high": 1}, {"low": 1e-4, "high": 1.0}),
     (
         "space.head.dropout",
@@ -187,16 +203,16 @@ RANGES: list[tuple[str, dict[str, Any], dict[str, Any] | None]] = [
     ),
     ("space.head.dropout", {"low": 0, "high": 0.8, "step": None}, {"low": 0.0, "high": 0.8}),
     ("space.training.lr", {"low": 0.1, "high": 1, "log": False}, {"low": 0.1, "high": 1.0}),
-    ("space.depth", {"low": 3, "high": 3}, {"low": 3, "high": 3}),
-    ("space.depth", {"low": 3}, None),
-    ("space.depth", {}, None),
-    ("space.depth", {"low": 5, "high": 3}, None),
-    ("space.depth", {"low": 0, "high": 5, "log": True}, None),
-    ("space.depth", {"low": 0, "high": 5, "step": 2}, None),
-    ("space.depth", {"low": 0, "high": 5, "step": 1.5}, None),
-    ("space.depth", {"low": 0, "high": 5, "step": 0}, None),
-    ("space.depth", {"low": 0, "high": 5, "step": True}, None),
-    ("space.depth", {"low": 0, "hi": 5}, None),
+    ("space.trainable_layers", {"low": 3, "high": 3}, {"low": 3, "high": 3}),
+    ("space.trainable_layers", {"low": 3}, None),
+    ("space.trainable_layers", {}, None),
+    ("space.trainable_layers", {"low": 5, "high": 3}, None),
+    ("space.trainable_layers", {"low": 0, "high": 5, "log": True}, None),
+    ("space.trainable_layers", {"low": 0, "high": 5, "step": 2}, None),
+    ("space.trainable_layers", {"low": 0, "high": 5, "step": 1.5}, None),
+    ("space.trainable_layers", {"low": 0, "high": 5, "step": 0}, None),
+    ("space.trainable_layers", {"low": 0, "high": 5, "step": True}, None),
+    ("space.trainable_layers", {"low": 0, "hi": 5}, None),
     ("space.head.dropout", {"low": 0, "high": 0.85, "step": 0.1}, None),
     ("space.head.dropout", {"low": 0, "high": 0.8, "step": 1e-40}, None),
     ("space.training.lr", {"low": 0.1, "high": 1, "log": True, "step": 0.1}, None),
@@ -271,11 +287,11 @@ def test_ranges(key: str, value: dict[str, Any], becomes: dict[str, Any] | None)
         ({"objectives": ["macro_f1", "latency_ms"], "training.objective": "accuracy"}, OBJECTIVE),
         ({"objectives": PARETO, "search.pruner": "median"}, ["search.pruner"]),
         ({"objectives": PARETO, "search.patience": 10}, ["search.patience"]),
-        ({"objectives": PARETO, "search.order": "greedy"}, ["search.order"]),
-        ({"backbone": ["a", "b"], "search.order": "greedy"}, ["search.order"]),
+        ({"objectives": PARETO, "search.strategy": "greedy"}, ["search.strategy"]),
+        ({"backbone": ["a", "b"], "search.strategy": "greedy"}, ["search.strategy"]),
         ({"backbone": ["a", "b"], "weights": "my.pth"}, ["weights"]),
-        ({"search.order": "greedy", "search.known_good": True}, ["search.known_good"]),
-        ({"search.order": "greedy", "search.warm_start": "other"}, ["search.warm_start"]),
+        ({"search.strategy": "greedy", "search.default_plans": True}, ["search.default_plans"]),
+        ({"search.strategy": "greedy", "search.warm_start": "other"}, ["search.warm_start"]),
     ],
 )
 def test_keys_that_do_not_go_together(values: dict[str, Any], keys: list[str]) -> None:
@@ -289,11 +305,11 @@ def test_what_is_left_out_goes_with_what_is_given() -> None:
     pareto = load(objectives=["macro_f1", "latency_ms"])
     assert (pareto.search.pruner, pareto.training.objective) == ("none", "macro_f1")
     assert pareto.directions == {"macro_f1": "maximize", "latency_ms": "minimize"}
-    greedy = load(**{"search.order": "greedy"})
-    assert not greedy.search.known_good
-    assert load().search.known_good
+    greedy = load(**{"search.strategy": "greedy"})
+    assert not greedy.search.default_plans
+    assert load().search.default_plans
     for config in (pareto, greedy):
-        assert StudyConfig.model_validate(config.definition()) == config
+        assert StudyConfig.model_validate(config.identity()) == config
 
 
 def test_what_several_rooms_know_is_the_same_everywhere() -> None:
@@ -302,13 +318,15 @@ def test_what_several_rooms_know_is_the_same_everywhere() -> None:
     from autotune.config import fields as rules
     from autotune.config import schema as config
     from autotune.models.surgery import capabilities, components
+    from autotune.search.space import KEY_NAMES
 
     assert tuple(components.ACTIVATIONS) == ACTIVATIONS
     assert capabilities.KERNELS == KERNELS
     assert tuple(capabilities.POOLS) == LAYER_POOLS
     assert rules.FIRST_ABSOLUTE == plan.FIRST_ABSOLUTE
     *fields, last = config.LayerSpace.model_fields
-    assert (fields, last) == ([field.name for field in dataclasses.fields(plan.LayerPlan)], "last")
+    named = [KEY_NAMES.get(field.name, field.name) for field in dataclasses.fields(plan.LayerPlan)]
+    assert (fields, last) == (named, "max_layers")
 
 
 def test_all_mistakes_at_once() -> None:
@@ -337,8 +355,8 @@ def test_all_mistakes_at_once() -> None:
         "my.yaml: 16 mistakes\n"
         "  dataset: must not be empty\n"
         "  backbone: is required, but the file does not give it\n"
-        "  space.depth: a range has the keys low, high, step, log, but got 'stop'; did you mean "
-        "'step'?\n"
+        "  space.trainable_layers: a range has the keys low, high, step, log, but got 'stop'; did "
+        "you mean 'step'?\n"
         "  space.head.units: the values of a choice must differ, but got 64 twice\n"
         "  space.head.dropout: high must be low plus whole steps of 0.1, but got 0.85; the "
         "nearest below is 0.8\n"
@@ -350,19 +368,20 @@ def test_all_mistakes_at_once() -> None:
         "  search.sampler: must be one of gp, tpe, random, or one's own as my_file.py:name, "
         "but got 'tpee'; did you mean 'tpe'?\n"
         "  search.trials: must be a whole number of at least 1, but got 0\n"
-        "  search.prunner: unknown key; search has sampler, pruner, order, greedy, known_good, "
-        "warm_start, trials, timeout, device_hours, patience, seed; did you mean 'pruner'?\n"
+        "  search.prunner: unknown key; search has sampler, pruner, strategy, greedy, "
+        "default_plans, warm_start, trials, timeout, device_hours, patience, seed; did you "
+        "mean 'pruner'?\n"
         "  training.epochs: must be a whole number of at least 1 and at most 100000, but got "
         "true\n"
         "  training.objective: must be one of accuracy, balanced_accuracy, macro_f1, log_loss, "
         "but got 'accurracy'; did you mean 'accuracy'?\n"
         "  training.augment: must hold keys of its own, but got null\n"
         "  lr: unknown key; a study file has name, description, dataset, backbone, weights, "
-        "inherit, data, space, baseline, search, training, objectives, constraints, fit, "
+        "init, data, space, baseline, search, training, objectives, constraints, refit, "
         "cache, storage, files; did you mean "
         "'space.training.lr' or 'baseline.lr'?\n"
         "  bakbone: unknown key; a study file has name, description, dataset, backbone, weights, "
-        "inherit, data, space, baseline, search, training, objectives, constraints, fit, "
+        "init, data, space, baseline, search, training, objectives, constraints, refit, "
         "cache, storage, files; did you mean "
         "'backbone'?"
     )
@@ -392,7 +411,7 @@ def test_all_mistakes_at_once() -> None:
             "at least 8 and at most 65536, but got 8.5",
         ),
         (
-            "space.layers.bridge",
+            "space.layers.low_rank",
             {"low": 0.5, "high": 1},
             "must be a width or a list of widths, but got {'low': 0.5, 'high': 1}",
         ),
@@ -416,18 +435,18 @@ def test_all_mistakes_at_once() -> None:
         (
             "space.layers.drop",
             0.1,
-            "unknown key; space.layers has kernel, width, bridge, activation, pool, dropout, "
-            "drop_path, last; did you mean 'dropout' or 'drop_path'?",
+            "unknown key; space.layers has kernel, width, low_rank, activation, pool, dropout, "
+            "drop_path, max_layers; did you mean 'dropout' or 'drop_path'?",
         ),
         ("space.head.batch_norm", "yes", "must be true or false, but got 'yes'"),
         (
-            "inherit",
+            "init",
             "weight",
-            "must be one of weights, data, none, but got 'weight'; did you mean 'weights'?",
+            "must be one of pretrained, activations, random, but got 'weight'",
         ),
-        ("space.depth", [], "a choice needs at least one value, but got an empty list"),
+        ("space.trainable_layers", [], "a choice needs at least one value, but got an empty list"),
         (
-            "space.depth",
+            "space.trainable_layers",
             {"low": 0, "high": 5, "step": 9},
             "high must be low plus whole steps of 9, but got 5; one step is more",
         ),
@@ -441,7 +460,7 @@ def test_all_mistakes_at_once() -> None:
             "augment",
             {},
             "unknown key; a study file has name, description, dataset, backbone, weights, "
-            "inherit, data, space, baseline, search, training, objectives, constraints, fit, "
+            "init, data, space, baseline, search, training, objectives, constraints, refit, "
             "cache, storage, files; did you mean "
             "'training.augment'?",
         ),
@@ -449,7 +468,7 @@ def test_all_mistakes_at_once() -> None:
             "seed",
             1,
             "unknown key; a study file has name, description, dataset, backbone, weights, "
-            "inherit, data, space, baseline, search, training, objectives, constraints, fit, "
+            "init, data, space, baseline, search, training, objectives, constraints, refit, "
             "cache, storage, files; did you mean "
             "'data.seed' or 'search.seed'?",
         ),
@@ -478,8 +497,8 @@ def test_the_definition_leaves_out_what_may_change() -> None:
     there = load(
         **{"search.timeout": 9, "files": "/x", "description": "?", "cache.features": "off"}
     )
-    assert here.definition() == there.definition()
-    assert load(**{"search.seed": 1}).definition() != here.definition()
+    assert here.identity() == there.identity()
+    assert load(**{"search.seed": 1}).identity() != here.identity()
 
 
 def numbers(low: float, high: float, integer: bool) -> st.SearchStrategy[Any]:
@@ -508,14 +527,14 @@ def names(allowed: tuple[Any, ...]) -> st.SearchStrategy[Any]:
 overrides = st.fixed_dictionaries(
     {},
     optional={
-        "space.depth": numbers(0, 12, True),
-        "inherit": names(INHERIT),
+        "space.trainable_layers": numbers(0, 12, True),
+        "init": names(INIT),
         "space.layers.kernel": names(("keep", *KERNELS)),
         "space.layers.width": names(("keep", 0.5, 1.5, 64)),
         "space.layers.activation": names(("keep", *ACTIVATIONS)),
         "space.layers.pool": names(("keep", *LAYER_POOLS)),
         "space.layers.dropout": st.just("keep") | numbers(0, 0.9, False),
-        "space.layers.last": st.integers(1, 99),
+        "space.layers.max_layers": st.integers(1, 99),
         "space.head.activation": names(ACTIVATIONS),
         "space.head.batch_norm": names((True, False)),
         "space.head.hidden_layers": numbers(0, 3, True),
@@ -531,8 +550,8 @@ overrides = st.fixed_dictionaries(
         "search.sampler": st.sampled_from(SAMPLERS),
         "search.pruner": st.sampled_from((*PRUNERS, None)),
         "training.epochs": st.integers(1, 1000),
-        "training.clip_norm": st.none() | st.floats(0.1, 10),
-        "training.amp": st.sampled_from(("auto", False, "bf16")),
+        "training.clip_grad_norm": st.none() | st.floats(0.1, 10),
+        "training.precision": st.sampled_from(("auto", False, "bf16")),
     },
 )
 
@@ -540,7 +559,7 @@ overrides = st.fixed_dictionaries(
 @given(overrides)
 def test_a_definition_comes_back_as_it_was(given: dict[str, Any]) -> None:
     config = load(**given)
-    stored = json.loads(json.dumps(config.definition()))
+    stored = json.loads(json.dumps(config.identity()))
     again = StudyConfig.model_validate(
         {
             **stored,
@@ -552,7 +571,7 @@ def test_a_definition_comes_back_as_it_was(given: dict[str, Any]) -> None:
         }
     )
     assert again == config
-    assert same(again.definition(), config.definition())
+    assert same(again.identity(), config.identity())
 
 
 @given(

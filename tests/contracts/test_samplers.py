@@ -35,7 +35,7 @@ def space_of(**config: Any) -> Space:
 
 
 FULL = space_of(
-    depth={"low": 0, "high": 3},
+    trainable_layers={"low": 0, "high": 3},
     head={
         "hidden_layers": {"low": 0, "high": 1},
         "units": [64, 128],
@@ -49,7 +49,7 @@ FULL = space_of(
     },
 )
 LAYERS = space_of(
-    depth={"low": 0, "high": 3},
+    trainable_layers={"low": 0, "high": 3},
     layers={
         "kernel": ["keep", 1, 5],
         "width": [0.5, "keep", 64],
@@ -58,11 +58,13 @@ LAYERS = space_of(
     },
     head={"hidden_layers": [0, 1], "activation": ["relu", "tanh"], "batch_norm": [True, False]},
 )
-ONE = space_of(depth={"low": 0, "high": 5})
+ONE = space_of(trainable_layers={"low": 0, "high": 5})
 ONE_CHOICE = space_of(head={"pool": ["keep", "max"]})
-NOTHING = space_of(depth=2)
+NOTHING = space_of(trainable_layers=2)
 ONE_RATE = space_of(training={"lr": {"low": 1e-4, "high": 1, "log": True}})
-NO_BASELINE = space_of(depth={"low": 1, "high": 4}, training={"lr": {"low": 1e-4, "high": 1}})
+NO_BASELINE = space_of(
+    trainable_layers={"low": 1, "high": 4}, training={"lr": {"low": 1e-4, "high": 1}}
+)
 SPACES = {
     "full": FULL,
     "layers": LAYERS,
@@ -355,7 +357,9 @@ def test_there_is_no_other_sampler() -> None:
 
 
 SMALL = space_of(
-    depth={"low": 0, "high": 2}, head={"pool": ["keep", "max"]}, training={"layer_decay": [0.5, 1]}
+    trainable_layers={"low": 0, "high": 2},
+    head={"pool": ["keep", "max"]},
+    training={"layer_decay": [0.5, 1]},
 )
 
 

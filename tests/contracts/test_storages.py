@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,19 +15,14 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy
-from optuna.trial import TrialState
 
 from autotune.errors import StorageError
-from autotune.storage.rdb.connection import (
-    GRACE_PERIOD_S,
-    allow_experimental,
-    open_storage,
-    storage_errors,
-)
+from autotune.storage.rdb.connection import open_storage, storage_errors
 from autotune.storage.rdb.heartbeat import Heartbeat
 from autotune.storage.rdb.retry import RetryingStorage
 from autotune.storage.rdb.study_lock import study_lock
 from autotune.storage.url import absolute_url
+from tests.support.runs import wait_for
 
 #: What every child process starts with; the URL and the folder come as arguments.
 PROLOGUE = """
@@ -168,11 +162,6 @@ def test_a_study_is_there_when_it_is_opened_again(
         assert again.best_trial == study.best_trial
 
 
-def test_heartbeats_are_on(storage: RetryingStorage) -> None:
-    assert storage.get_heartbeat_interval() == 15
-    assert storage.grace_period == GRACE_PERIOD_S
-
-
 def test_several_processes_make_the_same_study(url: str, tmp_path: Path) -> None:
     run_together(CREATE, 4, url, str(tmp_path))
     assert optuna.get_all_study_names(open_storage(url)) == ["s"]
@@ -230,11 +219,6 @@ def test_the_study_lock_is_free_after_an_error(url: str, storage: RetryingStorag
     assert in_time(take(storage, url, "s"), 20)
 
 
-def test_the_storage_can_be_used_under_the_lock(url: str, storage: RetryingStorage) -> None:
-    with study_lock(storage, url, "s"):
-        new_study(storage).set_user_attr("a", 1)
-
-
 # Heartbeat
 
 
@@ -244,13 +228,6 @@ def beats(engine: sqlalchemy.Engine, trial_id: int) -> Any:
             sqlalchemy.text("SELECT heartbeat FROM trial_heartbeats WHERE trial_id = :id"),
             {"id": trial_id},
         ).scalar()
-
-
-def wait_for(condition: Any, seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def test_a_heartbeat_is_written_from_the_first_moment(
@@ -281,32 +258,6 @@ def test_a_heartbeat_outlives_a_write_that_fails(
     assert not broken.is_set()
     assert f"heartbeat of trial id {trial._trial_id}" in caplog.text
     assert "server went away" in caplog.text
-
-
-def test_stale_trials_are_found(url: str, engine: sqlalchemy.Engine, ask: Any) -> None:
-    storage = open_storage(url, create=True)
-    study = new_study(storage)
-    trials = [ask(study) for _ in range(3)]
-    for trial in trials[:2]:
-        with Heartbeat(storage, trial._trial_id):
-            wait_for(lambda number=trial._trial_id: beats(engine, number) is not None)
-    ages = {"sqlite": "datetime('now', :age)", "postgresql": "now() + CAST(:age AS interval)"}
-    with engine.begin() as connection:
-        connection.execute(
-            sqlalchemy.text(
-                f"UPDATE trial_heartbeats SET heartbeat = {ages[engine.dialect.name]} "
-                "WHERE trial_id = :id"
-            ),
-            {"age": f"-{GRACE_PERIOD_S + 5} seconds", "id": trials[0]._trial_id},
-        )
-    with allow_experimental():
-        optuna.storages.fail_stale_trials(study)
-    # The second is alive, and the third has never had a heartbeat: nobody can tell.
-    assert [one.state for one in study.trials] == [
-        TrialState.FAIL,
-        TrialState.RUNNING,
-        TrialState.RUNNING,
-    ]
 
 
 # Errors

@@ -70,7 +70,7 @@ INSTEAD = (
     (r"(--study photos) (--files) /shared", r"\1 --to sqlite:///copied.db \2 {root}/shared"),
     (r"/backups/", "{root}/backups/"),
     (r"--wait 3600", "--wait 1"),
-    (r"rerun digits 12", "rerun digits 1"),
+    (r"reproduce digits 12", "reproduce digits 1"),
     (r"--plan 7", "--plan 1"),
     (r"export MODEL", "export storage/autotune.files/models/digits"),
     (r"PORT=9000|--port 9000", "PORT={port}"),
@@ -83,7 +83,7 @@ UNTIL_INTERRUPTED = ((r"dashboard", "http://127.0.0.1"),)
 #: What is changed in all study files that ship: a study of seconds.
 SMALL: dict[str, Any] = {
     "data": {"image_size": 32},
-    "training": {"epochs": 1, "views": 1},
+    "training": {"epochs": 1, "num_views": 1},
     "search": {"trials": 2},
 }
 
@@ -170,7 +170,7 @@ def checkout(postgres: Server) -> Iterator[Checkout]:
             "make study",
             "make study DATASET=photos",
             f"make study DATASET=photos STORAGE={made.postgres}",
-            "make fit",
+            "make refit",
         ):
             assert not (wrong := made.run(text)), f"{text}: {wrong}"
         yield made

@@ -91,7 +91,7 @@ def test_a_sampler_and_a_pruner_are_made(own: Path) -> None:
 
 @pytest.mark.slow
 def test_a_sampler_and_a_pruner_run_a_study(own: Path) -> None:
-    arguments = ("digits", *OWN, *SMALL, "search.known_good=false", "search.trials=4")
+    arguments = ("digits", *OWN, *SMALL, "search.default_plans=false", "search.trials=4")
     ended = call("run", *arguments, "--workers", "1", cwd=own)
     assert (ended.code, ended.err) == (0, "")
     trials = trials_of(own, "digits-Climber")
@@ -112,7 +112,7 @@ def test_the_changes_of_autotune(changed: Path) -> None:
     """A value more of an activation, and two data sets; in one process, which imports torch."""
     code = """
 import torch
-from autotune.data.sources.registry import known_names
+from autotune.data.sources.registry import dataset_names
 from autotune.models.backbone import load_backbone
 from autotune.models.layers import list_layers
 from autotune.models.network import build_network
@@ -120,7 +120,7 @@ from autotune.models.surgery.probing import cached_capabilities
 from autotune.plan import LayerPlan, TrialPlan
 from autotune.config.loading import load_study_file
 
-assert {"gtsrb", "leaves"} <= set(known_names())
+assert {"gtsrb", "leaves"} <= set(dataset_names())
 load_study_file("digits", ["space.layers.activation=[keep,celu]"])
 backbone = load_backbone("test_resnet.letters")
 plan = TrialPlan("test_resnet.letters", depth=1, layers=(LayerPlan(activation="celu"),))

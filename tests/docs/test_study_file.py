@@ -32,7 +32,9 @@ def test_what_a_line_says() -> None:
         in (tables["search"])
     )
     assert "| `dataset` | text | required |" in tables["study"]
-    assert "| `training.amp` | `auto`, `off`, `bf16`, `fp16` | `auto` |" in tables["training"]
+    assert (
+        "| `training.precision` | `auto`, `off`, `bf16`, `fp16` | `auto` |" in tables["training"]
+    )
     assert "; a list or a range of them | `0.003` |" in tables["space.training"]
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +65,9 @@ def test_a_name_that_timm_does_not_know(name: str, message: str) -> None:
             use(name)
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_resnet.r160_in1k", "test_resnet.letters"])
-def test_names_that_are_known(name: str) -> None:
-    check_name(name)
+def test_names_that_are_known() -> None:
+    for name in ("test_resnet", "test_resnet.r160_in1k", "test_resnet.letters"):
+        check_name(name)
 
 
 # no weights
@@ -83,7 +82,7 @@ def test_none_gives_every_process_the_same_weights() -> None:
     assert load_backbone("test_resnet.r160_in1k", "none").weights_hash == first.weights_hash
 
 
-def test_a_loaded_backbone_is_locked_and_copied() -> None:
+def test_a_loaded_backbone_is_frozen_and_copied() -> None:
     backbone = load_backbone("test_resnet", "none", 64)
     assert isinstance(backbone, Backbone)
     assert not any(parameter.requires_grad for parameter in backbone.pretrained.parameters())
@@ -97,8 +96,10 @@ def test_a_loaded_backbone_is_locked_and_copied() -> None:
 # files
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt"])
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    [*((name, ".safetensors") for name in NAMES), ("test_resnet", ".pth"), ("test_vit", ".pt")],
+)
 def test_weights_of_a_file(name: str, suffix: str, tmp_path: Path) -> None:
     model = trained(name)
     file = tmp_path / f"weights{suffix}"
@@ -112,11 +113,8 @@ def test_weights_of_a_file(name: str, suffix: str, tmp_path: Path) -> None:
 def forms(state: dict[str, Tensor]) -> dict[str, Any]:
     return {
         "state_dict": {"state_dict": state, "epoch": 3},
-        "model": {"model": state},
-        "module": {f"module.{key}": value for key, value in state.items()},
         "both": {"state_dict": {f"module.{key}": value for key, value in state.items()}},
         "compiled": {f"_orig_mod.{key}": value for key, value in state.items()},
-        "ordered": OrderedDict(state),
         "half": {key: value.half() for key, value in state.items() if value.ndim},
         "headless": {key: value for key, value in state.items() if not key.startswith("fc.")},
     }
@@ -141,10 +139,13 @@ def test_a_file_under_the_home_folder(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("source", "name", "parts"),
     [
-        ("test_convnext", "test_resnet", ("missing: conv1.0.weight", "unknown: stem.0.weight")),
+        (
+            "test_convnext",
+            "test_resnet",
+            ("missing: conv1.0.weight", "unknown: stem.0.weight", " more"),
+        ),
         ("test_resnet", "test_vit", ("missing: cls_token, pos_embed", "unknown: conv1.0.weight")),
-        ("resnet18", "resnet34", ("missing: layer1.2.conv1.weight", " and 77 more")),
-        ("resnet10t", "resnet14t", ("missing: ", "other shapes: ")),
+        ("resnet10t", "resnet14t", ("missing: ", "other shapes: layer", " instead of (")),
     ],
 )
 def test_the_weights_of_another_architecture(
@@ -154,15 +155,6 @@ def test_the_weights_of_another_architecture(
     with pytest.raises(BackboneError, match=f"does not belong to the backbone '{name}'") as caught:
         load_backbone(name, str(tmp_path / "w.pth"))
     assert all(part in str(caught.value) for part in parts), caught.value
-
-
-def test_weights_of_other_shapes(tmp_path: Path) -> None:
-    state = trained("test_resnet").state_dict()
-    state["layer1.0.conv1.weight"] = torch.zeros(5, 6)
-    torch.save(state, tmp_path / "w.pth")
-    shapes = r"1 other shapes: layer1.0.conv1.weight is \(5, 6\) instead of \("
-    with pytest.raises(BackboneError, match=shapes):
-        load_backbone("test_resnet", str(tmp_path / "w.pth"))
 
 
 def damaged(path: Path, how: str) -> Path:
@@ -189,12 +181,10 @@ def damaged(path: Path, how: str) -> Path:
     [
         ("truncated safetensors", "cannot read .* as a .safetensors file"),
         ("truncated pth", "cannot read .* as a .pth file"),
-        ("empty safetensors", "cannot read"),
         ("empty pth", "cannot read"),
         ("code pth", "cannot read .* holds tensors only"),
         ("list pth", "cannot read"),
         ("numbers pth", "holds no state dict of tensors"),
-        ("text pth", "cannot read"),
         ("text safetensors", "cannot read"),
         ("missing pth", "there is no file .*'hub', 'none' or the path"),
     ],
@@ -205,10 +195,7 @@ def test_a_file_that_holds_no_weights(how: str, message: str, tmp_path: Path) ->
         load_backbone("test_resnet", str(file))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "pwned").exists()
-
-
-def test_a_folder_holds_no_weights(tmp_path: Path) -> None:
-    with pytest.raises(BackboneError, match="there is no file"):
+    with pytest.raises(BackboneError, match="there is no file"):  # but a folder
         load_backbone("test_resnet", str(tmp_path))
 
 
@@ -247,21 +234,16 @@ def test_an_impossible_size(name: str, size: int, device: str) -> None:
 def test_trying_a_size_leaves_nothing_behind() -> None:
     """Attention biases are kept in evaluation mode; those of the random weights must not be."""
     model = build_backbone("levit_128s", 224, device="meta")
-    caches = [one.attention_bias_cache for one in model.modules() if _has_cache(one)]
-    assert caches and not any(caches)
-
-
-def _has_cache(module: nn.Module) -> bool:
-    return hasattr(module, "attention_bias_cache")
+    caches = [getattr(one, "attention_bias_cache", None) for one in model.modules()]
+    assert {} in caches and not any(caches)
 
 
 # fingerprint
 
 
-def test_the_fingerprint_sees_every_tensor() -> None:
+def test_the_fingerprint_depends_on_every_tensor() -> None:
     model = build_backbone("test_resnet", None)
     first = hash_weights(model)
-    assert hash_weights(model) == first
     assert len(first) == 32
     for name, value in state_of(model).items():
         own = model.state_dict()[name]

@@ -57,7 +57,7 @@ def make(*arguments: str) -> str:
         (["study", "STUDY=my.yaml", "DATASET=x"], "run 'my.yaml' 'dataset=x'"),
         (["study", "NAME=other"], "run 'digits' --name 'other'"),
         (["study", "WEIGHTS=a.pth", "SEED=1"], "run 'digits' 'weights=a.pth' 'search.seed=1'"),
-        (["study", "ARGS=training.views=2"], "run 'digits' training.views=2"),
+        (["study", "ARGS=training.num_views=2"], "run 'digits' training.num_views=2"),
         (["report", "SAMPLER=gp"], "report 'digits' 'search.sampler=gp'"),
         (["report", "ARGS=--format md"], "report 'digits' --format md"),
         (["best"], "best 'digits'"),
@@ -67,7 +67,7 @@ def make(*arguments: str) -> str:
         (["doctor", "FIX=1", "NAME=other"], "doctor 'digits' --name 'other' --fix"),
         (["confirm"], "confirm 'digits'"),
         (["confirm", "ARGS=--top 3 --seeds 8"], "confirm 'digits' --top 3 --seeds 8"),
-        (["fit"], "fit 'digits'"),
+        (["refit"], "refit 'digits'"),
         (
             ["predict", "IMAGES=my photos", "ARGS=-o out.csv"],
             "predict 'storage/autotune.files/models/digits' 'my photos' -o out.csv",
@@ -81,16 +81,36 @@ def make(*arguments: str) -> str:
             ["export", "FORMAT=timm", "MODEL=m", "IMAGES=x"],
             "export 'm' --format timm --images 'x'",
         ),
-        (["workers", "STUDY=my.yaml"], "worker 'my.yaml'"),
+        (["worker", "STUDY=my.yaml"], "worker 'my.yaml'"),
         (["dashboard", "PORT=9000"], "dashboard 'digits' --port 9000"),
         (["validate"], "validate 'digits'"),
         (["layers", "BACKBONE=resnet50.a1_in1k"], "layers 'resnet50.a1_in1k'"),
         (["layers", "ARGS=--plan 3"], "layers --plan 3"),
-        (["backup", "OUTPUT=my.db"], "storage backup --output 'my.db'"),
+        (["backup", "OUTPUT=my.db"], "storage copy --to 'sqlite:///my.db'"),
     ],
 )
 def test_variables_become_arguments(arguments: list[str], expected: str) -> None:
     assert make(*arguments) == f".venv/bin/autotune {expected}"
+
+
+def test_old_names_are_accepted_with_one_line() -> None:
+    result = subprocess.run(
+        ["make", "-n", "-o", ".venv/bin/autotune", "fit", "ORDER=greedy", "INHERIT=random"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "refit 'digits' 'init=random' 'search.strategy=greedy'" in result.stdout
+    assert [line.split(";")[0] for line in result.stderr.splitlines()] == [
+        "make: 'INHERIT' is now called 'INIT'",
+        "make: 'ORDER' is now called 'STRATEGY'",
+        "make: 'make fit' is now called 'make refit'",
+    ]
+    both = subprocess.run(
+        ["make", "-n", "study", "ORDER=greedy", "STRATEGY=joint"], cwd=ROOT, capture_output=True
+    )
+    assert both.returncode == 2 and b"give one of the two" in both.stderr
 
 
 def test_the_dashboard_for_others() -> None:
@@ -105,15 +125,15 @@ def test_the_tests_that_need_a_gpu_run_one_after_the_other() -> None:
 
 def test_a_backup_has_a_name_of_its_own() -> None:
     told = make("backup", "STORAGE=postgresql://me:secret@host/db")
-    name = r"'storage/backup-\d{8}-\d{6}\.db'"
-    assert re.fullmatch(rf"\.venv/bin/autotune storage backup --output {name}", told)
+    name = r"'sqlite:///storage/backup-\d{8}-\d{6}\.db'"
+    assert re.fullmatch(rf"\.venv/bin/autotune storage copy --to {name}", told)
 
 
 def test_the_local_server() -> None:
     installed = ("-o", ".venv/postgres-local")
-    start = ".venv/bin/autotune storage local --folder storage/postgres"
-    assert make(*installed, "postgres-local") == start
-    assert make(*installed, "postgres-local-down") == f"{start} --stop"
+    for target, action in (("postgres-local", "start"), ("postgres-local-down", "stop")):
+        expected = f".venv/bin/autotune storage postgres {action} --folder storage/postgres"
+        assert make(*installed, target) == expected
 
 
 @pytest.fixture
@@ -224,7 +244,7 @@ def test_help_has_a_line_for_every_target() -> None:
         check=True,
     )
     listed = {line.split()[0] for line in result.stdout.splitlines()[:-3] if line.strip()}
-    assert listed == set(phony.split())
+    assert listed == set(phony.split()) - {"fit", "workers"}  # old names
     assert all(len(line.split()) > 2 for line in result.stdout.splitlines() if line.strip())
 
 

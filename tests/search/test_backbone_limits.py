@@ -24,8 +24,8 @@ from autotune.search.space import Params, Space
 from tests.support.capabilities import FakeCapabilities, fake_capabilities
 
 CONFIG: dict[str, Any] = {
-    "depth": {"low": 0, "high": 5},
-    "layers": {"kernel": ["keep", 3, 5], "dropout": {"low": 0, "high": 0.5}, "last": 2},
+    "trainable_layers": {"low": 0, "high": 5},
+    "layers": {"kernel": ["keep", 3, 5], "dropout": {"low": 0, "high": 0.5}, "max_layers": 2},
     "head": {"pool": ["keep", "avg", "max"]},
 }
 SMALL = Candidate(
@@ -129,7 +129,7 @@ def test_what_a_backbone_cannot_take(
 
 
 def test_a_value_that_every_backbone_but_one_has_is_kept_by_that_one() -> None:
-    space = both(layers={"kernel": 3, "last": 1}, depth=1)
+    space = both(layers={"kernel": 3, "max_layers": 1}, trainable_layers=1)
     assert space.fixed["layer.1.kernel"] == 3
     assert list(space.distributions) == ["backbone", "head.pool"]
     plans = [space.plan(params(space, backbone=name)) for name in space.backbones]
@@ -145,7 +145,11 @@ def test_where_keep_is_no_choice_the_first_possible_value_is_taken() -> None:
     )
     space = Space.from_candidates(
         [picky, LARGE],
-        SpaceConfig(depth=1, layers={"kernel": [1, 5], "last": 1}, head={"pool": ["max", "avg"]}),  # type: ignore[arg-type]
+        SpaceConfig(
+            trainable_layers=1,
+            layers={"kernel": [1, 5], "max_layers": 1},
+            head={"pool": ["max", "avg"]},
+        ),  # type: ignore[arg-type]
         "weights",
     )
     found = space.canonical(params(space, backbone="small", layer__1__kernel=1, head__pool="max"))
@@ -165,7 +169,7 @@ def test_where_keep_is_no_choice_the_first_possible_value_is_taken() -> None:
 def test_all_layers_are_the_least_depth_that_asks_for_them(
     depth: Any, wanted: int, written: int
 ) -> None:
-    space = both(depth=depth)
+    space = both(trainable_layers=depth)
     drawn = params(space, backbone="small", depth=wanted)
     assert space.canonical(drawn)["depth"] == written
     assert space.plan(drawn).depth == 2
@@ -238,9 +242,9 @@ depths = (
 )
 configs = st.fixed_dictionaries(
     {
-        "depth": depths,
+        "trainable_layers": depths,
         "layers": st.fixed_dictionaries(
-            {"last": st.integers(1, 3)},
+            {"max_layers": st.integers(1, 3)},
             optional={
                 "kernel": choice("keep", 3, 5),
                 "width": choice("keep", 0.5, 64),
@@ -322,7 +326,7 @@ def test_each_backbone_has_the_plans_of_a_study_of_its_own(given: tuple[Any, ...
     assert plan.depth <= candidate.layers
     # With the depth of the plan: deeper than its layers, no study of its own could go.
     alone = Space.from_candidates(
-        [candidate], config.model_copy(update={"depth": plan.depth}), inherit
+        [candidate], config.model_copy(update={"trainable_layers": plan.depth}), inherit
     )
     assert alone.params(plan) is not None
     for index, layer in enumerate(plan.layers, start=1):

@@ -27,14 +27,16 @@ def space_of(**config: Any) -> Space:
 
 
 SMALL = space_of(
-    depth={"low": 0, "high": 2},
+    trainable_layers={"low": 0, "high": 2},
     layers={"kernel": ["keep", 5], "width": ["keep", 0.5]},
     head={"hidden_layers": [0, 1], "dropout": {"low": 0, "high": 0.2, "step": 0.1}},
     training={"optimizer": ["adamw", "sgd"], "momentum": [0.5, 0.9], "layer_decay": [0.5, 1.0]},
 )
-CONTINUOUS = space_of(depth=[0, 1], training={"lr": {"low": 1e-4, "high": 1, "log": True}})
+CONTINUOUS = space_of(
+    trainable_layers=[0, 1], training={"lr": {"low": 1e-4, "high": 1, "log": True}}
+)
 GRIDS = space_of(
-    depth={"low": 1, "high": 3, "log": True},
+    trainable_layers={"low": 1, "high": 3, "log": True},
     training={"weight_decay": {"low": 0.1, "high": 0.8, "step": 0.1}},
 )
 

@@ -30,11 +30,13 @@ def space_of(**config: Any) -> Space:
     )
 
 
-FULL = space_of(depth={"low": 0, "high": 3}, layers=LAYERS, head=HEAD, training=TRAINING)
+FULL = space_of(
+    trainable_layers={"low": 0, "high": 3}, layers=LAYERS, head=HEAD, training=TRAINING
+)
 
 
 def sampler_of(space: Space, **greedy: Any) -> CanonicalSampler:
-    search = {"sampler": "random", "order": "greedy", "trials": 40, "greedy": greedy}
+    search = {"sampler": "random", "strategy": "greedy", "trials": 40, "greedy": greedy}
     study = {"dataset": "digits", "backbone": "resnet18", "search": search}
     return make_sampler(validate(study, "test"), space, 0)
 
@@ -99,14 +101,14 @@ def test_the_stages_go_from_the_last_layer_to_the_first_then_head_and_training()
 
 
 def test_layers_that_have_nothing_to_search_are_trainable_as_they_are() -> None:
-    plain = list_stages(space_of(depth={"low": 0, "high": 4, "step": 2}))
+    plain = list_stages(space_of(trainable_layers={"low": 0, "high": 4, "step": 2}))
     assert [(one.name, one.free, one.depth) for one in plain] == [
         ("layers 1-2", (), 2),
         ("layers 3-4", (), 4),
     ]
-    chosen = list_stages(space_of(depth=[3, 1], layers={"kernel": ["keep", 5]}))
+    chosen = list_stages(space_of(trainable_layers=[3, 1], layers={"kernel": ["keep", 5]}))
     assert [(one.name, one.depth) for one in chosen] == [("layer 1", 1), ("layers 2-3", 3)]
-    fixed = list_stages(space_of(depth=2, layers={"kernel": ["keep", 5]}))
+    fixed = list_stages(space_of(trainable_layers=2, layers={"kernel": ["keep", 5]}))
     assert [(one.name, one.free, one.depth) for one in fixed] == [
         ("layer 1", ("layer.1.kernel", "inherit"), None),
         ("layer 2", ("layer.2.kernel", "inherit"), None),
@@ -203,7 +205,7 @@ def test_what_is_left_of_the_budget_is_shared_among_the_stages_left() -> None:
 
 
 def test_workers_do_not_wait_for_a_stage_whose_plans_are_all_taken() -> None:
-    space = space_of(depth={"low": 0, "high": 2}, training={"weight_decay": [0.0, 0.1]})
+    space = space_of(trainable_layers={"low": 0, "high": 2}, training={"weight_decay": [0.0, 0.1]})
     study = optuna.create_study(direction="maximize")
     add(study, space, 0.5)
     add(study, space, None, "layer 1", depth=1)  # its only plan, and it runs

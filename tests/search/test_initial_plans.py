@@ -60,13 +60,14 @@ def test_the_head_first_where_the_space_has_head_epochs() -> None:
     title = "linear probing, then fine-tuning"
     training = {"lr": LR, "layer_decay": {"low": 0.5, "high": 1.0}}
     searched = space_of(
-        depth=DEPTH, training={**training, "head_epochs": {"low": 0, "high": 4, "step": 2}}
+        trainable_layers=DEPTH,
+        training={**training, "head_only_epochs": {"low": 0, "high": 4, "step": 2}},
     )
     assert short(default_plans(searched, epochs=20))[2] == (title, 5, 9e-4, 0.7, 4)
     assert short(default_plans(searched, epochs=8))[2] == (title, 5, 9e-4, 0.7, 2)
-    fixed = space_of(depth=DEPTH, training={**training, "head_epochs": 3})
+    fixed = space_of(trainable_layers=DEPTH, training={**training, "head_only_epochs": 3})
     assert [one[4] for one in short(default_plans(fixed, epochs=20))] == [3, 3, 3]
-    without = space_of(depth=DEPTH, training=training)
+    without = space_of(trainable_layers=DEPTH, training=training)
     assert len(default_plans(without, epochs=20)) == 2
 
 
@@ -86,15 +87,15 @@ def test_the_head_first_where_the_space_has_head_epochs() -> None:
 def test_learning_rates_follow_optimiser_and_baseline(
     optimizer: Any, baseline: dict[str, Any], lr: float
 ) -> None:
-    space = space_of(depth=DEPTH, training={"optimizer": optimizer, "lr": LR})
+    space = space_of(trainable_layers=DEPTH, training={"optimizer": optimizer, "lr": LR})
     config = BaselineConfig.model_validate(baseline)
     assert [one[2] for one in short(default_plans(space, config))] == [pytest.approx(3 * lr), lr]
 
 
 def test_values_that_the_space_does_not_have_become_the_nearest() -> None:
     space = space_of(
-        depth=[0, 2, 3],
-        layers={"kernel": [3, 5], "width": ["keep", 0.5], "last": 1},
+        trainable_layers=[0, 2, 3],
+        layers={"kernel": [3, 5], "width": ["keep", 0.5], "max_layers": 1},
         head={"hidden_layers": [1, 2], "units": [64, 512], "pool": ["max", "avg"]},
         training={"lr": [1e-3, 1e-2], "layer_decay": [0.5, 0.8], "weight_decay": 0.1},
     )
@@ -110,11 +111,11 @@ def test_values_that_the_space_does_not_have_become_the_nearest() -> None:
 
 @pytest.mark.parametrize("depth", [0, [0], {"low": 0, "high": 0}])
 def test_nothing_is_known_where_no_layer_is_trainable(depth: Any) -> None:
-    assert default_plans(space_of(depth=depth, training={"lr": LR})) == ()
+    assert default_plans(space_of(trainable_layers=depth, training={"lr": LR})) == ()
 
 
 def test_equal_plans_are_queued_once() -> None:
-    (only,) = default_plans(space_of(depth=1))
+    (only,) = default_plans(space_of(trainable_layers=1))
     assert only.title == "known good: last layer trainable"
     two = [
         InitialPlan("a", {}, only.plan),
@@ -142,8 +143,8 @@ FIXED = Space.from_config(
     "resnet18",
     SpaceConfig.model_validate(
         {
-            "depth": {"low": 0, "high": 3},
-            "layers": {"kernel": ["keep", 5], "last": 2},
+            "trainable_layers": {"low": 0, "high": 3},
+            "layers": {"kernel": ["keep", 5], "max_layers": 2},
             "head": {"hidden_layers": [0, 1], "units": 64, "dropout": [0.0, 0.5]},
             "training": {"lr": {"low": 1e-3, "high": 0.1, "log": True}, "layer_decay": 0.7},
         }
@@ -222,7 +223,7 @@ def test_the_first_parameter_that_does_not_fit_is_named(plan: TrialPlan, reason:
 
 def test_a_plan_of_any_of_several_backbones_fits() -> None:
     both = [Candidate(name, 3, fake_capabilities(3)) for name in ("resnet18", "resnet34")]
-    config = SpaceConfig.model_validate({"depth": {"low": 0, "high": 3}})
+    config = SpaceConfig.model_validate({"trainable_layers": {"low": 0, "high": 3}})
     space = Space.from_candidates(both, config, "weights")
     for backbone in ("resnet18", "resnet34"):
         plan = space.plan({"backbone": backbone, "depth": 2})

@@ -65,11 +65,11 @@ def test_the_operators_are_those_of_the_paper(name: str) -> None:
     assert head.units == [64, 128, 256, 512, 1024]
     assert head.dropout == {"low": 0.0, "high": 0.9, "step": 0.1}
     assert head.hidden_layers == {"low": 0, "high": 2}
-    assert config.inherit == "none"
+    assert config.init == "random"
     assert config.space.training.optimizer == "adagrad"
     assert config.space.training.lr == 0.01
     assert config.training.batch_size == 8
-    assert (config.search.order, config.search.sampler) == ("greedy", "gp")
+    assert (config.search.strategy, config.search.sampler) == ("greedy", "gp")
     assert config.search.greedy.trials_per_stage == 25
 
 
@@ -82,10 +82,10 @@ def test_the_order_is_that_of_the_paper(name: str) -> None:
 
 
 def test_what_changed_layers_start_from_is_part_of_the_name() -> None:
-    assert load_study_file("paper-vgg16", ["inherit=weights"]).name == "paper-vgg16-weights"
-    assert load_study_file("paper-vgg16", ["inherit=none"]).name == "paper-vgg16"
-    assert load_study_file("digits", ["inherit=weights"]).name == "digits"
-    assert load_study_file("digits", ["inherit=none"]).name == "digits-none"
+    assert load_study_file("paper-vgg16", ["init=pretrained"]).name == "paper-vgg16-weights"
+    assert load_study_file("paper-vgg16", ["init=random"]).name == "paper-vgg16"
+    assert load_study_file("digits", ["init=pretrained"]).name == "digits"
+    assert load_study_file("digits", ["init=random"]).name == "digits-none"
 
 
 @pytest.mark.parametrize("name", PAPER)

@@ -33,7 +33,7 @@ OFFERS: Any = (
 )
 SPACE = space_of(
     of=OFFERS,
-    depth={"low": 0, "high": 3},
+    trainable_layers={"low": 0, "high": 3},
     layers={"kernel": ["keep", 5]},
     head={"hidden_layers": [0, 1], "units": [64, 128]},
     training={"lr": {"low": 1e-3, "high": 0.1, "log": True}},

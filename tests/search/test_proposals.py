@@ -15,10 +15,10 @@ from autotune.search.samplers import CanonicalSampler, Draw, make_sampler
 from autotune.search.space import Space
 
 SPACE: dict[str, Any] = {
-    "depth": {"low": 0, "high": 3},
+    "trainable_layers": {"low": 0, "high": 3},
     "training": {"lr": {"low": 1e-4, "high": 1e-1, "log": True}, "mixup": [0.0, 0.2]},
 }
-SMALL: dict[str, Any] = {"depth": {"low": 0, "high": 2}}
+SMALL: dict[str, Any] = {"trainable_layers": {"low": 0, "high": 2}}
 
 
 def config_of(space: dict[str, Any], **search: Any) -> StudyConfig:

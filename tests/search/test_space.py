@@ -94,11 +94,11 @@ def test_layers_have_fields_up_to_the_last_one_of_the_file() -> None:
     ("config", "count"),
     [
         (SHAPES, 2),
-        ({"depth": 5, "layers": {"dropout": {"low": 0, "high": 0.5}}}, 5),
-        ({"depth": [0, 20], "layers": {"kernel": 3}}, 8),
-        ({"depth": [0, 20]}, 0),
-        ({"depth": 5, "layers": {"kernel": "keep", "width": ["keep"]}}, 0),
-        ({"depth": 0, "layers": {"kernel": 3}}, 0),
+        ({"trainable_layers": 5, "layers": {"dropout": {"low": 0, "high": 0.5}}}, 5),
+        ({"trainable_layers": [0, 20], "layers": {"kernel": 3}}, 8),
+        ({"trainable_layers": [0, 20]}, 0),
+        ({"trainable_layers": 5, "layers": {"kernel": "keep", "width": ["keep"]}}, 0),
+        ({"trainable_layers": 0, "layers": {"kernel": 3}}, 0),
     ],
 )
 def test_reach(config: dict[str, Any], count: int) -> None:
@@ -143,7 +143,7 @@ def _largest_params(space: Space) -> Params:
 )
 def test_what_a_layer_has_already_is_called_keep(given: Any, present: int, left: Any) -> None:
     of = (FakeCapabilities(1, present={"kernel": present}),)
-    space = space_of(of=of, depth=1, layers={"kernel": given})
+    space = space_of(of=of, trainable_layers=1, layers={"kernel": given})
     assert space.distributions.get("layer.1.kernel") == left
     assert "layer.1.kernel" not in space.fixed
 
@@ -151,7 +151,7 @@ def test_what_a_layer_has_already_is_called_keep(given: Any, present: int, left:
 @pytest.mark.parametrize("refused", [(), (0.1,)])
 def test_a_range_is_taken_as_a_whole_or_not_at_all(refused: tuple[float, ...]) -> None:
     of = (FakeCapabilities(1, refused={"dropout": refused}),)
-    space = space_of(of=of, depth=1, layers={"dropout": {"low": 0.1, "high": 0.5}})
+    space = space_of(of=of, trainable_layers=1, layers={"dropout": {"low": 0.1, "high": 0.5}})
     assert space.distributions.get("layer.1.dropout") == (
         None if refused else FloatDistribution(0.1, 0.5)
     )
@@ -165,14 +165,14 @@ def test_a_layer_without_an_offer_keeps_its_shape() -> None:
     ("layers", "found"),
     [
         ({"width": 0.5}, True),
-        ({"bridge": ["keep", 0.5]}, True),
+        ({"low_rank": ["keep", 0.5]}, True),
         ({"kernel": "keep", "activation": "elu", "pool": "max2", "dropout": 0.1}, False),
     ],
 )
 def test_what_is_inherited_matters_to_changed_weights_alone(
     layers: dict[str, Any], found: bool
 ) -> None:
-    space = space_of(["weights", "none"], depth=1, layers=layers)
+    space = space_of(["weights", "none"], trainable_layers=1, layers=layers)
     assert ("inherit" in space.distributions) == found
     assert space.plan(_largest_params(space)).inherit == ("none" if found else "weights")
 
@@ -296,12 +296,12 @@ def test_what_has_no_meaning_takes_its_inert_value() -> None:
 
 #: Spaces in which all of the policy is searched.
 POLICY: dict[str, Any] = {
-    "depth": {"low": 0, "high": 3},
+    "trainable_layers": {"low": 0, "high": 3},
     "training": {
         "optimizer": ["sgd", "adamw"],
         "layer_decay": {"low": 0.3, "high": 1},
         "momentum": {"low": 0.0, "high": 0.99},
-        "head_epochs": {"low": 0, "high": 4},
+        "head_only_epochs": {"low": 0, "high": 4},
         "l2_sp": {"low": 1e-4, "high": 1, "log": True},
         "mixup": [0, 0.2],
         "cutmix": [0, 1],
@@ -348,8 +348,8 @@ def test_policy_that_means_nothing_has_its_default(optimizer: str, depth: int) -
 
 
 def test_a_fixed_policy_that_means_nothing_has_its_default() -> None:
-    training = {"momentum": 0.3, "head_epochs": 2, "l2_sp": 0.1, "mixup": 0.2}
-    space = space_of(depth=[0, 1], training=training)
+    training = {"momentum": 0.3, "head_only_epochs": 2, "l2_sp": 0.1, "mixup": 0.2}
+    space = space_of(trainable_layers=[0, 1], training=training)
     assert space.plan({"depth": 0}).policy == TrainingPolicy(mixup=0.2)
     trainable = space.plan({"depth": 1})
     assert trainable.policy == TrainingPolicy(head_epochs=2, l2_sp=0.1, mixup=0.2)
@@ -359,7 +359,8 @@ def test_a_fixed_policy_that_means_nothing_has_its_default() -> None:
 
 def test_the_plan_of_parameters() -> None:
     space = space_of(
-        depth=2, head={"hidden_layers": 1, "units": [8, 16], "dropout": 0.5, "pool": "max"}
+        trainable_layers=2,
+        head={"hidden_layers": 1, "units": [8, 16], "dropout": 0.5, "pool": "max"},
     )
     assert space.plan({"head.units.1": 16}) == TrialPlan(
         "resnet18",
@@ -414,7 +415,9 @@ def test_layers_outside_of_the_space_have_no_parameters(layers: tuple[LayerPlan,
 def test_the_baseline_takes_fixed_values_and_the_nearest_searched_ones() -> None:
     baseline = space_of(**FULL).baseline()
     assert baseline == TrialPlan("resnet18", policy=TrainingPolicy(weight_decay=0.0))
-    fixed = space_of(depth={"low": 0, "high": 3}, training={"optimizer": "sgd", "lr": 0.5})
+    fixed = space_of(
+        trainable_layers={"low": 0, "high": 3}, training={"optimizer": "sgd", "lr": 0.5}
+    )
     assert fixed.baseline().policy == TrainingPolicy("sgd", 0.5)
     assert fixed.params(fixed.baseline()) == {"depth": 0}
 
@@ -425,7 +428,7 @@ def test_the_baseline_takes_what_the_study_file_gives_it() -> None:
     assert space.baseline(given).policy == TrainingPolicy("sgd", 0.03, 1.0, 0.1)
     assert space.params(space.baseline(given)) is not None
     assert space.params(space.baseline(BaselineConfig(lr=50.0))) is None
-    fixed = space_of(depth=[0, 1], training={"lr": 0.5})
+    fixed = space_of(trainable_layers=[0, 1], training={"lr": 0.5})
     assert fixed.baseline(BaselineConfig(lr=0.1)).policy.lr == 0.1
     assert fixed.baseline(BaselineConfig(weight_decay=0.0)).policy.lr == 0.5
 
@@ -443,7 +446,7 @@ def test_the_baseline_takes_what_the_study_file_gives_it() -> None:
             {},
             TrainingPolicy("sgd", momentum=0.5),
         ),
-        ({"head_epochs": 3, "l2_sp": 0.1, "layer_decay": 0.5}, {}, TrainingPolicy()),
+        ({"head_only_epochs": 3, "l2_sp": 0.1, "layer_decay": 0.5}, {}, TrainingPolicy()),
         ({"mixup": 0.2, "cutmix": [1, 0.5]}, {}, TrainingPolicy(mixup=0.2, cutmix=0.5)),
         ({"mixup": [0, 0.2], "cutmix": {"low": 0, "high": 1}}, {}, TrainingPolicy()),
     ],
@@ -451,7 +454,7 @@ def test_the_baseline_takes_what_the_study_file_gives_it() -> None:
 def test_the_policy_of_the_baseline(
     training: dict[str, Any], given: dict[str, Any], expected: TrainingPolicy
 ) -> None:
-    space = space_of(depth=[0, 1], training=training)
+    space = space_of(trainable_layers=[0, 1], training=training)
     baseline = space.baseline(BaselineConfig(**given))
     assert baseline.policy == expected
     # Where the study fixes another value, the given one is outside of the space.
@@ -480,10 +483,10 @@ def test_the_baseline_is_the_untouched_backbone_with_a_linear_head(space: Space)
 @pytest.mark.parametrize(
     "config",
     [
-        {"depth": 2},
-        {"depth": {"low": 1, "high": 3}},
-        {"depth": [1, 2]},
-        {"depth": {"low": 1, "high": 8, "log": True}},
+        {"trainable_layers": 2},
+        {"trainable_layers": {"low": 1, "high": 3}},
+        {"trainable_layers": [1, 2]},
+        {"trainable_layers": {"low": 1, "high": 8, "log": True}},
         {"head": {"pool": ["avg", "max"]}},
         {"head": {"pool": "avg"}},
         {"head": {"hidden_layers": 1}},

@@ -36,6 +36,7 @@ from tests.support.driver import (
     pretend_gpus,
     refuse_gpus,
 )
+from tests.support.inside import call
 from tests.support.runs import autotune, trials_of
 from tests.support.simulated_gpu import simulated_gpu
 from tests.support.small import open_small
@@ -394,8 +395,13 @@ if sys.orig_argv[1:3] == ['-m', 'autotune.study.engine.worker_main']:
 """
 )
 SMALL = (
-    *("data.train_per_class=5", "data.image_size=16", "training.views=1", "training.epochs=4"),
-    *("search.known_good=false", "search.trials=5", "space.layers={}", "training.batch_size=10"),
+    *("data.train_per_class=5", "data.image_size=16", "training.num_views=1", "training.epochs=4"),
+    *(
+        "search.default_plans=false",
+        "search.trials=5",
+        "space.layers={}",
+        "training.batch_size=10",
+    ),
 )
 
 
@@ -448,7 +454,7 @@ def test_a_run_ends_when_its_last_gpu_is_lost(tmp_path: Path) -> None:
 
 
 @without_gpu
-@pytest.mark.parametrize("verb", ["worker", "fit", "confirm", "rerun"])
+@pytest.mark.parametrize("verb", ["worker", "refit", "confirm", "reproduce"])
 @pytest.mark.slow
 def test_no_verb_falls_back_to_the_cpu(verb: str, tmp_path: Path) -> None:
     work = tmp_path / "work"
@@ -466,7 +472,7 @@ def test_no_verb_falls_back_to_the_cpu(verb: str, tmp_path: Path) -> None:
 
 @without_gpu
 def test_a_run_on_a_gpu_that_is_not_there_writes_nothing(tmp_path: Path) -> None:
-    ended = autotune("run", "digits", "--name", "tiny", cwd=tmp_path, CUDA_VISIBLE_DEVICES="7")
-    assert ended.returncode == 2
-    assert ended.stderr.startswith("error: the GPU of CUDA_VISIBLE_DEVICES=7 cannot be used: ")
+    ended = call("run", "digits", "--name", "tiny", cwd=tmp_path, CUDA_VISIBLE_DEVICES="7")
+    assert ended.code == 2
+    assert ended.err.startswith("error: the GPU of CUDA_VISIBLE_DEVICES=7 cannot be used: ")
     assert list(tmp_path.iterdir()) == []

@@ -17,6 +17,7 @@ from autotune.data.preprocessing import ImageSpec
 from autotune.data.views.study_data import StudyData
 from autotune.data.views.views import Views
 from autotune.models.backbone import Backbone, data_config, hash_weights
+from autotune.models.layers import list_layers
 from autotune.models.network import Network, build_network
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, TrialPlan
 from autotune.training.folds import CrossValidationTrainer
@@ -63,6 +64,10 @@ def backbone(name: str, dropping: bool = False) -> Backbone:
     return Backbone(name, model, data_config(model, SIZE), hash_weights(model))
 
 
+def depths(name: str) -> range:
+    return range(len(list_layers(backbone(name).pretrained)) + 1)
+
+
 def plan(name: str, depth: int = 0, *units: int, dropout: float = 0.0, **policy: Any) -> TrialPlan:
     """Make a plan that keeps everything."""
     hidden = tuple(HiddenLayer(one, dropout) for one in units)
@@ -85,6 +90,14 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
     """Copy all parameters and buffers, those that are not saved included."""
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     return {name: value.detach().clone() for name, value in tensors.items()}
+
+
+def same_state(first: nn.Module, second: nn.Module) -> bool:
+    """Say whether two modules have the same parameters and buffers, to the bit."""
+    ours, theirs = state_of(first), state_of(second)
+    return ours.keys() == theirs.keys() and all(
+        torch.equal(ours[key], theirs[key]) for key in ours
+    )
 
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:
@@ -143,7 +156,7 @@ def training(
     **config: Any,
 ) -> Trainer:
     """Make a training of a plan on a few digits, or on the images that are given."""
-    settings = TrainingConfig(**{"epochs": 3, "batch_size": 16, "views": 1, **config})
+    settings = TrainingConfig(**{"epochs": 3, "batch_size": 16, "num_views": 1, **config})
     source = backbone(found.backbone, dropping)
     normalize = Normalizer.from_config(source.data_config, CPU)
 
@@ -157,7 +170,7 @@ def training(
         net,
         found.policy,
         settings,
-        some_digits(count, settings.views, seed=seed) if shown is None else shown,
+        some_digits(count, settings.num_views, seed=seed) if shown is None else shown,
         None if validation is None else some_digits(validation, start=600),
         Normalizer.from_config(source.data_config, device),
         seed,
@@ -177,9 +190,9 @@ def folds(
     **config: Any,
 ) -> CrossValidationTrainer:
     """Make trainings of a plan in three folds of a few digits, 15 each with all classes."""
-    settings = TrainingConfig(**{"epochs": 3, "batch_size": 16, "views": 1, **config})
+    settings = TrainingConfig(**{"epochs": 3, "batch_size": 16, "num_views": 1, **config})
     source = backbone(found.backbone, dropping)
-    whole = some_digits(count, settings.views, seed=seed)
+    whole = some_digits(count, settings.num_views, seed=seed)
     order = torch.arange(count)
     judged = [order[order // 15 % 3 == fold] for fold in range(3)]
     trained = [order[order // 15 % 3 != fold] for fold in range(3)]

@@ -7,7 +7,13 @@ import io
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import (
+    ExitStack,
+    contextmanager,
+    nullcontext,
+    redirect_stderr,
+    redirect_stdout,
+)
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,11 +37,19 @@ class Ended:
     err: str
 
 
-def call(*arguments: str, cwd: Path, **extra: str) -> Ended:
-    """Run the command to its end; what is no exit, a traceback that is, is raised here."""
+def call(*arguments: str, cwd: Path, processes: bool = False, **extra: str) -> Ended:
+    """Run the command to its end; what is no exit, a traceback that is, is raised here.
+
+    Args:
+        arguments: What follows ``autotune``.
+        cwd: The folder to run it in.
+        processes: Whether the workers of ``run`` are processes, and not threads of this one.
+        extra: Changes of the environment.
+    """
     out, err = io.StringIO(), io.StringIO()
     with (
         pytest.MonkeyPatch.context() as patch,
+        _shortcuts(arguments[0], processes) if arguments else nullcontext(),
         _same_signals(),
         redirect_stdout(out),
         redirect_stderr(err),
@@ -48,6 +62,20 @@ def call(*arguments: str, cwd: Path, **extra: str) -> Ended:
         patch.setattr(sys, "argv", ["autotune", *arguments])
         main()
     return Ended(int(ended.value.code or 0), out.getvalue(), err.getvalue())
+
+
+@contextmanager
+def _shortcuts(verb: str, processes: bool) -> Iterator[None]:
+    with ExitStack() as stack:
+        if verb in ("run", "validate"):
+            from tests.support.small import backbones_probed_once  # imports torch
+
+            stack.enter_context(backbones_probed_once())
+        if verb == "run" and not processes:
+            from tests.support.inline import workers_inline
+
+            stack.enter_context(workers_inline())
+        yield
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 #: The digits study at its smallest: enough to train, over in seconds.
 SMALL = (
     "training.epochs=3",
-    "training.views=1",
+    "training.num_views=1",
     "data.train_per_class=5",
     "data.validation=0.1",
     "data.image_size=16",

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+from torch import nn
+
 from autotune.config.loading import apply_overrides, presets, read_yaml, validate
 from autotune.config.schema import StudyConfig
 from autotune.data.views.study_data import StudyData
+from autotune.models.layers import Layer
+from autotune.models.surgery.capabilities import LayerCapabilities
+from autotune.models.surgery.probing import probe_layers
 from autotune.search.plugins import plugin_refs
 from autotune.storage.paths import StudyPaths
+from autotune.study.setup import definition as definition_module
 from autotune.study.setup.definition import Definition, define
 from autotune.study.setup.opening import OpenStudy, open_or_create
 
 OVERRIDES: dict[str, Any] = {
     "name": "small",
     "training.epochs": 2,
-    "training.views": 1,
+    "training.num_views": 1,
     "data.train_per_class": 5,
     "data.validation": 0.1,
     "data.image_size": 16,
     "space.head.hidden_layers": {"low": 0, "high": 1},
     "space.head.units": 8,
     "search.trials": 3,
-    "search.known_good": False,
+    "search.default_plans": False,
 }
 
 
@@ -38,9 +47,27 @@ def small_config(folder: Path, **overrides: Any) -> StudyConfig:
     return validate(values, "test")
 
 
+_PROBED: dict[object, tuple[LayerCapabilities, ...]] = {}
+
+
+def probe_once(model: nn.Module, layers: Sequence[Layer], input_size: tuple[int, ...]) -> Any:
+    """Probe layers as ``define`` does; a model like an earlier one is not probed again."""
+    key = (repr(model), tuple(layers), input_size)
+    if key not in _PROBED:
+        _PROBED[key] = probe_layers(model, layers, input_size)  # type: ignore[arg-type]
+    return _PROBED[key]
+
+
+@contextmanager
+def backbones_probed_once() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(definition_module, "probe_layers", probe_once)
+        yield
+
+
 _LOOKED: dict[str, Definition] = {}
 #: What :func:`define` looks at, where nothing of it is a file.
-_LOOKS = ("dataset", "data", "backbone", "weights", "space", "inherit")
+_LOOKS = ("dataset", "data", "backbone", "weights", "space", "init")
 
 
 def defined(config: StudyConfig) -> Definition:
@@ -51,7 +78,8 @@ def defined(config: StudyConfig) -> Definition:
         return define(config)
     key = config.model_dump_json(include=set(_LOOKS))
     if key not in _LOOKED:
-        _LOOKED[key] = define(config)
+        with backbones_probed_once():
+            _LOOKED[key] = define(config)
     return replace(_LOOKED[key], config=config)
 
 

@@ -13,11 +13,11 @@ from optuna.distributions import (
 )
 
 from autotune.config.schema import SpaceConfig
-from autotune.search.space import LAYER_FIELDS, Params, Space
+from autotune.search.space import KEY_NAMES, LAYER_FIELDS, Params, Space
 from tests.support.capabilities import FakeCapabilities, fake_capabilities
 
 FULL: dict[str, Any] = {
-    "depth": {"low": 0, "high": 5},
+    "trainable_layers": {"low": 0, "high": 5},
     "head": {
         "hidden_layers": {"low": 0, "high": 2},
         "units": [64, 128],
@@ -36,8 +36,8 @@ FULL: dict[str, Any] = {
 
 #: What layers change in the spaces below.
 SHAPES: dict[str, Any] = {
-    "depth": {"low": 0, "high": 3},
-    "layers": {"kernel": ["keep", 3, 5], "width": ["keep", 0.5], "pool": "max2", "last": 2},
+    "trainable_layers": {"low": 0, "high": 3},
+    "layers": {"kernel": ["keep", 3, 5], "width": ["keep", 0.5], "pool": "max2", "max_layers": 2},
 }
 
 
@@ -104,11 +104,11 @@ layer_offers = st.tuples(
 rates = names("keep", 0.0, 0.5) | dimension(0, 0.8, False)
 spaces = st.fixed_dictionaries(
     {
-        "depth": dimension(0, 8, True),
+        "trainable_layers": dimension(0, 8, True),
         "layers": st.fixed_dictionaries(
-            {"last": st.integers(1, 4)},
+            {"max_layers": st.integers(1, 4)},
             optional={
-                **{name: names("keep", *one) for name, one in VALUES.items()},
+                **{KEY_NAMES.get(name, name): names("keep", *one) for name, one in VALUES.items()},
                 "dropout": rates,
                 "drop_path": rates,
             },
@@ -131,7 +131,7 @@ spaces = st.fixed_dictionaries(
                 "weight_decay": dimension(0, 1, False),
                 "momentum": dimension(0, 0.9, False),
                 "label_smoothing": dimension(0, 0.5, False),
-                "head_epochs": dimension(0, 8, True),
+                "head_only_epochs": dimension(0, 8, True),
                 "l2_sp": dimension(0, 1, False),
                 "mixup": dimension(0, 0.4, False),
                 "cutmix": dimension(0, 1, False),

@@ -21,6 +21,7 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import TrialState, create_trial
 
+from autotune.config.old_names import stored_init
 from autotune.config.schema import StudyConfig
 from autotune.plan import TrialPlan
 from autotune.results.study_results import StudyResults
@@ -35,7 +36,7 @@ EPOCHS = 10
 VALIDATION = 360
 HOSTILE = "</script><script>alert('x')</script><b>&amp;"
 SPACE: Mapping[str, Any] = {
-    "depth": {"low": 0, "high": 5},
+    "trainable_layers": {"low": 0, "high": 5},
     "head": {
         "hidden_layers": {"low": 0, "high": 2},
         "units": [64, 128, 256, 512],
@@ -48,7 +49,7 @@ SPACE: Mapping[str, Any] = {
         "weight_decay": {"low": 1e-6, "high": 1e-2, "log": True},
     },
 }
-ONE_PARAMETER: Mapping[str, Any] = {"depth": {"low": 0, "high": 5}}
+ONE_PARAMETER: Mapping[str, Any] = {"trainable_layers": {"low": 0, "high": 5}}
 
 
 def make_study(
@@ -115,7 +116,7 @@ def make_study(
     )
     counts = dict(zip(config.backbones, (layers, *(others or {}).values()), strict=True))
     candidates = [Candidate(one, count, fake_capabilities(count)) for one, count in counts.items()]  # type: ignore[arg-type]
-    made = Space.from_candidates(candidates, config.space, config.inherit)
+    made = Space.from_candidates(candidates, config.space, stored_init(config.init))
     study = optuna.create_study(
         study_name=name, storage=storage, directions=list(config.directions.values())
     )
@@ -141,7 +142,7 @@ def _study_attributes(
     config: StudyConfig, counts: Mapping[str, int], budget: int, hostile: str
 ) -> dict[str, Any]:
     return {
-        attrs.DEFINITION: config.definition(),
+        attrs.DEFINITION: config.identity(),
         attrs.BUDGET: {"trials": budget, "timeout": None},
         attrs.DATASET: {
             "name": "digits" + hostile,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import timm
 import torch
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from autotune.models.layers import list_layers
 from autotune.models.network import Network, build_network
 from autotune.models.surgery.aligned_pool import POOLS
 from autotune.models.surgery.capabilities import KERNELS, LayerCapabilities
+from autotune.models.surgery.channel_groups import ChannelGroup, Member
 from autotune.models.surgery.components import ACTIVATIONS
 from autotune.models.surgery.probing import cached_capabilities
 from autotune.plan import LayerPlan, TrialPlan
@@ -55,8 +57,17 @@ FAMILIES: dict[str, Family] = {
     "gmlp_ti16_224": Family(64, {"img_size": 64}),
     "eva02_tiny_patch14_224": Family(28, {"img_size": 28, "depth": 3}),  # SwiGLU
 }
+#: Families that differ in kind: every run tries them, only slow runs try the others.
+DEFAULT = ("test_resnet", "test_vit", "test_efficientnet", "densenet121", "gmlp_ti16_224")
 #: Layers whose changes are tried, the last ones.
 LAST = 4
+
+
+def slow_unless_default(names: Iterable[str]) -> list[Any]:
+    return [one if one in DEFAULT else pytest.param(one, marks=pytest.mark.slow) for one in names]
+
+
+each_family = pytest.mark.parametrize("name", slow_unless_default(FAMILIES))
 
 torch.set_num_threads(1)  # networks as small as these are no faster on more
 
@@ -89,11 +100,25 @@ def stir(model: nn.Module) -> None:
             value.uniform_(0.5, 1.5)
 
 
-def offers(name: str) -> tuple[LayerCapabilities, ...]:
+def capabilities(name: str) -> tuple[LayerCapabilities, ...]:
     """Return what the last layers of a family's backbone can become."""
     found = source(name)
     layers = list_layers(found.pretrained)
     return cached_capabilities(found, layers, min(LAST, len(layers)))[:LAST]
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def member(
+    name: str, side: str, length: int, *segments: tuple[int, int, int], dim: int = 0
+) -> Member:
+    return Member(name, side, dim, length, segments or ((0, 1, 1),))  # type: ignore[arg-type]
+
+
+def group(size: int, *members: Member, unit: int = 1) -> ChannelGroup:
+    return ChannelGroup(1, size, unit, True, True, members)
 
 
 def change(name: str, changes: Mapping[int, Mapping[str, Any]], **more: Any) -> TrialPlan:
@@ -184,7 +209,7 @@ def values(offer: LayerCapabilities) -> dict[str, st.SearchStrategy[Any]]:
 def plans(draw: st.DrawFn, name: str, inherits: Sequence[str] = ("weights",)) -> TrialPlan:
     """Draw a plan that the offers of a family allow."""
     changes = {}
-    for offer in offers(name):
+    for offer in capabilities(name):
         possible = values(offer)
         chosen = draw(st.sets(st.sampled_from(sorted(possible)))) if possible else set()
         changes[offer.index] = {field: draw(possible[field]) for field in sorted(chosen)}

@@ -52,7 +52,7 @@ def test_parameters_are_those_of_the_whole_network() -> None:
 @pytest.mark.parametrize("amp", ["off", "bf16"])
 def test_measuring_leaves_no_trace(name: str, amp: str) -> None:
     """Not in weights, statistics, modes, gradients, generators; nor in the training after it."""
-    made = training(plan(name, 2, 8, dropout=0.2), dropping=True, amp=amp, epochs=1)
+    made = training(plan(name, 2, 8, dropout=0.2), dropping=True, precision=amp, epochs=1)
     twin = copy.deepcopy(made.network)
     made.network.eval()
     made.network.head.train()
@@ -65,7 +65,9 @@ def test_measuring_leaves_no_trace(name: str, amp: str) -> None:
     assert torch.equal(random, torch.get_rng_state())
     assert modes == [module.training for module in made.network.modules()]
     assert all(parameter.grad is None for parameter in made.network.parameters())
-    other = training(plan(name, 2, 8, dropout=0.2), dropping=True, amp=amp, epochs=1, net=twin)
+    other = training(
+        plan(name, 2, 8, dropout=0.2), dropping=True, precision=amp, epochs=1, net=twin
+    )
     assert [one.loss for one in made.run()] == [one.loss for one in other.run()]
 
 

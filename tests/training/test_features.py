@@ -76,12 +76,12 @@ def course(run: Trainer, checkpoint: Path | None = None) -> list[tuple[float, fl
 @pytest.mark.parametrize("depth", [0, 1, 2])
 def test_training_on_features_is_training_on_images(name: str, depth: int, tmp_path: Path) -> None:
     found = plan(name, depth, lr=0.01)
-    whole, parted = training(found, views=2), on_features(found, tmp_path, views=2)
+    whole, parted = training(found, num_views=2), on_features(found, tmp_path, num_views=2)
     before = state_of(parted.network)
     expected = np.array(course(whole))
     assert np.array(course(parted)) == pytest.approx(expected, rel=0.02)
     # Half precision tells the two apart, so that it is features that were trained on.
-    assert course(training(found, views=2)) == [tuple(one) for one in expected.tolist()]
+    assert course(training(found, num_views=2)) == [tuple(one) for one in expected.tolist()]
     after = state_of(parted.network)
     trainable = parted.network.trainable_state().keys()
     for key, value in before.items():
@@ -91,19 +91,19 @@ def test_training_on_features_is_training_on_images(name: str, depth: int, tmp_p
 
 
 def test_features_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = course(on_features(plan("test_resnet", 1, lr=0.01), tmp_path, views=2))
+    first = course(on_features(plan("test_resnet", 1, lr=0.01), tmp_path, num_views=2))
 
     def never(*args: object) -> None:
         raise AssertionError("features were computed again")
 
     monkeypatch.setattr(FeatureCache, "_computed", never)
-    assert course(on_features(plan("test_resnet", 1, lr=0.01), tmp_path, views=2)) == first
+    assert course(on_features(plan("test_resnet", 1, lr=0.01), tmp_path, num_views=2)) == first
     changed = plan("test_resnet", 1, 8, lr=0.02, weight_decay=0.1)
-    course(on_features(changed, tmp_path, views=2))
+    course(on_features(changed, tmp_path, num_views=2))
     with pytest.raises(AssertionError):
-        course(on_features(plan("test_resnet", 2), tmp_path, views=2))
+        course(on_features(plan("test_resnet", 2), tmp_path, num_views=2))
     with pytest.raises(AssertionError):
-        course(on_features(plan("test_resnet", 1), tmp_path, views=3))
+        course(on_features(plan("test_resnet", 1), tmp_path, num_views=3))
 
 
 def rows_of(cache: FeatureCache, parts: PrefixSplit, **views: Any) -> np.ndarray:
@@ -172,8 +172,8 @@ def test_without_room_features_are_computed_whenever_they_are_needed(
 ) -> None:
     found = plan("test_resnet", 1, lr=0.01)
     with caplog.at_level(logging.WARNING):
-        run = on_features(found, tmp_path, limit=1000, views=2)
-        expected = np.array(course(training(found, views=2)))
+        run = on_features(found, tmp_path, limit=1000, num_views=2)
+        expected = np.array(course(training(found, num_views=2)))
         assert np.array(course(run)) == pytest.approx(expected, rel=1e-3)
     said = [one.getMessage() for one in caplog.records if "computed anew" in one.getMessage()]
     assert len(said) == 2  # of training and of validation images, once each
@@ -183,10 +183,10 @@ def test_without_room_features_are_computed_whenever_they_are_needed(
 
 def test_online_views_are_not_kept(tmp_path: Path) -> None:
     found = plan("test_resnet", 1, lr=0.01)
-    run = on_features(found, tmp_path, views=3)
+    run = on_features(found, tmp_path, num_views=3)
     assert isinstance(run.train, Features)
     run.train = Features(run.train._cache, run.train._split, run.raw_train, online=True)
-    expected = np.array(course(training(found, views=3)))
+    expected = np.array(course(training(found, num_views=3)))
     assert np.array(course(run)) == pytest.approx(expected, rel=0.01)
     assert len(ArrayCache(tmp_path).keys()) == 1  # of the validation images
 
@@ -244,8 +244,8 @@ def test_epochs_that_are_kept_in_memory_stay_there(
 ) -> None:
     """Views come in turn: each would be given up just before it is shown again."""
     found = plan("test_resnet", 0, lr=0.01)
-    everything = course(on_features(found, tmp_path, views=3, epochs=6))
-    run = on_features(found, tmp_path, views=3, epochs=6)
+    everything = course(on_features(found, tmp_path, num_views=3, epochs=6))
+    run = on_features(found, tmp_path, num_views=3, epochs=6)
     assert isinstance(run.train, Features)
     size = bytes_per_image(run.train._split) * len(run.train) * 2  # float32 in memory
     monkeypatch.setattr(features_module, "_CPU_BYTES", int(1.2 * size))

@@ -131,7 +131,7 @@ def test_networks_share_what_is_locked(ema: float | None) -> None:
 
 
 def on_features(found: TrialPlan, folder: Path, **named: Any) -> CrossValidationTrainer:
-    run = folds(found, views=2, **named)
+    run = folds(found, num_views=2, **named)
     first = run.folds[0]
     cache = FeatureCache(
         ArrayCache(folder),
@@ -164,7 +164,7 @@ def test_features_are_computed_once_for_all_folds(
     # Two views in training and one in validation, of all 45 images each.
     assert computed == [45, 45, 45]
     assert len(ArrayCache(tmp_path).keys("features")) == 3
-    assert losses == pytest.approx([one.loss for one in folds(found, views=2).run()], rel=0.02)
+    assert losses == pytest.approx([one.loss for one in folds(found, num_views=2).run()], rel=0.02)
     reshaped = on_features(plan("test_resnet", 1, 8, lr=0.02), tmp_path)
     list(reshaped.run())
     assert len(computed) == 3

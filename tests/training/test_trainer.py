@@ -51,7 +51,7 @@ def test_images_are_normalised_as_timm_does() -> None:
 def test_mixed_precision_trains_about_the_same(amp: str) -> None:
     """The loss is taken in float32, whatever the network computes in."""
     exact = [one.loss for one in training(plan("test_resnet", 2, lr=0.01)).run()]
-    mixed_run = training(plan("test_resnet", 2, lr=0.01), amp=amp)
+    mixed_run = training(plan("test_resnet", 2, lr=0.01), precision=amp)
     mixed = [one.loss for one in mixed_run.run()]
     assert mixed == pytest.approx(exact, rel=0.1)
     assert mixed != exact
@@ -59,7 +59,7 @@ def test_mixed_precision_trains_about_the_same(amp: str) -> None:
 
 
 def test_a_step_that_overflows_in_fp16_is_left_out() -> None:
-    run = training(plan("test_resnet", 1, lr=0.01), amp="fp16", ema=0.9)
+    run = training(plan("test_resnet", 1, lr=0.01), precision="fp16", ema=0.9)
     run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
     before = state_of(run.network.head)
     loss = run.network(torch.randn(4, 3, 32, 32)).sum() * 1e30
@@ -77,7 +77,7 @@ def test_steps_that_overflow_are_counted_on_the_device_until_the_epoch_ends(scal
     found = plan("test_resnet", 1, lr=0.01)
 
     def trained(late: bool) -> tuple[Trainer, list[tuple[int, float, float]], int]:
-        run = training(found, amp="fp16", count=64, epochs=2, ema=0.9)
+        run = training(found, precision="fp16", count=64, epochs=2, ema=0.9)
         run.defers_skip_check = late
         run.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         steps = 0
@@ -110,7 +110,7 @@ def test_the_gradient_is_clipped() -> None:
     found = plan("test_resnet", 1, optimizer="sgd", lr=1.0, weight_decay=0.0)
 
     def moved(clip_norm: float | None) -> float:
-        run = training(found, clip_norm=clip_norm, warmup=0.0)
+        run = training(found, clip_grad_norm=clip_norm, warmup=0.0)
         before = [p.detach().clone() for _, p, _ in run.network.layer_of_parameters()]
         step(run, run.network(torch.randn(4, 3, 32, 32)).pow(2).sum() * 1e3)
         after = [p.detach() for _, p, _ in run.network.layer_of_parameters()]
@@ -208,7 +208,9 @@ def test_the_learning_rate_ends_at_zero() -> None:
 
 
 def test_a_loss_that_is_no_number(tmp_path: Path) -> None:
-    run = training(plan("test_resnet", 5, optimizer="sgd", lr=1e20), clip_norm=None, warmup=0.0)
+    run = training(
+        plan("test_resnet", 5, optimizer="sgd", lr=1e20), clip_grad_norm=None, warmup=0.0
+    )
     with pytest.raises(DivergedError, match=r"the loss is (nan|inf) in epoch 1"):
         list(run.run(Checkpoint(tmp_path / "0.pt")))
     assert not (tmp_path / "0.pt").exists()
@@ -281,7 +283,7 @@ def test_it_learns(tmp_path: Path) -> None:
     views = some_digits(100)
     source = backbone("test_resnet")
     found = plan("test_resnet", 5, lr=0.01)
-    run = training(found, count=100, epochs=25, views=1, batch_size=20)
+    run = training(found, count=100, epochs=25, num_views=1, batch_size=20)
     run.validation = views
     losses = [one.loss for one in run.run(Checkpoint(tmp_path / "0.pt"))]
     assert losses[0] > 2.0 > 0.5 > losses[-1]
@@ -302,7 +304,7 @@ def test_a_training_on_a_gpu(amp: str) -> None:
     cuda = torch.device("cuda", 0)
     found = plan("test_resnet", 5, 16, dropout=0.2, lr=0.01)
     net = build_network(backbone("test_resnet"), found, 10, seed=0).to(cuda)
-    run: Trainer = training(found, net=net, count=100, epochs=15, amp=amp, ema=0.9)
+    run: Trainer = training(found, net=net, count=100, epochs=15, precision=amp, ema=0.9)
     run.normalize = Normalizer.from_config(backbone("test_resnet").data_config, cuda)
     losses: list[Any] = [one.loss for one in run.run()]
     assert losses[-1] < losses[0] / 2

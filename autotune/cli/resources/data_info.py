@@ -55,12 +55,12 @@ def info(
     with error_console().status("finding the images") as line:
         from autotune.data.quality.statistics import compute_statistics
         from autotune.data.splits.dataset import Dataset
-        from autotune.study.setup.manifest_store import stored_manifest
+        from autotune.study.setup.manifest_store import look_up_existing
 
         def tell(done: int, total: int) -> None:
             line.update(f"looking at {done} of {total} images")
 
-        manifest = stored_manifest(config) if _is_study(dataset) else None
+        manifest = look_up_existing(config).manifest if _is_study(dataset) else None
         opened = Dataset.open(
             config.dataset,
             config.data,

@@ -1,24 +1,31 @@
-"""``autotune storage``: copy, back up, restore, upgrade and check where studies are kept."""
+"""``autotune storage``: copy, upgrade and check storages of studies, run a Postgres server."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
 from autotune.config.schema import StudyConfig
-from autotune.display.console import StorageOption, check_folder, check_writable, console, in_lines
+from autotune.display.console import (
+    StorageOption,
+    check_folder,
+    check_writable,
+    console,
+    error_console,
+    in_lines,
+)
+from autotune.text import plural
 
 if TYPE_CHECKING:
-    from autotune.storage.admin.backup import Restored
     from autotune.storage.admin.copy_study import Copied
 
 app = typer.Typer(
-    help="Copy, back up, restore, upgrade or check a storage of studies.",
+    help="Copy, back up, upgrade or check a storage of studies.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -26,119 +33,111 @@ app = typer.Typer(
 FilesOption = Annotated[
     str | None, typer.Option(help="Folder for the files of the studies there.")
 ]
+FolderOption = Annotated[Path, typer.Option(help="Folder of the server's data.")]
+POSTGRES_FOLDER = Path("storage/postgres")
 
 
 def _url(storage: str | None) -> str:
     return storage or str(StudyConfig.model_fields["storage"].default)
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     console().print(in_lines(text), highlight=False)
 
 
-def _many(count: int, one: str, more: str = "") -> str:
-    return f"{count} {one if count == 1 else more or one + 's'}"
+def _renamed(old: str, new: str) -> None:
+    error_console().print(Text(f"warning: 'storage {old}' is now: autotune storage {new}"))
 
 
 @app.command("copy")
 def copy(
-    source: Annotated[
-        str,
-        typer.Option(
-            "--from",
-            envvar="AUTOTUNE_STORAGE_FROM",
-            show_envvar=True,
-            help="URL of the storage that has the studies; it stays as it is.",
-        ),
-    ],
     target: Annotated[
         str,
         typer.Option(
             "--to",
             envvar="AUTOTUNE_STORAGE_TO",
             show_envvar=True,
-            help="URL of the storage that is to have them.",
+            help="URL of the storage to copy to; sqlite:///backup.db is a backup.",
         ),
     ],
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            envvar=["AUTOTUNE_STORAGE_FROM", "AUTOTUNE_STORAGE"],
+            show_envvar=True,
+            help="URL of the storage that has the studies; it stays as it is.",
+        ),
+    ] = None,
     study: Annotated[
         list[str] | None, typer.Option(help="A study to copy, may be repeated; default: all.")
     ] = None,
     files: FilesOption = None,
 ) -> None:
-    """Copy studies with their files to another storage, such as from SQLite to Postgres."""
+    """Copy studies with their files to another storage, while workers go on."""
     from autotune.storage.admin.copy_study import copy_studies
     from autotune.storage.url import redact
 
     if files is not None:
         check_folder(Path(files).expanduser())
-    copy_studies(source, target, study, files, _tell_copied)
-    _say(f"go on with --storage {redact(target)}; {redact(source)} keeps what it has")
+    copy_studies(_url(source), target, study, files, _print_copied)
+    _print(f"go on with --storage {redact(target)}; {redact(_url(source))} keeps what it has")
 
 
-def _tell_copied(copied: Copied) -> None:
-    said = f"copied {copied.name!r}: {_many(copied.trials, 'trial')}"
-    taken = copied.files
-    if taken.count:
-        size = f"{taken.size_bytes / 2**20:.1f} MiB"
-        said += f" and {_many(taken.count, 'file')} ({size}) to {taken.folder}"
-    elif taken.folder is not None:
-        said += f"; its files are in {taken.folder}"
-    _say(said)
-    if taken.missing:
-        _say(f"  without {_many(taken.missing, 'artifact')} that could not be found")
+def _print_copied(copied: Copied) -> None:
+    line = f"copied {copied.name!r}: {plural(copied.trials, 'trial')}"
+    files = copied.files
+    if files.count:
+        size = f"{files.size_bytes / 2**20:.1f} MiB"
+        line += f" and {plural(files.count, 'file')} ({size}) to {files.folder}"
+    elif files.folder is not None:
+        line += f"; its files are in {files.folder}"
+    _print(line)
+    if files.missing:
+        _print(f"  without {plural(files.missing, 'artifact')} that could not be found")
     if copied.running:
-        _say(
-            f"  {_many(copied.running, 'trial was', 'trials were')} running: the next 'autotune "
+        _print(
+            f"  {plural(copied.running, 'trial was', 'trials were')} running: the next 'autotune "
             "run' there starts them again; stop the workers of the old storage"
         )
 
 
-@app.command("backup")
+@app.command("backup", hidden=True)
 def backup(
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The SQLite file to write.")],
     storage: StorageOption = None,
 ) -> None:
-    """Write all studies to one SQLite file, while workers go on."""
-    from autotune.storage.admin import backup as backups
+    """Copy all studies to an SQLite file (old name of ``copy --to``)."""
+    from autotune.storage.url import sqlite_url
 
+    _renamed("backup", f"copy --to sqlite:///{output}")
     check_writable(str(output))
-    names = backups.backup(_url(storage), output)
-    size = output.stat().st_size / 2**20
-    studies = _many(len(names), "study", "studies")
-    _say(f"{output}: {studies}, {size:.1f} MiB; their files (artifacts, models) are not in it")
+    copy(sqlite_url(output), storage)
 
 
-@app.command("restore")
+@app.command("restore", hidden=True)
 def restore(
-    file: Annotated[Path, typer.Argument(help="A file that 'autotune storage backup' wrote.")],
+    file: Annotated[Path, typer.Argument(help="An SQLite file with studies.")],
     storage: StorageOption = None,
-    files: Annotated[
-        str | None, typer.Option(help="Folder in which the files of the studies are now.")
-    ] = None,
+    files: FilesOption = None,
 ) -> None:
-    """Put the studies of a backup into a storage; none is overwritten."""
-    from autotune.storage.admin import backup as backups
+    """Copy all studies of an SQLite file to a storage (old name of ``copy --from``)."""
+    from autotune.storage.url import sqlite_url
 
-    backups.restore(file, _url(storage), files, _tell_restored)
-
-
-def _tell_restored(restored: Restored) -> None:
-    _say(f"restored {restored.name!r}: {_many(restored.trials, 'trial')}")
-    if restored.folder is not None and not restored.folder.is_dir():
-        _say(f"  its files are to be in {restored.folder}, which is not there")
+    _renamed("restore", f"copy --from sqlite:///{file} --to ...")
+    copy(_url(storage), sqlite_url(file), files=files)
 
 
 @app.command("upgrade")
 def upgrade(storage: StorageOption = None) -> None:
     """Bring tables of an older Optuna up to date; stop the workers before."""
-    from autotune.storage.admin.backup import backup as back_up
-    from autotune.storage.admin.schema import pending_upgrade, upgrade_tables
+    from autotune.storage.admin.schema import back_up_sqlite, pending_upgrade, upgrade_tables
     from autotune.storage.url import database_path, is_sqlite, redact
 
     url = _url(storage)
     pending = pending_upgrade(url)
     if pending is None:
-        _say(f"{redact(url)} is up to date")
+        _print(f"{redact(url)} is up to date")
         return
     before, after = pending
     if is_sqlite(url):
@@ -146,10 +145,10 @@ def upgrade(storage: StorageOption = None) -> None:
         now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         saved = path.with_name(f"{path.stem}.{before}.{now}.db")
         check_writable(str(saved))
-        back_up(url, saved)
-        _say(f"backup of before: {saved}")
+        back_up_sqlite(path, saved)
+        _print(f"backup of before: {saved}")
     upgrade_tables(url)
-    _say(f"{redact(url)}: upgraded from {before} to {after}")
+    _print(f"{redact(url)}: upgraded from {before} to {after}")
 
 
 @app.command("check")
@@ -159,30 +158,43 @@ def check(storage: StorageOption = None) -> None:
     from autotune.storage.url import redact
 
     url = _url(storage)
-    findings = list(checks.check(url))
-    _say(redact(url))
+    results = list(checks.check(url))
+    _print(redact(url))
     table = Table("what", "", "found", box=None)
-    for one in findings:
-        verdict = Text("problem", "bold red") if one.problem else Text("ok", "green")
-        table.add_row(one.what, verdict, Text(one.said))
+    for result in results:
+        verdict = Text("problem", "bold red") if result.is_problem else Text("ok", "green")
+        table.add_row(result.what, verdict, Text(result.text))
     console().print(table)
-    if any(one.problem for one in findings):
+    if any(result.is_problem for result in results):
         raise typer.Exit(1)
 
 
-@app.command("local")
-def local(
-    folder: Annotated[Path, typer.Option(help="Folder of its data.")] = Path("storage/postgres"),
-    stop: Annotated[bool, typer.Option("--stop", help="Stop it; its studies stay.")] = False,
+@app.command("postgres")
+def postgres(
+    action: Annotated[Literal["start", "stop"], typer.Argument(help="The studies stay.")],
+    folder: FolderOption = POSTGRES_FOLDER,
 ) -> None:
-    """Start a Postgres server for this machine alone, without Docker or root; it goes on."""
-    from autotune.storage.admin import local_postgres as server
+    """Start or stop a Postgres server for this machine alone, without Docker or root."""
+    from autotune.storage.admin import local_postgres
 
-    if stop:
-        was = server.stop(folder)
-        _say(f"the Postgres server in {folder} {'is stopped' if was else 'was not running'}")
+    if action == "stop":
+        was_running = local_postgres.stop(folder)
+        _print(
+            f"the Postgres server in {folder} {'is stopped' if was_running else 'was not running'}"
+        )
         return
     check_folder(folder)
-    url = server.start(folder)
-    _say(f"a Postgres server runs in {folder}; its storage is\n\n    {url}\n")
-    _say(f"make study STORAGE='{url}'\nmake postgres-local-down stops it, its studies stay")
+    url = local_postgres.start(folder)
+    _print(f"a Postgres server runs in {folder}; its storage is\n\n    {url}\n")
+    _print(f"make study STORAGE='{url}'\nmake postgres-local-down stops it, its studies stay")
+
+
+@app.command("local", hidden=True)
+def local(
+    folder: FolderOption = POSTGRES_FOLDER,
+    is_stop: Annotated[bool, typer.Option("--stop", help="Stop it; its studies stay.")] = False,
+) -> None:
+    """Start or stop the server (old name of ``postgres``)."""
+    action: Literal["start", "stop"] = "stop" if is_stop else "start"
+    _renamed("local", f"postgres {action}")
+    postgres(action, folder)

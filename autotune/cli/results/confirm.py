@@ -81,7 +81,7 @@ def confirm(
     shown.print(
         Text(
             f"These are the {images} validation images that the search has chosen by; "
-            "'autotune fit' measures on others."
+            "'autotune refit' measures on others."
         )
     )
 

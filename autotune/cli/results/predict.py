@@ -17,7 +17,7 @@ from autotune.display.console import check_writable, error_console
 from autotune.errors import AutotuneError, disk_full_as_user_error
 
 ModelArgument = Annotated[
-    Path, typer.Argument(help="Folder of a model, as 'autotune fit' has written it.")
+    Path, typer.Argument(help="Folder of a model, as 'autotune refit' has written it.")
 ]
 
 

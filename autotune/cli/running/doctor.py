@@ -22,8 +22,8 @@ from autotune.errors import SchemaError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from autotune.study.doctor.checks import Finding
     from autotune.study.doctor.collect import Evidence
-    from autotune.study.doctor.finding import Finding
 
 
 def doctor(
@@ -41,8 +41,7 @@ def doctor(
     Exit code 0: all is well, or was put right. 1: something remains.
     """
     located = locate(study, overrides, name, storage)
-    from autotune.study.doctor.checks import diagnose
-    from autotune.study.doctor.finding import SCHEMA, Finding
+    from autotune.study.doctor.checks import Finding, FindingKind, diagnose
     from autotune.study.doctor.repair import repair
     from autotune.study.setup.opening import open_existing
 
@@ -50,7 +49,7 @@ def doctor(
     try:
         opened = open_existing(located.name, located.storage, files or located.files)
     except SchemaError as error:
-        _print_findings(shown, located.name, [Finding(SCHEMA, str(error))], fix=fix)
+        _print_findings(shown, located.name, [Finding(FindingKind.SCHEMA, str(error))], fix=fix)
         raise typer.Exit(1) from None
     diagnosis = diagnose(opened)
     if fix and any(one.is_fixable for one in diagnosis.findings):

@@ -95,7 +95,7 @@ def worker(
     if stop.is_set():
         shown.print(f"Stopped after {finished} trial{many}.", highlight=False)
         raise typer.Exit(130)
-    why = f": {ended.words}" if ended else ""
+    why = f": {ended.text}" if ended else ""
     shown.print(
         f"{finished} trial{many} finished here; the study {located.name!r} has no more to do{why}",
         highlight=False,

@@ -215,8 +215,9 @@ def _check_skipped(
     listed = join_some([f"{name} ({reason})" for name, reason in skipped], 5, "; ")
     if len(skipped) > limit * count:
         raise DatasetError(
-            f"at most {limit:.4g} of the images may be unreadable (data.unreadable_limit), but "
-            f"{len(skipped)} of {count} are: {listed}; repair or remove them, or raise the limit"
+            f"at most {limit:.4g} of the images may be unreadable (data.max_unreadable_share), "
+            f"but {len(skipped)} of {count} are: {listed}; repair or remove them, or raise the "
+            "limit"
         )
     labels, kept = (
         {source.samples[index].label for index in some} for some in (images.indices, decoded)

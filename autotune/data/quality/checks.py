@@ -134,7 +134,7 @@ def _duplicates(values: Mapping[str, Any]) -> Iterator[str]:
         way_out = (
             "The data set is already split, which is kept"
             if counts["mode"] == "together"
-            else "They stay in one split with data.duplicates: together"
+            else "They stay in one split with data.duplicates: group"
         )
         yield (
             f"Duplicates across splits flatter what is measured: {' and '.join(leaks)} "

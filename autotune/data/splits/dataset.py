@@ -34,7 +34,7 @@ class Dataset:
         groups: int64, ``(N,)``: number of the group of every image; ``None`` where no two belong
             together.
         folds: The folds of the training split; empty without ``data.folds``.
-        duplicates: The duplicates, where ``data.duplicates: together`` needed them for the split.
+        duplicates: The duplicates, where ``data.duplicates: group`` needed them for the split.
         num_added: Number of images that were added after the study was made; they are not used.
         missing: Keys of images of the study that no longer exist: the split is a new one.
     """
@@ -75,7 +75,7 @@ class Dataset:
         if data.protocol is not None:
             source = apply_protocol(source, data.protocol, data.seed)
         duplicates = None
-        if data.duplicates == "together":
+        if data.duplicates == "group":
             duplicates = find_duplicates(source, progress)
             refuse_too_many(duplicates)
         try:

@@ -205,7 +205,7 @@ def refuse_too_many(duplicates: Duplicates) -> None:
     """Raise a DatasetError when the hash cannot tell the images apart."""
     if duplicates.too_many:
         raise DatasetError(
-            "data.duplicates: together needs images that can be told apart, but of these images "
+            "data.duplicates: group needs images that can be told apart, but of these images "
             f"each looks like more than {_MAX_PAIRS} others; take report or off, and name what "
             "belongs together with data.group"
         )

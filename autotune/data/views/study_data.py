@@ -109,7 +109,7 @@ class StudyData:
             sorted(split.train + split.validation),
             spec,
             folder,
-            unreadable_limit=data.unreadable_limit,
+            unreadable_limit=data.max_unreadable_share,
             on_progress=on_progress,
             limit_bytes=limit_bytes,
             fast=data.decode == "fast",
@@ -200,7 +200,7 @@ def open_test_views(
         opened.split.test,
         spec,
         folder,
-        unreadable_limit=data.unreadable_limit,
+        unreadable_limit=data.max_unreadable_share,
         limit_bytes=limit_bytes,
         fast=data.decode == "fast",
     )

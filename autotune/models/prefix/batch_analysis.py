@@ -167,7 +167,7 @@ def analyze(
     def classify_frozen(copied: Node, node: Node) -> None:
         if known is None and copied in frozen:
             is_constant = copied.op == "get_attr"
-            pair = [one[node] for one in values]
+            pair = [run[node] for run in values]
             kinds.setdefault(
                 digests[copied], Constant(pair[0]) if is_constant else classify(*pair)
             )
@@ -187,18 +187,18 @@ def analyze(
                 continue
             args, kwargs = _arguments(node, run)
             operands = _tensors((args, kwargs))
-            versions = [one._version for one in operands]
+            versions = [operand._version for operand in operands]
             run[node] = execute_node(node, root, args, kwargs)
             written |= {
-                _address(one)
-                for one, version in zip(operands, versions, strict=True)
-                if one._version != version
+                _address(operand)
+                for operand, version in zip(operands, versions, strict=True)
+                if operand._version != version
             }
         classify_frozen(copied, node)
         if written & buffers and copied not in frozen:
             effects.append(copied)
         if written:
-            rewritten |= {one for one, places in memory.items() if places & written}
+            rewritten |= {reader for reader, places in memory.items() if places & written}
             for earlier, value in values[0].items():
                 if earlier is not node and _addresses(value) & written:
                     renewed = copies[earlier] = new.call_function(after, (copies[earlier], copied))
@@ -225,11 +225,7 @@ def for_other_mode(
 ) -> GraphAnalysis:
     """Return the analysis of another mode whose graph has the same nodes.
 
-    Args:
-        root: The module in the other mode.
-        analysis: That of the first mode; nodes whose modules do something else in the other mode
-            are not frozen.
-        shape: Shape of one image.
+    Nodes whose modules do something else in the other mode are not frozen.
     """
     digests: dict[Node, str] = {}
     for node in analysis.graph.nodes:
@@ -240,7 +236,7 @@ def for_other_mode(
 
 def _last_reads(graph: fx.Graph) -> dict[Node, list[Node]]:
     """Return for each node the values that are not read after it."""
-    last = {one: node for node in graph.nodes for one in node.all_input_nodes}
+    last = {read: node for node in graph.nodes for read in node.all_input_nodes}
     reads: dict[Node, list[Node]] = {}
     for node in graph.nodes:
         reads.setdefault(last.get(node, node), []).append(node)
@@ -255,7 +251,7 @@ def _arguments(node: Node, values: Mapping[Node, Any]) -> Any:
 
 
 def _tensors(value: Any) -> list[Tensor]:
-    return [one for one in tree_leaves(value) if isinstance(one, Tensor)]
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def _address(tensor: Tensor) -> int:
@@ -274,7 +270,7 @@ def classify(few: Any, many: Any) -> Kind:
         return Unknown()
     if isinstance(few, tuple | list) and len(few) == len(many):
         items = tuple(map(classify, few, many))
-        constants = [one.value for one in items if isinstance(one, Constant)]
+        constants = [item.value for item in items if isinstance(item, Constant)]
         if len(constants) == len(items):
             return Constant(type(few)(constants))
         return Nested(type(few), items)
@@ -295,8 +291,8 @@ def _classify_tensor(few: Tensor, many: Tensor) -> Kind:
     if others or size * MANY != many.shape[dim] * FEW or size % FEW:
         return Unknown()
     each = size // FEW
-    for before in [one for one in range(1, each + 1) if each % one == 0]:
-        first, second = (to_parts(one, dim, before, each) for one in (few, many))
+    for before in [repeats for repeats in range(1, each + 1) if each % repeats == 0]:
+        first, second = (to_parts(batch, dim, before, each) for batch in (few, many))
         if _is_close(first, second[MANY - FEW :]):
             return PerImage(tuple(first.shape[1:]), few.dtype, dim, before, each)
     return Unknown()

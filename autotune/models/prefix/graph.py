@@ -25,9 +25,9 @@ from torch import Tensor, fx, nn
 from torch.fx import Node
 
 from autotune.errors import SplitError
-from autotune.models.backbone import first_line
 from autotune.models.device_errors import is_device_error
 from autotune.models.network import Network
+from autotune.text import error_line
 
 #: Files of torch whose modules without tensors do the same in both modes, except random ones.
 _MODELESS = frozenset(
@@ -52,11 +52,8 @@ class TraceClone(nn.Module):
     """A copy of a network's backbone for tracing and trial runs.
 
     It shares the network's parameters, but not modes and buffers, so that nothing done with it
-    changes the network. Names are those of the network.
-
-    Args:
-        network: The network.
-        training: Whether to set the modes of :meth:`Network.train` or those of evaluation.
+    changes the network. Names are those of the network; modes are those of :meth:`Network.train`
+    or of evaluation.
     """
 
     def __init__(self, network: Network, training: bool) -> None:
@@ -106,9 +103,7 @@ def trace(clone: TraceClone) -> fx.Graph:
     except Exception as error:  # each architecture fails in its own way
         if is_device_error(error):
             raise
-        raise SplitError(
-            f"the backbone cannot be traced ({type(error).__name__}: {first_line(error)})"
-        ) from error
+        raise SplitError(f"the backbone cannot be traced ({error_line(error)})") from error
     if not torch.equal(before, torch.get_rng_state()):
         raise SplitError("the backbone draws random numbers that no graph can hold")
     return graph
@@ -171,13 +166,7 @@ def reads_trainable_state(node: Node, root: nn.Module, trainable: frozenset[str]
 def digest(
     node: Node, root: nn.Module, digests: Mapping[Node, str], images: tuple[int, ...]
 ) -> str:
-    """Return the digest of a node, 32 hexadecimal digits.
-
-    Args:
-        node: The node.
-        root: The module that it belongs to.
-        digests: Those of its arguments.
-        images: Shape of one image.
+    """Return the digest of a node, 32 hexadecimal digits, from those of its arguments.
 
     Raises:
         SplitError: When an argument has no text that is the same in every process.
@@ -261,10 +250,10 @@ def _spell(value: Any, digests: Mapping[Node, str]) -> str:
         case Node():
             return digests[value]
         case tuple() | list():
-            inner = ", ".join(_spell(one, digests) for one in value)
+            inner = ", ".join(_spell(item, digests) for item in value)
             return f"({inner})" if isinstance(value, tuple) else f"[{inner}]"
         case Mapping():
-            return str({str(key): _spell(one, digests) for key, one in value.items()})
+            return str({str(key): _spell(item, digests) for key, item in value.items()})
         case slice():
             return f"slice{_spell((value.start, value.stop, value.step), digests)}"
         case Tensor():

@@ -32,13 +32,7 @@ def varies(analysis: GraphAnalysis, node: Node) -> bool:
 def dependencies(
     analysis: GraphAnalysis, wanted: Iterable[Node], given: Iterable[str] = ()
 ) -> set[Node]:
-    """Return all nodes needed to compute some nodes, these included.
-
-    Args:
-        analysis: The graph.
-        wanted: The nodes.
-        given: Digests of frozen nodes whose values are given.
-    """
+    """Return all nodes that some nodes need, these included, without what ``given`` replaces."""
     needed: set[Node] = set()
     waiting = list(wanted)
     while waiting:
@@ -79,7 +73,7 @@ def cheapest_cut(analyses: Sequence[GraphAnalysis]) -> tuple[str, ...]:
     sinks: set[str] = set()
     for analysis in analyses:
         needed = dependencies(analysis, [analysis.graph.output_node(), *analysis.effects])
-        for node in [one for one in analysis.graph.nodes if one in needed]:
+        for node in [candidate for candidate in analysis.graph.nodes if candidate in needed]:
             key, is_frozen = analysis.digests[node], node in analysis.frozen
             if is_frozen:
                 if not varies(analysis, node):
@@ -88,12 +82,12 @@ def cheapest_cut(analyses: Sequence[GraphAnalysis]) -> tuple[str, ...]:
                 bytes_of[key] = max(kind.bytes, 1) if isinstance(kind, PerImage) else _INFINITE
                 if node.op == "placeholder" or is_expensive(node, analysis.root):
                     sources.add(key)
-            for one in node.all_input_nodes:
-                if one in analysis.frozen and varies(analysis, one):
+            for argument in node.all_input_nodes:
+                if argument in analysis.frozen and varies(analysis, argument):
                     if is_frozen:
-                        edges.add((analysis.digests[one], key))
+                        edges.add((analysis.digests[argument], key))
                     else:
-                        sinks.add(analysis.digests[one])
+                        sinks.add(analysis.digests[argument])
     return _minimum_cut(bytes_of, edges, sources, sinks)
 
 
@@ -112,7 +106,7 @@ def _minimum_cut(
     enter = {key: 2 * index for index, key in enumerate(keys)}
     source, sink = 2 * len(keys), 2 * len(keys) + 1
     arcs = [(enter[key], enter[key] + 1, bytes_of[key]) for key in keys]
-    arcs += [(enter[one] + 1, enter[other], _INFINITE) for one, other in edges]
+    arcs += [(enter[start] + 1, enter[end], _INFINITE) for start, end in edges]
     arcs += [(source, enter[key], _INFINITE) for key in sources]
     arcs += [(enter[key] + 1, sink, _INFINITE) for key in sinks]
     tails, heads, sizes = np.array(arcs, dtype=np.int32).reshape(-1, 3).T

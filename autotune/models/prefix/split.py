@@ -19,7 +19,6 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from autotune.errors import SplitError
-from autotune.models.backbone import first_line
 from autotune.models.device_errors import is_device_error
 from autotune.models.network import Network
 from autotune.models.prefix.batch_analysis import (
@@ -49,6 +48,7 @@ from autotune.models.prefix.min_cut import (
     first_nodes,
     varies,
 )
+from autotune.text import error_line
 
 #: Largest relative difference between a network that is split and the whole one, by the type in
 #: which products are computed: four to ten times the unit roundoff, which is 2^-9 in bf16 and
@@ -175,9 +175,7 @@ def split_network(network: Network, images: Tensor) -> PrefixSplit:
         except Exception as error:  # each architecture fails in its own way
             if is_device_error(error):
                 raise
-            raise SplitError(
-                f"the backbone cannot be split ({type(error).__name__}: {first_line(error)})"
-            ) from error
+            raise SplitError(f"the backbone cannot be split ({error_line(error)})") from error
 
 
 def _split(network: Network, images: Tensor) -> PrefixSplit:
@@ -261,11 +259,13 @@ def _tail_subgraph(
     """Make the part behind the cut, and try it with the crossing tensors of some images."""
     wanted = analysis.graph.output_node().all_input_nodes
     subgraph = _subgraph(analysis, keys, wanted)
-    arguments = {_given(index): one.clone() for index, one in enumerate(crossing)}
-    arguments |= {_constant(index): one.clone() for index, one in enumerate(subgraph.constants)}
-    versions = {name: one._version for name, one in arguments.items()}
+    arguments = {_given(index): tensor.clone() for index, tensor in enumerate(crossing)}
+    arguments |= {
+        _constant(index): tensor.clone() for index, tensor in enumerate(subgraph.constants)
+    }
+    versions = {name: tensor._version for name, tensor in arguments.items()}
     subgraph.function(analysis.root, *arguments.values())
-    written = [name for name, one in arguments.items() if one._version != versions[name]]
+    written = [name for name, tensor in arguments.items() if tensor._version != versions[name]]
     return _subgraph(analysis, keys, wanted, written) if written else subgraph
 
 
@@ -300,10 +300,10 @@ def _subgraph(
         node: analysis.kinds[analysis.digests[node]] for node in nodes if _is_fixed(analysis, node)
     }
     values = [kind.value for kind in fixed.values() if isinstance(kind, Constant)]
-    tensors = {id(one): one for one in tree_leaves(values) if isinstance(one, Tensor)}
+    tensors = {id(leaf): leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)}
     graph = fx.Graph()
     inputs = {key: graph.placeholder(_given(index)) for index, key in enumerate(given)}
-    constants = {one: graph.placeholder(_constant(index)) for index, one in enumerate(tensors)}
+    constants = {key: graph.placeholder(_constant(index)) for index, key in enumerate(tensors)}
     count = graph.call_method("size", (next(iter(inputs.values())), 0))
 
     def argument(place: Node) -> Node:
@@ -311,11 +311,13 @@ def _subgraph(
 
     def literal(kind: Kind) -> Any:
         if isinstance(kind, Constant):
-            return tree_map_only(Tensor, lambda one: argument(constants[id(one)]), kind.value)
+            return tree_map_only(
+                Tensor, lambda tensor: argument(constants[id(tensor)]), kind.value
+            )
         if isinstance(kind, BatchMultiple):
             return graph.call_function(operator.mul, (count, kind.each))
         assert isinstance(kind, Nested)
-        items = [literal(one) for one in kind.items]
+        items = [literal(item) for item in kind.items]
         return items if kind.type is list else tuple(items)
 
     made: dict[Node, Any] = {}
@@ -341,7 +343,7 @@ def _subgraph(
             results[node] = result
     if not count.users:
         graph.erase_node(count)
-    graph.output(tuple(results[one] for one in wanted) if as_parts else made[wanted[0]])
+    graph.output(tuple(results[node] for node in wanted) if as_parts else made[wanted[0]])
     function, source = compile_graph(graph)
     return _Subgraph(function, given, tuple(tensors.values()), source)
 

@@ -72,12 +72,7 @@ class LayerCapabilities:
         return [(group, channel_count(width, group.size, group.unit)) for group in self.groups]
 
     def is_noop(self, name: str, value: Value) -> bool:
-        """Return whether the layer already has a value that it can take.
-
-        Args:
-            name: A field of :class:`~autotune.plan.LayerPlan`.
-            value: The value.
-        """
+        """Return whether the layer already has a possible value of a field of its plan."""
         if value == KEEP:
             return True
         match name:
@@ -92,12 +87,7 @@ class LayerCapabilities:
         return False
 
     def is_function_preserving(self, plan: LayerPlan, inherit: str) -> bool:
-        """Return whether the layer computes the same, up to rounding, after a possible plan.
-
-        Args:
-            plan: The plan.
-            inherit: What changed layers start from.
-        """
+        """Return whether the layer computes the same, up to rounding, after a possible plan."""
         for name, value in plan.changes().items():
             shaping = name in ("kernel", "width", "bridge")
             if self.is_noop(name, value) or name in ("dropout", "drop_path"):

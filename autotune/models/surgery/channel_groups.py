@@ -97,15 +97,11 @@ _Vector = tuple[str, Side, int, np.ndarray]
 
 
 def find_channel_groups(model: nn.Module, layers: Sequence[Layer], image: Tensor) -> ChannelGroups:
-    """Find the groups of channels that can change in the given layers.
+    """Find the groups of channels that can change in the last layers of a backbone.
 
     A layer's groups are those that begin and end within it. Where it has none, they are the
-    channels that only it writes, for the layers behind it to read.
-
-    Args:
-        model: The backbone in evaluation mode; the meta device suffices.
-        layers: Its last layers, the last one first.
-        image: ``(1, C, H, W)`` on the same device.
+    channels that only it writes, for the layers behind it to read. The image is ``(1, C, H, W)``;
+    the meta device suffices.
     """
     place = {name: layer.index for layer in layers for name in (*layer.modules, *layer.names)}
     wanted = [
@@ -188,7 +184,7 @@ def _group(
     model: nn.Module,
 ) -> ChannelGroup | str:
     """Make the group of some classes, or return why the number of its channels is fixed."""
-    reason = next((trace.fixed[one] for one in key if one in trace.fixed), None)
+    reason = next((trace.fixed[channel] for channel in key if channel in trace.fixed), None)
     if reason is not None:
         return reason
     channels = classes[np.sort(np.unique(classes, return_index=True)[1])]

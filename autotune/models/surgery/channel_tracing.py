@@ -138,7 +138,7 @@ def _varying(ids: Tensor) -> list[int]:
 
 
 def _tensors(*values: Any) -> list[Tensor]:
-    return [one for one in tree_leaves(values) if isinstance(one, Tensor)]
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 class _ChannelTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -190,7 +190,8 @@ class _ChannelTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         packet = func.overloadpacket
         moving = packet in MOVING
         if not any(
-            self.ids(one) is not None or (moving and id(one) in self._names) for one in operands
+            self.ids(operand) is not None or (moving and id(operand) in self._names)
+            for operand in operands
         ):
             return
         if moving:
@@ -220,11 +221,11 @@ class _ChannelTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return any(ids.shape[dim % tensor.ndim] > 1 for dim in dims)
 
     def _fix(self, operands: Iterable[Tensor], outputs: Iterable[Tensor], reason: str) -> None:
-        for one in operands:
-            if (ids := self.ids(one)) is not None:
+        for operand in operands:
+            if (ids := self.ids(operand)) is not None:
                 self.unions.fix(ids, reason)
-        for one in outputs:
-            self.mark(one, None, reason)
+        for output in outputs:
+            self.mark(output, None, reason)
 
     def _move(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> None:
         """Run an operation that only moves data on the numbers themselves."""
@@ -255,9 +256,9 @@ class _ChannelTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             # went is then unknown, so they must not change.
             self._fix(_tensors(args, kwargs), outputs, f"{packet.__name__} rearranges them")
             return
-        for one, ids in zip(outputs, moved, strict=True):
+        for output, ids in zip(outputs, moved, strict=True):
             compressed = _compress(ids)
-            self.mark(one, compressed if bool((compressed > FIXED).any()) else None)
+            self.mark(output, compressed if bool((compressed > FIXED).any()) else None)
 
     def _reshape(self, tensor: Tensor, result: Tensor) -> Tensor | None:
         """Return the numbers after a reshape that leaves the one varying dimension as it is."""
@@ -268,7 +269,7 @@ class _ChannelTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         before, size = math.prod(tensor.shape[:dim]), tensor.shape[dim]
         for place in range(result.ndim):
             if result.shape[place] == size and math.prod(result.shape[:place]) == before:
-                return ids.reshape([size if one == place else 1 for one in range(result.ndim)])
+                return ids.reshape([size if axis == place else 1 for axis in range(result.ndim)])
         return None
 
     def _norm(self, packet: Any, args: Any, output: Tensor) -> None:
@@ -277,8 +278,8 @@ class _ChannelTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if ids is None:
             self.mark(output, None)
             return
-        for one in _tensors(args[1:]):
-            own = self._ids_or_new(one)
+        for parameter in _tensors(args[1:]):
+            own = self._ids_or_new(parameter)
             if own is None:
                 self.unions.fix(ids, "a norm without parameters of its own")
             else:
@@ -308,14 +309,14 @@ class _ChannelTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if len(chosen) == 1 and tensor.shape[chosen[0]] <= MAX_BRANCHES:
             self._unite_branches(tensor, ids, chosen[0], outputs)
         elif not self._varies_along(tensor, ids, chosen):
-            for one in outputs:
-                self._reduce(tensor, one, chosen, one.ndim == tensor.ndim)
+            for output in outputs:
+                self._reduce(tensor, output, chosen, output.ndim == tensor.ndim)
         elif packet in SUMS:
             self._fix([tensor], outputs, "they are summed")
         else:
             self.unions.mark_inexact(ids)
-            for one in outputs:
-                self.mark(one, None)
+            for output in outputs:
+                self.mark(output, None)
 
     def _unite_branches(
         self, tensor: Tensor, ids: Tensor, dim: int, outputs: Iterable[Tensor]
@@ -323,21 +324,23 @@ class _ChannelTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Unite the channels of the branches of a block that are stacked along ``dim``."""
         first = ids.narrow(dim, 0, 1)
         self.unions.unite(first, ids)
-        for one in outputs:
-            self.mark(one, first if one.ndim == tensor.ndim else first.squeeze(dim))
+        for output in outputs:
+            self.mark(output, first if output.ndim == tensor.ndim else first.squeeze(dim))
 
     def _unite(self, operands: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
         """Unite the channels of the operands of an elementwise operation."""
-        traced = [ids for one in operands if (ids := self.ids(one)) is not None]
+        traced = [ids for operand in operands if (ids := self.ids(operand)) is not None]
         widest = max(traced, key=Tensor.numel)
         varying = _varying(widest)
-        for one in operands:
-            sizes = [one.shape[dim] if -dim <= one.ndim else 1 for dim in varying]
-            ids = self._ids_or_new(one) if all(size > 1 for size in sizes) else self.ids(one)
+        for operand in operands:
+            sizes = [operand.shape[dim] if -dim <= operand.ndim else 1 for dim in varying]
+            ids = (
+                self._ids_or_new(operand) if all(size > 1 for size in sizes) else self.ids(operand)
+            )
             if all(size == 1 for size in sizes) and (ids is None or not _varying(ids)):
                 continue  # the same for all of them: a scalar, a mask, a gate of one channel
             if ids is None:
-                origin = self._known.get(id(one), (None, None, ""))[2]
+                origin = self._known.get(id(operand), (None, None, ""))[2]
                 met = f"they meet what {origin.split()[0]} gives" if origin else _EARLIER
                 self.unions.fix(widest, met)
             elif any(size == 1 for size in sizes):
@@ -345,8 +348,8 @@ class _ChannelTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.unions.fix(ids, "they are multiplied with each other")
             elif ids is not widest:
                 self.unions.unite(widest, ids)
-        for one in outputs:
-            self.mark(one, widest)
+        for output in outputs:
+            self.mark(output, widest)
 
     def _fixed_filter(self, args: Any, output: Tensor) -> bool:
         """Trace a depthwise convolution with a fixed filter (blurred pooling), if it is one."""
@@ -389,7 +392,7 @@ class _ChannelTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.mark(output, None)
             return
         dim = tensor.ndim - (1 if isinstance(module, nn.Linear) else 3)
-        places = [] if ids is None else [one % tensor.ndim for one in _varying(ids)]
+        places = [] if ids is None else [varying % tensor.ndim for varying in _varying(ids)]
         if places and dim not in places and isinstance(module, nn.Linear):
             self.mark(output, ids)  # a linear layer over tokens: every channel for itself
             return
@@ -410,17 +413,14 @@ class _ChannelTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not layer.is_depthwise and layer.writes is None:
             layer.writes = self.unions.new(output.shape[dim])
         given = layer.reads if layer.is_depthwise else layer.writes
-        shape = [output.shape[dim] if one == dim else 1 for one in range(output.ndim)]
+        shape = [output.shape[dim] if axis == dim else 1 for axis in range(output.ndim)]
         self.mark(output, None if given is None else given.reshape(shape))
 
 
 def trace_channels(model: nn.Module, image: Tensor, wanted: Iterable[str]) -> ChannelTrace:
-    """Run a network once and trace the channels of some of its modules.
+    """Run a network once and trace the channels of the wanted convolutions and linear layers.
 
-    Args:
-        model: The network, in evaluation mode; the meta device suffices.
-        image: ``(1, C, H, W)`` on the same device.
-        wanted: Names of the convolutions and linear layers whose channels are traced.
+    The network is in evaluation mode; the meta device suffices. The image is ``(1, C, H, W)``.
     """
     tracer = _ChannelTracer(model, frozenset(wanted))
     with ExitStack() as stack:
@@ -442,13 +442,15 @@ def trace_channels(model: nn.Module, image: Tensor, wanted: Iterable[str]) -> Ch
 
     def classes_in(numbers: Iterable[Tensor]) -> frozenset[int]:
         return frozenset(
-            one for ids in numbers for one in classes[ids[ids > FIXED].numpy()].tolist()
+            number for ids in numbers for number in classes[ids[ids > FIXED].numpy()].tolist()
         )
 
     fixed: dict[int, str] = {int(classes[FIXED]): _EARLIER}
     for ids, reason in unions.fixed:
-        for one in classes_in([ids]):
-            fixed.setdefault(one, reason)
+        for number in classes_in([ids]):
+            fixed.setdefault(number, reason)
     inexact = classes_in(unions.inexact)
-    output = classes_in(found for one in outputs if (found := tracer.ids(one)) is not None)
+    output = classes_in(
+        found for output_tensor in outputs if (found := tracer.ids(output_tensor)) is not None
+    )
     return ChannelTrace(tracer.layers, tracer.tensors, classes, fixed, inexact, output)

@@ -67,7 +67,7 @@ def activation_scores(
     Args:
         model: The network.
         group: The channels.
-        norms: For every reader, the root mean square of each input channel.
+        norms: See :func:`channel_norms`.
 
     Returns:
         One score a channel, ``(group.size,)``; :func:`magnitude_scores` where nothing reads them.

@@ -35,7 +35,7 @@ def kernel_problem(conv: nn.Conv2d) -> str:
     """Return why the kernel of a convolution cannot be changed, "" if it can."""
     known = (nn.Conv2d, GridAlignedConv2d, Conv2dSame, *_STANDARDIZED)
     computed = (type(conv).forward, type(conv)._conv_forward)
-    if computed not in [(one.forward, one._conv_forward) for one in known]:
+    if computed not in [(kind.forward, kind._conv_forward) for kind in known]:
         return (
             "a kernel can be changed in torch's and timm's own convolutions, but "
             f"{type(conv).__name__!r} computes in a way of its own; its kernel must be kept"

@@ -33,6 +33,7 @@ from autotune.models.surgery.components import (
 )
 from autotune.models.surgery.kernels import is_spatial, kernel_problem, replace_kernel
 from autotune.models.surgery.widths import WidthChange, add_bridge, change_widths
+from autotune.text import error_line
 
 logger = logging.getLogger(__name__)
 
@@ -76,20 +77,14 @@ class _MetaProbe:
         return hook
 
     def problem(self, change: Callable[[nn.Module], None], same_shape: bool = True) -> str:
-        """Run a changed copy; return why that fails, "" if it works.
-
-        Args:
-            change: Changes the copy.
-            same_shape: Whether the number of features must stay the same.
-        """
+        """Run a changed copy; return why that fails, "" if it works."""
         changed = copy.deepcopy(self.model)
         try:
             change(changed)
             with torch.no_grad():
                 shape = changed(self.image).shape
         except Exception as error:  # each architecture fails in its own way
-            lines = str(error).strip().splitlines()
-            return f"{type(error).__name__}: {lines[0][:160] if lines else 'no details'}"
+            return error_line(error)
         if len(shape) != len(self.shape) or (same_shape and shape != self.shape):
             return f"the output would be {tuple(shape)} instead of {tuple(self.shape)}"
         return ""
@@ -98,10 +93,10 @@ class _MetaProbe:
 def probe_layers(
     model: nn.Module, layers: Sequence[Layer], input_size: tuple[int, int, int]
 ) -> tuple[LayerCapabilities, ...]:
-    """Find out what layers can become.
+    """Find out what the last layers of a backbone on the meta device can become.
 
     Args:
-        model: The backbone without a classifier, in evaluation mode, on the meta device.
+        model: The backbone without a classifier.
         layers: Its last layers, the last one first.
         input_size: Channels, height and width of its images.
     """
@@ -121,7 +116,9 @@ def probe_layers(
             replace(_candidates(probe, layer), groups=groups, residual_writers=writers)
         )
     checked = _without_failing_widths(probe, _without_failing_changes(probe, candidates))
-    return tuple(_with_reasons(one, channels.reasons.get(one.index)) for one in checked)
+    return tuple(
+        _with_reasons(candidate, channels.reasons.get(candidate.index)) for candidate in checked
+    )
 
 
 def _with_reasons(candidate: LayerCapabilities, width_reason: str | None) -> LayerCapabilities:
@@ -136,16 +133,7 @@ def _with_reasons(candidate: LayerCapabilities, width_reason: str | None) -> Lay
 def cached_capabilities(
     backbone: Backbone, layers: Sequence[Layer], last: int
 ) -> tuple[LayerCapabilities, ...]:
-    """Return what the last layers of a backbone can become, probed once for each backbone.
-
-    Args:
-        backbone: The backbone.
-        layers: All of its layers, the last one first.
-        last: Number of layers that are needed.
-
-    Returns:
-        Capabilities of the last ``last`` layers or more.
-    """
+    """Return what the last ``last`` layers or more can become, probed once for each backbone."""
     known = _cache.get(backbone.pretrained, ())
     if len(known) < last:
         model = without_weights(backbone.pretrained)
@@ -302,5 +290,5 @@ def _without_failing_widths(
                     layer, groups=working, reasons=layer.reasons if working else reasons
                 )
     if problem(all_groups(), 1.5):
-        checked = [replace(one, can_grow=not problem(one.groups, 1.5)) for one in checked]
+        checked = [replace(layer, can_grow=not problem(layer.groups, 1.5)) for layer in checked]
     return checked

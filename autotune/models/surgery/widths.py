@@ -133,7 +133,10 @@ def _change_input(module: nn.Module, positions: Sequence[int], generator: torch.
     size, wanted = weight.shape[1], len(positions) // groups
     parts = []
     for index, part in enumerate(weight.detach().chunk(groups)):
-        own = [one - index * size for one in positions[index * wanted : (index + 1) * wanted]]
+        own = [
+            position - index * size
+            for position in positions[index * wanted : (index + 1) * wanted]
+        ]
         taken = part.index_select(1, torch.tensor(own, device=part.device))
         parts.append(split_copies(taken, own, generator))
     module.weight = nn.Parameter(torch.cat(parts), requires_grad=weight.requires_grad)

@@ -30,7 +30,7 @@ def study_note(results: StudyResults, storage_url: str) -> str:
     """
     progress = results.describe_progress()
     if results.ended is not None:
-        progress += f". The study has ended: {results.ended.words}"
+        progress += f". The study has ended: {results.ended.text}"
     answer = [f"**{escape(headline(results))}**", escape(f"trials: {progress}.")]
     if confirmation := describe_confirmation(results):
         answer.append(escape(confirmation))

@@ -273,7 +273,9 @@ def _check_stability(facts: _Facts) -> _Finding | None:
         "epoch to the next (median)"
     )
     if diverged >= 0.1 * tried:
-        advice = "Lower the upper end of training.lr, or clip gradients with training.clip_norm."
+        advice = (
+            "Lower the upper end of training.lr, or clip gradients with training.clip_grad_norm."
+        )
         return f"No: {text}{_describe_divergence(facts)}.", "action", advice
     if facts.noise and fall > 3 * facts.noise:
         advice = (

@@ -80,7 +80,7 @@ def key_figures(results: StudyResults) -> list[tuple[str, str, str]]:
         passes = f"{images - computed:,} of {images:,} passes of an image through frozen layers"
         figures.append(("features reused", share, passes))
     if results.ended is not None:
-        figures.append(("ended by", results.ended.kind, results.ended.words))
+        figures.append(("ended by", results.ended.kind, results.ended.text))
     return figures
 
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from autotune.config.schema import FitConfig
+from autotune.config.schema import RefitConfig
 from autotune.data.progress import Progress, no_progress
 from autotune.data.sources.registry import fetch_source
 from autotune.data.views.study_data import open_test_views
@@ -106,7 +106,7 @@ def refit_study(
     folder: Path | None = None,
     on_epoch: Callable[[str, int, int], None] = lambda what, epoch, epochs: None,
     on_progress: Progress = no_progress,
-    settings: FitConfig | None = None,
+    settings: RefitConfig | None = None,
 ) -> RefitResult:
     """Train the selected plan and the baseline on training + validation images and measure both.
 
@@ -129,10 +129,10 @@ def refit_study(
     fetch_source(handle.config().dataset, on_progress)
     ctx = build_context(handle)
     config = ctx.config
-    settings = settings or config.fit
+    settings = settings or config.refit
     baseline_plan = ctx.space.baseline(config.baseline)
     backbones = dict.fromkeys((selection.plan.backbone, baseline_plan.backbone))
-    data = {name: ctx.resources.of(name).task for name in backbones}
+    data = {name: ctx.resources.get(name).data for name in backbones}
     memory_bytes = ctx.resources.memory_bytes // len(data)
     train = {
         name: refit_views(views, config, settings, memory_bytes) for name, views in data.items()
@@ -182,8 +182,8 @@ def refit_study(
         reads=_record_read(handle, selection.trial, comparison),
         folder=folder or handle.files.model(handle.name),
     )
-    resources = ctx.resources.of(selection.plan.backbone)
-    classes = resources.task.classes
+    resources = ctx.resources.get(selection.plan.backbone)
+    classes = resources.data.classes
     spec = ModelSpec(
         selection.plan,
         classes,
@@ -200,7 +200,7 @@ def refit_study(
         "is_baseline": result.is_baseline,
         "trained_on": {"parts": ["train", "validation"], **scores["trained_on"]},
         "pretrained": weights_origin(resources.backbone, config.weights),
-        "definition": config.definition(),
+        "definition": config.identity(),
     }
     matrix = confusion(logits, labels, classes)
     with disk_full_as_user_error(result.folder), replace_files(result.folder) as new:

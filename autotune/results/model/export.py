@@ -25,9 +25,10 @@ from torch import Tensor, nn
 
 from autotune.data.preprocessing import ImageSpec
 from autotune.errors import ExportError, UserError, disk_full_as_user_error
-from autotune.models.backbone import PACKAGED_WEIGHTS, first_line
+from autotune.models.backbone import PACKAGED_WEIGHTS
 from autotune.plan import KEEP
 from autotune.results.model.model import Model
+from autotune.text import first_line
 
 #: Largest difference of a logit that counts as rounding, as a share of the largest logit. Another
 #: order of summation makes 1e-7 to 1e-6 in float32.

@@ -44,11 +44,12 @@ from autotune.errors import (
     UserError,
 )
 from autotune.format_versions import FORMATS, MODEL, check_format
-from autotune.models.backbone import Backbone, build_backbone, check_name, first_line
+from autotune.models.backbone import Backbone, build_backbone, check_name
 from autotune.models.network import Network, build_network
 from autotune.models.surgery.aligned_conv import kernel_offsets, set_kernel_offsets
 from autotune.plan import TrialPlan
 from autotune.study.state import oom
+from autotune.text import first_line
 from autotune.training.trainer import Normalizer
 
 FORMAT = FORMATS[MODEL]

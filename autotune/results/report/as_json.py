@@ -65,7 +65,7 @@ def _document(results: StudyResults, storage_url: str) -> Any:
         "confirmed": _verdict(results.verdict),
         "fit": attributes.get(attrs.TEST_READS, []),
         "diagnostics": [asdict(diagnostic) for diagnostic in diagnose(results)],
-        "definition": attributes.get(attrs.DEFINITION),
+        "definition": attrs.definition(attributes) or None,
         "dataset": attributes.get(attrs.DATASET),
         "survey": attributes.get(attrs.SURVEY),
         "environment": attributes.get(attrs.ENVIRONMENT),

@@ -49,7 +49,7 @@ def next_commands(results: StudyResults, storage_url: str) -> str:
             f"autotune run {file_name(results)}{storage}",
             "# the best plans and the baseline over seeds; then the final model and its test",
             f"autotune confirm {name}{storage}",
-            f"autotune fit {name}{storage}",
+            f"autotune refit {name}{storage}",
         ]
     )
 
@@ -86,6 +86,6 @@ def _is_preset(results: StudyResults) -> bool:
     if results.name not in presets():
         return False
     try:
-        return load_study_file(results.name).definition() == results.definition
+        return load_study_file(results.name).identity() == results.definition
     except AutotuneError:
         return False

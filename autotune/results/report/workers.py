@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 from autotune import optuna_private
 from autotune.results.study_results import StudyResults
 from autotune.storage.rdb.connection import GRACE_PERIOD_S, HEARTBEAT_INTERVAL_S
-from autotune.study.doctor.snapshot import Snapshot
+from autotune.study.doctor.collect import Snapshot
 from autotune.study.state import attrs
 from autotune.study.state.trial_queue import INTERRUPTED, WORKER_LOST
 

@@ -1,1 +1,1 @@
-"""Look after a storage: copy, check, upgrade, a local server."""
+"""Work on a storage as a whole: copy, check, upgrade, and a local Postgres server."""

@@ -1,4 +1,4 @@
-"""Is this storage fit for studies? Looked at from outside, and tried without leaving a trace."""
+"""Checks whether a storage is fit for studies, from outside and without leaving a trace."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import sqlalchemy
 from sqlalchemy.pool import NullPool
 
 from autotune.errors import UserError
-from autotune.storage.admin.backup import integrity
-from autotune.storage.admin.read_only import has_tables, known_schemas, schema_version
+from autotune.storage.admin.read_only import has_tables, sqlite_damage
+from autotune.storage.admin.schema import schema_problem, schema_version
 from autotune.storage.filesystem import file_system_of, is_network
 from autotune.storage.rdb.connection import (
     BUSY_TIMEOUT_S,
@@ -30,56 +30,44 @@ from autotune.storage.url import database_path, is_sqlite, parse_url
 
 #: The oldest server that is tested and still gets fixes (https://www.postgresql.org/support/).
 MIN_POSTGRES = 14
-#: A study that grows beyond this is not lost at once, but soon.
+#: Free disk space below which a growing study soon fails.
 MIN_FREE_BYTES = 256 << 20
+#: Number of transactions that are timed.
 ROUND_TRIPS = 15
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One thing that was looked at.
-
-    Args:
-        what: What it was.
-        said: What was found; of a problem, with the way out.
-        problem: Whether studies would suffer from it.
-    """
+    """The result of one check; the text of a problem has the way out."""
 
     what: str
-    said: str
-    problem: bool = False
+    text: str
+    is_problem: bool = False
 
 
 def check(url: str) -> Iterator[CheckResult]:
-    """Look at everything about a storage that studies depend on.
+    """Yield a result for everything about a storage that studies depend on.
 
-    Args:
-        url: Storage URL.
-
-    Yields:
-        What was found, problem or not. What cannot be reached ends it.
-
-    Raises:
-        StorageError: When it is no URL of a storage.
+    A storage that cannot be reached ends the checks.
     """
     sqlite = is_sqlite(url)
     if sqlite:
-        yield from _place(database_path(url))
+        yield from _check_disk(database_path(url))
     engine = _engine(url)
-    reached = False
+    is_reached = False
     try:
         with storage_errors(url):
             if sqlite:
                 check_database_exists(database_path(url))
             with engine.connect() as connection:
-                reached = True
+                is_reached = True
                 yield CheckResult("reachable", "yes")
-                yield from _sqlite(url, connection) if sqlite else _postgres(connection)
-                yield _schema(connection)
+                yield from _check_sqlite(url, connection) if sqlite else _check_server(connection)
+                yield _check_tables(connection)
     except UserError as error:
-        yield CheckResult("reading" if reached else "reachable", _bare(error), problem=True)
+        yield CheckResult("reading" if is_reached else "reachable", _bare(error), True)
     else:
-        yield from _writing(url, engine)
+        yield from _check_writing(url, engine)
 
 
 def _engine(url: str) -> sqlalchemy.Engine:
@@ -98,20 +86,17 @@ def _engine(url: str) -> sqlalchemy.Engine:
     )
 
 
-# SQLite
-
-
-def _place(path: Path) -> Iterator[CheckResult]:
+def _check_disk(path: Path) -> Iterator[CheckResult]:
     found = file_system_of(path)
     if found is None:
         yield CheckResult("file system", "this system does not tell")
     elif is_network(found[0]):
         why = f"{found[0]} at {found[1]} is a network file system: use a local disk or Postgres"
-        yield CheckResult("file system", why, problem=True)
+        yield CheckResult("file system", why, True)
     else:
         yield CheckResult("file system", found[0])
-    there = next(one for one in (path, *path.parents) if one.exists())
-    free = shutil.disk_usage(there).free
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
     short = "" if free >= MIN_FREE_BYTES else f", and a study wants {_size(MIN_FREE_BYTES)}"
     yield CheckResult("free disk space", f"{_size(free)}{short}", bool(short))
 
@@ -122,109 +107,80 @@ def _size(size_bytes: int) -> str:
     return f"{size_bytes / 2**20:.0f} MiB"
 
 
-def _sqlite(url: str, connection: sqlalchemy.Connection) -> Iterator[CheckResult]:
+def _check_sqlite(url: str, connection: sqlalchemy.Connection) -> Iterator[CheckResult]:
     yield CheckResult("driver", f"sqlite3 with SQLite {sqlite3.sqlite_version}")
     mode = str(connection.exec_driver_sql("PRAGMA journal_mode").scalar())
     later = "" if mode == "wal" else "; it becomes wal when a study is opened"
     yield CheckResult("journal mode", f"{mode}{later}")
-    damage = integrity(database_path(url))
+    damage = sqlite_damage(database_path(url))
     yield CheckResult("integrity", "; ".join(damage) or "no damage", bool(damage))
 
 
-# Postgres
-
-
-def _postgres(connection: sqlalchemy.Connection) -> Iterator[CheckResult]:
+def _check_server(connection: sqlalchemy.Connection) -> Iterator[CheckResult]:
     yield CheckResult("driver", f"psycopg {psycopg.__version__}")
-    number = int(_show(connection, "server_version_num")) // 10000
-    version = _show(connection, "server_version")
-    old = number < MIN_POSTGRES
+    version = _setting(connection, "server_version")
+    old = int(_setting(connection, "server_version_num")) // 10000 < MIN_POSTGRES
     need = f", but studies need {MIN_POSTGRES} or newer" if old else ""
     yield CheckResult("server", f"Postgres {version}{need}", old)
-    encoding = _show(connection, "server_encoding")
+    encoding = _setting(connection, "server_encoding")
     other = encoding != "UTF8"
     way_out = "; make the database anew with ENCODING 'UTF8'" if other else ""
     yield CheckResult("encoding", f"{encoding}{way_out}", other)
-    yield _isolation(connection)
-    yield _connections(connection)
-
-
-def _show(connection: sqlalchemy.Connection, setting: str) -> str:
-    return str(connection.exec_driver_sql(f"SHOW {setting}").scalar())
-
-
-def _isolation(connection: sqlalchemy.Connection) -> CheckResult:
-    """Under stricter levels a transaction that meets another one fails where it should wait."""
-    level = _show(connection, "default_transaction_isolation")
+    # Under stricter levels a transaction that meets another one fails where it should wait.
+    level = _setting(connection, "default_transaction_isolation")
     other = level != "read committed"
-    way_out = (
-        "; ALTER DATABASE ... SET default_transaction_isolation TO 'read committed'"
-        if other
-        else ""
-    )
-    return CheckResult("transaction isolation", f"{level}{way_out}", other)
+    statement = "ALTER DATABASE ... SET default_transaction_isolation TO 'read committed'"
+    yield CheckResult("transaction isolation", f"{level}{f'; {statement}' * other}", other)
+    yield _check_connections(connection)
 
 
-def _connections(connection: sqlalchemy.Connection) -> CheckResult:
-    """Count them by pg_stat_database, which any user may read."""
-    most = int(_show(connection, "max_connections"))
-    reserved = int(_show(connection, "superuser_reserved_connections"))
-    query = "SELECT sum(numbackends) FROM pg_stat_database"
+def _setting(connection: sqlalchemy.Connection, name: str) -> str:
+    return str(connection.exec_driver_sql(f"SHOW {name}").scalar())
+
+
+def _check_connections(connection: sqlalchemy.Connection) -> CheckResult:
+    limit = int(_setting(connection, "max_connections"))
+    reserved = int(_setting(connection, "superuser_reserved_connections"))
+    query = "SELECT sum(numbackends) FROM pg_stat_database"  # which any user may read
     used = int(connection.exec_driver_sql(query).scalar() or 0)
     each = POOL_SIZE + POOL_OVERFLOW
-    full = most - reserved - used < each
-    way_out = f"; a worker takes up to {each}: raise max_connections" if full else ""
-    return CheckResult("connections", f"{used} of {most} in use{way_out}", full)
+    is_full = limit - reserved - used < each
+    way_out = f"; a worker takes up to {each}: raise max_connections" if is_full else ""
+    return CheckResult("connections", f"{used} of {limit} in use{way_out}", is_full)
 
 
-# Both
-
-
-def _schema(connection: sqlalchemy.Connection) -> CheckResult:
+def _check_tables(connection: sqlalchemy.Connection) -> CheckResult:
     if not has_tables(connection):
         return CheckResult("schema", "no tables yet; 'autotune run' makes them")
-    found, known = schema_version(connection), known_schemas()
-    if found == known[0]:
-        return CheckResult("schema", f"{found}, that of the installed Optuna")
-    way_out = "run 'autotune storage upgrade'" if found in known else "update Optuna"
-    said = f"{found}, and that of the installed Optuna is {known[0]}; {way_out}"
-    return CheckResult("schema", said, problem=True)
+    version = schema_version(connection)
+    problem = schema_problem(version)
+    return CheckResult(
+        "schema", problem or f"{version}, that of the installed Optuna", bool(problem)
+    )
 
 
-def _writing(url: str, engine: sqlalchemy.Engine) -> Iterator[CheckResult]:
-    """Write, take it back, and measure how long that takes: what workers do all the time."""
+def _check_writing(url: str, engine: sqlalchemy.Engine) -> Iterator[CheckResult]:
+    """Write and roll back, as workers do all the time, and measure how long that takes."""
     times_ms = []
+    begin, end = ("BEGIN IMMEDIATE", "ROLLBACK") if is_sqlite(url) else ("", "")
     try:
         with storage_errors(url), engine.connect() as connection:
-            statements = _statements(has_tables(connection))
+            write = "CREATE TABLE autotune_storage_check (number INTEGER)"
+            if has_tables(connection):
+                write = "INSERT INTO studies (study_name) VALUES ('autotune storage check')"
             connection.rollback()
             for _ in range(ROUND_TRIPS):
                 start = time.perf_counter()
-                _write_and_take_back(connection, statements, is_sqlite(url))
+                for statement in filter(None, (begin, write, end)):
+                    connection.exec_driver_sql(statement)
+                connection.rollback()
                 times_ms.append((time.perf_counter() - start) * 1000)
     except UserError as error:
-        yield CheckResult("write permission", _bare(error), problem=True)
+        yield CheckResult("write permission", _bare(error), True)
     else:
         yield CheckResult("write permission", "yes")
         median = statistics.median(times_ms)
         yield CheckResult("round trip", f"{median:.2f} ms for a transaction that writes one row")
-
-
-def _statements(tables: bool) -> tuple[str, ...]:
-    if not tables:
-        return ("CREATE TABLE autotune_storage_check (number INTEGER)",)
-    name = "'autotune storage check'"
-    return (f"INSERT INTO studies (study_name) VALUES ({name})",)
-
-
-def _write_and_take_back(
-    connection: sqlalchemy.Connection, statements: tuple[str, ...], sqlite: bool
-) -> None:
-    begin, end = ("BEGIN IMMEDIATE", "ROLLBACK") if sqlite else ("", "")
-    for statement in (begin, *statements, end):
-        if statement:
-            connection.exec_driver_sql(statement)
-    connection.rollback()
 
 
 def _bare(error: UserError) -> str:

@@ -1,4 +1,7 @@
-"""Studies copied from one storage to another: SQLite or Postgres, in any direction."""
+"""Studies copied from one storage to another: SQLite or Postgres, in any direction.
+
+A copy into an SQLite file is the backup of a storage, and copying it back restores it.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,14 @@ from autotune.errors import StorageError, StudyError
 from autotune.format_versions import ATTRIBUTE as FORMAT
 from autotune.format_versions import STUDY, check_format
 from autotune.storage.admin.read_only import (
-    check_schema,
     has_tables,
     list_studies,
     reading,
     reading_engine,
     select_studies,
+    sqlite_damage,
 )
+from autotune.storage.admin.schema import check_schema
 from autotune.storage.admin.study_files import (
     CopiedFiles,
     CopyPlan,
@@ -29,20 +33,13 @@ from autotune.storage.admin.study_files import (
 from autotune.storage.admin.study_rows import StudyRows, read_attribute, read_study, write_study
 from autotune.storage.filesystem import check_not_network
 from autotune.storage.paths import ATTRIBUTE, StudyPaths
-from autotune.storage.rdb.connection import open_storage, storage_errors
+from autotune.storage.rdb.connection import has_content, open_storage, storage_errors
 from autotune.storage.url import absolute_url, database_path, is_sqlite, redact
 
 
 @dataclass(frozen=True)
 class Copied:
-    """A study that was copied.
-
-    Args:
-        name: Its name.
-        trials: How many trials it has.
-        running: How many of them were at work when it was read.
-        files: What became of its files.
-    """
+    """A study that was copied: the numbers of its trials, and what became of its files."""
 
     name: str
     trials: int
@@ -55,93 +52,76 @@ def copy_studies(
     target: str,
     studies: Sequence[str] | None = None,
     files: str | None = None,
-    tell: Callable[[Copied], None] = lambda copied: None,
+    on_copied: Callable[[Copied], None] = lambda copied: None,
 ) -> None:
-    """Copy studies with everything that belongs to them.
+    """Copy studies with everything that belongs to them; by default all of a storage.
 
     A study is copied as it is at one moment, in one transaction: wholly or not at all. Its files
-    go along from the folder that the source has by default to the one that the target has; a
-    folder that somebody chose stays the study's folder.
-
-    Args:
-        source: URL of the storage that has them; it is only read.
-        target: URL of the storage that is to have them, made where there is none.
-        studies: Their names; all studies by default.
-        files: Another folder for the files.
-        tell: Told every study once it is there.
+    are copied from the default folder of the source to that of the target, or to ``files``; a
+    folder that somebody chose stays the study's folder. The target is made if there is none.
 
     Raises:
         StudyError: When the source lacks one of the studies, or the target has one already.
-        StorageError: When a storage cannot be used, or files are in the way.
+        StorageError: When a storage cannot be used or is damaged, or files are in the way.
         FormatError: When a later version of autotune has written one of the studies.
     """
     if absolute_url(source) == absolute_url(target):
         raise StorageError(
             f"a copy needs two storages, but both are {redact(source)}; name another one with --to"
         )
-    beside, goal = StudyPaths.from_url(source), StudyPaths.from_url(target, files)
+    source_files, target_files = StudyPaths.from_url(source), StudyPaths.from_url(target, files)
     with reading(source) as connection:
+        if is_sqlite(source) and (damage := sqlite_damage(database_path(source))):
+            raise StorageError(f"{redact(source)} is damaged: {damage[0]}; take a backup of it")
         check_schema(connection, source)
         names = select_studies(connection, source, studies)
         check_names_free(target, names)
-        routes: dict[str, CopyPlan] = {}
+        plans: dict[str, CopyPlan] = {}
         for name in names:
             # A later version may keep files that this one would leave behind.
             check_format(read_attribute(connection, name, FORMAT), STUDY, f"the study {name!r}")
-            remembered = read_attribute(connection, name, ATTRIBUTE)
-            routes[name] = CopyPlan.decide(remembered, beside, goal, files is not None)
-            if routes[name].goal:
-                check_no_conflict(name, goal)
-        with writing(target) as engine:
-            for name, route in routes.items():
-                tell(_copy(read_study(connection, name), route, engine, target))
+            stored = read_attribute(connection, name, ATTRIBUTE)
+            plans[name] = CopyPlan.decide(stored, source_files, target_files, files is not None)
+            if plans[name].target:
+                check_no_conflict(name, target_files)
+        with _writing(target) as engine:
+            for name, plan in plans.items():
+                on_copied(_copy(read_study(connection, name), plan, engine, target))
 
 
-def _copy(study: StudyRows, route: CopyPlan, engine: sqlalchemy.Engine, target: str) -> Copied:
-    stay = nullcontext(CopiedFiles(route.origin.root if route.origin else None))
-    go = route.origin and route.goal and copied_files(study, route.origin, route.goal)
-    with go or stay as taken:
-        add_study(engine, target, study, taken.folder)
-    return Copied(study.name, len(study.trials), study.running, taken)
+def _copy(study: StudyRows, plan: CopyPlan, engine: sqlalchemy.Engine, target: str) -> Copied:
+    copying = plan.origin and plan.target and copied_files(study, plan.origin, plan.target)
+    stay = nullcontext(CopiedFiles(plan.origin.root if plan.origin else None))
+    with copying or stay as files:
+        add_study(engine, target, study, files.folder)
+    return Copied(study.name, len(study.trials), study.running, files)
 
 
 def check_names_free(target: str, names: Sequence[str]) -> None:
-    """Refuse to write studies where there are some of the same name; nothing is made.
-
-    Args:
-        target: URL of the storage that is to have them, whether it is there or not.
-        names: Their names.
+    """Refuse to copy studies to a storage that has some of these names; nothing is made.
 
     Raises:
         StudyError: With all names that are taken.
-        StorageError: When the storage cannot be used.
     """
     if is_sqlite(target):
         path = database_path(target)
         check_not_network(path)
-        if not path.exists() or not path.stat().st_size:
+        if not has_content(path):
             return
     with storage_errors(target), reading_engine(target).connect() as connection:
-        there = list_studies(connection) if has_tables(connection) else []
-    both = [repr(name) for name in names if name in there]
-    if both:
-        one = len(both) == 1
+        existing = list_studies(connection) if has_tables(connection) else []
+    taken = [repr(name) for name in names if name in existing]
+    if taken:
         raise StudyError(
-            f"the storage {redact(target)} has {'a study' if one else 'studies'} "
-            f"{', '.join(both)} already, and no study is overwritten; choose other studies "
+            f"the storage {redact(target)} has {'studies' if taken[1:] else 'a study'} "
+            f"{', '.join(taken)} already, and no study is overwritten; choose other studies "
             "or another storage"
         )
 
 
 @contextmanager
-def writing(target: str) -> Iterator[sqlalchemy.Engine]:
-    """Open a storage for writing studies, making it where there is none.
-
-    An SQLite file that was made goes again when nothing could be written.
-
-    Raises:
-        StorageError: When it cannot be used.
-    """
+def _writing(target: str) -> Iterator[sqlalchemy.Engine]:
+    """Yield an engine that writes studies; a new SQLite file is removed if nothing was written."""
     new = is_sqlite(target) and not database_path(target).exists()
     engine = open_storage(target, create=True).engine
     try:
@@ -151,10 +131,10 @@ def writing(target: str) -> Iterator[sqlalchemy.Engine]:
             with engine.connect() as connection:
                 new = not list_studies(connection)
             engine.dispose()
-            if new:
-                path = database_path(target)
-                for made in (path, *(Path(f"{path}{end}") for end in ("-wal", "-shm", ".lock"))):
-                    made.unlink(missing_ok=True)
+        if new:
+            path = database_path(target)
+            for made in (path, *(Path(f"{path}{end}") for end in ("-wal", "-shm", ".lock"))):
+                made.unlink(missing_ok=True)
         raise
     finally:
         engine.dispose()
@@ -163,13 +143,7 @@ def writing(target: str) -> Iterator[sqlalchemy.Engine]:
 def add_study(
     engine: sqlalchemy.Engine, target: str, study: StudyRows, folder: Path | None = None
 ) -> None:
-    """Write a study to an open storage, wholly or not at all.
-
-    Args:
-        engine: Engine of the storage.
-        target: Its URL.
-        study: The study.
-        folder: Where its files are, if not where it remembers.
+    """Write a study to an open storage; its files are in ``folder`` now, if one is given.
 
     Raises:
         StudyError: When another process has just made a study of that name.

@@ -1,7 +1,7 @@
-"""A Postgres server of one's own from the package index: no Docker, no root, one folder.
+"""A Postgres server for one machine, from the package index: no Docker, no root, one folder.
 
-For one machine: it listens on a Unix socket alone, in the folder of its data, which nobody but
-its owner may enter; so it asks for no password.
+It listens only on a Unix socket in the folder of its data, which nobody but its owner may enter;
+so it asks for no password.
 """
 
 from __future__ import annotations
@@ -19,18 +19,14 @@ from autotune.errors import StorageError
 from autotune.storage.rdb.connection import storage_errors
 
 DATABASE = "autotune"
-#: A worker takes up to 6 connections, usually 1 or 2.
+#: Connections of the server. A worker takes up to 6, usually 1 or 2.
 CONNECTIONS = 200
 
 
 def start(folder: Path) -> str:
-    """Start the server, or find it running; it goes on after this process.
+    """Start the server, unless it runs, and return the URL of its database for studies.
 
-    Args:
-        folder: Its data; made where there is none.
-
-    Returns:
-        The URL of its database for studies.
+    It keeps running after this process. The folder of its data is made if there is none.
 
     Raises:
         StorageError: When its package is not installed, or it does not start.
@@ -51,17 +47,7 @@ def start(folder: Path) -> str:
 
 
 def stop(folder: Path) -> bool:
-    """Stop the server; its data stay.
-
-    Args:
-        folder: Its data.
-
-    Returns:
-        Whether it was running.
-
-    Raises:
-        StorageError: When its package is not installed.
-    """
+    """Stop the server, and tell whether it was running; its data stay."""
     if not (folder / "postmaster.pid").exists():
         return False
     server = _package().get_server(folder, cleanup_mode=None, start=False)
@@ -84,12 +70,12 @@ def _package() -> ModuleType:
 
 
 def _make_database(url: URL) -> bool:
-    """Make the database of the studies where there is none; tell whether there was none."""
+    """Make the database of the studies if there is none; tell whether it was made."""
     server = url.set(drivername="postgresql+psycopg", database="postgres")
     engine = sqlalchemy.create_engine(server, isolation_level="AUTOCOMMIT", poolclass=NullPool)
     with storage_errors(url.render_as_string()), engine.connect() as connection:
-        there = sqlalchemy.text("SELECT 1 FROM pg_database WHERE datname = :name")
-        if connection.scalar(there, {"name": DATABASE}) is not None:
+        query = sqlalchemy.text("SELECT 1 FROM pg_database WHERE datname = :name")
+        if connection.scalar(query, {"name": DATABASE}) is not None:
             return False
         connection.exec_driver_sql(f"ALTER SYSTEM SET max_connections = {CONNECTIONS}")
         connection.exec_driver_sql(f"CREATE DATABASE {DATABASE}")

@@ -1,18 +1,18 @@
-"""Reading a storage as it is at one moment, while workers go on writing it.
+"""Reading a storage as it is at one moment, while workers write to it.
 
 Nothing is made or changed: an SQLite file is opened for reading alone and keeps its journal mode,
-and no tables are made on a server. So this also reads what studies must not run on, such as an
-SQLite file on a network file system or tables of an older Optuna.
+and a server gets no tables. So this also reads what studies must not run on, such as an SQLite
+file on a network file system or tables of an older Optuna.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from pathlib import Path
 
 import sqlalchemy
-from optuna.storages import RDBStorage
 from sqlalchemy import event
 from sqlalchemy.pool import NullPool
 
@@ -27,11 +27,7 @@ from autotune.storage.url import database_path, is_sqlite, parse_url, redact
 
 
 def reading_engine(url: str) -> sqlalchemy.Engine:
-    """Return an engine that can read a storage and nothing else; a transaction sees one moment.
-
-    Raises:
-        StorageError: When there is no database file.
-    """
+    """Return an engine that can only read; each transaction sees the storage at one moment."""
     if not is_sqlite(url):
         return sqlalchemy.create_engine(
             parse_url(url),
@@ -55,10 +51,7 @@ def reading_engine(url: str) -> sqlalchemy.Engine:
 
 @contextmanager
 def reading(url: str) -> Iterator[sqlalchemy.Connection]:
-    """Read a storage as it is now, for as long as the context lasts.
-
-    Args:
-        url: Storage URL.
+    """Yield a connection that sees the storage as it is now.
 
     Raises:
         StorageError: When it cannot be reached, or holds no tables of studies.
@@ -76,7 +69,7 @@ def has_tables(connection: sqlalchemy.Connection) -> bool:
 
 
 def list_studies(connection: sqlalchemy.Connection) -> list[str]:
-    """List the studies of a storage by name, first one first."""
+    """Return the names of the studies of a storage, the oldest first."""
     query = sqlalchemy.text("SELECT study_name FROM studies ORDER BY study_id")
     return list(connection.scalars(query))
 
@@ -84,11 +77,7 @@ def list_studies(connection: sqlalchemy.Connection) -> list[str]:
 def select_studies(
     connection: sqlalchemy.Connection, url: str, names: Sequence[str] | None
 ) -> list[str]:
-    """Return the studies that are meant: those named, or all.
-
-    Raises:
-        StudyError: With every name that the storage does not have, or when it has no study.
-    """
+    """Return the studies with these names, or all; refuse names that are unknown."""
     known = list_studies(connection)
     if not known:
         raise StudyError(f"the storage {redact(url)} has no study")
@@ -97,39 +86,21 @@ def select_studies(
         raise StudyError(
             join_sentences(
                 f"the storage {redact(url)} has no study "
-                f"{', '.join(repr(name) for name in unknown)}; it has {', '.join(known)}",
+                f"{', '.join(map(repr, unknown))}; it has {', '.join(known)}",
                 *(did_you_mean(name, known) for name in unknown),
             )
         )
     return [name for name in known if not names or name in names]
 
 
-def schema_version(connection: sqlalchemy.Connection) -> str:
-    """Return the version of Optuna's tables in a storage, such as ``v3.2.0.a``."""
-    return str(connection.scalar(sqlalchemy.text("SELECT version_num FROM alembic_version")))
-
-
-def known_schemas() -> list[str]:
-    """List the versions that Optuna's tables have had, newest first."""
-    in_memory = RDBStorage("sqlite://")  # only an instance can tell
-    try:
-        return in_memory.get_all_versions()
-    finally:
-        in_memory.engine.dispose()
-
-
-def check_schema(connection: sqlalchemy.Connection, url: str) -> None:
-    """Refuse tables that are not those of the installed Optuna.
-
-    Raises:
-        StorageError: With both versions and the way out.
-    """
-    found, known = schema_version(connection), known_schemas()
-    if found == known[0]:
-        return
-    old = found in known
-    way_out = "'autotune storage upgrade' brings it up to date" if old else "update Optuna"
-    raise StorageError(
-        f"storage: the tables of {redact(url)} are of version {found}, and those of the installed "
-        f"Optuna of {known[0]}; {way_out}"
-    )
+def sqlite_damage(path: Path) -> list[str]:
+    """Return what SQLite finds wrong with a database file, at most ten things."""
+    with closing(
+        sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", BUSY_TIMEOUT_S, uri=True)
+    ) as connection:
+        damage = [str(row[0]) for row in connection.execute("PRAGMA integrity_check(10)")]
+        loose = connection.execute("PRAGMA foreign_key_check").fetchmany(10)
+    return [
+        *(text for text in damage if text != "ok"),
+        *(f"a row of {row[0]} belongs to no row of {row[2]}" for row in loose),
+    ]

@@ -1,7 +1,7 @@
-"""The files of a study taken along when the study is copied to another storage.
+"""The files of a study, copied when the study is copied to another storage.
 
-What goes along: its artifacts (the dashboard shows them), checkpoints, logs, fitted models and its
-report. Decoded images stay: they are made again where they are needed.
+That is its artifacts (the dashboard shows them), checkpoints, logs, fitted models and reports.
+Decoded images stay: they are made again where they are needed.
 """
 
 from __future__ import annotations
@@ -19,13 +19,9 @@ from autotune.storage.paths import StudyPaths
 
 @dataclass(frozen=True)
 class CopiedFiles:
-    """What became of the files of a study.
+    """What became of the files of a study: where they are, and how many were copied.
 
-    Args:
-        folder: Where they are now; None for a study that knows no files.
-        count: How many were copied; 0 where they stay in place.
-        size_bytes: The size of those.
-        missing: Artifacts that the study names and that were not there.
+    ``missing`` counts artifacts that the study names and that were not there.
     """
 
     folder: Path | None
@@ -36,50 +32,40 @@ class CopiedFiles:
 
 @dataclass(frozen=True)
 class CopyPlan:
-    """Where the files of a study are, and where they are to go.
-
-    Args:
-        origin: Where they are; None for a study that knows no files.
-        goal: Where they are to go; None where they stay.
-    """
+    """Where the files of a study are, if it has any, and where to copy them unless they stay."""
 
     origin: StudyPaths | None
-    goal: StudyPaths | None = None
+    target: StudyPaths | None = None
 
     @staticmethod
     def decide(
-        remembered: str | None, source: StudyPaths, target: StudyPaths, chosen: bool
+        stored: str | None, source: StudyPaths, target: StudyPaths, is_chosen: bool
     ) -> CopyPlan:
-        """Decide it.
+        """Decide where the files of a study go, from the folder that the study remembers.
 
-        Args:
-            remembered: The folder that the study remembers.
-            source: The folder that its storage has by default. It counts where the other one is
-                gone, as it is after both were moved.
-            target: The folder that is meant for the files.
-            chosen: Whether somebody named the target. If not, a study in a folder that somebody
-                chose for it stays there.
+        If that folder is gone, its storage's default folder counts, as after both were moved; or
+        the target, if somebody chose it and the files are there already. If nobody chose the
+        target, a study in a folder that somebody chose for it stays there.
         """
-        if remembered is None:
+        if stored is None:
             return CopyPlan(None)
-        origin = StudyPaths(Path(remembered))
-        if not origin.root.exists() and source.root.exists():
-            origin = source
-        stays = origin == target or (origin != source and not chosen)
+        origin = StudyPaths(Path(stored))
+        if not origin.root.exists():
+            if is_chosen and target.root.exists():
+                return CopyPlan(target)
+            if source.root.exists():
+                origin = source
+        stays = origin == target or (origin != source and not is_chosen)
         return CopyPlan(origin, None if stays else target)
 
 
 def check_no_conflict(study: str, target: StudyPaths) -> None:
-    """Refuse to mix the files of a study with those of another one of the same name.
-
-    Raises:
-        StorageError: With what is in the way.
-    """
-    there = next((path for path in target.owned_by(study) if path.exists()), None)
-    if there is not None:
+    """Refuse to mix the files of a study with those of another one of the same name."""
+    existing = next((path for path in target.owned_by(study) if path.exists()), None)
+    if existing is not None:
         raise StorageError(
-            f"{there} exists and is not overwritten; move it away, or name another folder for the "
-            "files with --files"
+            f"{existing} exists and is not overwritten; move it away, or name another folder for "
+            "the files with --files"
         )
 
 
@@ -87,12 +73,7 @@ def check_no_conflict(study: str, target: StudyPaths) -> None:
 def copied_files(
     study: StudyRows, source: StudyPaths, target: StudyPaths
 ) -> Iterator[CopiedFiles]:
-    """Copy the files of a study; they go again where the context ends with an error.
-
-    Args:
-        study: The study.
-        source: Where its files are.
-        target: Where they are to be; nothing of the study is there yet.
+    """Copy the files of a study; remove the copies if the context ends with an error.
 
     Raises:
         DiskFullError: When the disk of the target is full.
@@ -101,26 +82,26 @@ def copied_files(
     try:
         with disk_full_as_user_error(target.root):
             missing = _copy(study, source, target, made)
-        yield CopiedFiles(target.root, len(made), sum(one.stat().st_size for one in made), missing)
+        yield CopiedFiles(
+            target.root, len(made), sum(path.stat().st_size for path in made), missing
+        )
     except BaseException:
         for path in made:
             path.unlink(missing_ok=True)
-        _remove_empty(target, study.name)
+        _remove_empty_folders(target, study.name)
         raise
 
 
 def _copy(study: StudyRows, source: StudyPaths, target: StudyPaths, made: list[Path]) -> int:
-    """Copy artifacts and files; ``made`` says what was, also after an error."""
+    """Copy artifacts and files, add them to ``made``, and count missing artifacts."""
     missing = 0
     for name in sorted(study.artifacts()):
-        origin = source.artifacts / name
-        if origin.is_file():
-            _copy_file(origin, target.artifacts / name, made)
+        if (source.artifacts / name).is_file():
+            _copy_file(source.artifacts / name, target.artifacts / name, made)
         else:
             missing += 1
     for origin, copy in zip(source.owned_by(study.name), target.owned_by(study.name), strict=True):
-        inside = sorted(origin.rglob("*")) if origin.is_dir() else [origin]
-        for path in inside:
+        for path in sorted(origin.rglob("*")) if origin.is_dir() else [origin]:
             if path.is_file():
                 _copy_file(path, copy / path.relative_to(origin), made)
     return missing
@@ -137,11 +118,9 @@ def _copy_file(origin: Path, copy: Path, made: list[Path]) -> None:
         made.remove(copy)
 
 
-def _remove_empty(files: StudyPaths, study: str) -> None:
-    """Remove the folders that were made for the files of a study and hold nothing now."""
+def _remove_empty_folders(files: StudyPaths, study: str) -> None:
     for path in files.owned_by(study):
         shutil.rmtree(path, ignore_errors=True)
-    above = {path.parent for path in files.owned_by(study)}
-    for folder in (*above, files.artifacts, files.root):
+    for folder in (*{path.parent for path in files.owned_by(study)}, files.artifacts, files.root):
         with suppress(OSError):  # it holds files of other studies
             folder.rmdir()

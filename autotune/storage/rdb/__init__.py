@@ -1,1 +1,1 @@
-"""Optuna's database: connections, retries, locks, heartbeats, fast statements."""
+"""Optuna's database: connections, retries, locks, heartbeats, and faster statements."""

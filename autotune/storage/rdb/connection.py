@@ -1,7 +1,7 @@
-"""Opening the database of a study: URL in, Optuna storage out.
+"""Opening the database of a study: from a URL to Optuna's storage.
 
-SQLite runs in WAL mode, see :mod:`autotune.storage.rdb.sqlite_locking`. Postgres connections that
-have rested are checked before use, because servers drop idle ones (optuna issue 5600).
+SQLite runs in WAL mode, see :mod:`autotune.storage.rdb.sqlite_locking`. Idle Postgres connections
+are checked before use, because servers drop them (optuna issue 5600).
 """
 
 from __future__ import annotations
@@ -40,24 +40,39 @@ from autotune.storage.rdb.retry import RetryingStorage
 from autotune.storage.rdb.sqlite_locking import begin_transaction
 from autotune.storage.url import database_path, is_sqlite, parse_url, redact, template_of
 
-#: A live worker writes its heartbeat this often; silent for longer than the grace, it is dead.
+#: Seconds between two heartbeats of a live worker.
 HEARTBEAT_INTERVAL_S = 15
+#: Seconds without a heartbeat after which a worker counts as dead.
 GRACE_PERIOD_S = 90
-#: How long a connection waits for another one's transaction (SQLite) or for the server.
+#: Seconds for which a connection waits for another one's transaction (SQLite).
 BUSY_TIMEOUT_S = 60
+#: Seconds for which a connection waits for the server.
 CONNECT_TIMEOUT_S = 10
-#: A connection that has rested for so many seconds is asked whether the server is still there.
-RESTED_S = 5.0
+#: Seconds of rest after which a connection is checked before it is used.
+CHECK_AFTER_REST_S = 5.0
 #: Connections that one process keeps to a server, and how many more it may open for a moment.
 POOL_SIZE = 2
 POOL_OVERFLOW = 4
-#: How Optuna says that tables are old; it names its own command.
+#: What Optuna adds to its message that tables are old; it names its own command.
 _OLD_SCHEMA = re.compile(r" *Please execute `[^`]*` for upgrading the storage\.")
+#: What to do, by a part of a database's message.
+_WAYS_OUT = {
+    "unable to open database file": "its folder must exist and be writable",
+    "readonly database": "the file must be writable",
+    "not a database": "the file is something else; name another with --storage",
+    "password authentication failed": "check the user and the password of the URL",
+    "onnection refused": "is the server running, and are host and port right?",
+    "does not exist": "create the database first, or check its name",
+    "could not translate host name": "check the host of the URL",
+    "failed to resolve host": "check the host of the URL",
+    "too many": "the server has no free connection; raise its max_connections",
+    "timeout": "is the server running, and are host and port right?",
+}
 
 
 @contextmanager
 def allow_experimental() -> Iterator[None]:
-    """Use a part of Optuna that it calls experimental without its warning.
+    """Use an experimental part of Optuna without its warning.
 
     The constraints file pins the version whose behaviour was tested.
     """
@@ -67,11 +82,7 @@ def allow_experimental() -> Iterator[None]:
 
 
 def open_storage(url: str, *, create: bool = False) -> RetryingStorage:
-    """Open the storage of studies.
-
-    Args:
-        url: Storage URL.
-        create: Make the database file and the tables where there are none.
+    """Open the storage of studies; with ``create``, make its file and tables if there are none.
 
     Raises:
         StorageError: When it cannot be reached, read or written, is of another Optuna, or is an
@@ -94,20 +105,12 @@ def open_storage(url: str, *, create: bool = False) -> RetryingStorage:
 
 
 def has_content(path: Path) -> bool:
-    """Tell whether there is a file that is more than empty.
-
-    An empty one is what a full disk has left of a database that was to be made.
-    """
+    """Tell whether a file exists and is not empty, as a full disk leaves a new database."""
     return path.exists() and path.stat().st_size > 0
 
 
 def check_database_exists(path: Path) -> None:
-    """Refuse a file that is no SQLite database of studies; nothing is made or changed.
-
-    Raises:
-        StorageError: With what it is instead.
-        sqlite3.Error: When it cannot be read, or is no database.
-    """
+    """Refuse a file that is not an SQLite database of studies, with what is wrong."""
     if not path.exists():
         raise StorageError(
             f"storage: there is no database {path}; 'autotune run' makes one, or name yours "
@@ -125,11 +128,11 @@ def check_database_exists(path: Path) -> None:
 
 
 def _open_postgres(url: URL) -> RetryingStorage:
-    """Open under a lock, because any opening makes the tables where there are none (issue 820)."""
+    """Open under a lock, because any opening makes the tables if there are none (issue 820)."""
     options = {"connect_timeout": CONNECT_TIMEOUT_S}
     engine = sqlalchemy.create_engine(url, connect_args=options, poolclass=NullPool)
     with engine.connect() as connection:
-        # Ends with this connection's transaction.
+        # It ends with this connection's transaction.
         connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(8232020)"))
         return _open(url)
 
@@ -163,7 +166,7 @@ def _open(url: URL) -> RetryingStorage:
             connection.exec_driver_sql("SELECT 1")
     else:
         event.listen(storage.engine, "checkin", _note_rest)
-        event.listen(storage.engine, "checkout", partial(_ask_whether_there, storage.engine))
+        event.listen(storage.engine, "checkout", partial(_check_rested, storage.engine))
     return storage
 
 
@@ -171,15 +174,15 @@ def _note_rest(_connection: object, record: ConnectionPoolEntry) -> None:
     record.info["rests_since"] = time.monotonic()
 
 
-def _ask_whether_there(
+def _check_rested(
     engine: Engine, connection: DBAPIConnection, record: ConnectionPoolEntry, _proxy: object
 ) -> None:
-    """Ask a server for a sign of life when a connection has rested: it drops idle ones.
+    """Ping the server if a connection has rested: servers drop idle ones.
 
-    ``pool_pre_ping`` asks every time, a round trip more for every statement. A server that was
-    restarted a moment ago is met in mid-statement as well, and waited for there.
+    ``pool_pre_ping`` pings every time, a round trip more for every statement. A server that was
+    restarted a moment ago is met within a statement as well, and waited for there.
     """
-    if time.monotonic() - record.info.get("rests_since", math.inf) < RESTED_S:
+    if time.monotonic() - record.info.get("rests_since", math.inf) < CHECK_AFTER_REST_S:
         return
     try:
         engine.dialect.do_ping(connection)
@@ -197,11 +200,7 @@ def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
 
 @contextmanager
 def storage_errors(url: str) -> Iterator[None]:
-    """Turn what a database says into one message that names the storage, not its password.
-
-    Raises:
-        StorageError: With the reason and the way out.
-    """
+    """Turn errors of a database into a StorageError with the way out, and without the password."""
     shown = redact(url)
     try:
         yield
@@ -215,18 +214,17 @@ def storage_errors(url: str) -> Iterator[None]:
         reason = _reason(error)
         if "disk is full" in reason or "No space left" in reason:
             raise DiskFullError(f"no space left on the disk of the storage {shown}") from error
-        raise StorageError(
-            f"storage: {shown} cannot be used: {reason}{_way_out(reason)}"
-        ) from error
+        way_out = next((f"; {way}" for part, way in _WAYS_OUT.items() if part in reason), "")
+        raise StorageError(f"storage: {shown} cannot be used: {reason}{way_out}") from error
     except (OSError, UnicodeError) as error:  # the latter for a host that cannot be one
         raise StorageError(f"storage: {shown} cannot be used: {error}") from error
     except RuntimeError as error:
         if "schema" not in str(error) and "version" not in str(error):
             raise
-        said, old = _OLD_SCHEMA.subn("", str(error))
+        message, old = _OLD_SCHEMA.subn("", str(error))
         way_out = "'autotune storage upgrade' brings it up to date" if old else ""
         raise SchemaError(
-            join_sentences(f"storage: {shown} was made by another Optuna: {said}", way_out)
+            join_sentences(f"storage: {shown} was made by another Optuna: {message}", way_out)
         ) from error
 
 
@@ -235,23 +233,7 @@ def _reason(error: BaseException) -> str:
         error = error.__cause__
     original = getattr(error, "orig", None) or error
     text = hide_passwords(" ".join(str(original).split()))
-    # psycopg tells one story for every address of the host, and again for every attempt.
+    # psycopg repeats its message for every address of the host, and again for every attempt.
     for hint in (" Multiple connection attempts failed", " Is the server running"):
         text = text.partition(hint)[0]
     return text
-
-
-def _way_out(reason: str) -> str:
-    ways = {
-        "unable to open database file": "its folder must exist and be writable",
-        "readonly database": "the file must be writable",
-        "not a database": "the file is something else; name another with --storage",
-        "password authentication failed": "check the user and the password of the URL",
-        "onnection refused": "is the server running, and are host and port right?",
-        "does not exist": "create the database first, or check its name",
-        "could not translate host name": "check the host of the URL",
-        "failed to resolve host": "check the host of the URL",
-        "too many": "the server has no free connection; raise its max_connections",
-        "timeout": "is the server running, and are host and port right?",
-    }
-    return next((f"; {way}" for sign, way in ways.items() if sign in reason), "")

@@ -1,12 +1,12 @@
-"""What workers read and write most, with fewer statements than Optuna takes.
+"""Optuna's database storage with fewer statements for what workers read and write most.
 
 Optuna looks for everything before it writes it. A trial that is being made has nothing yet, and
 with dozens of parameters the looking is what all workers wait for: trials are made under the
 study's lock. And whether a report is a new one, the database can tell by itself.
 
-What must happen as a whole, and Optuna does in steps, is here too: a trial that is given back
-fails and has its successor in one transaction. This is the one module that writes through Optuna's
-private parts.
+What must happen as a whole, and Optuna does in steps, is here too: a trial that is requeued fails
+and gets its successor in one transaction. This is the one module that writes through Optuna's
+private tables.
 """
 
 from __future__ import annotations
@@ -24,35 +24,29 @@ import sqlalchemy
 from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import Connection
+from sqlalchemy import Connection, bindparam
 from sqlalchemy.dialects import postgresql, sqlite
 
 from autotune import optuna_private
 from autotune.optuna_private import OpenRDBStorage, models
 from autotune.storage.rdb.trial_reader import read_trial, read_trials
 
-_STUDIES = models.StudyModel
-_TRIALS = models.TrialModel
-_VALUES = models.TrialValueModel
-_REPORTS = models.TrialIntermediateValueModel
-_STUDY_ATTRIBUTES = models.StudyUserAttributeModel
-_LIVE = (TrialState.RUNNING, TrialState.WAITING)
 #: The user attribute that tells a study from others that had its name, or its id, before.
 UUID = "uuid"
 #: The user attribute that a trial gets last when it is claimed: its parameters are all there.
 WORKER = "worker"
 
+_STUDIES = models.StudyModel
+_TRIALS = models.TrialModel
+_VALUES = models.TrialValueModel
+_REPORTS = models.TrialIntermediateValueModel
+_STUDY_ATTRIBUTES = models.StudyUserAttributeModel
 _Attributes = type[models.TrialUserAttributeModel | models.TrialSystemAttributeModel]
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What becomes of a running trial that is to fail.
-
-    Args:
-        attributes: User attributes that it gets.
-        successor: The trial that is to take its place, ``None`` where none is.
-    """
+    """The attributes that a failing trial gets, and the trial that takes its place, if any."""
 
     attributes: Mapping[str, Any] = field(default_factory=dict)
     successor: FrozenTrial | None = None
@@ -60,29 +54,24 @@ class Failure:
 
 @dataclass(frozen=True)
 class StoredParam:
-    """A parameter as it is stored.
-
-    Args:
-        value: Its value, as the distribution stores it.
-        distribution: Where it is drawn from.
-    """
+    """A parameter, with its value as the distribution stores it."""
 
     value: float
     distribution: BaseDistribution
 
 
 class FastRDBStorage(OpenRDBStorage):
-    """Optuna's database storage, for SQLite and Postgres, without detours.
+    """Optuna's database storage, for SQLite and Postgres, with fewer statements.
 
     Attributes:
-        study_uuid: Only the trials of the study with this uuid take anything from here; ``None``
-            where it has none. SQLite gives the ids of what was deleted to what is made next.
+        study_uuid: Only the trials of the study with this uuid are written to; ``None`` where it
+            has none. SQLite gives the ids of what was deleted to what is made next.
     """
 
     study_uuid: str | None = None
 
-    def __init__(self, *args: Any, **named: Any) -> None:
-        super().__init__(*args, **named)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         #: Trials that ran when they were read, by id, with all of their parameters.
         self._running: dict[int, FrozenTrial] = {}
         self._local = threading.local()
@@ -99,8 +88,8 @@ class FastRDBStorage(OpenRDBStorage):
         self._local = threading.local()
 
     @contextmanager
-    def _alone(self) -> Iterator[Connection]:
-        """Give a connection for statements of which each stands for itself.
+    def _autocommit(self) -> Iterator[Connection]:
+        """Yield a connection for single statements.
 
         A server commits each of them; a transaction would be two round trips more.
         """
@@ -113,10 +102,10 @@ class FastRDBStorage(OpenRDBStorage):
 
     @contextmanager
     def state_changes_only(self) -> Iterator[None]:
-        """Read of trials that are known to run only whether they still do.
+        """Read only whether trials still run that are known to run, in this thread.
 
-        In this thread. Their parameters stay as they are; their curves are those of the last
-        time. Who claims a trial counts those that run, and reads them under the study's lock.
+        Their parameters do not change; their curves are those of the last reading. A claim counts
+        the trials that run, and reads them under the study's lock.
         """
         self._local.state_changes_only = True
         try:
@@ -127,29 +116,20 @@ class FastRDBStorage(OpenRDBStorage):
     def set_trial_intermediate_value(
         self, trial_id: int, step: int, intermediate_value: float
     ) -> None:
-        """Report a value, in place of an earlier one of that step.
+        """Report a value, or replace that of the step; raise as :meth:`set_trial_user_attrs`.
 
-        The row of the trial is locked meanwhile: whoever fails it has seen the value, or it is
+        The row of the trial is locked meanwhile: who fails the trial has seen the value, or it is
         not written.
-
-        Raises:
-            KeyError: When there is no such trial.
-            UpdateFinishedTrialError: When it has ended, or its study was made anew.
         """
         value, kind = _REPORTS.intermediate_value_to_stored_repr(intermediate_value)
         report = {"of": trial_id, "at": step, "value": value, "kind": kind, "uuid": self._uuid()}
-        with self._alone() as connection:
+        with self._autocommit() as connection:
             written = connection.execute(_reporting(self.engine.name), report).rowcount
         if not written:
             self._refuse(trial_id)
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """Write a user attribute of a live trial.
-
-        Raises:
-            KeyError: When there is no such trial.
-            UpdateFinishedTrialError: When it has ended, or its study was made anew.
-        """
+        """Write a user attribute as :meth:`set_trial_user_attrs` does."""
         self.set_trial_user_attrs(trial_id, {key: value})
 
     def set_trial_user_attrs(self, trial_id: int, attributes: Mapping[str, Any]) -> None:
@@ -162,12 +142,7 @@ class FastRDBStorage(OpenRDBStorage):
         self._write_attributes(models.TrialUserAttributeModel, trial_id, attributes)
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """Write a system attribute of a live trial.
-
-        Raises:
-            KeyError: When there is no such trial.
-            UpdateFinishedTrialError: When it has ended, or its study was made anew.
-        """
+        """Write a system attribute as :meth:`set_trial_user_attrs` does."""
         self._write_attributes(models.TrialSystemAttributeModel, trial_id, {key: value})
 
     def _write_attributes(
@@ -176,7 +151,7 @@ class FastRDBStorage(OpenRDBStorage):
         if not attributes:
             return
         rows = _attribute_rows(trial_id, attributes, self._uuid())
-        with self._alone() if len(rows) == 1 else self.engine.begin() as connection:
+        with self._autocommit() if len(rows) == 1 else self.engine.begin() as connection:
             statement = _attribute(self.engine.name, model)  # type: ignore[arg-type]
             written = connection.execute(statement, rows).rowcount
         if not written:
@@ -186,19 +161,14 @@ class FastRDBStorage(OpenRDBStorage):
         return None if self.study_uuid is None else json.dumps(self.study_uuid)
 
     def _refuse(self, trial_id: int) -> None:
-        """Say why nothing was written to a trial."""
+        """Raise the error that says why nothing was written to a trial."""
         self.check_trial_is_updatable(trial_id, self.get_trial(trial_id).state)
         raise UpdateFinishedTrialError(f"trial id {trial_id} is that of another study now")
 
     def fill_trial(
         self, trial_id: int, params: Mapping[str, StoredParam], attributes: Mapping[str, Any]
     ) -> None:
-        """Give a running trial its parameters and user attributes, in one transaction.
-
-        Args:
-            trial_id: The trial.
-            params: Parameters that it does not have yet.
-            attributes: User attributes.
+        """Give a running trial parameters that it lacks and user attributes, in one transaction.
 
         Raises:
             UpdateFinishedTrialError: When it does not run, or is of another study.
@@ -207,10 +177,7 @@ class FastRDBStorage(OpenRDBStorage):
             if not self._lock_running(connection, trial_id):
                 raise UpdateFinishedTrialError(f"trial id {trial_id} does not run any more")
             if params:
-                rows = [
-                    _param_row(trial_id, name, one.value, one.distribution)
-                    for name, one in params.items()
-                ]
+                rows = [_param_row(trial_id, name, param) for name, param in params.items()]
                 connection.execute(sqlalchemy.insert(models.TrialParamModel), rows)
             self._attach(connection, trial_id, attributes)
 
@@ -222,12 +189,6 @@ class FastRDBStorage(OpenRDBStorage):
         attributes: Mapping[str, Any],
     ) -> bool:
         """End a running trial, in one transaction.
-
-        Args:
-            trial_id: The trial.
-            state: How it has ended.
-            values: A value for each objective, ``None`` where it has none.
-            attributes: User attributes that it gets.
 
         Returns:
             Whether it was running, and is of this study; if not, nothing has happened.
@@ -263,30 +224,28 @@ class FastRDBStorage(OpenRDBStorage):
         """End a trial whose row is locked."""
         self._attach(connection, trial_id, attributes)
         ended = {"of": trial_id, "ended": _stored(datetime.now()), "how": state}
-        connection.execute(_ENDING, ended)
+        connection.execute(_END_TRIAL, ended)
 
     def record_heartbeat(self, trial_id: int) -> None:
-        """Say that the worker of a trial is alive; not for a trial of another study.
+        """Record that the worker of a trial is alive; not for a trial of another study.
 
         Without a trial, SQLite would keep the heartbeat for the next one of that id.
         """
         if self.study_uuid is not None:
-            ours = _is_of(_TRIALS.study_id, json.dumps(self.study_uuid))
-            with self._alone() as connection:
-                known = sqlalchemy.select(_TRIALS.trial_id).where(
-                    _TRIALS.trial_id == trial_id, ours
-                )
-                if connection.scalar(known) is None:
+            is_ours = _has_uuid(_TRIALS.study_id, json.dumps(self.study_uuid))
+            query = sqlalchemy.select(_TRIALS.trial_id).where(
+                _TRIALS.trial_id == trial_id, is_ours
+            )
+            with self._autocommit() as connection:
+                if connection.scalar(query) is None:
                     return
         super().record_heartbeat(trial_id)
 
     def fail_trial(self, trial_id: int, decide: Callable[[FrozenTrial], Failure]) -> bool:
         """Fail a running trial, and make its successor, in one transaction.
 
-        Args:
-            trial_id: The trial.
-            decide: Told the trial as it is now, with all that its worker has reported; nothing
-                more can be reported. Says what becomes of it.
+        ``decide`` gets the trial with all that its worker has reported; nothing more can be
+        reported.
 
         Returns:
             Whether it was running, and is of this study; if not, nothing has happened.
@@ -294,13 +253,13 @@ class FastRDBStorage(OpenRDBStorage):
         Raises:
             KeyError: When there is no such trial.
         """
-        of_trial = sqlalchemy.select(_TRIALS.study_id).where(_TRIALS.trial_id == trial_id)
+        query = sqlalchemy.select(_TRIALS.study_id).where(_TRIALS.trial_id == trial_id)
         with self.engine.begin() as connection:
-            study_id = connection.scalar(of_trial)
+            study_id = connection.scalar(query)
             if study_id is None:
                 raise KeyError(f"there is no trial id {trial_id}")
             # First the study's row, as where a trial is made: the other order could deadlock.
-            connection.execute(_STUDY_LOCK, {"study": study_id})
+            connection.execute(_LOCK_STUDY, {"study": study_id})
             if not self._lock_running(connection, trial_id):
                 return False
             current = read_trial(connection, trial_id)
@@ -312,27 +271,19 @@ class FastRDBStorage(OpenRDBStorage):
         return True
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
-        """Read the user attributes of a study: one statement, where it has any.
-
-        Raises:
-            KeyError: When there is no such study.
-        """
-        with self._alone() as connection:
-            rows = connection.execute(_OF_STUDY, {"study": study_id}).all()
+        """Read the user attributes of a study, in one statement if it has any."""
+        with self._autocommit() as connection:
+            rows = connection.execute(_READ_ATTRIBUTES, {"study": study_id}).all()
         if not rows:  # there may be no such study
             return super().get_study_user_attrs(study_id)
         return {key: json.loads(text) for key, text in rows}
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        """Read a trial.
-
-        Raises:
-            KeyError: When there is no such one.
-        """
-        with self._alone() as connection:
-            found = read_trial(connection, trial_id)
+        """Read a trial."""
+        with self._autocommit() as connection:
+            trial = read_trial(connection, trial_id)
         # Optuna says why there is none.
-        return super().get_trial(trial_id) if found is None else found
+        return super().get_trial(trial_id) if trial is None else trial
 
     def fetch_trials(
         self,
@@ -341,63 +292,59 @@ class FastRDBStorage(OpenRDBStorage):
         included_trial_ids: set[int],
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
-        """Read what Optuna's cache asks for: trials with these ids, and those after another.
-
-        Raises:
-            KeyError: When there is no such study.
-        """
+        """Read what Optuna's cache asks for: trials with these ids, and those after another."""
         known = self._running if getattr(self._local, "state_changes_only", False) else {}
-        with self._alone() as connection:
-            found = read_trials(
+        with self._autocommit() as connection:
+            trials = read_trials(
                 connection, study_id, included_trial_ids, trial_id_greater_than, known
             )
-        for one in found:
-            if one.state == TrialState.RUNNING and WORKER in one.user_attrs:
-                self._running[optuna_private.trial_id(one)] = one
+        for trial in trials:
+            trial_id = optuna_private.trial_id(trial)
+            if trial.state == TrialState.RUNNING and WORKER in trial.user_attrs:
+                self._running[trial_id] = trial
             else:
-                self._running.pop(optuna_private.trial_id(one), None)
-        if not found:
+                self._running.pop(trial_id, None)
+        if not trials:
             self.get_study_name_from_id(study_id)  # there may be no such study
-        return [one for one in found if states is None or one.state in states]
+        return [trial for trial in trials if states is None or trial.state in states]
 
     def insert_trial(self, study_id: int, template: FrozenTrial | None = None) -> FrozenTrial:
-        """Write a new trial; one without values in our own statements."""
-        made = template
-        if made is None or made.values is not None:
-            return super().insert_trial(study_id, made)
+        """Write a new trial; one without values in statements of our own."""
+        if template is None or template.values is not None:
+            return super().insert_trial(study_id, template)
         with self.engine.begin() as connection:
             # Numbers are counted: one trial is made at a time.
-            if connection.execute(_STUDY_LOCK, {"study": study_id}).first() is None:
+            if connection.execute(_LOCK_STUDY, {"study": study_id}).first() is None:
                 raise KeyError(f"there is no study id {study_id}")
-            trial_id, number = _make_trial(connection, study_id, made)
-        return optuna_private.numbered(made, trial_id, number)
+            trial_id, number = _make_trial(connection, study_id, template)
+        return optuna_private.numbered(template, trial_id, number)
 
 
-_OF_STUDY = sqlalchemy.select(_STUDY_ATTRIBUTES.key, _STUDY_ATTRIBUTES.value_json).where(
-    _STUDY_ATTRIBUTES.study_id == sqlalchemy.bindparam("study")
+_READ_ATTRIBUTES = sqlalchemy.select(_STUDY_ATTRIBUTES.key, _STUDY_ATTRIBUTES.value_json).where(
+    _STUDY_ATTRIBUTES.study_id == bindparam("study")
 )
-_STUDY_LOCK = (
+_LOCK_STUDY = (
     sqlalchemy.select(_STUDIES.study_id)
-    .where(_STUDIES.study_id == sqlalchemy.bindparam("study"))
+    .where(_STUDIES.study_id == bindparam("study"))
     .with_for_update()
 )
 _TABLE = models.BaseModel.metadata.tables[_TRIALS.__tablename__]
 _COUNT = (
     sqlalchemy.select(sqlalchemy.func.count())
     .select_from(_TABLE)
-    .where(_TABLE.c.study_id == sqlalchemy.bindparam("of_study"))
+    .where(_TABLE.c.study_id == bindparam("of_study"))
 )
-_NEW = (
+_NEW_TRIAL = (
     sqlalchemy.insert(_TABLE)
     .values(number=_COUNT.scalar_subquery())
     .returning(_TABLE.c.trial_id, _TABLE.c.number)
 )
-_ENDING = (
+_END_TRIAL = (
     sqlalchemy.update(_TABLE)
-    .where(_TABLE.c.trial_id == sqlalchemy.bindparam("of"))
+    .where(_TABLE.c.trial_id == bindparam("of"))
     .values(
-        state=sqlalchemy.bindparam("how", type_=_TABLE.c.state.type),
-        datetime_complete=sqlalchemy.bindparam("ended", type_=_TABLE.c.datetime_complete.type),
+        state=bindparam("how", type_=_TABLE.c.state.type),
+        datetime_complete=bindparam("ended", type_=_TABLE.c.datetime_complete.type),
     )
 )
 
@@ -407,86 +354,91 @@ def _stored(moment: datetime | None) -> datetime | None:
     return None if moment is None else moment.astimezone(UTC).replace(tzinfo=None)
 
 
-def _make_trial(connection: Connection, study_id: int, made: FrozenTrial) -> tuple[int, int]:
-    """Write down a trial that has no value yet; return its id and its number.
+def _make_trial(connection: Connection, study_id: int, trial: FrozenTrial) -> tuple[int, int]:
+    """Write a trial that has no value yet; return its id and its number.
 
     The caller has locked the row of the study.
     """
     row = {
         "of_study": study_id,
         "study_id": study_id,
-        "state": made.state,
-        "datetime_start": _stored(made.datetime_start),
-        "datetime_complete": _stored(made.datetime_complete),
+        "state": trial.state,
+        "datetime_start": _stored(trial.datetime_start),
+        "datetime_complete": _stored(trial.datetime_complete),
     }
-    trial_id, number = connection.execute(_NEW, row).one()
-    for model, rows in _rows(made, trial_id):
+    trial_id, number = connection.execute(_NEW_TRIAL, row).one()
+    for model, rows in _part_rows(trial, trial_id).items():
         if rows:
             connection.execute(sqlalchemy.insert(model), rows)
     return trial_id, number
 
 
-def _is_of(study_id: Any, uuid: Any) -> sqlalchemy.Exists:
-    """Make the condition that a study has a uuid, as its JSON text."""
+def _has_uuid(study_id: Any, uuid: Any) -> sqlalchemy.Exists:
+    """Make the condition that a study has a uuid, given as JSON text."""
     attributes = _STUDY_ATTRIBUTES
     return sqlalchemy.exists().where(
         attributes.study_id == study_id, attributes.key == UUID, attributes.value_json == uuid
     )
 
 
-def _live(
+def _select_trial(
     states: Sequence[TrialState], *columns: sqlalchemy.ColumnElement[Any]
 ) -> sqlalchemy.Select[Any]:
     """Make a statement that finds a trial of this study in one of these states."""
-    uuid = sqlalchemy.bindparam("uuid", type_=_STUDY_ATTRIBUTES.value_json.type)
-    ours = sqlalchemy.or_(uuid.is_(None), _is_of(_TRIALS.study_id, uuid))
+    uuid = bindparam("uuid", type_=_STUDY_ATTRIBUTES.value_json.type)
+    is_ours = sqlalchemy.or_(uuid.is_(None), _has_uuid(_TRIALS.study_id, uuid))
     # Not "in", which a statement that is executed for many rows may not have.
-    live = sqlalchemy.or_(*(_TRIALS.state == state for state in states))
-    found = sqlalchemy.select(_TRIALS.trial_id, *columns)
-    return found.where(_TRIALS.trial_id == sqlalchemy.bindparam("of"), live, ours)
+    in_state = sqlalchemy.or_(*(_TRIALS.state == state for state in states))
+    selected = sqlalchemy.select(_TRIALS.trial_id, *columns)
+    return selected.where(_TRIALS.trial_id == bindparam("of"), in_state, is_ours)
+
+
+# Making a statement takes as long as executing it: each is made once.
 
 
 @cache
 def _locked() -> sqlalchemy.Select[Any]:
     """Make the statement that locks the row of a running trial."""
-    return _live([TrialState.RUNNING]).with_for_update(of=_TRIALS)
+    return _select_trial([TrialState.RUNNING]).with_for_update(of=_TRIALS)
 
 
 @cache
 def _reporting(database: str) -> sqlalchemy.Insert:
-    """Make the statement that reports a value of a live trial; making it takes as long as it."""
-    live = _live(
-        _LIVE,
-        sqlalchemy.bindparam("at", type_=_REPORTS.step.type),
-        sqlalchemy.bindparam("value", type_=_REPORTS.intermediate_value.type),
-        sqlalchemy.bindparam("kind", type_=_REPORTS.intermediate_value_type.type),
+    """Make the statement that reports a value of a live trial."""
+    return _upsert(
+        database,
+        _REPORTS,
+        ["trial_id", "step", "intermediate_value", "intermediate_value_type"],
+        bindparam("at", type_=_REPORTS.step.type),
+        bindparam("value", type_=_REPORTS.intermediate_value.type),
+        bindparam("kind", type_=_REPORTS.intermediate_value_type.type),
     )
-    columns = ["trial_id", "step", "intermediate_value", "intermediate_value_type"]
-    return _upsert(database, _REPORTS, live, columns)
 
 
 @cache
 def _attribute(database: str, model: _Attributes) -> sqlalchemy.Insert:
     """Make the statement that writes an attribute of a live trial."""
-    live = _live(
-        _LIVE,
-        sqlalchemy.bindparam("name", type_=model.key.type),
-        sqlalchemy.bindparam("text", type_=model.value_json.type),
+    return _upsert(
+        database,
+        model,
+        ["trial_id", "key", "value_json"],
+        bindparam("name", type_=model.key.type),
+        bindparam("text", type_=model.value_json.type),
     )
-    return _upsert(database, model, live, ["trial_id", "key", "value_json"])
 
 
 def _upsert(
     database: str,
     model: type[models.BaseModel],
-    live: sqlalchemy.Select[Any],
     columns: Sequence[str],
+    *values: sqlalchemy.ColumnElement[Any],
 ) -> sqlalchemy.Insert:
-    """Make the statement that writes what was selected of a trial, whose row stays locked.
+    """Make the statement that writes a row of a live trial, whose own row stays locked.
 
     The first two columns are the key of the table.
     """
     insert = sqlite.insert if database == "sqlite" else postgresql.insert
+    live = _select_trial((TrialState.RUNNING, TrialState.WAITING), *values)
     live = live.with_for_update(read=True, of=_TRIALS)  # SQLite has one writer anyway
     new = insert(model).from_select(columns, live)
     new = new.on_conflict_do_update(
@@ -506,60 +458,49 @@ def _attribute_rows(
     ]
 
 
-def _param_row(
-    trial_id: int, name: str, value: float, distribution: BaseDistribution
-) -> dict[str, Any]:
+def _param_row(trial_id: int, name: str, param: StoredParam) -> dict[str, Any]:
     return {
         "trial_id": trial_id,
         "param_name": name,
-        "param_value": value,
-        "distribution_json": distribution_to_json(distribution),
+        "param_value": param.value,
+        "distribution_json": distribution_to_json(param.distribution),
     }
 
 
 def _value_rows(trial_id: int, values: Sequence[float]) -> list[dict[str, Any]]:
-    rows = []
-    for objective, value in enumerate(values):
-        stored, kind = _VALUES.value_to_stored_repr(value)
-        rows.append(
-            {"trial_id": trial_id, "objective": objective, "value": stored, "value_type": kind}
-        )
-    return rows
+    return [
+        {"trial_id": trial_id, "objective": objective, "value": stored, "value_type": kind}
+        for objective, (stored, kind) in enumerate(map(_VALUES.value_to_stored_repr, values))
+    ]
 
 
-def _rows(
-    made: FrozenTrial, trial_id: int
-) -> Iterator[tuple[type[models.BaseModel], list[dict[str, Any]]]]:
-    yield (
-        models.TrialParamModel,
-        [
-            _param_row(
-                trial_id,
-                name,
-                made.distributions[name].to_internal_repr(value),
-                made.distributions[name],
-            )
-            for name, value in made.params.items()
+def _part_rows(
+    trial: FrozenTrial, trial_id: int
+) -> dict[type[models.BaseModel], list[dict[str, Any]]]:
+    """Return the rows of a trial's parameters, attributes and curve, by table."""
+    rows: dict[type[models.BaseModel], list[dict[str, Any]]] = {
+        models.TrialParamModel: [
+            _param_row(trial_id, name, StoredParam(own.to_internal_repr(value), own))
+            for name, value in trial.params.items()
+            for own in [trial.distributions[name]]
         ],
-    )
-    for model, attributes in (
-        (models.TrialUserAttributeModel, made.user_attrs),
-        (models.TrialSystemAttributeModel, made.system_attrs),
-    ):
-        rows = [
-            {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
-            for key, value in attributes.items()
-        ]
-        yield model, rows
-    reports = []
-    for step, value in made.intermediate_values.items():
-        stored, kind = _REPORTS.intermediate_value_to_stored_repr(value)
-        reports.append(
+        _REPORTS: [
             {
                 "trial_id": trial_id,
                 "step": step,
                 "intermediate_value": stored,
                 "intermediate_value_type": kind,
             }
-        )
-    yield _REPORTS, reports
+            for step, value in trial.intermediate_values.items()
+            for stored, kind in [_REPORTS.intermediate_value_to_stored_repr(value)]
+        ],
+    }
+    for model, attributes in (
+        (models.TrialUserAttributeModel, trial.user_attrs),
+        (models.TrialSystemAttributeModel, trial.system_attrs),
+    ):
+        rows[model] = [
+            {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
+            for key, value in attributes.items()
+        ]
+    return rows

@@ -1,7 +1,7 @@
-"""The heartbeat of a running trial.
+"""Heartbeats of running trials: writing them, and reading how old they are.
 
 Optuna's own heartbeat thread ends at the first write that fails, and a healthy trial is then
-declared dead (optuna issue 4994); and a trial that was asked for with ``ask`` has none at all.
+declared dead (optuna issue 4994); and a trial of ``Study.ask`` has no heartbeat at all.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from types import TracebackType
 
 from sqlalchemy import func, select
@@ -22,36 +23,36 @@ from autotune.storage.rdb.retry import RetryingStorage
 
 logger = logging.getLogger(__name__)
 
-#: After a write that failed, the next one follows so soon.
-AGAIN_S = 1.0
+#: Seconds after a failed write until the next one.
+RETRY_AFTER_S = 1.0
 
 
 class Heartbeat:
     """Writes the heartbeat of one trial for as long as the context lasts.
 
-    A write that fails is logged and tried again soon: whoever sweeps when the storage is back must
-    not find the last beat of before.
+    A write that fails is logged and soon retried: who looks for dead workers when the storage is
+    back must not find an old heartbeat.
 
     Args:
         storage: The storage of the trial.
-        trial_id: The trial.
-        also: What else is to be done at every beat.
-        interval_s: Seconds from beat to beat.
+        trial_id: Id of the trial.
+        on_beat: Called with every heartbeat.
+        interval_s: Seconds between two heartbeats.
     """
 
     def __init__(
         self,
         storage: BaseHeartbeat,
         trial_id: int,
-        also: Callable[[], None] = lambda: None,
+        on_beat: Callable[[], None] = lambda: None,
         interval_s: float = HEARTBEAT_INTERVAL_S,
     ) -> None:
-        self._storage = storage
-        self._trial_id = trial_id
-        self._also = also
+        self._write: Callable[[], None] = partial(storage.record_heartbeat, trial_id)
+        self._name = f"heartbeat of trial id {trial_id}"
+        self._on_beat = on_beat
         self._interval_s = interval_s
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Heartbeat:
         self._thread.start()
@@ -66,29 +67,27 @@ class Heartbeat:
         self._done.set()
         self._thread.join()
 
-    def _beat(self) -> None:
+    def _run(self) -> None:
         while True:
             pause_s = self._interval_s
             try:
-                self._storage.record_heartbeat(self._trial_id)
-                self._also()
+                self._write()
+                self._on_beat()
             except Exception:  # a dead heartbeat would kill a healthy trial
-                logger.warning("heartbeat of trial id %s", self._trial_id, exc_info=True)
-                pause_s = min(pause_s, AGAIN_S)
+                logger.warning(self._name, exc_info=True)
+                pause_s = min(pause_s, RETRY_AFTER_S)
             if self._done.wait(pause_s):
                 return
 
 
 @dataclass(frozen=True)
 class HeartbeatAges:
-    """The heartbeats of the trials that run, and what time it was.
+    """The ages of the heartbeats of running trials, at one moment.
 
     Args:
         now: The database's time in seconds of the Unix epoch.
-        clock_skew_s: Seconds by which the database's clock is ahead of this machine's; 0 for
-            SQLite, which has this machine's.
-        age_s: Seconds since the last heartbeat, by ``trial_id``; a running trial that is not in
-            it never had one.
+        clock_skew_s: Seconds by which that is ahead of this machine's; 0 for SQLite.
+        age_s: Seconds since the last heartbeat, by trial id, of trials that ever had one.
     """
 
     now: float
@@ -97,25 +96,19 @@ class HeartbeatAges:
 
 
 def read_heartbeat_ages(storage: RetryingStorage, trial_ids: Iterable[int]) -> HeartbeatAges:
-    """Read heartbeats, in two statements.
-
-    Args:
-        storage: The open storage.
-        trial_ids: Of the trials that run.
-    """
-    heartbeats = select(
-        models.TrialHeartbeatModel.trial_id, models.TrialHeartbeatModel.heartbeat
-    ).where(models.TrialHeartbeatModel.trial_id.in_(list(trial_ids)))
+    """Read the heartbeats of running trials, in two statements."""
+    table = models.TrialHeartbeatModel
+    heartbeats = select(table.trial_id, table.heartbeat).where(table.trial_id.in_(list(trial_ids)))
     with storage.engine.connect() as connection:
         before = time.time()
         now: datetime = connection.execute(select(func.now())).scalar_one()
-        here = (before + time.time()) / 2
+        local = (before + time.time()) / 2
         rows = connection.execute(heartbeats).all()
     naive = now.replace(tzinfo=None)
-    moment = here if now.tzinfo is None else now.timestamp()  # SQLite's is in whole seconds
+    moment = local if now.tzinfo is None else now.timestamp()  # SQLite's is in whole seconds
     return HeartbeatAges(
         now=moment,
-        clock_skew_s=moment - here,
-        # A heartbeat that came in after "now" was read is none of the future.
-        age_s={trial: max(0.0, (naive - beat).total_seconds()) for trial, beat in rows},
+        clock_skew_s=moment - local,
+        # A heartbeat that came after "now" was read is not from the future.
+        age_s={trial_id: max(0.0, (naive - beat).total_seconds()) for trial_id, beat in rows},
     )

@@ -1,10 +1,9 @@
-"""Waiting out a storage that is away for a while: restarted, locked, out of reach.
+"""Retrying while a storage is unavailable: restarted, locked, out of reach.
 
-What may be done twice without harm is tried again, ever more rarely, until :data:`RETRY_FOR_S` are
-over. That is every read and most writes of the storage itself (:class:`RetryingStorage`). What
-creates or takes a trial is not: it happens under the study's lock, and the lock goes with the
-connection that holds it. There the whole operation is tried again, lock and all
-(:func:`patiently`).
+What may be done twice without harm is retried, at growing intervals, for :data:`RETRY_FOR_S`. That
+is every read and most writes of the storage itself (:class:`RetryingStorage`). What creates or
+takes a trial is not: it happens under the study's lock, and the lock is lost with the connection
+that holds it. There the whole operation is retried, lock and all (:func:`call_with_retry`).
 """
 
 from __future__ import annotations
@@ -34,15 +33,15 @@ from autotune.storage.rdb.sqlite_locking import read_only
 
 logger = logging.getLogger(__name__)
 
-#: For how long a storage that is away is waited for.
+#: Seconds for which a storage that is unavailable is retried.
 RETRY_FOR_S = 600.0
 #: Longest pause between two attempts.
 MAX_PAUSE_S = 15.0
 
-#: What SQLite says when another connection is in the way.
+#: Messages of SQLite when another connection is in the way.
 _BUSY = ("database is locked", "database table is locked", "database schema is locked")
-#: What a server says when it will not do, now or later.
-_FOR_GOOD = (
+#: Messages of a server about what does not pass by waiting.
+_PERMANENT = (
     "authentication failed",
     "does not exist",
     "permission denied",
@@ -54,17 +53,17 @@ _FOR_GOOD = (
 P = ParamSpec("P")
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
-_impatient = threading.local()
-#: When this process last met a storage that was away, in seconds of :func:`time.monotonic`.
-_last_met = -math.inf
+_no_retry = threading.local()
+#: When this process last met an unavailable storage, in seconds of :func:`time.monotonic`.
+_last_unavailable = -math.inf
 
 
 class LockLostError(Exception):
-    """The lock of a study went with its connection: nobody knows who was there meanwhile."""
+    """The lock of a study was lost with its connection; another process may have held it."""
 
 
 def is_transient(error: BaseException) -> bool:
-    """Tell whether an error of the storage may be over in a moment."""
+    """Tell whether an error of the storage may pass in a moment."""
     if isinstance(error, LockLostError):
         return True
     while isinstance(error, StorageError | StorageInternalError) and error.__cause__ is not None:
@@ -75,69 +74,64 @@ def is_transient(error: BaseException) -> bool:
         return isinstance(error, sqlalchemy.exc.DBAPIError) and error.connection_invalidated
     text = str(error.orig)
     if type(error.orig).__module__ == "sqlite3":
-        return any(words in text for words in _BUSY)
-    return not any(words in text for words in _FOR_GOOD)
+        return any(message in text for message in _BUSY)
+    return not any(message in text for message in _PERMANENT)
 
 
-def call_with_retry(call: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
-    """Call something that may be done twice, again and again while the storage is away.
+def call_with_retry(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call something that may be done twice, again while the storage is unavailable.
 
     Raises:
         Exception: Whatever the call raises that is not transient, or still is after
             :data:`RETRY_FOR_S`.
     """
-    if getattr(_impatient, "depth", 0):
-        return call(*args, **named)
+    if getattr(_no_retry, "depth", 0):
+        return call(*args, **kwargs)
     attempts = Retrying(
         retry=retry_if_exception(is_transient),
         wait=wait_random_exponential(multiplier=0.2, max=MAX_PAUSE_S),
         stop=stop_after_delay(RETRY_FOR_S),
-        before_sleep=_tell,
+        before_sleep=_on_retry,
         reraise=True,
     )
-    return attempts(call, *args, **named)
+    return attempts(call, *args, **kwargs)
 
 
 def retrying(method: F) -> F:
-    """Make a method wait out a storage that is away."""
+    """Make a method retry while the storage is unavailable."""
 
     @wraps(method)
-    def waiting(*args: Any, **named: Any) -> Any:
-        return call_with_retry(method, *args, **named)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return call_with_retry(method, *args, **kwargs)
 
-    return cast(F, waiting)
+    return cast(F, wrapped)
 
 
 @contextmanager
 def no_retry() -> Iterator[None]:
-    """Try nothing again in this thread: what is done is a part of something larger.
-
-    Such as what happens under the lock of a study, and a look that somebody waits for.
-    """
-    _impatient.depth = getattr(_impatient, "depth", 0) + 1
+    """Retry nothing in this thread: a part of something larger, or somebody waits for it."""
+    _no_retry.depth = getattr(_no_retry, "depth", 0) + 1
     try:
         yield
     finally:
-        _impatient.depth -= 1
+        _no_retry.depth -= 1
 
 
 def was_unavailable(within_s: float) -> bool:
-    """Tell whether this process has met a storage that was away in the last seconds."""
-    return time.monotonic() - _last_met < within_s
+    """Tell whether this process has met an unavailable storage in the last seconds."""
+    return time.monotonic() - _last_unavailable < within_s
 
 
-def _tell(state: RetryCallState) -> None:
-    global _last_met
-    _last_met = time.monotonic()
+def _on_retry(state: RetryCallState) -> None:
+    global _last_unavailable
+    _last_unavailable = time.monotonic()
     assert state.outcome is not None and state.next_action is not None
     error = state.outcome.exception()
     reason = " ".join(hide_passwords(str(error)).split())[:300]
-    logger.warning(
-        "the storage is away (%s); trying again in %.1f s", reason, state.next_action.sleep
-    )
+    logger.warning("storage unavailable (%s); retrying in %.1f s", reason, state.next_action.sleep)
 
 
-#: What only reads; the last is what Optuna's cache reads by.
+#: Methods that only read; Optuna's cache reads by the last one.
 _READS = (
     "get_study_id_from_name",
     "get_study_name_from_id",
@@ -148,10 +142,10 @@ _READS = (
     "get_trial",
     "fetch_trials",
 )
-#: What may be done twice without harm. A report that was written although the answer got lost is
-#: written over with the same value; a trial that another worker has been given stays his, and says
-#: so (``UpdateFinishedTrialError``).
-_HARMLESS = (
+#: Methods that may be called twice without harm. A report whose confirmation got lost is
+#: overwritten with the same value; a trial that another worker has been given stays with it, and
+#: the error says so (``UpdateFinishedTrialError``).
+_REPEATABLE = (
     *_READS,
     "set_study_user_attr",
     "set_study_system_attr",
@@ -162,15 +156,11 @@ _HARMLESS = (
 )
 
 
-def _waits(storage: type[T]) -> type[T]:
-    """Make a class of storages wait where nothing can go wrong by doing it twice."""
-    for name in _READS:
-        setattr(storage, name, read_only(getattr(storage, name)))
-    for name in _HARMLESS:
-        setattr(storage, name, retrying(getattr(storage, name)))
-    return storage
-
-
-@_waits
 class RetryingStorage(FastRDBStorage):
-    """Optuna's database storage, which waits while the database is away."""
+    """Optuna's database storage, which retries while the database is unavailable."""
+
+
+for _name in _READS:
+    setattr(RetryingStorage, _name, read_only(getattr(RetryingStorage, _name)))
+for _name in _REPEATABLE:
+    setattr(RetryingStorage, _name, retrying(getattr(RetryingStorage, _name)))

@@ -1,7 +1,7 @@
-"""One worker at a time: the lock under which trials are claimed and swept.
+"""The lock of a study: one worker at a time claims trials, or reclaims those of dead workers.
 
-Whoever holds it sees a still picture of the study: how many trials are finished, live and
-waiting. The database's own means are used, so that the lock ends with its holder.
+Its holder sees a study that does not change: how many trials are finished, live and waiting. The
+lock is the database's own, so that it ends with its holder.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from autotune.errors import LockedError
 from autotune.storage.rdb.retry import LockLostError, RetryingStorage, no_retry
 from autotune.storage.url import database_path, is_sqlite
 
-#: How often it is looked whether the lock beside an SQLite database is free.
+#: Seconds between two attempts to take the lock beside an SQLite database.
 POLL_S = 0.01
 
 
@@ -32,7 +32,7 @@ def study_lock(
         storage: The open storage.
         url: Its URL.
         study: Name of the study.
-        timeout_s: For how long to wait for it; ``None`` for ever.
+        timeout_s: Seconds to wait for the lock; ``None`` for ever.
 
     Raises:
         LockLostError: At the end, when a server has lost the lock in between: what was done under
@@ -54,7 +54,7 @@ def study_lock(
     key = int.from_bytes(hashlib.blake2b(study.encode(), digest_size=8).digest(), signed=True)
     # A session lock on a connection of its own: it goes when the connection does.
     with storage.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        _wait_for(connection, key, study, timeout_s)
+        _lock(connection, key, study, timeout_s)
         try:
             with no_retry():
                 yield
@@ -62,11 +62,11 @@ def study_lock(
             _unlock(connection, key)  # connections are used again, and would bring it along
             raise
         if not _unlock(connection, key):
-            raise LockLostError(f"the lock of {study!r} went with its connection")
+            raise LockLostError(f"the lock of {study!r} was lost with its connection")
 
 
 def _unlock(connection: sqlalchemy.Connection, key: int) -> bool:
-    """Give a lock back; tell whether it was still held."""
+    """Release a lock; tell whether it was still held."""
     try:
         statement = sqlalchemy.text("SELECT pg_advisory_unlock(:key)")
         return bool(connection.scalar(statement, {"key": key}))
@@ -75,7 +75,7 @@ def _unlock(connection: sqlalchemy.Connection, key: int) -> bool:
         return False
 
 
-def _wait_for(
+def _lock(
     connection: sqlalchemy.Connection, key: int, study: str, timeout_s: float | None
 ) -> None:
     lock = sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": key}

@@ -1,7 +1,7 @@
-"""Trials as they are read: one statement a table, and every distribution parsed once.
+"""Reading trials with one statement a table, parsing every distribution once.
 
-Workers read the trials that run before each of theirs, under the study's lock, and the report and
-the dashboard read all of them. Through Optuna's mapped classes, most of that time goes into making
+Workers read the running trials before they claim one, under the study's lock, and the report and
+the dashboard read all trials. Through Optuna's mapped classes, most of that time goes into making
 an object of every row and into parsing the distributions of every parameter anew. Here rows stay
 tuples: a study of 5,000 trials has a quarter of a million of them.
 """
@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from functools import lru_cache
+from operator import itemgetter
 from types import MappingProxyType
 from typing import Any
 
@@ -25,7 +26,7 @@ from autotune import optuna_private
 from autotune.optuna_private import models
 from autotune.runtime import gc_paused
 
-#: Trials that a statement names one by one: databases limit the values of a statement.
+#: Most trials that a statement names one by one: databases limit the values of a statement.
 CHUNK = 500
 
 _TABLES = models.BaseModel.metadata.tables
@@ -34,22 +35,20 @@ _IDS: BindParameter[Any] = bindparam("ids", expanding=True)
 _OF_STUDY = select(_TRIALS).where(_TRIALS.c.study_id == bindparam("study"))
 # Making a statement takes as long as running it.
 _LATER = _OF_STUDY.where(_TRIALS.c.trial_id > bindparam("after"))
-_KNOWN = _OF_STUDY.where(_TRIALS.c.trial_id.in_(_IDS))
+_BY_ID = _OF_STUDY.where(_TRIALS.c.trial_id.in_(_IDS))
 _ONE = select(_TRIALS).where(_TRIALS.c.trial_id == bindparam("id"))
 _FINITE = models.TrialIntermediateValueModel.TrialIntermediateValueType.FINITE
 
 Row = Sequence[Any]
+#: Rows by the id of their trial, in the order in which they were written.
+_Parts = defaultdict[int, list[Row]]
 
 
 class _PartTable:
     """A table whose rows belong to trials.
 
-    The columns that are read: the row's own id, which tells in which order rows were written, the
-    trial's id, and what else is asked for.
-
-    Args:
-        model: Optuna's class of the table.
-        names: The other columns to read.
+    A row is read as its own id, which tells in which order rows were written, the trial's id, and
+    the columns that are named.
     """
 
     def __init__(self, model: type[models.BaseModel], *names: str) -> None:
@@ -58,7 +57,7 @@ class _PartTable:
             next(iter(table.primary_key)),
             *(table.c[name] for name in ("trial_id", *names)),
         ]
-        self._named = select(*columns).where(table.c.trial_id.in_(_IDS))
+        self._by_id = select(*columns).where(table.c.trial_id.in_(_IDS))
         between = _TRIALS.c.trial_id.between(bindparam("first"), bindparam("last"))
         self._between: Select[Any] = (
             select(*columns)
@@ -66,36 +65,19 @@ class _PartTable:
             .where(_TRIALS.c.study_id == bindparam("study"), between)
         )
 
-    def read(
-        self, connection: Connection, study_id: int, ids: Sequence[int]
-    ) -> defaultdict[int, list[Row]]:
-        """Read the rows of trials in one statement.
-
-        Args:
-            connection: A connection to the database, in a transaction.
-            study_id: Id of the study of the trials.
-            ids: Ids of the trials, in order.
-
-        Returns:
-            The rows by the trial's id, in the order in which they were written.
-        """
+    def read(self, connection: Connection, study_id: int, ids: Sequence[int]) -> _Parts:
+        """Read the rows of trials, given in order, in one statement."""
         rows: Sequence[Row]
         if len(ids) <= CHUNK:
-            rows = connection.execute(self._named, {"ids": ids}).all()
+            rows = connection.execute(self._by_id, {"ids": ids}).all()
         else:
-            # Rows of trials in between that are not asked for are read as well, and not used.
+            # Rows of other trials between the first and the last are read as well, and not used.
             limits = {"study": study_id, "first": ids[0], "last": ids[-1]}
             rows = connection.execute(self._between, limits).all()
-        found: defaultdict[int, list[Row]] = defaultdict(list)
-        for row in rows:
-            found[row[1]].append(row)
-        for some in found.values():
-            some.sort(key=_own_id)
-        return found
-
-
-def _own_id(row: Row) -> int:
-    return int(row[0])
+        parts: _Parts = defaultdict(list)
+        for row in sorted(rows, key=itemgetter(0)):
+            parts[row[1]].append(row)
+        return parts
 
 
 _PARAMS = _PartTable(models.TrialParamModel, "param_name", "param_value", "distribution_json")
@@ -106,8 +88,8 @@ _REPORTS = _PartTable(
     models.TrialIntermediateValueModel, "step", "intermediate_value", "intermediate_value_type"
 )
 
-#: All that belongs to trials, in one statement: a server is asked once in place of five times.
-#: What a table does not have is null. Postgres finds the rows by the list, however long it is.
+#: Everything that belongs to trials, in one statement instead of five. A column that a table lacks
+#: is null. Postgres finds the rows by the list, however long it is.
 _PARTS = text(
     """
     SELECT 0, param_id, trial_id, param_name, NULL::int, param_value, NULL, distribution_json
@@ -130,8 +112,6 @@ _PARTS = text(
 _VALUE_KINDS = models.TrialValueModel.TrialValueType.__members__
 _REPORT_KINDS = models.TrialIntermediateValueModel.TrialIntermediateValueType.__members__
 
-_Parts = defaultdict[int, list[Row]]
-
 
 def _read_parts(connection: Connection, study_id: int, ids: Sequence[int]) -> list[_Parts]:
     """Read parameters, values, user and system attributes and reports of trials, by trial id."""
@@ -140,7 +120,9 @@ def _read_parts(connection: Connection, study_id: int, ids: Sequence[int]) -> li
         return [table.read(connection, study_id, ids) for table in tables]
     parts: list[_Parts] = [defaultdict(list) for _ in range(5)]
     rows = connection.execute(_PARTS, {"ids": list(ids)}).all()
-    for which, own_id, trial_id, name, step, value, kind, words in sorted(rows, key=_place):
+    for which, own_id, trial_id, name, step, value, kind, words in sorted(
+        rows, key=itemgetter(0, 1)
+    ):
         row: Row
         if which == 0:
             row = (own_id, trial_id, name, value, words)
@@ -154,10 +136,6 @@ def _read_parts(connection: Connection, study_id: int, ids: Sequence[int]) -> li
     return parts
 
 
-def _place(row: Row) -> tuple[int, int]:
-    return row[0], row[1]
-
-
 _value_of = models.TrialValueModel.stored_repr_to_value
 _report_of = models.TrialIntermediateValueModel.stored_repr_to_intermediate_value
 
@@ -169,34 +147,27 @@ def read_trials(
     after: int = -1,
     running: Mapping[int, FrozenTrial] = MappingProxyType({}),
 ) -> list[FrozenTrial]:
-    """Read trials of a study.
+    """Read trials of a study, sorted by id; their distributions are shared, do not change them.
 
     Args:
-        connection: A connection to the database, in a transaction.
+        connection: A connection in a transaction.
         study_id: Id of the study.
-        known: Ids of trials to read besides those ``after``.
+        known: Ids of trials to read in addition to those ``after``.
         after: Trials with a higher id are read; -1 reads all.
-        running: Trials by id that need not be read again if they run still.
-
-    Returns:
-        The trials, by id. Their distributions are shared: they are not to be changed.
+        running: Trials by id that need not be read again if they still run.
     """
     rows = list(connection.execute(_LATER, {"study": study_id, "after": after}))
-    for ids in _chunks([one for one in known if one <= after]):
-        rows += connection.execute(_KNOWN, {"study": study_id, "ids": ids})
+    for ids in _chunks([trial_id for trial_id in known if trial_id <= after]):
+        rows += connection.execute(_BY_ID, {"study": study_id, "ids": ids})
     rows.sort(key=lambda row: int(row.trial_id))
-    same = {row.trial_id: running[row.trial_id] for row in rows if _runs_still(row, running)}
+    same = {row.trial_id: running[row.trial_id] for row in rows if _still_runs(row, running)}
     rows = [row for row in rows if row.trial_id not in same]
     with gc_paused() if len(rows) > CHUNK else nullcontext():
-        found = _with_parts(connection, study_id, rows)
-    return (
-        sorted([*found, *same.values()], key=lambda one: optuna_private.trial_id(one))
-        if same
-        else found
-    )
+        trials = _with_parts(connection, study_id, rows)
+    return sorted([*trials, *same.values()], key=optuna_private.trial_id) if same else trials
 
 
-def _runs_still(row: Any, running: Mapping[int, FrozenTrial]) -> bool:
+def _still_runs(row: Any, running: Mapping[int, FrozenTrial]) -> bool:
     known = running.get(row.trial_id)
     return (
         known is not None
@@ -206,7 +177,7 @@ def _runs_still(row: Any, running: Mapping[int, FrozenTrial]) -> bool:
 
 
 def read_trial(connection: Connection, trial_id: int) -> FrozenTrial | None:
-    """Read one trial; ``None`` when there is no such one."""
+    """Read one trial; ``None`` when there is no such trial."""
     rows = list(connection.execute(_ONE, {"id": trial_id}))
     return next(iter(_with_parts(connection, rows[0].study_id, rows)), None) if rows else None
 
@@ -216,27 +187,34 @@ def _with_parts(connection: Connection, study_id: int, rows: Sequence[Any]) -> l
     if not ids:
         return []
     params, values, user_attrs, system_attrs, reports = _read_parts(connection, study_id, ids)
-    found = []
+    trials = []
     for row in rows:
         trial_id = row.trial_id
-        drawn, distributions = _params(params[trial_id])
-        found.append(
+        distributions = {name: _distribution(text) for _, _, name, _, text in params[trial_id]}
+        in_order = sorted(values[trial_id], key=lambda part: int(part[2]))
+        trials.append(
             FrozenTrial(
                 number=row.number,
                 state=row.state,
                 value=None,
-                values=_values(values[trial_id]),
+                values=[_value_of(value, kind) for _, _, _, value, kind in in_order] or None,
                 datetime_start=_local(row.datetime_start),
                 datetime_complete=_local(row.datetime_complete),
-                params=drawn,
+                params={
+                    name: distributions[name].to_external_repr(value)
+                    for _, _, name, value, _ in params[trial_id]
+                },
                 distributions=distributions,
                 user_attrs=_attributes(user_attrs[trial_id]),
                 system_attrs=_attributes(system_attrs[trial_id]),
-                intermediate_values=_curve(reports[trial_id]),
+                intermediate_values={
+                    step: value if kind is _FINITE else _report_of(value, kind)
+                    for _, _, step, value, kind in reports[trial_id]
+                },
                 trial_id=trial_id,
             )
         )
-    return found
+    return trials
 
 
 def _local(stored: datetime | None) -> datetime | None:
@@ -244,30 +222,6 @@ def _local(stored: datetime | None) -> datetime | None:
     if stored is None:
         return None
     return stored.replace(tzinfo=UTC).astimezone().replace(tzinfo=None)
-
-
-def _params(rows: Sequence[Row]) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
-    """Return the parameters of a trial and their distributions, by name."""
-    params: dict[str, Any] = {}
-    distributions: dict[str, BaseDistribution] = {}
-    for _, _, name, value, words in rows:
-        distributions[name] = found = _distribution(words)
-        params[name] = found.to_external_repr(value)
-    return params, distributions
-
-
-def _values(rows: Sequence[Row]) -> list[float] | None:
-    """Return the values of a trial, one for each objective."""
-    in_order = sorted(rows, key=lambda row: int(row[2]))
-    return [_value_of(value, kind) for _, _, _, value, kind in in_order] or None
-
-
-def _curve(rows: Sequence[Row]) -> dict[int, float]:
-    """Return what a trial reported, by step."""
-    return {
-        step: value if kind is _FINITE else _report_of(value, kind)
-        for _, _, step, value, kind in rows
-    }
 
 
 def _chunks(ids: Sequence[int]) -> Iterator[Sequence[int]]:

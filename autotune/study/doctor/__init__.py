@@ -1,1 +1,1 @@
-"""Find what is wrong with a study, and repair it."""
+"""The doctor: collects what is known of a study, checks it, and repairs what can be repaired."""

@@ -1,79 +1,107 @@
-"""What is wrong with a study: findings, each with what it means and what would put it right.
+"""What is wrong with a study: findings, each with what it means and what would repair it.
 
-Pure functions of the :class:`~autotune.study.doctor.collect.Evidence`. Of a healthy study there
-are no findings, whether it runs, was stopped or has ended.
+Pure functions of the :class:`~autotune.study.doctor.collect.Evidence`. A healthy study has no
+findings, whether it runs, was stopped or has ended.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune import optuna_private
 from autotune.errors import LockedError
-from autotune.storage.rdb.connection import HEARTBEAT_INTERVAL_S
-from autotune.study.doctor.collect import LOCK_TIMEOUT_S, Evidence, gather, in_words
-from autotune.study.doctor.file_checks import (
-    full_disks,
-    missing_artifacts,
-    orphaned_artifacts,
-    orphaned_checkpoints,
-    skewed_clocks,
-)
-from autotune.study.doctor.finding import (
-    BUDGET,
-    CHAIN,
-    CURVE,
-    DEFINITION,
-    ENDED,
-    LOCK,
-    LOST,
-    NUMBERS,
-    TWICE,
-    ZOMBIE,
-    Finding,
-)
-from autotune.study.doctor.snapshot import Snapshot
+from autotune.storage.artifacts import StoredFile
+from autotune.storage.rdb.connection import GRACE_PERIOD_S, HEARTBEAT_INTERVAL_S
+from autotune.study.doctor.collect import LOCK_TIMEOUT_S, Evidence, Snapshot, gather
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.state.budget import startable_queue
 from autotune.study.state.trial_queue import lost_without_retry
+from autotune.text import join_some
+
+#: Age below which a file is no orphan: a worker may be about to write the reference to it.
+ORPHAN_AFTER_S = 3600.0
+#: Difference of clocks that does no harm.
+SKEW_S = 5.0
+#: The same for a worker's clock, which is known from its last heartbeat, to one interval.
+WORKER_SKEW_S = 2.0 * HEARTBEAT_INTERVAL_S
+#: Free disk space that checkpoints and weights soon use up.
+FREE_BYTES = 1 << 30
+#: Most numbers that a message lists.
+_LISTED = 8
+
+
+class FindingKind(StrEnum):
+    """What a finding is about."""
+
+    ZOMBIE = "zombie"
+    ENDED = "ended study"
+    NUMBERS = "trial numbers"
+    TWICE = "trained twice"
+    CHAIN = "retries"
+    LOST = "lost trial"
+    CURVE = "learning curve"
+    MISSING = "missing artifacts"
+    ORPHANS = "orphaned artifacts"
+    CHECKPOINTS = "orphaned checkpoints"
+    SCHEMA = "schema"
+    DEFINITION = "definition"
+    LOCK = "lock"
+    CLOCK = "clock"
+    DISK = "disk space"
+    BUDGET = "budget"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong.
+
+    Args:
+        kind: What it is about.
+        message: What is wrong and what it means.
+        fix: What ``--fix`` would do; empty where only the user can do something.
+        trial: Number of the trial to requeue, if that is the fix.
+        files: The files to remove, if that is the fix.
+    """
+
+    kind: FindingKind
+    message: str
+    fix: str = ""
+    trial: int | None = None
+    files: tuple[StoredFile, ...] = ()
+
+    @property
+    def is_fixable(self) -> bool:
+        """Whether ``--fix`` repairs it."""
+        return bool(self.fix)
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What a look at a study brought.
-
-    Args:
-        evidence: What was looked at; ``None`` when the study could not be looked at.
-        findings: What is wrong.
-    """
+    """What is wrong with a study, and the evidence, unless it could not be collected."""
 
     evidence: Evidence | None
     findings: tuple[Finding, ...]
 
 
-def diagnose(opened: OpenStudy, lock_timeout_s: float = LOCK_TIMEOUT_S) -> Diagnosis:
-    """Look at a study and say what is wrong with it; nothing is changed.
-
-    Args:
-        opened: The study.
-        lock_timeout_s: For how long to wait for its lock.
-    """
+def diagnose(handle: OpenStudy, lock_timeout_s: float = LOCK_TIMEOUT_S) -> Diagnosis:
+    """Look at a study and return what is wrong with it; nothing is changed."""
     try:
-        evidence = gather(opened, lock_timeout_s)
+        evidence = gather(handle, lock_timeout_s)
     except LockedError as error:
-        return Diagnosis(None, (Finding(LOCK, str(error)),))
+        return Diagnosis(None, (Finding(FindingKind.LOCK, str(error)),))
     return Diagnosis(evidence, tuple(examine(evidence)))
 
 
 def examine(evidence: Evidence) -> list[Finding]:
-    """List everything that is wrong with a study, the worst first."""
+    """Return everything that is wrong with a study, the worst first."""
     snapshot = evidence.snapshot
     return [
         *unreadable(evidence),
@@ -97,44 +125,45 @@ def unreadable(evidence: Evidence) -> Iterator[Finding]:
     """Find what of a study this version does not understand."""
     for what in evidence.unreadable:
         yield Finding(
-            DEFINITION,
-            f"this version of autotune cannot read {what}: no worker of this version can go on "
-            "with the study; use the version that made it",
+            FindingKind.DEFINITION,
+            f"this version of autotune cannot read {what}: no worker of this version can continue "
+            "the study; use the version that made it",
         )
 
 
 def zombies(snapshot: Snapshot) -> Iterator[Finding]:
-    """Find running trials whose workers are gone."""
+    """Find running trials whose workers are dead."""
     for trial in snapshot.running:
-        if attrs.WORKER in trial.user_attrs and not snapshot.is_gone(trial):
+        worker = trial.user_attrs.get(attrs.WORKER)
+        if worker is not None and not snapshot.is_gone(trial):
             continue
         silent = snapshot.silent_s(trial)
-        worker = trial.user_attrs.get(attrs.WORKER)
         if worker is None:
-            why = "nobody's: whoever claimed it was lost before it was a worker's"
+            why = "has no worker: whoever claimed it was lost during the claim"
         elif optuna_private.trial_id(trial) not in snapshot.heartbeats.age_s:
             since = "" if silent is None else f" in {silent:.0f} s"
-            why = f"that of {worker}, which never gave a sign of life{since}"
+            why = f"its worker {worker} never gave a sign of life{since}"
         else:
-            why = f"that of {worker}, which has been silent for {silent:.0f} s"
+            why = f"its worker {worker} has been silent for {silent:.0f} s"
         yield Finding(
-            ZOMBIE,
+            FindingKind.ZOMBIE,
             f"trial {trial.number} is RUNNING and {why} (a live worker writes every "
             f"{HEARTBEAT_INTERVAL_S} s); it holds a place of the budget, and samplers avoid its "
             "plan",
-            fix="fail it and queue its successor, which goes on from its checkpoint",
+            fix="fail it and queue its successor, which continues from its checkpoint",
             trial=trial.number,
         )
 
 
 def lost_trials(snapshot: Snapshot) -> Iterator[Finding]:
-    """Find trials that were failed for their silent workers, and never tried again."""
+    """Find trials that were failed for their silent workers, and never retried."""
     for number in lost_without_retry(snapshot.trials):
         yield Finding(
-            LOST,
-            f"trial {number} failed because its worker was lost, and was never tried again: who "
-            "gave it back was killed before it had a successor. It counts as a finished trial",
-            fix="queue its successor, which goes on from its checkpoint",
+            FindingKind.LOST,
+            f"trial {number} failed because its worker was lost, and was never retried: the "
+            "process that failed it was killed before it had a successor. It counts as a finished "
+            "trial",
+            fix="queue its successor, which continues from its checkpoint",
             trial=number,
         )
 
@@ -146,19 +175,19 @@ def after_the_end(snapshot: Snapshot) -> Iterator[Finding]:
     """
     if snapshot.ended is None:
         return
-    live = [one.number for one in snapshot.running if not snapshot.is_gone(one)]
+    ended = f"the study has ended ({snapshot.ended.text}), yet trials"
+    live = [trial.number for trial in snapshot.running if not snapshot.is_gone(trial)]
     if live:
         yield Finding(
-            ENDED,
-            f"the study has ended ({snapshot.ended.words}), yet trials {in_words(live)} run: "
-            "somebody started them behind its back, and they count beyond the budget",
+            FindingKind.ENDED,
+            f"{ended} {join_some(live, _LISTED)} run: they were started outside autotune, and "
+            "they count beyond the budget",
         )
-    waiting = [one.number for one in startable_queue(snapshot.trials, snapshot.ended)]
+    waiting = [trial.number for trial in startable_queue(snapshot.trials, snapshot.ended)]
     if waiting:
         yield Finding(
-            ENDED,
-            f"the study has ended ({snapshot.ended.words}), yet trials {in_words(waiting)} wait "
-            "to be tried again: nothing will start them",
+            FindingKind.ENDED,
+            f"{ended} {join_some(waiting, _LISTED)} wait to be retried: nothing will start them",
             fix="forget the end; the next 'autotune run' starts them",
         )
 
@@ -169,14 +198,14 @@ def shared_numbers(evidence: Evidence) -> Iterator[Finding]:
     shared = sorted(number for number, count in counts.items() if count > 1)
     if shared:
         yield Finding(
-            NUMBERS,
-            f"several trials have the number {in_words(shared)}: everything that goes by numbers, "
-            "retries and reports too, sees one of them; was the database merged or restored by "
-            "hand?",
+            FindingKind.NUMBERS,
+            f"several trials have the number {join_some(shared, _LISTED)}: everything that goes "
+            "by numbers, retries and reports too, sees one of them; was the database merged or "
+            "restored by hand?",
         )
     elif counts and max(counts) != len(counts) - 1:
         yield Finding(
-            NUMBERS,
+            FindingKind.NUMBERS,
             f"there are {len(counts)} trials, and the last number is {max(counts)}: some are "
             "missing; were trials deleted by hand?",
         )
@@ -184,39 +213,44 @@ def shared_numbers(evidence: Evidence) -> Iterator[Finding]:
 
 def broken_chains(snapshot: Snapshot) -> Iterator[Finding]:
     """Find retries whose earlier attempts are not what they should be."""
-    trials = {one.number: one for one in snapshot.trials}
+    trials = {trial.number: trial for trial in snapshot.trials}
     successors: dict[int, list[int]] = defaultdict(list)
-    for trial in snapshot.trials:
+    for number, trial in trials.items():
         earlier = attrs.earlier_attempts(trial)
-        unknown = [number for number in earlier if number not in trials or number >= trial.number]
-        if unknown:
-            yield Finding(
-                CHAIN,
-                f"trial {trial.number} goes on with trial {in_words(unknown)}, which does not "
-                "exist before it: its checkpoint and its curve may be another one's",
-            )
-        elif earlier:
-            successors[earlier[-1]].append(trial.number)
-            last = trials[earlier[-1]]
-            if last.state != TrialState.FAIL:
-                yield Finding(
-                    CHAIN,
-                    f"trial {trial.number} goes on with trial {last.number}, which is "
-                    f"{last.state.name} and not failed: both may run, or have run",
-                )
-            elif [*attrs.earlier_attempts(last), last.number] != earlier:
-                yield Finding(
-                    CHAIN,
-                    f"trial {trial.number} names the earlier attempts {in_words(earlier)}, but "
-                    f"trial {last.number}, the last of them, names others",
-                )
+        unknown = [other for other in earlier if other not in trials or other >= number]
+        if not unknown and earlier:
+            successors[earlier[-1]].append(number)
+        if problem := _chain_problem(trials, earlier, unknown):
+            yield Finding(FindingKind.CHAIN, f"trial {number} {problem}")
     for number, followers in successors.items():
         if len(followers) > 1:
             yield Finding(
-                CHAIN,
-                f"trials {in_words(followers)} all go on with trial {number}: the same plan may "
-                "run, or have run, more than once, with one checkpoint",
+                FindingKind.CHAIN,
+                f"trials {join_some(followers, _LISTED)} all continue trial {number}: the same "
+                "plan may run, or have run, more than once, with one checkpoint",
             )
+
+
+def _chain_problem(
+    trials: dict[int, FrozenTrial], earlier: Sequence[int], unknown: Sequence[int]
+) -> str:
+    if unknown:
+        return (
+            f"continues trial {join_some(unknown, _LISTED)}, which does not exist before it: its "
+            "checkpoint and its curve may be another trial's"
+        )
+    last = trials[earlier[-1]] if earlier else None
+    if last is not None and last.state != TrialState.FAIL:
+        return (
+            f"continues trial {last.number}, which is {last.state.name} and not failed: both may "
+            "run, or have run"
+        )
+    if last is not None and [*attrs.earlier_attempts(last), last.number] != earlier:
+        return (
+            f"names the earlier attempts {join_some(earlier, _LISTED)}, but trial {last.number}, "
+            "the last of them, names others"
+        )
+    return ""
 
 
 def cut_curves(snapshot: Snapshot) -> Iterator[Finding]:
@@ -224,19 +258,20 @@ def cut_curves(snapshot: Snapshot) -> Iterator[Finding]:
     epochs = snapshot.attributes.get(attrs.DEFINITION, {}).get("training", {}).get("epochs")
     for trial in snapshot.trials:
         trained = trial.user_attrs.get(attrs.EPOCHS)
-        whole = trial.state == TrialState.COMPLETE and trained is not None
-        if not whole and (trial.state != TrialState.PRUNED or not trained):
+        is_complete = trial.state == TrialState.COMPLETE and trained is not None
+        if not is_complete and (trial.state != TrialState.PRUNED or not trained):
             continue
         last = max([*trial.intermediate_values, int(trained or 0)])
-        if trial.state == TrialState.COMPLETE and epochs is not None:
+        if is_complete and epochs is not None:
             last = max(last, int(epochs))
-        missing = [one for one in range(1, last + 1) if one not in trial.intermediate_values]
+        missing = [epoch for epoch in range(1, last + 1) if epoch not in trial.intermediate_values]
         if missing:
             yield Finding(
-                CURVE,
-                f"the curve of trial {trial.number} lacks the epochs {in_words(missing)}: they "
-                "were trained, and their values are lost. A pruner compares other trials with "
-                f"what is there; 'autotune rerun' tells whether its value holds",
+                FindingKind.CURVE,
+                f"the curve of trial {trial.number} lacks the epochs "
+                f"{join_some(missing, _LISTED)}: they were trained, and their values are lost. A "
+                "pruner compares other trials with what is there; 'autotune reproduce' tells "
+                "whether its value holds",
             )
 
 
@@ -245,27 +280,24 @@ def trained_twice(snapshot: Snapshot) -> Iterator[Finding]:
     by_plan: dict[str, list[int]] = defaultdict(list)
     for trial in snapshot.trials:
         if trial.state == TrialState.COMPLETE and attrs.PLAN in trial.user_attrs:
-            by_plan[_key_of(trial)].append(trial.number)
-    for trials in by_plan.values():
-        if len(trials) > 1:
+            plan = json.dumps(_rounded(trial.user_attrs[attrs.PLAN]), sort_keys=True)
+            by_plan[plan].append(trial.number)
+    for numbers in by_plan.values():
+        if len(numbers) > 1:
             yield Finding(
-                TWICE,
-                f"trials {in_words(trials)} have trained the same plan to the end: their values "
-                "are equal but for rounding, and all but one were for nothing",
+                FindingKind.TWICE,
+                f"trials {join_some(numbers, _LISTED)} have trained the same plan to the end: "
+                "their values are equal except for rounding, and all but one were superfluous",
             )
 
 
-def _key_of(trial: FrozenTrial) -> str:
-    """Return what tells plans apart; numbers to twelve digits, as 0.1 * 3 is 0.3."""
-    return json.dumps(_rounded(trial.user_attrs[attrs.PLAN]), sort_keys=True)
-
-
 def _rounded(value: Any) -> Any:
+    """Round the numbers of a plan to twelve digits: 0.1 * 3 is 0.3."""
     if isinstance(value, float):
         return float(f"{value:.12g}")
     if isinstance(value, dict):
-        return {key: _rounded(one) for key, one in value.items()}
-    return [_rounded(one) for one in value] if isinstance(value, list) else value
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value
 
 
 def over_budget(snapshot: Snapshot) -> Iterator[Finding]:
@@ -273,9 +305,139 @@ def over_budget(snapshot: Snapshot) -> Iterator[Finding]:
     progress = snapshot.progress
     if progress.finished > progress.budget > 0:
         yield Finding(
-            BUDGET,
+            FindingKind.BUDGET,
             f"{progress.finished} trials are finished, and the budget is {progress.budget}: the "
-            "last run had a smaller budget than one before it, or trials were started around "
-            "autotune; a run with search.trials="
-            f"{progress.finished} takes them in",
+            "last run had a smaller budget than one before it, or trials were started outside "
+            f"autotune; a run with search.trials={progress.finished} includes them",
         )
+
+
+def missing_artifacts(evidence: Evidence) -> Iterator[Finding]:
+    """Find artifacts that trials of this study refer to, and whose files do not exist."""
+    if evidence.root is None:
+        return
+    existing = {file.path.name for file in evidence.artifacts}
+    # A trial that runs may be about to write the file: Optuna writes the reference first.
+    live = {trial.number for trial in evidence.snapshot.running}
+    gone = [
+        item
+        for item in evidence.own_references
+        if item.artifact not in existing and item.trial not in live
+    ]
+    folder = evidence.root / "artifacts"
+    way_out = "bring the folder back from a backup, or name it with --files"
+    of_study = sorted({item.name for item in gone if item.trial is None})
+    if of_study:
+        yield Finding(
+            FindingKind.MISSING,
+            f"the artifacts {', '.join(of_study)} of the study itself are not in {folder}: "
+            "without its split, files that are added to its images make it another data set; "
+            f"{way_out}",
+        )
+    of_trials = [item for item in gone if item.trial is not None]
+    if of_trials:
+        numbers = sorted({item.trial for item in of_trials if item.trial is not None})
+        names = sorted({item.name for item in of_trials})
+        yield Finding(
+            FindingKind.MISSING,
+            f"{len(of_trials)} artifacts ({', '.join(names)}) of trials "
+            f"{join_some(numbers, _LISTED)} are not in {folder}: the dashboard cannot show them, "
+            f"and weights among them are lost; {way_out}",
+        )
+
+
+def orphaned_artifacts(evidence: Evidence) -> Iterator[Finding]:
+    """Find files of artifacts that no study of the storage refers to."""
+    referred = {item.artifact for item in evidence.references}
+    orphans = tuple(
+        file
+        for file in evidence.artifacts
+        if file.path.name not in referred and file.age_s > ORPHAN_AFTER_S
+    )
+    if not orphans or evidence.root is None:
+        return
+    folder = evidence.root / "artifacts"
+    what = f"{len(orphans)} files ({_megabytes(orphans)}) in {folder}"
+    if evidence.foreign_studies:
+        yield Finding(
+            FindingKind.ORPHANS,
+            f"{what} belong to no study of this storage. They are left alone: the studies "
+            f"{', '.join(evidence.foreign_studies)} also have files in {evidence.root} and are "
+            "not in this storage; if they were deleted, remove what they left in checkpoints/, "
+            "logs/, models/ and reports/, and ask again",
+        )
+    else:
+        yield Finding(
+            FindingKind.ORPHANS,
+            f"{what} belong to no study of this storage: they only waste disk space",
+            fix="remove them",
+            files=orphans,
+        )
+
+
+def orphaned_checkpoints(evidence: Evidence) -> Iterator[Finding]:
+    """Find checkpoints of trials that have ended for good."""
+    trials = evidence.snapshot.trials
+    live = {attrs.first_attempt(trial) for trial in trials if not trial.state.is_finished()}
+    orphans = tuple(
+        file
+        for file in evidence.checkpoints
+        if not (file.path.stem.isdecimal() and int(file.path.stem) in live)
+        and file.age_s > ORPHAN_AFTER_S
+    )
+    if orphans:
+        yield Finding(
+            FindingKind.CHECKPOINTS,
+            f"{len(orphans)} checkpoints ({_megabytes(orphans)}) in {orphans[0].path.parent} are "
+            "those of trials that have ended: they only waste disk space",
+            fix="remove them",
+            files=orphans,
+        )
+
+
+def _megabytes(files: Sequence[StoredFile]) -> str:
+    return f"{sum(file.size_bytes for file in files) / 2**20:,.1f} MB"
+
+
+def skewed_clocks(snapshot: Snapshot) -> Iterator[Finding]:
+    """Find clocks that differ from the database's: this machine's, and the workers'."""
+    skews = {}
+    if abs(snapshot.heartbeats.clock_skew_s) > SKEW_S:
+        skews["this machine"] = -snapshot.heartbeats.clock_skew_s
+    for trial in snapshot.running:
+        ahead_s = worker_ahead_s(snapshot, trial)
+        if ahead_s is not None and abs(ahead_s) > WORKER_SKEW_S and not snapshot.is_gone(trial):
+            skews[str(trial.user_attrs.get(attrs.WORKER))] = ahead_s
+    for whose, ahead_s in skews.items():
+        yield Finding(
+            FindingKind.CLOCK,
+            f"the clock of {whose} is {abs(ahead_s):.0f} s "
+            f"{'ahead of' if ahead_s > 0 else 'behind'} that of the database: limits of time and "
+            "device-hours, and the order in which trials ended, go by the workers' clocks, and a "
+            f"claim without a heartbeat is given {GRACE_PERIOD_S} s; heartbeats go by the "
+            "database's clock and are safe. Set the clocks by NTP",
+        )
+
+
+def worker_ahead_s(snapshot: Snapshot, trial: FrozenTrial) -> float | None:
+    """Return by how many seconds a worker's clock is ahead of the database's.
+
+    With every heartbeat, a worker writes for how long it has held its trial: the result is exact
+    to one interval of heartbeats, and ``None`` before the first one.
+    """
+    age = snapshot.heartbeats.age_s.get(optuna_private.trial_id(trial))
+    if age is None or not {attrs.CLAIMED_AT, attrs.DEVICE_SECONDS} <= trial.user_attrs.keys():
+        return None
+    return attrs.last_sign_of_life(trial) - (snapshot.heartbeats.now - age)
+
+
+def full_disks(evidence: Evidence) -> Iterator[Finding]:
+    """Find disks that are nearly full."""
+    for disk in evidence.disks:
+        if disk.free_bytes < FREE_BYTES:
+            yield Finding(
+                FindingKind.DISK,
+                f"{disk.free_bytes / 2**20:,.0f} MB are free on the disk of the {disk.what} "
+                f"({disk.path}): a worker that cannot write stops, and requeues its trial; free "
+                "some space",
+            )

@@ -1,61 +1,47 @@
-"""Putting right what the doctor found, by the one failure policy and by removing orphans."""
+"""Repairing what the doctor found: requeueing by the one failure policy, removing orphans."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from optuna.trial import TrialState
-
 from autotune.storage.artifacts import read_references
 from autotune.storage.rdb.connection import storage_errors
-from autotune.study.doctor.finding import ENDED, ORPHANS, Finding
-from autotune.study.doctor.snapshot import take_snapshot
+from autotune.study.doctor.checks import Finding, FindingKind
+from autotune.study.doctor.collect import take_snapshot
 from autotune.study.setup.opening import OpenStudy
-from autotune.study.state.trial_queue import TrialQueue
 
 
-def repair(opened: OpenStudy, findings: Iterable[Finding]) -> list[str]:
-    """Put right what can be.
+def repair(handle: OpenStudy, findings: Iterable[Finding]) -> list[str]:
+    """Repair what the doctor has found, and return what was done, or why not, a line each.
 
-    Everything is looked at once more before it is changed: a worker may have come back.
-
-    Args:
-        opened: The study.
-        findings: What :func:`~autotune.study.doctor.checks.examine` has found.
-
-    Returns:
-        What was done, or why not, a line each.
+    Everything is looked at again before it is changed: a worker may have come back.
     """
-    fixable = [one for one in findings if one.is_fixable]
-    done = []
-    with storage_errors(opened.url):
-        if lost := [one.trial for one in fixable if one.trial is not None]:
-            done += _give_back(opened, opened.trial_queue(), lost)
-        if any(one.kind == ENDED for one in fixable) or lost:
-            opened.trial_queue().reopen()
-        for finding in fixable:
-            if finding.files:
-                done.append(_remove(opened, finding))
+    fixable = [finding for finding in findings if finding.is_fixable]
+    lost = [finding.trial for finding in fixable if finding.trial is not None]
+    with storage_errors(handle.url):
+        done = _requeue(handle, lost) if lost else []
+        if lost or any(finding.kind == FindingKind.ENDED for finding in fixable):
+            handle.trial_queue().reopen()
+        done += [_remove_files(handle, finding) for finding in fixable if finding.files]
     return done
 
 
-def _give_back(opened: OpenStudy, claims: TrialQueue, lost: Sequence[int]) -> list[str]:
-    claims.reclaim_stale()
-    trials = take_snapshot(opened).trials
-    running = {one.number for one in trials if one.state == TrialState.RUNNING}
+def _requeue(handle: OpenStudy, numbers: Sequence[int]) -> list[str]:
+    handle.trial_queue().reclaim_stale()
+    running = {trial.number for trial in take_snapshot(handle).running}
     return [
         f"trial {number} "
-        + ("runs again: its worker came back" if number in running else "was given back")
-        for number in lost
+        + ("runs again: its worker came back" if number in running else "was requeued")
+        for number in numbers
     ]
 
 
-def _remove(opened: OpenStudy, finding: Finding) -> str:
-    """Remove files; an artifact that is somebody's by now stays."""
-    kept = {one.artifact for one in read_references(opened.storage)}
+def _remove_files(handle: OpenStudy, finding: Finding) -> str:
+    """Remove files; an artifact that something refers to by now stays."""
+    referred = {item.artifact for item in read_references(handle.storage)}
     removed, problems = 0, []
     for file in finding.files:
-        if finding.kind == ORPHANS and file.path.name in kept:
+        if finding.kind == FindingKind.ORPHANS and file.path.name in referred:
             continue
         try:
             file.path.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""The workers of a launcher, wherever they run: how many, replaced, stopped.
+"""The workers of a launcher: how many run, when one is replaced, how they are stopped.
 
-Where and how a worker runs is a crew's affair: :mod:`autotune.study.engine.local_workers` has
-processes of this machine, :mod:`autotune.study.engine.ray_workers` has tasks of a Ray cluster.
+A backend runs them: :mod:`autotune.study.engine.local_workers` as processes of this machine,
+:mod:`autotune.study.engine.ray_workers` as tasks of a Ray cluster.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,36 +27,45 @@ from autotune.study.setup.opening import OpenStudy
 from autotune.study.state.trial_queue import INTERRUPTED, MAX_RETRIES, WORKER_LOST
 from autotune.study.trial.run import EventCallback
 
-#: How often in a row a worker that died is replaced, per place: once more than a trial is tried
-#: again, so that one which kills its workers is given up before the place. A worker that has got a
-#: trial further begins anew: what killed it was not the place.
+#: Consecutive replacements of a worker that died, per slot: one more than the retries of a trial,
+#: so that a trial that kills its workers is given up before the slot. The count starts again when
+#: a worker has trained an epoch, because then the slot works.
 MAX_RESTARTS = MAX_RETRIES + 1
-#: So many lines of its log are shown of a worker that died.
+#: Lines of its log that are shown of a worker that died.
 LAST_LINES = 5
 
 
 class WorkerBackend(Protocol):
-    """What runs the workers of a launcher.
+    """Runs the workers of a launcher.
 
-    It passes on their events (see :func:`autotune.study.engine.worker.run_worker`) and two of its
-    own: ``exit`` when a place is empty, with its ``code`` (``None`` where nobody knows) and the
-    last ``lines`` of its log; ``restarted`` when it has replaced a worker that died.
+    It passes on their events (see :func:`autotune.study.engine.worker.run_worker`) and adds two:
+    ``exit`` when a slot is empty, with its ``code`` (``None`` if unknown) and the last ``lines``
+    of its log; ``restarted`` when the backend itself has replaced a worker that died.
     """
 
+    #: Workers at a time, and CPU threads of each.
+    slots: int
+    threads: int
     #: Whether it replaces workers that die, up to :data:`MAX_RESTARTS` of them.
     restarts: bool
 
-    def start(self, place: int, job: Job, tell: EventCallback) -> None:
+    def prepare(self) -> None:
+        """Start what can be started before there is a study."""
+
+    def check(self) -> None:
+        """Wait until the prepared workers have tried their devices; raise when one cannot."""
+
+    def start(self, slot: int, job: Job, on_event: EventCallback) -> None:
         """Start a worker.
 
         Args:
-            place: Its place in the pool.
-            job: What to work at; name and position are the crew's to give.
-            tell: Told of everything that happens to it, from any thread.
+            slot: Its number among those that run at the same time.
+            job: What to do; the backend sets name, index and GPU.
+            on_event: Called with every event of the worker, from any thread.
         """
 
     def is_gone(self, worker: str) -> bool:
-        """Tell whether a worker is one of this crew's that has ended."""
+        """Tell whether a worker was started here and has ended."""
 
     def stop(self) -> None:
         """Ask all workers to stop."""
@@ -68,69 +77,46 @@ class WorkerBackend(Protocol):
         """Kill what is left, and wait until it is gone."""
 
 
-@dataclass(frozen=True)
-class BackendPlan:
-    """A crew, and what it is to run.
-
-    Args:
-        crew: What runs the workers.
-        slots: How many there are at a time.
-        threads: CPU threads of each.
-        prepare: Has workers get ready before there is a study for them, where they can.
-        check: Waits until those have tried their GPUs, and fails when one cannot be used.
-    """
-
-    backend: WorkerBackend
-    slots: int
-    threads: int
-    prepare: Callable[[], None] = lambda: None
-    check: Callable[[], None] = lambda: None
-
-
 @dataclass
-class _Place:
-    """A place in the pool: how often in a row it was filled again, and what came of it."""
+class _Slot:
+    """How often in a row a slot was filled again, and whether its worker trained an epoch."""
 
     restarts: int
-    further: bool = False
+    has_progressed: bool = False
 
 
 class WorkerPool:
-    """The workers of one launcher.
+    """The workers of one launcher."""
 
-    Args:
-        handle: The study.
-        placed: What runs them, and how many.
-        on_event: Called with everything that happens.
-    """
-
-    def __init__(self, handle: OpenStudy, plan: BackendPlan, on_event: EventCallback) -> None:
-        self._opened = handle
-        self._claims = handle.trial_queue()
-        self._count = plan.slots
-        self._threads = plan.threads
-        self._backend = plan.backend
+    def __init__(self, handle: OpenStudy, backend: WorkerBackend, on_event: EventCallback) -> None:
+        self._handle = handle
+        self._trials = handle.trial_queue()
+        self._backend = backend
         self._on_event = on_event
-        self._events: queue.SimpleQueue[dict[str, Any]] = (
-            queue.SimpleQueue()  # the one queue that a signal handler may put into
-        )
-        self._slots: dict[int, _Place] = {}
+        # A SimpleQueue is the one queue that a signal handler may put into.
+        self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._slots: dict[int, _Slot] = {}
         self._stops = 0
         self._unhealthy: set[int] = set()
-        self._without_device: dict[int, str] = {}  # why places have no GPU that can be used
+        self._without_device: dict[int, str] = {}  # slot -> why its GPU cannot be used
         self._error: dict[str, Any] | None = None
 
     def run(self) -> bool:
-        """Run workers until no trial is left; return whether a signal stopped them."""
-        slots = set(range(self._count))
+        """Run workers until no trial is left; return whether a signal stopped them.
+
+        Raises:
+            UserError: When a worker met a problem that the user can fix.
+            WorkerError: When the workers cannot continue.
+        """
+        slots = set(range(self._backend.slots))
         try:
             restarts = 0
             while True:
                 self._start_workers()
                 self._supervise()
-                # Trials whose worker died after all others had found nothing left to do.
-                self._sweep()
-                if self._stops or self._error or self._could_start() < 1:
+                # Finds trials whose worker died after all others had nothing left to do.
+                self._reclaim()
+                if self._stops or self._error or self._count_startable() < 1:
                     break
                 restarts += 1
                 if self._without_device.keys() == slots:
@@ -142,7 +128,7 @@ class WorkerPool:
                     break
         finally:
             self._backend.close()
-            self._sweep()
+            self._reclaim()
         if self._error is not None:
             kind = UserError if self._error["exit_code"] == 2 else WorkerError
             raise kind(self._error["message"])
@@ -152,129 +138,124 @@ class WorkerPool:
     def signals(self) -> Iterator[None]:
         """Handle SIGINT and SIGTERM: the first one asks the workers to stop, the second kills."""
 
-        def handle(_number: int, _frame: FrameType | None) -> None:
+        def count(_number: int, _frame: FrameType | None) -> None:
             self._stops += 1
             self._events.put({"event": "stopping", "now": self._stops > 1})
 
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        previous = {
-            number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        previous = {number: signal.signal(number, count) for number in numbers}
         try:
             yield
         finally:
-            for number, old in previous.items():
-                signal.signal(number, old)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
-    def _sweep(self) -> None:
-        with storage_errors(self._opened.url):
-            self._claims.reclaim_stale(
-                self._backend.is_gone, INTERRUPTED if self._stops else WORKER_LOST
-            )
+    def _reclaim(self) -> None:
+        with storage_errors(self._handle.url):
+            reason = INTERRUPTED if self._stops else WORKER_LOST
+            self._trials.reclaim_stale(self._backend.is_gone, reason)
 
-    def _could_start(self) -> int:
-        with storage_errors(self._opened.url):
-            return self._claims.count_startable()
+    def _count_startable(self) -> int:
+        with storage_errors(self._handle.url):
+            return self._trials.count_startable()
 
     def _start_workers(self) -> None:
-        wanted = max(1, self._could_start())
-        healthy = [index for index in range(self._count) if index not in self._unhealthy]
-        self._slots = {index: self._start(index, 0) for index in healthy[:wanted]}
+        wanted = max(1, self._count_startable())
+        healthy = [slot for slot in range(self._backend.slots) if slot not in self._unhealthy]
+        self._slots = {slot: self._start(slot, 0) for slot in healthy[:wanted]}
 
-    def _start(self, index: int, restarts: int) -> _Place:
+    def _start(self, slot: int, restarts: int) -> _Slot:
         job = Job(
-            study=self._opened.name,
-            storage=absolute_url(self._opened.url),
-            files=str(self._opened.files.root),
+            study=self._handle.name,
+            storage=absolute_url(self._handle.url),
+            files=str(self._handle.files.root),
             worker="",
             index=0,
-            workers=self._count,
-            threads=self._threads,
-            log=str(self._log(index)),
+            workers=self._backend.slots,
+            threads=self._backend.threads,
+            log=str(self._log(slot)),
         )
-        self._backend.start(index, job, self._events.put)
-        return _Place(restarts)
+        self._backend.start(slot, job, self._events.put)
+        return _Slot(restarts)
 
     def _supervise(self) -> None:
-        alive = set(self._slots)
-        while alive:
+        running = set(self._slots)
+        while running:
             try:
                 event = self._events.get(timeout=0.5)
             except queue.Empty:
                 self._on_event({"event": "tick"})
                 continue
-            if event["event"] == "stopping":
-                (self._backend.kill if event["now"] else self._backend.stop)()
-            elif event["event"] == "error":
-                if self._error is None:
-                    self._error = event
-                self._backend.stop()
-            elif event["event"] == "no_device":
-                self._without_device[event["worker"]] = event["message"]
-            elif event["event"] == "epoch":
-                self._slots[event["worker"]].further = True
-            elif event["event"] == "restarted":
-                self._sweep()
-                event = {**event, "event": "exit", "replaced": True}
-            elif event["event"] == "exit" and self._replace(event):
-                event = {**event, "replaced": True}
-            elif event["event"] == "exit":
-                alive.discard(event["worker"])
+            match event["event"]:
+                case "stopping":
+                    (self._backend.kill if event["now"] else self._backend.stop)()
+                case "error":
+                    self._error = self._error or event
+                    self._backend.stop()
+                case "no_device":
+                    self._without_device[event["worker"]] = event["message"]
+                case "epoch":
+                    self._slots[event["worker"]].has_progressed = True
+                case "restarted":
+                    self._reclaim()
+                    event = {**event, "event": "exit", "replaced": True}
+                case "exit":
+                    if self._replace(event):
+                        event = {**event, "replaced": True}
+                    else:
+                        running.discard(event["worker"])
             self._on_event(event)
 
     def _replace(self, event: dict[str, Any]) -> bool:
-        """Fill the place of a worker that died; give its trial back first."""
+        """Start another worker where one died, after its trial was queued again."""
         if event["code"] == 0 or self._stops or self._error:
             return False
-        index = event["worker"]
-        old = self._slots[index]
-        restarts = 0 if old.further else old.restarts
-        self._sweep()
-        if index in self._without_device:  # so would be the next one
-            self._unhealthy.add(index)
+        slot = event["worker"]
+        old = self._slots[slot]
+        restarts = 0 if old.has_progressed else old.restarts
+        self._reclaim()
+        if slot in self._without_device:  # the next worker would have no device either
+            self._unhealthy.add(slot)
             return False
-        if not old.further and restarts >= (0 if self._backend.restarts else MAX_RESTARTS):
-            self._unhealthy.add(index)
-            self._on_event(
-                {"event": "worker_unhealthy", "worker": index, "log": str(self._log(index))}
-            )
+        most = 0 if self._backend.restarts else MAX_RESTARTS
+        if not old.has_progressed and restarts >= most:
+            self._unhealthy.add(slot)
+            log = str(self._log(slot))
+            self._on_event({"event": "worker_unhealthy", "worker": slot, "log": log})
             return False
-        if self._could_start() < 1:
+        if self._count_startable() < 1:
             return False
         time.sleep(min(8.0, 0.5 * 2**restarts))
-        self._slots[index] = self._start(index, restarts + 1)
+        self._slots[slot] = self._start(slot, restarts + 1)
         return True
 
     def _crash_message(self) -> str:
-        """Say that the workers die, with the last lines of a log."""
         log = self._log(min(self._unhealthy, default=0))
-        lines = last_lines(log, 15)
-        return "\n".join([f"the workers die again and again; the end of {log}", *lines])
+        return "\n".join(
+            [f"workers keep crashing; the last lines of {log}:", *last_lines(log, 15)]
+        )
 
-    def _log(self, index: int) -> Path:
-        return self._opened.files.log(self._opened.name, f"worker-{index}")
+    def _log(self, slot: int) -> Path:
+        return self._handle.files.log(self._handle.name, f"worker-{slot}")
 
 
 def last_lines(log: Path, count: int = LAST_LINES) -> list[str]:
-    """Return the end of a log, nothing where there is none."""
+    """Return the end of a log, or nothing if it does not exist."""
     return log.read_text(errors="replace").splitlines()[-count:] if log.exists() else []
 
 
-def environment_of(count: int) -> dict[str, str]:
-    """Return what the environment of a worker must say before its first line of Python.
-
-    Args:
-        count: CPU threads that it may use.
-    """
+def worker_environment(threads: int) -> dict[str, str]:
+    """Return the variables that a worker needs before its first line of Python runs."""
     environment = dict(os.environ)
     set_gpu_defaults(environment)
     settings = {name: value for name, value in environment.items() if name not in os.environ}
-    return settings | threads_in_environment(count)
+    return settings | thread_variables(threads)
 
 
-def threads_in_environment(count: int) -> dict[str, str]:
-    """Return how an environment says how many CPU threads a process may use."""
+def thread_variables(threads: int) -> dict[str, str]:
+    """Return the variables that limit the CPU threads of a process."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    return dict.fromkeys(names, str(count))
+    return dict.fromkeys(names, str(threads))

@@ -1,6 +1,6 @@
-"""Where workers on many machines and their launcher leave word for each other: a Ray actor.
+"""A Ray actor that passes events from workers to the launcher.
 
-It imports nothing of a study, so that its process is small and there at once.
+It imports nothing of a study, so that its process is small and starts at once.
 """
 
 from __future__ import annotations
@@ -10,31 +10,31 @@ from typing import Any
 
 
 class Mailbox:
-    """What the workers of one launcher have said, and whether they are to stop."""
+    """Events of the workers of one launcher, and whether they are to stop."""
 
     def __init__(self) -> None:
-        self._said: list[dict[str, Any]] = []
-        self._entered = 0
+        self._events: list[dict[str, Any]] = []
+        self._registered = 0
         self._stop = asyncio.Event()
 
-    async def enter(self) -> int:
-        """Count a worker that starts, and return how many did before it."""
-        self._entered += 1
-        return self._entered - 1
+    async def register(self) -> int:
+        """Count a worker that starts; return how many did before it."""
+        self._registered += 1
+        return self._registered - 1
 
-    async def tell(self, event: dict[str, Any]) -> None:
-        """Leave an event for the launcher."""
-        self._said.append(event)
+    async def put(self, event: dict[str, Any]) -> None:
+        """Add an event for the launcher."""
+        self._events.append(event)
 
     async def drain(self) -> list[dict[str, Any]]:
-        """Take the events that have been left, in their order."""
-        said, self._said = self._said, []
-        return said
+        """Return the events since the last call, in their order."""
+        events, self._events = self._events, []
+        return events
 
     async def stop(self) -> None:
-        """Ask all workers to stop, those that are still to come too."""
+        """Ask all workers to stop, also those that start later."""
         self._stop.set()
 
-    async def stopped(self) -> None:
+    async def wait_for_stop(self) -> None:
         """Return when the workers are to stop."""
         await self._stop.wait()

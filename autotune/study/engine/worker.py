@@ -1,10 +1,9 @@
 """A worker: claims trials of a study and trains them, one after the other, on one device.
 
-The launcher starts workers as processes of their own (``python -m
-autotune.study.engine.worker_main``): the job comes as one line of JSON on standard input, events
-leave as lines of JSON on standard output, and the end of standard input means that the launcher is
-gone. ``autotune worker`` runs the same :func:`work` in the foreground, on any machine that reaches
-the storage.
+The launcher starts a worker as a process (``python -m autotune.study.engine.worker_main``): the
+job is a line of JSON on standard input, events are lines of JSON on standard output, and the end
+of standard input means that the launcher is gone. ``autotune worker`` calls :func:`run_worker` in
+the foreground, on any machine that reaches the storage.
 """
 
 from __future__ import annotations
@@ -26,8 +25,7 @@ from typing import Any, TextIO
 
 import torch
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.pruners import BasePruner
-from optuna.trial import Trial, TrialState
+from optuna.trial import TrialState
 
 from autotune import optuna_private
 from autotune.config.schema import StudyConfig
@@ -60,14 +58,14 @@ from autotune.text import VisibleFormatter, guard_standard_error
 
 logger = logging.getLogger(__name__)
 
-#: So many failures in a row mean that the worker is sick, not its trials. Of passing ones it takes
-#: one more than a trial may have, so that a trial that brings them is given up before the worker.
+#: Consecutive failures before a worker gives up. For transient ones it is one more than a trial
+#: may have, so that a trial that causes them is dropped before the worker.
 MAX_CONSECUTIVE_FAILURES = {FailureKind.UNEXPECTED: 3, FailureKind.TRANSIENT: MAX_RETRIES + 2}
-#: For how long a worker waits after the first passing failure; then for four times as long.
+#: Pause after the first transient failure and the longest one; each is four times the last.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 120.0
-#: An argument of a worker's process, see :func:`main`.
+#: Argument of a worker's process, see :func:`main`.
 CHECK_GPU = "--check-gpu"
-#: How often a worker asks again while it waits for what the trials of the others bring.
+#: Seconds between two attempts of a worker that waits for the results of others.
 POLL_S = 1.0
 
 
@@ -99,118 +97,116 @@ class Job:
 
 
 def worker_name(launcher: int, index: int) -> str:
-    """Name a worker: host, process that started it, position and a part of its own.
+    """Name a worker: host, process that started it, position, and random characters.
 
-    That part is random: containers can share a host's name and have the same process numbers, and
-    a machine gives out the number of a process that has ended again.
+    The random part is needed because containers can share a host's name and process numbers, and
+    a machine reuses the number of a process that has ended.
     """
     return f"{socket.gethostname()}/{launcher}/{index}-{secrets.token_hex(4)}"
 
 
 def build_context(handle: OpenStudy, workers: int = 1, gpu: str | None = None) -> WorkerContext:
-    """Lay out what a worker needs for the trials of a study.
-
-    Beside a GPU, processes make the views that do not fit into memory; on the CPU they would
-    only take the cores from the training.
+    """Prepare what a worker needs for the trials of a study.
 
     Args:
         handle: The study.
-        workers: Among how many workers this machine shares its memory.
+        workers: Number of workers that share the memory of this machine.
         gpu: See :func:`autotune.study.devices.find_device`.
 
     Raises:
-        DeviceError: When there is to be a GPU, and it cannot be used.
+        DeviceError: When a GPU is required and cannot be used.
         StudyError: When the images or the weights are not those of the study.
     """
-    device = find_device(gpu)  # before anything that takes its time
+    device = find_device(gpu)  # first: it fails fast
     tune_malloc()
     limit_torch_threads()
     config = handle.config()
-    ctx = WorkerContext(
-        handle=handle,
-        config=config,
-        space=attrs.study_space(handle.study),
-        resources=ResourceCache(handle, config, workers),
-        device=device,
-        loader_workers=min(8, torch.get_num_threads()) if device.type == "cuda" else 0,
-    )
+    # Processes render views that do not fit into memory beside a GPU; on the CPU they would only
+    # take the cores from the training.
+    loader_workers = min(8, torch.get_num_threads()) if device.type == "cuda" else 0
+    resources = ResourceCache(handle, config, workers)
     if len(config.backbones) == 1:  # of several, a worker may never train some
-        ctx.resources.of(config.backbones[0])
-    return ctx
+        resources.get(config.backbones[0])
+    space = attrs.study_space(handle.study)
+    return WorkerContext(handle, config, space, resources, device, loader_workers)
 
 
 def check_plugins(handle: OpenStudy, config: StudyConfig) -> None:
-    """Refuse a sampler or a pruner whose file is another one than the study began with.
+    """Refuse a sampler or a pruner whose file has changed since the study was made.
 
-    The space needs no look at its file: the study remembers the space itself.
+    The file of a custom space is not checked, because the study stores the space itself.
 
     Raises:
         StudyError: When the file has changed.
-        UserError: When it is not there.
+        UserError: When the file does not exist.
     """
-    remembered = handle.study.user_attrs.get(attrs.PLUGINS, {})
-    for key, own in plugin_refs(config).items():
-        if key != "space.custom" and own.digest() != remembered.get(key):
+    digests = handle.study.user_attrs.get(attrs.PLUGINS, {})
+    for key, plugin in plugin_refs(config).items():
+        if key != "space.custom" and plugin.digest() != digests.get(key):
             raise StudyError(
-                f"{key}: the file {own.path} has changed since the study {handle.name!r} was "
-                "made; bring it back, or start another study with --name"
+                f"{key}: the file {plugin.path} has changed since the study {handle.name!r} was "
+                "made; restore it, or start another study with --name"
             )
 
 
 def run_worker(job: Job, stop: threading.Event, on_event: EventCallback) -> StopReason | None:
-    """Run trials until no further one starts, or a stop is asked for.
+    """Run trials until no further one starts, or a stop is requested.
 
     Args:
-        job: What to work at.
-        stop: Set to interrupt; the trial at hand goes back to the queue.
-        on_event: Called with what happens.
+        job: What to do.
+        stop: Set to interrupt; the running trial is queued again.
+        on_event: Called with every event.
 
     Returns:
         Why no further trial starts; ``None`` after a stop.
 
     Raises:
-        UserError: When the study cannot be worked at: other images, a full disk.
-        WorkerError: When several trials in a row failed for no reason of their own.
-        DeviceError: When this process cannot use its GPU, or not any more.
+        UserError: When the study cannot be run: other images, a full disk.
+        WorkerError: When several trials in a row failed for reasons outside their plans.
+        DeviceError: When this process cannot use its GPU, or can no longer use it.
     """
     if job.threads:
         torch.set_num_threads(job.threads)
     handle = call_with_retry(open_existing, job.study, job.storage, job.files)
     ctx = build_context(handle, job.workers, job.gpu)
     check_plugins(handle, ctx.config)
-    study = handle.study
+    study, search = handle.study, ctx.config.search
     # A worker that is started again must not draw the same trials again.
     draws = len(study.get_trials(deepcopy=False))
-    seed = (ctx.config.search.seed * 1_000_003 + draws * 1009 + job.index) % 2**31
+    seed = (search.seed * 1_000_003 + draws * 1009 + job.index) % 2**31
     study.sampler = make_sampler(ctx.config, ctx.space, seed, attrs.trial_budget)
-    claims = handle.trial_queue()
+    queue = handle.trial_queue()
     on_event({"event": "ready", "device": device_name(ctx.device), "gpu": gpu_name(ctx.device)})
     failures = workers = 0
-    waiting = False
+    is_waiting = False
     while not stop.is_set():
-        # One thread: the small matrices of the GP only lose by more.
+        # More threads only slow down the small matrices of the GP.
         with single_threaded(), storage_errors(handle.url):
-            claim = claims.claim(job.worker)
+            claim = queue.claim(job.worker)
             if isinstance(claim, Wait):
-                claims.reclaim_stale()  # for a trial whose worker is gone one would wait for ever
+                queue.reclaim_stale()  # a trial whose worker died would be waited for forever
         if isinstance(claim, StopReason):
             return claim
         if isinstance(claim, Wait):
-            if not waiting:
+            if not is_waiting:
                 on_event({"event": "waiting"})
-            waiting = True
-            # Not stop.wait(): the handler of a signal would meet it in the same thread.
+            is_waiting = True
+            # Not stop.wait(): the handler of a signal would need its lock in the same thread.
             time.sleep(POLL_S)
             continue
-        waiting = False
+        is_waiting = False
         if max(job.workers, claim.workers) != workers:  # other launchers may have joined
             workers = max(job.workers, claim.workers)
-            study.pruner = _pruner(ctx, workers)
-        beat = partial(claims.record_device_time, claim)
+            epochs, head_epochs = ctx.config.training.epochs, ctx.space.most_head_epochs
+            study.pruner = make_pruner(search.pruner, epochs, workers, head_epochs)
+        beat = partial(queue.record_device_time, claim)
         with Heartbeat(handle.storage, optuna_private.trial_id(claim.trial), beat):
-            kind = run_claimed_trial(claim, ctx, claims, stop, on_event)
-        failures = failures + 1 if kind in MAX_CONSECUTIVE_FAILURES else 0
-        if kind in MAX_CONSECUTIVE_FAILURES and failures >= MAX_CONSECUTIVE_FAILURES[kind]:
+            kind = run_claimed_trial(claim, ctx, queue, stop, on_event)
+        if kind not in MAX_CONSECUTIVE_FAILURES:
+            failures = 0
+            continue
+        failures += 1
+        if failures >= MAX_CONSECUTIVE_FAILURES[kind]:
             raise WorkerError(f"{failures} trials in a row failed; the log says why: {job.log}")
         if kind == FailureKind.TRANSIENT:
             _pause(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 4 ** (failures - 1)), stop)
@@ -218,188 +214,180 @@ def run_worker(job: Job, stop: threading.Event, on_event: EventCallback) -> Stop
 
 
 def _pause(seconds: float, stop: threading.Event) -> None:
-    """Wait, unless a stop is asked for; not in ``stop.wait``, see above."""
+    """Wait unless a stop is requested."""
     until = time.monotonic() + seconds
     while time.monotonic() < until and not stop.is_set():
         time.sleep(min(POLL_S, seconds))
 
 
-def _pruner(ctx: WorkerContext, workers: int) -> BasePruner:
-    config = ctx.config
-    return make_pruner(
-        config.search.pruner, config.training.epochs, workers, ctx.space.most_head_epochs
-    )
-
-
 def run_claimed_trial(
     claim: Claim,
     ctx: WorkerContext,
-    claims: TrialQueue,
+    queue: TrialQueue,
     stop: threading.Event,
     on_event: EventCallback,
 ) -> FailureKind | None:
-    """Run one trial and tell the study how it ended.
+    """Run one trial and record how it ended.
 
     Returns:
-        What kind of failure has ended it, ``None`` if none.
+        The kind of failure that ended it, or ``None``.
 
     Raises:
-        UserError: When no trial can go on; this one goes back to the queue. Or when the study
-            was deleted.
-        DeviceError: When this process cannot use its GPU any more; likewise.
+        UserError: When no trial can run; this one is queued again. Also when the study was
+            deleted.
+        DeviceError: When this process can no longer use its GPU; the trial is queued again.
     """
-    trial = claim.trial
+    ending = _Ending(claim, ctx, queue, on_event)
     try:
-        outcome = run_trial(trial, ctx, stop.is_set, on_event)
-        claims.finish(claim, outcome.state, outcome.values)
-        _tell_end(trial, outcome.word, on_event, outcome.value)
-        return None
+        outcome = run_trial(claim.trial, ctx, stop.is_set, on_event)
+        queue.finish(claim, outcome.state, outcome.values)
+        ending.report(outcome.state_name, outcome.value)
     except Exception as error:
         kind = classify(error, ctx.device)
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        if kind in (
-            FailureKind.REASSIGNED,
-            FailureKind.UNEXPECTED,
-        ):  # what a study that was deleted looks like
-            claims.check_exists()
+        if kind in (FailureKind.REASSIGNED, FailureKind.UNEXPECTED):
+            queue.check_exists()  # a study that was deleted fails in these two ways
+        ending.handle(error, kind)
+        return kind
+    return None
+
+
+@dataclass(frozen=True)
+class _Ending:
+    """Records how a claimed trial ended."""
+
+    claim: Claim
+    ctx: WorkerContext
+    queue: TrialQueue
+    on_event: EventCallback
+
+    def report(self, state: str, value: float | None = None) -> None:
+        number = self.claim.trial.number
+        self.on_event({"event": "end", "trial": number, "state": state, "value": value})
+
+    def handle(self, error: Exception, kind: FailureKind) -> None:
+        """Queue, fail or drop the trial; raise what ends the worker."""
+        number, message = self.claim.trial.number, first_line(error)
+        reason = f"{type(error).__name__}: {message}"
         match kind:
             case FailureKind.INTERRUPTED:
-                claims.requeue_interrupted(claim)
-                _tell_end(trial, "interrupted", on_event)
+                self.queue.requeue_interrupted(self.claim)
+                self.report("interrupted")
             case FailureKind.REASSIGNED:
-                _drop(trial, ctx, on_event)
+                self.drop()
             case FailureKind.USER:
-                claims.requeue_interrupted(claim)
-                logger.error("trial %d: %s", trial.number, error)
-                raise
+                self.queue.requeue_interrupted(self.claim)
+                logger.error("trial %d: %s", number, error)
+                raise error
             case FailureKind.DISK_FULL:
-                claims.requeue_interrupted(claim)
-                raise DiskFullError(f"{first_line(error)}; free some space") from error
+                self.queue.requeue_interrupted(self.claim)
+                raise DiskFullError(f"{message}; free some space") from error
             case FailureKind.DENIED:
-                claims.requeue_interrupted(claim)
+                self.queue.requeue_interrupted(self.claim)
                 raise UserError(
-                    f"a trial needs its files and folders, but {first_line(error)}; put that "
-                    "right, or move the files of the study with 'files='"
+                    f"a trial cannot use its files or folders: {message}; fix that, or move the "
+                    "files of the study with 'files='"
                 ) from error
             case FailureKind.STORAGE:
-                with storage_errors(ctx.handle.url):
-                    raise
+                with storage_errors(self.ctx.handle.url):
+                    raise error
             case FailureKind.TRANSIENT:
-                logger.warning("trial %d goes back", trial.number, exc_info=True)
-                _give_back(claim, claims, reason, on_event)
+                logger.warning("trial %d is queued again", number, exc_info=True)
+                self.requeue(reason)
             case FailureKind.DEVICE_LOST:
-                logger.exception("trial %d goes back", trial.number)
-                _give_back(claim, claims, f"{WORKER_LOST}: {reason}", on_event)
+                logger.exception("trial %d is queued again", number)
+                self.requeue(f"{WORKER_LOST}: {reason}")
                 raise DeviceError(
-                    f"the GPU does not answer this process any more ({reason}); the trial went "
-                    "back to the queue; start the worker again"
+                    f"this process can no longer use the GPU ({reason}); its trial was queued "
+                    "again; start the worker again"
                 ) from error
             case FailureKind.BAD_PLAN:
-                kind_of_plan = type(error).__name__.removesuffix("Error").lower()
-                _fail(
-                    claim, ctx, claims, f"{kind_of_plan}: {first_line(error)}", on_event, own=True
-                )
+                name = type(error).__name__.removesuffix("Error").lower()
+                self.fail(f"{name}: {message}", {attrs.FAILED_PLAN: True})
             case _:
-                logger.exception("trial %d", trial.number)
-                _fail(claim, ctx, claims, reason, on_event, own=False)
-        return kind
+                logger.exception("trial %d", number)
+                self.fail(reason, {})
 
+    def requeue(self, reason: str) -> None:
+        self.queue.record_device_time(self.claim)
+        is_queued = self.queue.requeue(self.claim.trial.number, reason)
+        self.report("queued again" if is_queued else "failed")
 
-def _give_back(claim: Claim, claims: TrialQueue, reason: str, on_event: EventCallback) -> None:
-    claims.record_device_time(claim)
-    again = claims.requeue(claim.trial.number, reason)
-    _tell_end(claim.trial, "queued again" if again else "failed", on_event)
+    def fail(self, reason: str, attributes: dict[str, Any]) -> None:
+        """Record that the trial has failed for good."""
+        trial = self.claim.trial
+        logger.warning("trial %d failed: %s", trial.number, reason)
+        try:
+            # Before the state is set: a sampler must never see a failure without its reason.
+            self.queue.storage.set_trial_user_attrs(
+                optuna_private.trial_id(trial), {attrs.REASON: reason, **attributes}
+            )
+        except UpdateFinishedTrialError:
+            self.drop()
+            return
+        self.queue.finish(self.claim, TrialState.FAIL)
+        self.remove_checkpoint()
+        self.report("failed")
 
+    def drop(self) -> None:
+        """Leave the trial to the worker that has it now.
 
-def _fail(
-    claim: Claim,
-    ctx: WorkerContext,
-    claims: TrialQueue,
-    reason: str,
-    on_event: EventCallback,
-    own: bool,
-) -> None:
-    """Record that a trial has failed for good."""
-    trial = claim.trial
-    logger.warning("trial %d failed: %s", trial.number, reason)
-    try:
-        # Before the trial is told: a sampler must never see it without.
-        plan_failed = {attrs.FAILED_PLAN: True} if own else {}
-        claims.storage.set_trial_user_attrs(
-            optuna_private.trial_id(trial), {attrs.REASON: reason, **plan_failed}
-        )
-    except UpdateFinishedTrialError:
-        _drop(trial, ctx, on_event)
-        return
-    claims.finish(claim, TrialState.FAIL)
-    checkpoint = ctx.handle.files.checkpoint(ctx.handle.name, attrs.first_attempt(trial))
-    checkpoint.unlink(missing_ok=True)
-    _tell_end(trial, "failed", on_event)
+        The checkpoint belongs to its successor. Once that has ended, a checkpoint that this
+        worker wrote since is removed.
+        """
+        number, first = self.claim.trial.number, attrs.first_attempt(self.claim.trial)
+        logger.warning("trial %d was given to another worker; dropped here", number)
+        trials = self.ctx.handle.study.get_trials(deepcopy=False)
+        if all(t.state.is_finished() for t in trials if attrs.first_attempt(t) == first):
+            self.remove_checkpoint()
+        self.report("lost")
 
-
-def _tell_end(
-    trial: Trial, state: str, on_event: EventCallback, value: float | None = None
-) -> None:
-    on_event({"event": "end", "trial": trial.number, "state": state, "value": value})
-
-
-def _drop(trial: Trial, ctx: WorkerContext, on_event: EventCallback) -> None:
-    """Leave a trial to the worker that it was given to.
-
-    The checkpoint is its successor's. Where that has ended, what was written since is nobody's.
-    """
-    logger.warning("trial %d was given to another worker; dropped here", trial.number)
-    first = attrs.first_attempt(trial)
-    trials = ctx.handle.study.get_trials(deepcopy=False)
-    if all(one.state.is_finished() for one in trials if attrs.first_attempt(one) == first):
-        ctx.handle.files.checkpoint(ctx.handle.name, first).unlink(missing_ok=True)
-    _tell_end(trial, "lost", on_event)
+    def remove_checkpoint(self) -> None:
+        handle, first = self.ctx.handle, attrs.first_attempt(self.claim.trial)
+        handle.files.checkpoint(handle.name, first).unlink(missing_ok=True)
 
 
 def main(arguments: Sequence[str] = ()) -> int:
     """Run the worker that a launcher has started; see the module's docstring.
 
     Args:
-        arguments: ``--check-gpu`` to find out, before there is a job, whether the GPU can be used.
+        arguments: ``--check-gpu`` to report whether the GPU can be used before the job arrives.
     """
     if CHECK_GPU in arguments and not _check_gpu():
         return NoDeviceError.exit_code
-    given = sys.stdin.readline()
-    if not given:  # the launcher has ended without a job for it
+    line = sys.stdin.readline()
+    if not line:  # the launcher ended without a job for this process
         return 0
-    job = Job(**json.loads(given))
+    job = Job(**json.loads(line))
     launcher = _take_stdin()
     events = _take_stdout(job.log)
     stop = threading.Event()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the launcher's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher handles Ctrl-C
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     threading.Thread(target=_watch_launcher, args=(launcher, stop), daemon=True).start()
 
     def on_event(event: dict[str, Any]) -> None:
         try:
             print(json.dumps(event), file=events, flush=True)
-        except BrokenPipeError:  # the launcher is gone, and the watch has seen it or will
+        except BrokenPipeError:  # the launcher is gone; _watch_launcher notices too
             stop.set()
 
     return worker_main(job, stop, on_event)
 
 
 def _check_gpu() -> bool:
-    """Tell the launcher whether this process can use the GPU that it was given.
+    """Tell the launcher whether this process can use its GPU.
 
-    A GPU without memory is none that cannot be used: others may have left when the job comes. If
-    not, this process ends then, and another one is started in its place.
+    A GPU without free memory passes, because others may leave before the job arrives. If they do
+    not, this process ends then, and another one replaces it.
     """
     try:
-        device = find_device(os.environ[VISIBLE])
+        event = {"event": "gpu", "gpu": gpu_name(find_device(os.environ[VISIBLE]))}
     except NoDeviceError as error:
-        print(json.dumps(_no_device(error)), flush=True)
-        return False
+        event = _no_device(error)
     except DeviceError as error:
-        print(json.dumps({"event": "crowded", "message": str(error)}), flush=True)
-        return True
-    print(json.dumps({"event": "gpu", "gpu": gpu_name(device)}), flush=True)
-    return True
+        event = {"event": "crowded", "message": str(error)}
+    print(json.dumps(event), flush=True)
+    return event["event"] != "no_device"
 
 
 def _no_device(error: NoDeviceError) -> dict[str, Any]:
@@ -407,31 +395,28 @@ def _no_device(error: NoDeviceError) -> dict[str, Any]:
 
 
 def worker_main(job: Job, stop: threading.Event, on_event: EventCallback) -> int:
-    """Do the work of a launcher's worker, and tell the launcher why it cannot be done.
+    """Run a worker and turn what ends it into an event and an exit code.
 
     Args:
-        job: What to work at.
+        job: What to do.
         stop: Set to interrupt.
-        on_event: Called with what happens, the last of it an ``error`` where there is one.
-
-    Returns:
-        The exit code.
+        on_event: Called with every event; the last one is ``error`` if there was one.
     """
     try:
         run_worker(job, stop, on_event)
     except NoDeviceError as error:
         logger.error("%s", error)
-        on_event(_no_device(error))  # the other workers may have GPUs that can be used
+        on_event(_no_device(error))  # the GPUs of the other workers may be usable
         return error.exit_code
     except DeviceError as error:
         logger.error("%s", error)
-        return error.exit_code  # and no event: the launcher starts another process in this place
+        return error.exit_code  # without an event: the launcher replaces this process
     except AutotuneError as error:
         logger.error("%s", error)
         on_event({"event": "error", "message": str(error), "exit_code": error.exit_code})
         return error.exit_code
     except Exception as error:
-        logger.exception("the worker cannot go on")
+        logger.exception("the worker stops")
         on_event({"event": "error", "message": f"{type(error).__name__}: {error}", "exit_code": 1})
         return 1
     return 0
@@ -445,31 +430,31 @@ def _take_stdout(log: str) -> TextIO:
 
 
 def write_log(log: str) -> None:
-    """Let all that this process says from now on go to a log file."""
+    """Redirect the output of this process to a log file."""
     Path(log).parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    guard_standard_error()  # whoever looks at the log does it in a terminal
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    guard_standard_error()  # logs are read in terminals
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(VisibleFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 def _take_stdin() -> int:
-    """Keep the line to the launcher; processes forked from here get an empty standard input.
+    """Keep the pipe to the launcher; processes forked from here get an empty standard input.
 
     A thread that waited in ``sys.stdin`` would hold its lock, and a forked child that closes its
-    standard input would wait for that lock for ever.
+    standard input would wait for that lock forever.
     """
-    line = os.dup(0)
+    pipe = os.dup(0)
     empty = os.open(os.devnull, os.O_RDONLY)
     os.dup2(empty, 0)
     os.close(empty)
-    return line
+    return pipe
 
 
-def _watch_launcher(line: int, stop: threading.Event) -> None:
-    while os.read(line, 1024):
+def _watch_launcher(pipe: int, stop: threading.Event) -> None:
+    while os.read(pipe, 1024):
         pass
     stop.set()

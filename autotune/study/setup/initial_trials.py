@@ -1,4 +1,4 @@
-"""The trials that a study starts with: baseline, known-good plans, the best of other studies."""
+"""The trials that a study starts with: baseline, default plans, the best of other studies."""
 
 from __future__ import annotations
 
@@ -29,97 +29,86 @@ from autotune.study.state import attrs
 
 logger = logging.getLogger(__name__)
 
-#: Plans that a warm start takes of each study: enough to show where it was good, and few beside
-#: the trials of the new study, whose images are others.
+#: Plans that a warm start takes from each study: enough to show where it was good, and few beside
+#: the trials of the new study, which has other images.
 PLANS_PER_STUDY = 3
 
 
 @dataclass(frozen=True)
 class InitialTrials:
-    """What is queued when a study is made.
+    """The trials that are queued when a study is made.
 
     Args:
         baseline: Plan of the baseline.
-        params: Its canonical parameters, ``None`` when it lies outside the space.
-        default_plans: Plans that often work.
-        warm: The best plans of other studies.
-        dropped: Those of them that are not tried, and why.
+        params: Its canonical parameters; ``None`` when it lies outside the space.
+        plans_to_try: Default plans, then the best plans of other studies.
+        warm: Titles of the latter.
+        dropped: Plans of other studies that are not tried, and why.
     """
 
     baseline: TrialPlan
     params: dict[str, Any] | None
-    default_plans: tuple[InitialPlan, ...] = ()
-    warm: tuple[InitialPlan, ...] = ()
+    plans_to_try: tuple[InitialPlan, ...] = ()
+    warm: tuple[str, ...] = ()
     dropped: tuple[SkippedPlan, ...] = ()
+
+    @classmethod
+    def from_config(
+        cls, config: StudyConfig, space: Space, storage: RetryingStorage
+    ) -> InitialTrials:
+        """Choose the initial trials; the studies of a warm start are in the same storage."""
+        baseline = space.baseline(config.baseline)
+        defaults: tuple[InitialPlan, ...] = ()
+        if config.search.default_plans:
+            defaults = default_plans(space, config.baseline, config.training.epochs)
+        candidates = [
+            candidate
+            for name in config.search.warm_start
+            for candidate in _best_starts(attrs.load_study(name, storage), space)
+        ]
+        fitting = [candidate for candidate in candidates if isinstance(candidate, InitialPlan)]
+        dropped = [candidate for candidate in candidates if isinstance(candidate, SkippedPlan)]
+        known = [baseline, *(start.plan for start in defaults)]
+        warm, repeated = drop_duplicates(fitting, known)
+        return cls(
+            baseline,
+            space.params(baseline),
+            (*defaults, *warm),
+            tuple(start.title for start in warm),
+            (*dropped, *repeated),
+        )
 
     @property
     def plans(self) -> list[TrialPlan]:
         """All plans in the order in which they are queued."""
-        return [self.baseline, *(one.plan for one in (*self.default_plans, *self.warm))]
+        return [self.baseline, *(start.plan for start in self.plans_to_try)]
 
+    def matches_queue(self, study: Study) -> bool:
+        """Tell whether the queue of a study is how this one begins."""
+        queued = [attrs.trial_plan(trial) for trial in study.get_trials(deepcopy=False)]
+        return queued == self.plans[: len(queued)]
 
-def choose_initial_trials(
-    config: StudyConfig, space: Space, storage: RetryingStorage
-) -> InitialTrials:
-    """Choose what a study starts with.
+    def queue(self, study: Study) -> None:
+        """Queue the trials, except those that an interrupted call has queued.
 
-    Args:
-        config: The configuration of the study.
-        space: Its static space.
-        storage: Where the studies of a warm start are.
-    """
-    baseline = space.baseline(config.baseline)
-    known = (
-        default_plans(space, config.baseline, config.training.epochs)
-        if config.search.known_good
-        else ()
-    )
-    fitting: list[InitialPlan] = []
-    dropped: list[SkippedPlan] = []
-    for name in config.search.warm_start:
-        for one in _of_study(attrs.load_study(name, storage), space):
-            if isinstance(one, InitialPlan):
-                fitting.append(one)
-            else:
-                dropped.append(one)
-    warm, repeated = drop_duplicates(fitting, [baseline, *(one.plan for one in known)])
-    return InitialTrials(
-        baseline, space.params(baseline), known, tuple(warm), (*dropped, *repeated)
-    )
-
-
-def queue_initial_trials(study: Study, starts: InitialTrials) -> None:
-    """Queue the first trials of a new study, and remember what a warm start took and dropped.
-
-    Those that an earlier start has queued before it broke off are not queued again.
-    """
-    if starts.params is None:
-        logger.info("the baseline lies outside the space and is not shown to the sampler")
-    role = {attrs.ROLE: attrs.BASELINE}
-    trials: list[tuple[dict[str, Any], dict[str, Any]]] = [(starts.params or {}, role)]
-    for one in (*starts.default_plans, *starts.warm):
-        trials.append((one.params, {attrs.ORIGIN: one.title}))
-    there = len(study.get_trials(deepcopy=False))
-    for plan, (params, attributes) in list(zip(starts.plans, trials, strict=True))[there:]:
-        study.enqueue_trial(params, user_attrs={**attributes, attrs.PLAN: plan.to_json()})
-    if starts.warm or starts.dropped:
-        study.set_user_attr(
-            attrs.WARM_START,
-            {
-                "taken": [one.title for one in starts.warm],
-                "dropped": [[one.title, one.reason] for one in starts.dropped],
-            },
-        )
-
-
-def is_prefix_queued(study: Study, starts: InitialTrials) -> bool:
-    """Tell whether what a study has queued so far is how these starts begin."""
-    there = [attrs.trial_plan(one) for one in study.get_trials(deepcopy=False)]
-    return there == starts.plans[: len(there)]
+        Also store what a warm start took and dropped.
+        """
+        if self.params is None:
+            logger.info("the baseline lies outside the space and is not shown to the sampler")
+        trials: list[tuple[dict[str, Any], dict[str, Any]]] = [
+            (self.params or {}, {attrs.ROLE: attrs.BASELINE}),
+            *((start.params, {attrs.ORIGIN: start.title}) for start in self.plans_to_try),
+        ]
+        done = len(study.get_trials(deepcopy=False))
+        for plan, (params, attributes) in list(zip(self.plans, trials, strict=True))[done:]:
+            study.enqueue_trial(params, user_attrs={**attributes, attrs.PLAN: plan.to_json()})
+        if self.warm or self.dropped:
+            dropped = [[plan.title, plan.reason] for plan in self.dropped]
+            study.set_user_attr(attrs.WARM_START, {"taken": list(self.warm), "dropped": dropped})
 
 
 def check_warm_start(config: StudyConfig) -> None:
-    """Check that the studies of ``search.warm_start`` are there, unless the study itself is.
+    """Check that the studies of ``search.warm_start`` exist, unless the study itself does.
 
     Raises:
         StudyError: With the first name that is wrong.
@@ -127,36 +116,33 @@ def check_warm_start(config: StudyConfig) -> None:
     """
     if not config.search.warm_start:
         return
-    shown = redact(config.storage)
-    names: list[str] = []
-    made: set[str] = set()
+    is_from_autotune: dict[str, bool] = {}
     if not is_sqlite(config.storage) or database_path(config.storage).exists():
         storage = open_storage(config.storage)
         with storage_errors(config.storage):
-            for summary in optuna.get_all_study_summaries(storage, include_best_trial=False):
-                names.append(summary.study_name)
-                if attrs.DEFINITION in summary.user_attrs:
-                    made.add(summary.study_name)
-    if config.name in made:
+            summaries = optuna.get_all_study_summaries(storage, include_best_trial=False)
+            is_from_autotune = {s.study_name: attrs.DEFINITION in s.user_attrs for s in summaries}
+    if is_from_autotune.get(config.name or ""):
         return
+    url = redact(config.storage)
     for name in config.search.warm_start:
         if name == config.name:
             raise StudyError(f"must name other studies, but got the study's own name {name!r}")
-        if name not in names:
-            others = sorted(made)
+        if name not in is_from_autotune:
+            others = sorted(other for other, is_ours in is_from_autotune.items() if is_ours)
             raise StudyError(
                 join_sentences(
-                    f"must name studies of the storage {shown}, which has no study {name!r}; it "
+                    f"must name studies of the storage {url}, which has no study {name!r}; it "
                     f"has {', '.join(others) or 'none'}",
                     did_you_mean(name, others),
                 )
             )
-        if name not in made:
-            raise StudyError(f"the study {name!r} in {shown} was not made by autotune")
+        if not is_from_autotune[name]:
+            raise StudyError(f"the study {name!r} in {url} was not made by autotune")
 
 
-def _of_study(study: Study, space: Space) -> list[InitialPlan | SkippedPlan]:
-    """Bring the best plans of a study into a space."""
+def _best_starts(study: Study, space: Space) -> list[InitialPlan | SkippedPlan]:
+    """Fit the best plans of a study into a space."""
     best = best_plans(study, PLANS_PER_STUDY)
     if not best:
         trials = study.get_trials(deepcopy=False)
@@ -172,16 +158,16 @@ def _of_study(study: Study, space: Space) -> list[InitialPlan | SkippedPlan]:
 def best_plans(study: Study, count: int) -> list[tuple[FrozenTrial, TrialPlan]]:
     """Return the best plans of a study that differ, the best one first, each with its trial.
 
-    Of two objectives, those with the best metric; never one beyond the limits of the study.
+    With two objectives the metric decides. Plans beyond the limits of the study are left out.
     """
-    left = study.get_trials(deepcopy=False)
-    found: list[tuple[FrozenTrial, TrialPlan]] = []
-    while len(found) < count:
-        best = ranking.best_trial(left, attrs.metric_direction(study))
+    remaining = study.get_trials(deepcopy=False)
+    chosen: list[tuple[FrozenTrial, TrialPlan]] = []
+    while len(chosen) < count:
+        best = ranking.best_trial(remaining, attrs.metric_direction(study))
         if best is None:
             break
-        left = [one for one in left if one is not best]
+        remaining = [trial for trial in remaining if trial is not best]
         plan = attrs.trial_plan(best)
-        if plan is not None and all(plan != other for _, other in found):
-            found.append((best, plan))
-    return found
+        if plan is not None and all(plan != other for _, other in chosen):
+            chosen.append((best, plan))
+    return chosen

@@ -1,4 +1,4 @@
-"""Which images a study has: written down with it when it is made, read by every later run."""
+"""The split of a study: stored with it when it is made, read by every later run."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from autotune.errors import StorageError, disk_full_as_user_error
 from autotune.storage.artifacts import add_artifact
 from autotune.storage.paths import StudyPaths
 from autotune.storage.rdb.connection import has_content, open_storage, storage_errors
+from autotune.storage.rdb.retry import RetryingStorage
 from autotune.storage.url import database_path, is_sqlite
 from autotune.study.state import attrs
 from autotune.study.state.budget import StopReason
@@ -31,7 +32,7 @@ _FILE = "split.csv.gz"
 
 
 def write_manifest(study: Study, manifest: Manifest, files: StudyPaths) -> None:
-    """Store the split of a new study as an artifact of it; one that is there stays.
+    """Store the split of a new study as its artifact, unless it has one.
 
     Raises:
         DiskFullError: When there is no space left.
@@ -49,60 +50,60 @@ def write_manifest(study: Study, manifest: Manifest, files: StudyPaths) -> None:
 
 
 def read_manifest(study: Study, files: StudyPaths) -> Manifest | None:
-    """Read the split of a study.
+    """Return the split of a study.
 
-    Returns:
-        The split; ``None`` of a study made before splits were stored, and where the folder of its
-        artifacts is not at hand: the images are split anew then, and their fingerprint tells
-        whether they are the same.
+    It is ``None`` in a study made before splits were stored, and where the artifacts cannot be
+    read: the images are split again then, and their fingerprint tells whether they are the same.
     """
     name = study.user_attrs.get(attrs.SPLIT)
     if name is None:
         return None
-    from autotune.data.splits.manifest import (
-        Manifest,  # imports scikit-learn: a look at a study need not
-    )
+    from autotune.data.splits.manifest import Manifest  # imports scikit-learn
 
     path = files.artifacts / name
     try:
         return Manifest.from_bytes(path.read_bytes())
     except (OSError, ValueError) as error:
-        logger.info("the images are split anew, because %s cannot be read: %s", path, error)
+        logger.info("the images are split again, because %s cannot be read: %s", path, error)
         return None
+
+
+def find_study(name: str | None, url: str) -> tuple[Study, RetryingStorage] | None:
+    """Load a study and its storage; ``None`` if there is no such study, or no database yet.
+
+    Raises:
+        StorageError: When the storage cannot be used.
+        FormatError: When a later version of autotune has written the study.
+    """
+    if is_sqlite(url) and not has_content(database_path(url)):
+        return None
+    storage = open_storage(url)
+    with storage_errors(url):
+        if name is None or name not in optuna.get_all_study_names(storage):
+            return None
+        return attrs.load_study(name, storage), storage
 
 
 @dataclass(frozen=True)
 class ExistingStudy:
-    """What a study knows before it is opened for a run.
+    """The split of a study, if it can be read, and whether the study has ended.
 
-    Args:
-        manifest: Its split; ``None`` where there is none to be read.
-        over: Whether something has ended it (a larger budget lets it go on all the same).
+    A larger budget lets it continue all the same.
     """
 
     manifest: Manifest | None = None
-    over: bool = False
+    has_ended: bool = False
 
 
 def look_up_existing(config: StudyConfig) -> ExistingStudy:
-    """Look at the study that a study file names, where it has been made.
+    """Read what is known of the study of a study file.
 
-    A storage that cannot be used is a matter of whoever opens the study.
+    A storage that cannot be used is reported later, when the study is opened.
     """
     with suppress(StorageError):
-        if is_sqlite(config.storage) and not has_content(database_path(config.storage)):
-            return ExistingStudy()
-        storage = open_storage(config.storage)
-        with storage_errors(config.storage):
-            if config.name not in optuna.get_all_study_names(storage):
-                return ExistingStudy()
-            study = attrs.load_study(config.name, storage)
+        if found := find_study(config.name, config.storage):
+            study, _ = found
             files = config.files or study.user_attrs.get(attrs.FILES)
             manifest = read_manifest(study, StudyPaths.from_url(config.storage, files))
             return ExistingStudy(manifest, StopReason.from_study(study) is not None)
     return ExistingStudy()
-
-
-def stored_manifest(config: StudyConfig) -> Manifest | None:
-    """Read the split of the study that a study file names, where it has been made."""
-    return look_up_existing(config).manifest

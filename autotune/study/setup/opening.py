@@ -26,22 +26,12 @@ from autotune.format_versions import STUDY, reading, stamp
 from autotune.search.plugins import PluginRef, plugin_refs
 from autotune.storage.filesystem import check_not_network
 from autotune.storage.paths import StudyPaths
-from autotune.storage.rdb.connection import (
-    allow_experimental,
-    has_content,
-    open_storage,
-    storage_errors,
-)
+from autotune.storage.rdb.connection import allow_experimental, open_storage, storage_errors
 from autotune.storage.rdb.retry import RetryingStorage
 from autotune.storage.rdb.study_lock import study_lock
 from autotune.storage.url import absolute_url, database_path, is_sqlite, redact
-from autotune.study.setup.initial_trials import (
-    InitialTrials,
-    choose_initial_trials,
-    is_prefix_queued,
-    queue_initial_trials,
-)
-from autotune.study.setup.manifest_store import write_manifest
+from autotune.study.setup.initial_trials import InitialTrials
+from autotune.study.setup.manifest_store import find_study, write_manifest
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget
 from autotune.study.state.trial_queue import TrialQueue
@@ -52,20 +42,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-#: How often one looks for a study that is to come.
+#: Seconds between two looks for a study that does not exist yet.
 POLL_S = 2.0
 _PACKAGES = ("autotune", "optuna", "torch", "torchvision", "timm", "scikit-learn", "numpy")
+#: A key of a definition, its stored value and the value now.
+Difference = tuple[str, Any, Any]
 
 
 class OpenStudy:
-    """An open study with everything that belongs to it.
-
-    Args:
-        study: Optuna's study.
-        storage: Its storage (of a database the one below Optuna's cache).
-        url: Absolute storage URL.
-        files: Where its files lie.
-    """
+    """An open study with its storage (below Optuna's cache), absolute URL and files."""
 
     def __init__(
         self, study: Study, storage: RetryingStorage, url: str, files: StudyPaths
@@ -74,7 +59,7 @@ class OpenStudy:
         self.storage = storage
         self.url = url
         self.files = files
-        #: What tells the study from one that is made anew under its name, if it has it.
+        #: A study that is made again under the same name has another one; older studies have none.
         self.uuid: str | None = study.user_attrs.get(attrs.UUID)
         storage.study_uuid = self.uuid
 
@@ -85,12 +70,12 @@ class OpenStudy:
 
     @property
     def artifacts(self) -> FileSystemArtifactStore:
-        """Where artifacts go."""
+        """The store of its artifacts."""
         self.files.artifacts.mkdir(parents=True, exist_ok=True)
         return FileSystemArtifactStore(str(self.files.artifacts))
 
     def config(self) -> StudyConfig:
-        """Return the study's configuration as the study remembers it."""
+        """Return the configuration that is stored with the study."""
         attributes = self.study.user_attrs
         what = f"the definition of the study {self.name!r}"
         with reading(what, by=attrs.written_by_version(attributes)):
@@ -98,7 +83,7 @@ class OpenStudy:
                 {
                     **attributes[attrs.DEFINITION],
                     "name": self.name,
-                    "fit": attributes.get(attrs.FIT, {}),
+                    "refit": attributes.get(attrs.FIT, {}),
                     "cache": attributes.get(attrs.CACHE, {}),
                     "storage": self.url,
                     "files": str(self.files.root),
@@ -106,27 +91,21 @@ class OpenStudy:
             )
 
     def trial_queue(self) -> TrialQueue:
-        """Return what gives out its trials."""
+        """Return the queue that hands out its trials."""
         space = attrs.study_space(self.study)
         return TrialQueue(self.study, self.storage, self.url, space, self.uuid)
 
     def progress(self) -> attrs.Progress:
-        """Count the trials."""
-        return attrs.count_progress(
-            self.study.get_trials(deepcopy=False), attrs.trial_budget(self.study)
-        )
+        """Count its trials."""
+        trials = self.study.get_trials(deepcopy=False)
+        return attrs.count_progress(trials, attrs.trial_budget(self.study))
 
 
 def open_existing(name: str, url: str, files: str | None = None) -> OpenStudy:
-    """Open a study that is already there.
-
-    Args:
-        name: Name of the study.
-        url: Storage URL.
-        files: Folder of its files, where it is not beside the database.
+    """Open a study that exists; ``files`` is needed if they are not beside the database.
 
     Raises:
-        StudyError: When the storage has no such study.
+        StudyError: When the storage has no such study, or it was not made by autotune.
         StorageError: When the storage cannot be used.
     """
     storage = open_storage(url)
@@ -140,33 +119,26 @@ def open_existing(name: str, url: str, files: str | None = None) -> OpenStudy:
                     did_you_mean(name, names),
                 )
             )
-    return _load(name, storage, url, files)
+        study = attrs.load_study(name, storage)
+    return _opened(study, storage, url, files)
 
 
 def find_existing(name: str, url: str, files: str | None = None) -> OpenStudy | None:
-    """Open a study if it has been made; see :func:`open_existing`.
-
-    Returns:
-        The study; ``None`` where there is no such study, or no database yet.
+    """Open a study if it exists; ``None`` if it does not, or there is no database yet.
 
     Raises:
         StudyError: When it was not made by autotune.
         StorageError: When the storage cannot be used.
     """
-    if is_sqlite(url) and not has_content(database_path(url)):
-        return None
-    storage = open_storage(url)
-    with storage_errors(url):
-        if name not in optuna.get_all_study_names(storage):
-            return None
-    return _load(name, storage, url, files)
+    found = find_study(name, url)
+    return _opened(*found, url, files) if found else None
 
 
-def _load(name: str, storage: RetryingStorage, url: str, files: str | None) -> OpenStudy:
-    with storage_errors(url):
-        study = attrs.load_study(name, storage)
+def _opened(study: Study, storage: RetryingStorage, url: str, files: str | None) -> OpenStudy:
     if attrs.DEFINITION not in study.user_attrs:
-        raise StudyError(f"the study {name!r} in {redact(url)} was not made by autotune")
+        raise StudyError(
+            f"the study {study.study_name!r} in {redact(url)} was not made by autotune"
+        )
     root = files or study.user_attrs.get(attrs.FILES)
     return OpenStudy(study, storage, absolute_url(url), StudyPaths.from_url(url, root))
 
@@ -174,20 +146,10 @@ def _load(name: str, storage: RetryingStorage, url: str, files: str | None) -> O
 def wait_for_existing(
     name: str, url: str, files: str | None, wait_s: float, stop: threading.Event
 ) -> OpenStudy | None:
-    """Open a study that a launcher may be about to make.
-
-    Args:
-        name: Name of the study.
-        url: Storage URL.
-        files: Folder of its files, where it is not beside the database.
-        wait_s: For how long it may be missing.
-        stop: Set to end the waiting.
-
-    Returns:
-        The study; ``None`` after a stop.
+    """Open a study that a launcher may be about to make; ``None`` after a stop.
 
     Raises:
-        StudyError: When there is still no such study.
+        StudyError: When there is no such study after the time.
         StorageError: When the storage cannot be used.
     """
     deadline = time.monotonic() + wait_s
@@ -197,22 +159,23 @@ def wait_for_existing(
         except StudyError:
             if time.monotonic() >= deadline:
                 raise
-        time.sleep(POLL_S)  # not stop.wait(): the handler of a signal would meet it
+        time.sleep(POLL_S)  # not stop.wait(): the handler of a signal would need its lock
     return None
 
 
 def open_or_create(
     definition: Definition, dataset: Mapping[str, Any], survey: Mapping[str, Any] | None = None
 ) -> OpenStudy:
-    """Open the study of a definition for a run, making it where there is none.
+    """Open the study of a definition for a run; make it if it does not exist.
 
     Args:
         definition: The checked definition.
-        dataset: Facts of the images, as ``DatasetInfo.to_json`` gives them.
-        survey: What is odd about them, for a new study, see :mod:`autotune.data.quality.checks`.
+        dataset: ``DatasetInfo.to_json()`` of its images.
+        survey: Findings about the images of a new study, see
+            :mod:`autotune.data.quality.checks`.
 
     Raises:
-        StudyError: When there is a study of that name with another definition.
+        StudyError: When a study of that name has another definition.
         StorageError: When the storage cannot be used.
     """
     config = definition.config
@@ -228,28 +191,29 @@ def open_or_create(
         attrs.check_version(study)
         if attrs.DEFINITION in study.user_attrs:
             check_same(study, definition)
-            # Images, weights and files of one's own that were moved are found where they are now.
-            study.set_user_attr(attrs.DEFINITION, config.definition())
-        elif not all(attrs.PLAN in one.user_attrs for one in study.get_trials(deepcopy=False)):
+            # It holds the current paths of images, weights and plugins that were moved.
+            study.set_user_attr(attrs.DEFINITION, config.identity())
+        elif not all(attrs.PLAN in trial.user_attrs for trial in study.get_trials(deepcopy=False)):
             raise StudyError(
                 f"the storage {redact(config.storage)} has a study {config.name!r} that was not "
                 "made by autotune; choose another name with --name"
             )
         else:
-            starts = choose_initial_trials(config, definition.space, storage)
-            if not is_prefix_queued(
-                study, starts
-            ):  # an earlier start broke off and had other plans
+            initial = InitialTrials.from_config(config, definition.space, storage)
+            if not initial.matches_queue(study):  # of an interrupted start with other plans
                 optuna.delete_study(study_name=config.name, storage=storage)
                 study = _create(config, storage)
             _clear_files(config.name, files)
             study.set_user_attr(attrs.UUID, uuid4().hex)
-            _remember(study, definition, dataset, survey or {}, files, starts)
-        if attrs.UUID not in study.user_attrs:  # made before there was one
+            _store_definition(study, definition, dataset, survey or {}, files)
+            initial.queue(study)
+            # Last, because a study counts as made when it has its definition.
+            study.set_user_attr(attrs.DEFINITION, config.identity())
+        if attrs.UUID not in study.user_attrs:  # of an older version
             study.set_user_attr(attrs.UUID, uuid4().hex)
         handle = OpenStudy(study, storage, absolute_url(config.storage), files)
         study.set_user_attr(attrs.FORMAT, stamp(STUDY))
-        study.set_user_attr(attrs.FIT, config.fit.model_dump(mode="json"))
+        study.set_user_attr(attrs.FIT, config.refit.model_dump(mode="json"))
         study.set_user_attr(attrs.CACHE, config.cache.model_dump(mode="json"))
         handle.trial_queue().set_budget(Budget.from_config(config.search, time.time()))
     return handle
@@ -265,102 +229,91 @@ def _create(config: StudyConfig, storage: RetryingStorage) -> Study:
 
 
 def _clear_files(name: str, files: StudyPaths) -> None:
-    """Remove what a deleted study of the same name has left and nobody wants any more.
+    """Remove the checkpoints and logs of a deleted study of the same name.
 
-    What somebody paid for or may still read stays: reports, fitted models, what was confirmed.
-    The last two say whose they are.
+    Reports, refitted models and confirmations stay, because they cost time to make and name the
+    study that they belong to.
     """
     for folder in (files.checkpoints(name), files.logs(name)):
         if folder.is_dir():
-            logger.info("%s: removed, it is that of an earlier study %r", folder, name)
+            logger.info("%s: removed, it belongs to an earlier study %r", folder, name)
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_existing(definition: Definition) -> bool:
-    """Check the storage, and the study where there is one, before anything is written.
+    """Check the storage, and the study if there is one, before anything is written.
 
     Returns:
-        Whether the study is there.
+        Whether the study exists.
 
     Raises:
-        StudyError: When there is a study of that name with another definition.
+        StudyError: When a study of that name has another definition.
         StorageError: When the storage cannot be used.
     """
     config = definition.config
     if is_sqlite(config.storage):
         check_not_network(database_path(config.storage))
-        if not has_content(database_path(config.storage)):
-            return False
-    storage = open_storage(config.storage)
-    with storage_errors(config.storage):
-        if config.name in optuna.get_all_study_names(storage):
-            study = attrs.load_study(config.name, storage)
-            if attrs.DEFINITION in study.user_attrs:
-                check_same(study, definition)
-                return True
-    return False
+    found = find_study(config.name, config.storage)
+    if found is None or attrs.DEFINITION not in found[0].user_attrs:
+        return False
+    check_same(found[0], definition)
+    return True
 
 
-def _remember(
+def _store_definition(
     study: Study,
     definition: Definition,
     dataset: Mapping[str, Any],
     survey: Mapping[str, Any],
     files: StudyPaths,
-    starts: InitialTrials,
 ) -> None:
-    """Store the definition with a new study and queue the trials that it starts with."""
+    """Store what a new study is about; its images first, its trials and definition later."""
     config = definition.config
     with allow_experimental():
         study.set_metric_names(list(config.directions))
     study.set_user_attr(attrs.DATASET, dict(dataset))
     study.set_user_attr(attrs.SURVEY, dict(survey))
     write_manifest(study, definition.dataset.manifest, files)
-    study.set_user_attr(
-        attrs.BACKBONES,
-        {
-            one.name: {
-                "weights_hash": one.weights_hash,
-                "parameters": sum(layer.parameters for layer in one.layers),
-                "layers": [layer.to_json() for layer in one.layers],
-            }
-            for one in definition.backbones
-        },
-    )
-    study.set_user_attr(attrs.SPACE, definition.space.to_json())
-    study.set_user_attr(attrs.FILES, str(files.root))
+    backbones = {
+        backbone.name: {
+            "weights_hash": backbone.weights_hash,
+            "parameters": sum(layer.parameters for layer in backbone.layers),
+            "layers": [layer.to_json() for layer in backbone.layers],
+        }
+        for backbone in definition.backbones
+    }
     versions = {package: version(package) for package in _PACKAGES}
-    study.set_user_attr(attrs.ENVIRONMENT, {"python": platform.python_version(), **versions})
-    study.set_user_attr(
-        attrs.PLUGINS, {key: one.digest() for key, one in plugin_refs(config).items()}
-    )
-    queue_initial_trials(study, starts)
-    # Last, because a study counts as made when it has its definition.
-    study.set_user_attr(attrs.DEFINITION, config.definition())
+    plugins = {key: plugin.digest() for key, plugin in plugin_refs(config).items()}
+    for name, value in (
+        (attrs.BACKBONES, backbones),
+        (attrs.SPACE, definition.space.to_json()),
+        (attrs.FILES, str(files.root)),
+        (attrs.ENVIRONMENT, {"python": platform.python_version(), **versions}),
+        (attrs.PLUGINS, plugins),
+    ):
+        study.set_user_attr(name, value)
 
 
 def check_same(study: Study, definition: Definition) -> None:
     """Refuse a study that was defined differently.
 
-    The same images at another path, and the same weights in another file, are no difference. Nor
-    is a key that the study does not know, made before there was one, with its default.
+    Images and weights are compared by content: another path is no difference. Nor is a key with
+    its default value that did not exist when the study was made.
 
     Raises:
-        StudyError: With every difference and the way out.
+        StudyError: With every difference and what to do.
     """
-    stored = _filled_in(study.user_attrs[attrs.DEFINITION])
-    wanted = definition.config.definition()
-    changes, stored = _own_changes(study, stored, definition.config)
-    # These two are what they hold, not where it lies.
-    before, now = (
-        {key: one.pop(key) for key in ("dataset", "weights")} for one in (stored, wanted)
-    )
-    for key, name, old, new in _contents(study, definition):
+    stored = _with_defaults(study.user_attrs[attrs.DEFINITION])
+    current = definition.config.identity()
+    changes, stored = _compare_plugins(study, stored, definition.config)
+    paths = [
+        {key: values.pop(key) for key in ("dataset", "weights")} for values in (stored, current)
+    ]
+    for key, name, old, new in _content_hashes(study, definition):
         if old != new:
-            changes.append(
-                (key, f"{before[key]}{name} (hash {old})", f"{now[key]}{name} (hash {new})")
-            )
-    changes += differences(stored, wanted)
+            before, now = (values[key] for values in paths)
+            changes.append((key, f"{before}{name} (hash {old})", f"{now}{name} (hash {new})"))
+    changes += differences(stored, current)
     if changes:
         lines = [f"  {key}: {old!r} in the study, {new!r} now" for key, old, new in changes]
         if missing := definition.dataset.missing:
@@ -373,53 +326,53 @@ def check_same(study: Study, definition: Definition) -> None:
         )
 
 
-def _filled_in(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Give a stored definition the defaults of the keys that it was made without."""
+def _with_defaults(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the defaults of keys that did not exist when a definition was stored."""
     try:
-        return StudyConfig.model_validate(dict(stored)).definition()
+        return StudyConfig.model_validate(dict(stored)).identity()
     except ValidationError:  # of a later version: its differences are shown as they are
         return dict(stored)
 
 
-def _contents(study: Study, definition: Definition) -> Iterator[tuple[str, str, str, str]]:
-    """Yield the key, the backbone where there are several, the old and the new hash."""
+def _content_hashes(study: Study, definition: Definition) -> Iterator[tuple[str, str, str, str]]:
+    """Yield the key, the backbone where there are several, the stored and the current hash."""
     dataset = study.user_attrs[attrs.DATASET]
     yield "dataset", "", dataset["fingerprint"], definition.dataset.fingerprint
-    remembered = study.user_attrs[attrs.BACKBONES]
-    for one in definition.backbones:
-        if one.name in remembered:  # else the backbones differ, which their names say
-            name = f" of {one.name}" if len(definition.backbones) > 1 else ""
-            yield "weights", name, remembered[one.name]["weights_hash"], one.weights_hash
+    stored = study.user_attrs[attrs.BACKBONES]
+    for backbone in definition.backbones:
+        if backbone.name in stored:  # else the lists of backbones differ, which is shown as well
+            name = f" of {backbone.name}" if len(definition.backbones) > 1 else ""
+            yield "weights", name, stored[backbone.name]["weights_hash"], backbone.weights_hash
 
 
-def _own_changes(
+def _compare_plugins(
     study: Study, stored: dict[str, Any], config: StudyConfig
-) -> tuple[list[tuple[str, Any, Any]], dict[str, Any]]:
-    """Compare files of one's own: they are what they say, not where they lie.
+) -> tuple[list[Difference], dict[str, Any]]:
+    """Compare the files of plugins by content.
 
     Returns:
-        The differences, and the stored definition with the paths of now for what was compared.
+        The differences, and the stored definition with the current paths of these plugins.
     """
-    changes: list[tuple[str, Any, Any]] = []
-    for key, now in plugin_refs(config).items():
+    changes: list[Difference] = []
+    for key, plugin in plugin_refs(config).items():
         before = get_dotted(stored, key)
         if is_plugin_ref(before):
-            old, new = study.user_attrs[attrs.PLUGINS][key], now.digest()
-            if (PluginRef.from_text(before).name, old) != (now.name, new):
-                changes.append((key, f"{before} (hash {old[:16]})", f"{now} (hash {new[:16]})"))
+            old, new = study.user_attrs[attrs.PLUGINS][key], plugin.digest()
+            if (PluginRef.from_text(before).name, old) != (plugin.name, new):
+                changes.append((key, f"{before} (hash {old[:16]})", f"{plugin} (hash {new[:16]})"))
             stored = apply_overrides(stored, {key: get_dotted(config.model_dump(), key)})
     return changes, stored
 
 
 def differences(
     old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
-) -> list[tuple[str, Any, Any]]:
+) -> list[Difference]:
     """List the dotted keys whose values differ, with both values."""
-    found: list[tuple[str, Any, Any]] = []
+    changes: list[Difference] = []
     for key in sorted(old.keys() | new.keys()):
-        one, other = old.get(key), new.get(key)
-        if isinstance(one, Mapping) and isinstance(other, Mapping) and "low" not in one:
-            found += differences(one, other, f"{prefix}{key}.")
-        elif one != other:
-            found.append((f"{prefix}{key}", one, other))
-    return found
+        before, now = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(now, Mapping) and "low" not in before:
+            changes += differences(before, now, f"{prefix}{key}.")
+        elif before != now:
+            changes.append((f"{prefix}{key}", before, now))
+    return changes

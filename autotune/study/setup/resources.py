@@ -1,4 +1,4 @@
-"""What trials train with: a backbone, and the images as it wants them."""
+"""What trials train with: a backbone, and the images as it needs them."""
 
 from __future__ import annotations
 
@@ -28,90 +28,87 @@ class BackboneResources:
 
     Args:
         backbone: The pretrained backbone.
-        task: Training and validation images.
-        train: Views of the training images; with folds, of all that take turns.
-        validation: View 0 of the validation images; with folds, of the same, and ``train`` itself
-            where its views are kept in memory, view 0 among them.
+        data: Training and validation images.
+        train: Views of the training images; with folds, of all images that take turns.
+        validation: View 0 of the validation images; with folds, of the same images, and the same
+            object as ``train`` if its views, which include view 0, are cached in memory.
     """
 
     backbone: Backbone
-    task: StudyData
+    data: StudyData
     train: Views
     validation: Views
 
     @property
     def cache_bytes(self) -> int:
-        """Memory that its views take once they are made."""
-        return sum(one.cache_bytes for one in {self.train, self.validation})
+        """Memory of its views once they are rendered."""
+        return sum(views.cache_bytes for views in {self.train, self.validation})
 
 
 class ResourceCache:
-    """The materials of a study by backbone, each made when it is first asked for, and kept.
+    """The resources of a study by backbone, each loaded when it is first used.
 
     Args:
         handle: The study.
         config: Its configuration.
-        workers: Among how many workers this machine shares its memory.
+        workers: Number of workers that share the memory of this machine.
 
     Attributes:
-        memory_bytes: What the views of all materials together may take.
+        memory_bytes: Limit for the views of all backbones together.
     """
 
     def __init__(self, handle: OpenStudy, config: StudyConfig, workers: int = 1) -> None:
-        given = config.cache.memory_bytes
-        self.memory_bytes = worker_memory_budget(workers) if given is None else given
-        self._opened = handle
+        limit = config.cache.memory_bytes
+        self.memory_bytes = worker_memory_budget(workers) if limit is None else limit
+        self._handle = handle
         self._config = config
-        self._made: dict[str, BackboneResources] = {}
+        self._loaded: dict[str, BackboneResources] = {}
 
-    def of(self, backbone: str) -> BackboneResources:
+    def get(self, backbone: str) -> BackboneResources:
         """Return what the trials of a backbone train with.
 
         Raises:
             StudyError: When the images or the weights are not those of the study.
         """
-        if backbone not in self._made:
-            taken = sum(one.cache_bytes for one in self._made.values())
-            left = self.memory_bytes - taken
-            self._made[backbone] = _make(self._opened, self._config, backbone, left)
-        return self._made[backbone]
+        if backbone not in self._loaded:
+            used = sum(resources.cache_bytes for resources in self._loaded.values())
+            self._loaded[backbone] = self._load(backbone, self.memory_bytes - used)
+        return self._loaded[backbone]
 
-
-def _make(
-    handle: OpenStudy, config: StudyConfig, name: str, memory_bytes: int
-) -> BackboneResources:
-    attributes = handle.study.user_attrs
-    size = config.data.image_size
-    backbone = load_backbone(name, config.weights, size)
-    remembered = attributes[attrs.BACKBONES][name]["weights_hash"]
-    if backbone.weights_hash != remembered:
-        raise StudyError(
-            f"the weights {config.weights!r} of {name!r} have changed since the study "
-            f"{handle.name!r} was made (hash {remembered} then, {backbone.weights_hash} now)"
+    def _load(self, name: str, memory_bytes: int) -> BackboneResources:
+        handle, config = self._handle, self._config
+        attributes, size = handle.study.user_attrs, config.data.image_size
+        backbone = load_backbone(name, config.weights, size)
+        weights_hash = attributes[attrs.BACKBONES][name]["weights_hash"]
+        if backbone.weights_hash != weights_hash:
+            raise StudyError(
+                f"the weights {config.weights!r} of {name!r} have changed since the study "
+                f"{handle.name!r} was made (hash {weights_hash} then, {backbone.weights_hash} now)"
+            )
+        data = StudyData.open(
+            config.dataset,
+            config.data,
+            ImageSpec.from_data_config(backbone.data_config, size),
+            handle.files.cache,
+            limit_bytes=config.cache.disk_bytes,
+            manifest=read_manifest(handle.study, handle.files),
         )
-    spec = ImageSpec.from_data_config(backbone.data_config, size)
-    cache = handle.files.cache
-    limit = config.cache.disk_bytes
-    manifest = read_manifest(handle.study, handle.files)
-    task = StudyData.open(
-        config.dataset, config.data, spec, cache, limit_bytes=limit, manifest=manifest
-    )
-    if task.info.fingerprint != attributes[attrs.DATASET]["fingerprint"]:
-        raise StudyError(
-            f"the images of {config.dataset!r} have changed since the study {handle.name!r} was "
-            "made"
-        )
-    return BackboneResources(backbone, task, *_views(task, config, memory_bytes))
+        if data.info.fingerprint != attributes[attrs.DATASET]["fingerprint"]:
+            raise StudyError(
+                f"the images of {config.dataset!r} have changed since the study {handle.name!r} "
+                "was made"
+            )
+        return BackboneResources(backbone, data, *_make_views(data, config, memory_bytes))
 
 
-def _views(task: StudyData, config: StudyConfig, memory_bytes: int) -> tuple[Views, Views]:
-    """Return the views that train and those that are judged."""
+def _make_views(data: StudyData, config: StudyConfig, memory_bytes: int) -> tuple[Views, Views]:
+    """Return the views for training and for validation."""
     augment, count = config.training.augment, config.training.view_count
-    online = config.training.views == ONLINE
-    if task.folds and not online:
-        both = task.train_views(augment, count, config.search.seed, memory_bytes)
+    seed, is_online = config.search.seed, config.training.num_views == ONLINE
+    if data.folds and not is_online:
+        both = data.train_views(augment, count, seed, memory_bytes)
         if both.cache_bytes:
             return both, both
-    validation = task.validation_views(memory_bytes)
-    left = 0 if online else memory_bytes - validation.cache_bytes
-    return task.train_views(augment, count, config.search.seed, left), validation
+    validation = data.validation_views(memory_bytes)
+    remaining = 0 if is_online else memory_bytes - validation.cache_bytes
+    return data.train_views(augment, count, seed, remaining), validation

@@ -1,1 +1,1 @@
-"""What a study stores, and the rules over it: attributes, queue, budget, failures."""
+"""The state of a study in its storage: attributes, budget, trial queue, failures and memory."""

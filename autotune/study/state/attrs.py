@@ -1,4 +1,4 @@
-"""What a study remembers, by name: the user attributes of studies and trials, read and counted.
+"""User attributes of studies and trials: their names, and functions that read and count them.
 
 Long data (curves, matrices, weights) are artifacts; attributes stay short, because the dashboard
 and every worker read them all.
@@ -16,6 +16,7 @@ from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from autotune.config.old_names import with_new_names
 from autotune.data.quality.checks import dataset_warnings
 from autotune.format_versions import ATTRIBUTE as _FORMAT
 from autotune.format_versions import STUDY, check_format, reading
@@ -26,23 +27,23 @@ from autotune.storage import paths
 from autotune.storage.rdb import fast_rdb
 
 # Of a study
-UUID = fast_rdb.UUID  # str: drawn when it is made; a study made anew under its name has another
-DEFINITION = "definition"  # dict: what StudyConfig.definition() returned
+UUID = fast_rdb.UUID  # str: random; a study that is made anew under its name has another
+DEFINITION = "definition"  # dict: StudyConfig.identity()
 BUDGET = "budget"  # dict: Budget.to_json() of the last run
 CACHE = "cache"  # dict: CacheConfig of the last run
-FIT = "fit"  # dict: FitConfig of the last run
-ENDED = "ended"  # dict: StopReason.to_json() of what ended the study; None while it goes on
-DATASET = "dataset"  # dict: what TaskInfo.to_json() returned
+FIT = "fit"  # dict: RefitConfig of the last run
+ENDED = "ended"  # dict: StopReason.to_json(); None until the study has ended
+DATASET = "dataset"  # dict: DatasetInfo.to_json()
 SPLIT = "split"  # str: id of the artifact that holds the Manifest of its images
-SURVEY = "survey"  # dict: what is odd about the images, see data/survey.py
+SURVEY = "survey"  # dict: the results of the checks of its images, see data/quality/checks.py
 # dict: name -> {"weights_hash", "parameters", "layers": [Layer.to_json()]}, the baseline's first
 BACKBONES = "backbones"
-SPACE = "space"  # dict: what Space.to_json() returned
+SPACE = "space"  # dict: Space.to_json()
 FILES = paths.ATTRIBUTE  # str: folder of the study's files
 PRECISION = "precision"  # dict: backbone -> {device: "off", "bf16" or "fp16"}, for amp: auto
 FLOAT32 = "float32_precision"  # dict: GPU -> "tf32" or "ieee": how it computes in float32
 ENVIRONMENT = "environment"  # dict: package -> version
-FORMAT = _FORMAT  # dict: formats.stamp() of the version that opened it for a run last
+FORMAT = _FORMAT  # dict: format_versions.stamp() of the version that last opened it for a run
 PLUGINS = "own"  # dict: key such as "search.sampler" -> SHA-256 of the file that it names
 # list of dict: {"time", "trial", "test": Metrics.to_json(), "baseline": the same}, one a reading
 TEST_READS = "test_reads"
@@ -53,60 +54,55 @@ WARM_START = "warm_start"  # dict: {"taken": [title], "dropped": [[title, reason
 PLAN = "plan"  # dict: TrialPlan.to_json()
 ROLE = "role"  # "baseline" for trial 0 and its retries
 ORIGIN = "origin"  # str: why a trial was queued at the start, e.g. "warm start: trial 3 of x"
-STAGE = greedy.STAGE  # str: stage of a greedy search that it was drawn in
-WORKER = (
-    fast_rdb.WORKER
-)  # str: host/process/index-random of the worker; no random part in older ones
+STAGE = greedy.STAGE  # str: stage of a greedy search in which it was drawn
+# str: host/process/index-random of its worker; without the random part in older studies
+WORKER = fast_rdb.WORKER
 CLAIMED_AT = "claimed"  # float: when it was claimed, in seconds of the Unix epoch (UTC)
 DEVICE_SECONDS = "held"  # float: seconds for which this attempt has held its device so far
 DEVICE = "device"  # str: e.g. "cpu" or "NVIDIA H200"
-GPU = "gpu"  # str: which one of its machine, e.g. "GPU 2 (8932f937)", where it trained on a GPU
-# dict: {"half": "bf16", "fp16" or "off", "float32": "tf32" or "ieee"} and where some modules stay
+GPU = "gpu"  # str: which GPU of its machine, e.g. "GPU 2 (8932f937)", where it trained on one
+# dict: {"half": "bf16", "fp16" or "off", "float32": "tf32" or "ieee"} and, where some modules stay
 # in float32 because half precision gets them wrong, or slow, {"kept": their names}
 COMPUTE = "compute"
-THREADS = "threads"  # int: CPU threads that it trained on, where it trained on the CPU
-EPOCHS = "epochs"  # int: epochs trained, those of earlier attempts included
-SECONDS = "seconds"  # float: wall time of the training, that of earlier attempts included
+THREADS = "threads"  # int: CPU threads, where it trained on the CPU
+EPOCHS = "epochs"  # int: epochs trained, including those of earlier attempts
+SECONDS = "seconds"  # float: wall time of the training, including that of earlier attempts
 TRAINABLE_PARAMETERS = "parameters_tuned"  # int
-# dict: {"decoded": "once" or "anew"}, and where features are kept {"computed": of how many images,
-# "seconds": what that took}, those of earlier attempts included
+# dict: {"decoded": "once" or "anew"}, and where features are cached {"computed": number of images,
+# "seconds": time for them}, including those of earlier attempts
 CACHES = "caches"
-UNSPLIT_REASON = (
-    "trains_whole"  # str: why no features are kept, where the backbone cannot be split
-)
-MICRO_BATCH = "part"  # int: images at a time, where a whole batch does not fit into memory
-# floats: what the training held on its GPU at most (of a plan that did not fit: what it wanted at
-# least), and what the device has
+UNSPLIT_REASON = "trains_whole"  # str: why the backbone cannot be split, so no features are cached
+MICRO_BATCH = "part"  # int: micro-batch size, where a whole batch does not fit into memory
+# floats: peak of the training's memory on its GPU (of a plan that did not fit: the least that it
+# wanted), and the memory of the device
 PEAK_MEMORY_MB = study_view.PEAK_MEMORY_MB
 DEVICE_MEMORY_MB = study_view.DEVICE_MEMORY_MB
 COSTS = "costs"  # dict: cost -> float, as measured before training
 METRICS = "metrics"  # dict: Metrics.to_json() of the last epoch; with folds, means over them
-DEVIATIONS = "metrics_deviation"  # dict: standard deviations over folds of the same
-REASON = "reason"  # str: why a trial failed, was given back or not trained
-FAILED_PLAN = (
-    study_view.FAILED_PLAN
-)  # true: it failed because of its plan; samplers learn from that
-RETRIES = "retries"  # list of int: numbers of the earlier attempts, first one first
-LOST_ATTEMPTS = "losses"  # int: how many attempts were lost since one had a further epoch
-RESUMED = "resumed"  # int: the epoch after which a retry goes on, 0 for the start
+DEVIATIONS = "metrics_deviation"  # dict: standard deviations of the same over folds
+REASON = "reason"  # str: why a trial failed, was requeued or was not trained
+FAILED_PLAN = study_view.FAILED_PLAN  # true: it failed because of its plan; samplers use that
+RETRIES = "retries"  # list of int: numbers of the earlier attempts, in order
+LOST_ATTEMPTS = "losses"  # int: attempts that were lost since one trained a further epoch
+RESUMED = "resumed"  # int: the epoch after which a retry continues, 0 for the start
 
 BASELINE = "baseline"
-INFEASIBLE = "infeasible"  # how a trial ended that is beyond a limit, or the memory, there is
+INFEASIBLE = "infeasible"  # how a trial ended whose plan exceeds a limit, or the device's memory
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a study is.
+    """Counts of a study's trials.
 
     Args:
         complete: Trials trained to the last epoch.
         pruned: Trials that the pruner ended.
-        failed: Trials that ended with an error and will not be tried again.
+        failed: Trials that ended with an error and will not be retried.
         retried: Attempts that were interrupted or lost and have a successor.
-        running: Trials that a worker is at.
-        waiting: Trials that are queued.
+        running: Trials that a worker trains.
+        waiting: Trials in the queue.
         budget: Finished trials that the study is to have.
-        infeasible: Trials whose plans cost too much, or do not fit into the memory there is.
+        infeasible: Trials whose plans cost too much, or do not fit into memory.
     """
 
     complete: int
@@ -125,14 +121,15 @@ class Progress:
 
     @property
     def attempts(self) -> int:
-        """How often a worker has started at a trial."""
+        """Attempts of workers at trials."""
         return self.finished + self.retried + self.running
 
 
 def device_name(trial: FrozenTrial) -> str:
-    """Name the device that a trial trains on, and which one it is; empty before it has said so."""
-    named = (trial.user_attrs.get(DEVICE), trial.user_attrs.get(GPU))
-    return ", ".join(str(name) for name in named if name)
+    """Return the device of a trial, and which one it is; empty until it is known."""
+    return ", ".join(
+        str(trial.user_attrs[key]) for key in (DEVICE, GPU) if trial.user_attrs.get(key)
+    )
 
 
 def count_progress(trials: Sequence[FrozenTrial], budget: int) -> Progress:
@@ -140,10 +137,10 @@ def count_progress(trials: Sequence[FrozenTrial], budget: int) -> Progress:
 
     A failed attempt that has a successor does not count: the successor does.
     """
-    replaced = retried_numbers(trials)
+    retried = retried_numbers(trials)
     states = [
         "retried"
-        if trial.state == TrialState.FAIL and trial.number in replaced
+        if trial.state == TrialState.FAIL and trial.number in retried
         else INFEASIBLE
         if ended_infeasible(trial)
         else trial.state
@@ -167,12 +164,12 @@ def retried_numbers(trials: Iterable[FrozenTrial]) -> set[int]:
 
 
 def trial_budget(study: Study) -> int:
-    """Return how many finished trials a study is to have."""
+    """Return the number of finished trials that a study is to have."""
     return int(study.user_attrs.get(BUDGET, {}).get("trials", 0))
 
 
 def earlier_attempts(trial: FrozenTrial | Trial) -> list[int]:
-    """Return the numbers of the earlier attempts at a trial, the first one first."""
+    """Return the numbers of the earlier attempts at a trial, in order."""
     return list(trial.user_attrs.get(RETRIES, ()))
 
 
@@ -189,48 +186,56 @@ def is_baseline(trial: FrozenTrial) -> bool:
 def find_baseline(trials: Iterable[FrozenTrial]) -> FrozenTrial | None:
     """Return the completed baseline, or ``None``."""
     return next(
-        (one for one in trials if is_baseline(one) and one.state == TrialState.COMPLETE), None
+        (trial for trial in trials if is_baseline(trial) and trial.state == TrialState.COMPLETE),
+        None,
     )
 
 
 def ended_infeasible(trial: FrozenTrial) -> bool:
     """Tell whether a trial ended because its plan is infeasible; the baseline does not.
 
-    Where the memory gave out later, it has a few epochs, and no value that counts.
+    If memory ran out later, it has a few epochs, and no value that counts.
     """
     return trial.state == TrialState.PRUNED and ranking.is_infeasible(trial)
 
 
 def metric_direction(study: Study) -> StudyDirection:
-    """Return the direction of the metric; the second objective, a cost, is always minimised."""
+    """Return the direction of the metric; the second objective, a cost, is always minimized."""
     return study.directions[0]
 
 
 def metric_value(trial: FrozenTrial) -> float | None:
-    """Return the metric that a trial reached, the first of its objectives, or ``None``."""
+    """Return the metric of a trial, the first of its objectives, or ``None``."""
     return trial.values[0] if trial.values else None
 
 
 def metric_deviation(trial: FrozenTrial, metric: str) -> float | None:
     """Return the standard deviation of a metric over the folds, ``None`` where there are none."""
-    found = trial.user_attrs.get(DEVIATIONS, {}).get(metric)
-    return None if found is None else float(found)
+    deviation = trial.user_attrs.get(DEVIATIONS, {}).get(metric)
+    return None if deviation is None else float(deviation)
 
 
 def trial_origin(trial: FrozenTrial) -> str:
-    """Say why a trial was queued at the start; empty for the baseline and what was searched."""
+    """Return why a trial was queued at the start; empty for the baseline and sampled trials."""
     return str(trial.user_attrs.get(ORIGIN, ""))
 
 
 def describe_warm_start(study: Study) -> list[str]:
-    """Say which plans of other studies were taken, and which were dropped and why."""
-    known = study.user_attrs.get(WARM_START, {"taken": [], "dropped": []})
-    taken = [f"{title} is queued" for title in known["taken"]]
-    return taken + [f"{title} is dropped: {reason}" for title, reason in known["dropped"]]
+    """Describe which plans of other studies were queued, and which were dropped and why."""
+    plans = study.user_attrs.get(WARM_START, {"taken": [], "dropped": []})
+    return [
+        *(f"{title} is queued" for title in plans["taken"]),
+        *(f"{title} is dropped: {reason}" for title, reason in plans["dropped"]),
+    ]
+
+
+def definition(study_attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the study file that a study was made from, with the key names of this version."""
+    return with_new_names(study_attrs.get(DEFINITION) or {})[0]
 
 
 def image_warnings(study_attrs: Mapping[str, Any]) -> list[str]:
-    """Say what should be known of the images of a study, in sentences."""
+    """Return warnings about the images of a study, a sentence each."""
     training = study_attrs.get(DEFINITION, {}).get("training", {})
     return dataset_warnings(study_attrs.get(SURVEY, {}), training)
 
@@ -249,41 +254,28 @@ def trial_plan(trial: FrozenTrial) -> TrialPlan | None:
 
 
 def load_study(name: str, storage: BaseStorage) -> Study:
-    """Load a study.
-
-    Raises:
-        FormatError: When a later version of autotune has written it.
-    """
+    """Load a study; refuse one that a later version of autotune has written."""
     study = optuna.load_study(study_name=name, storage=storage)
     check_version(study)
     return study
 
 
 def check_version(study: Study) -> None:
-    """Refuse a study that a later version of autotune has written.
-
-    Raises:
-        FormatError: With the version.
-    """
+    """Refuse a study that a later version of autotune has written."""
     check_format(study.user_attrs.get(FORMAT), STUDY, f"the study {study.study_name!r}")
 
 
 def study_space(study: Study) -> Space:
-    """Return the space of a study.
-
-    Raises:
-        FormatError: When it was written by another version of autotune.
-    """
-    with reading(
-        f"the space of the study {study.study_name!r}", by=written_by_version(study.user_attrs)
-    ):
+    """Return the space of a study; refuse one that another version has written."""
+    written_by = written_by_version(study.user_attrs)
+    with reading(f"the space of the study {study.study_name!r}", by=written_by):
         return Space.from_json(study.user_attrs[SPACE])
 
 
 def written_by_version(study_attrs: Mapping[str, Any]) -> str:
-    """Return the version of autotune that has written a study; empty where it is not known."""
-    for name in (FORMAT, ENVIRONMENT):
-        values = study_attrs.get(name)
+    """Return the version of autotune that has written a study; empty where it is unknown."""
+    for key in (FORMAT, ENVIRONMENT):
+        values = study_attrs.get(key)
         if isinstance(values, Mapping) and "autotune" in values:
             return str(values["autotune"])
     return ""
@@ -292,12 +284,7 @@ def written_by_version(study_attrs: Mapping[str, Any]) -> str:
 def backbone_layers(
     study_attrs: Mapping[str, Any], plan: TrialPlan | None
 ) -> Sequence[dict[str, Any]]:
-    """Return the layers of a plan's backbone as a study remembers them, the last layer first.
-
-    Args:
-        study_attrs: User attributes of the study.
-        plan: The plan; without one, the layers of the first backbone.
-    """
+    """Return the stored layers of a plan's backbone, or of the first one, the last layer first."""
     backbones: Mapping[str, Any] = study_attrs.get(BACKBONES, {})
     name = plan.backbone if plan else next(iter(backbones), "")
     return tuple(backbones.get(name, {}).get("layers", ()))
@@ -308,28 +295,19 @@ def has_several_backbones(study_attrs: Mapping[str, Any]) -> bool:
     return len(study_attrs.get(BACKBONES, ())) > 1
 
 
-def wall_seconds(trial: FrozenTrial) -> float | None:
-    """Return the wall time between start and end of a trial."""
-    if trial.datetime_start is None or trial.datetime_complete is None:
-        return None
-    return (trial.datetime_complete - trial.datetime_start).total_seconds()
-
-
 def device_seconds(trial: FrozenTrial, now: float) -> float:
-    """Return for how many seconds an attempt at a trial has held its device.
+    """Return the seconds for which an attempt at a trial, without earlier ones, held its device.
 
     One that ended counts up to its end; one whose worker was lost, up to its last sign of life.
-
-    Args:
-        trial: The attempt; its earlier ones have counts of their own.
-        now: In seconds of the Unix epoch.
+    ``now`` is in seconds of the Unix epoch.
     """
-    claimed = trial.user_attrs.get(CLAIMED_AT)
-    if claimed is not None and trial.state == TrialState.RUNNING:
-        return max(0.0, now - float(claimed))
-    if claimed is not None or WORKER not in trial.user_attrs:
+    claimed_at = trial.user_attrs.get(CLAIMED_AT)
+    if claimed_at is not None and trial.state == TrialState.RUNNING:
+        return max(0.0, now - float(claimed_at))
+    if claimed_at is not None or WORKER not in trial.user_attrs:
         return float(trial.user_attrs.get(DEVICE_SECONDS, 0.0))
-    return wall_seconds(trial) or 0.0  # of a study that was made before there was a claim's time
+    # Of a study that was made before claims had a time.
+    return trial.duration.total_seconds() if trial.duration else 0.0
 
 
 def started_at(trial: FrozenTrial) -> float:
@@ -340,41 +318,35 @@ def started_at(trial: FrozenTrial) -> float:
 
 
 def ended_at(trial: FrozenTrial) -> float:
-    """Return when a trial ended, in seconds of the Unix epoch.
+    """Return when a trial ended, in seconds of the Unix epoch; 0 before it has.
 
     Optuna's own times have no time zone, and workers may be in several.
     """
-    attributes = trial.user_attrs
-    if CLAIMED_AT in attributes and DEVICE_SECONDS in attributes:
+    if CLAIMED_AT in trial.user_attrs and DEVICE_SECONDS in trial.user_attrs:
         return last_sign_of_life(trial)
     return trial.datetime_complete.timestamp() if trial.datetime_complete else 0.0
 
 
 def last_sign_of_life(trial: FrozenTrial) -> float:
-    """Return when the worker of a trial last gave a sign of life, in seconds of the Unix epoch."""
+    """Return when the worker of a trial was last known alive, in seconds of the Unix epoch."""
     return started_at(trial) + float(trial.user_attrs.get(DEVICE_SECONDS, 0.0))
 
 
 def trained_epochs(trial: FrozenTrial) -> int:
-    """Return how many epochs a trial has trained, its earlier attempts included."""
-    known = trial.user_attrs.get(EPOCHS)
-    return int(known) if known is not None else max(trial.intermediate_values, default=0)
+    """Return the number of epochs that a trial has trained, including its earlier attempts."""
+    epochs = trial.user_attrs.get(EPOCHS)
+    return int(epochs) if epochs is not None else max(trial.intermediate_values, default=0)
 
 
 def pruned_epochs(trials: Iterable[FrozenTrial], epochs: int) -> int:
-    """Count the epochs that pruned trials did not train; infeasible ones are not pruned.
-
-    Args:
-        trials: All trials of a study.
-        epochs: Epochs of a trial that is not pruned.
-    """
+    """Count the epochs that pruned trials did not train; infeasible trials are not pruned."""
     return sum(
-        max(0, epochs - trained_epochs(one))
-        for one in trials
-        if one.state == TrialState.PRUNED and not ended_infeasible(one)
+        max(0, epochs - trained_epochs(trial))
+        for trial in trials
+        if trial.state == TrialState.PRUNED and not ended_infeasible(trial)
     )
 
 
 def first_start(trials: Iterable[FrozenTrial]) -> datetime | None:
     """Return when the first trial of a study started."""
-    return min((one.datetime_start for one in trials if one.datetime_start), default=None)
+    return min((trial.datetime_start for trial in trials if trial.datetime_start), default=None)

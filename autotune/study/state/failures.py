@@ -1,4 +1,4 @@
-"""Tell which kind a failure is; :mod:`autotune.study.engine.worker` acts on it."""
+"""Classification of failures; :mod:`autotune.study.engine.worker` acts on it."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ from autotune.storage.rdb.retry import is_transient
 
 
 class FailureKind(Enum):
-    """What a failure in the middle of a trial means, in a few words."""
+    """What a failure in the middle of a trial means."""
 
-    INTERRUPTED = "a stop was asked for"
+    INTERRUPTED = "a stop was requested"
     REASSIGNED = "another worker has the trial"
-    USER = "no trial can go on before the user has put something right"
+    USER = "the user must fix something before any trial can continue"
     DISK_FULL = "the same: no space is left on a disk"
     DENIED = "the same: a file or folder may not be used, or is not what it should be"
-    STORAGE = "the storage was waited for in vain, or refuses for good"
+    STORAGE = "the storage stayed unavailable, or refuses permanently"
     BAD_PLAN = "the plan is bad, on every device and at any time"
     MEMORY = "the plan does not fit into the memory of its device"
-    TRANSIENT = "it may be over in a moment"
-    DEVICE_LOST = "the process cannot use its GPU any more; another process can"
+    TRANSIENT = "it may pass in a moment"
+    DEVICE_LOST = "the process can no longer use its GPU; another process can"
     UNEXPECTED = "an error in autotune or in a library"
 
 
-#: A folder that may not be written, and a file in the place of a folder or the other way around.
+#: Errors for a folder that may not be written, or a file in the place of a folder or vice versa.
 _DENIED = (
     *(errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP),
 )
-#: After these every further call of the process fails.
-_POISON = (
+#: Errors after which every further call of the process to the GPU fails.
+_DEVICE_LOST = (
     "device-side assert triggered",
     "an illegal memory access was encountered",
     "an illegal instruction was encountered",
@@ -61,7 +61,7 @@ _POISON = (
     "context is destroyed",
     "driver shutting down",
 )
-#: Errors of CUDA, cuDNN or cuBLAS that come again with the same plan.
+#: Errors of CUDA, cuDNN or cuBLAS that the same plan meets again.
 _DETERMINISTIC = (
     "invalid configuration argument",
     "invalid argument",
@@ -73,17 +73,17 @@ _DETERMINISTIC = (
     "ARCH_MISMATCH",
 )
 _LOADER_DIED = re.compile(r"DataLoader worker .*(exited unexpectedly|is killed by signal)")
-#: torch makes an error of a loading process anew, with its text alone.
+#: torch re-raises an error of a loading process with its text only.
 _ERRNO = re.compile(r"\[Errno (\d+)\]")
 
 
 def classify(error: BaseException, device: torch.device) -> FailureKind:
-    """Tell what kind of failure an error is.
+    """Return the kind of failure of an error that a trial raised.
 
     Args:
-        error: What a trial raised.
-        device: Where it trained. An error of CUDA that is not known to be the end of the process
-            is told apart by asking the device for something simple.
+        error: The error.
+        device: Where it trained. For an error of CUDA that is not known to be the end of the
+            process, the device is asked for something simple.
     """
     if isinstance(error, TrialInterruptedError):
         return FailureKind.INTERRUPTED
@@ -99,16 +99,16 @@ def classify(error: BaseException, device: torch.device) -> FailureKind:
     if is_transient(error) or isinstance(cause, OperationalError | InterfaceError):
         return FailureKind.STORAGE
     if is_out_of_host_memory(error):
-        # Beside a GPU it is the machine that has too little, not the plan that wants too much.
+        # On a GPU the machine has too little memory; the plan does not want too much.
         return FailureKind.MEMORY if device.type == "cpu" else FailureKind.TRANSIENT
     if isinstance(error, OSError):
-        return _kind_of_system_error(error)
+        return _classify_os_error(error)
     if isinstance(error, RuntimeError):
-        return _kind_of_runtime_error(error, device)
+        return _classify_runtime_error(error, device)
     return FailureKind.UNEXPECTED
 
 
-def _kind_of_system_error(error: OSError) -> FailureKind:
+def _classify_os_error(error: OSError) -> FailureKind:
     if error.errno is None:
         found = _ERRNO.search(str(error))
         error = OSError(int(found.group(1)), "") if found else error
@@ -119,18 +119,18 @@ def _kind_of_system_error(error: OSError) -> FailureKind:
     return FailureKind.TRANSIENT if is_transient_os_error(error) else FailureKind.UNEXPECTED
 
 
-def _kind_of_runtime_error(error: RuntimeError, device: torch.device) -> FailureKind:
+def _classify_runtime_error(error: RuntimeError, device: torch.device) -> FailureKind:
     if is_out_of_memory(error):
         return FailureKind.MEMORY
-    of_gpu = is_gpu_error(error)
-    if of_gpu and _says(error, _POISON):
+    from_gpu = is_gpu_error(error)
+    if from_gpu and _mentions(error, _DEVICE_LOST):
         return FailureKind.DEVICE_LOST
-    if of_gpu and not _says(error, _DETERMINISTIC):
+    if from_gpu and not _mentions(error, _DETERMINISTIC):
         return FailureKind.TRANSIENT if device_responds(device) else FailureKind.DEVICE_LOST
     return FailureKind.TRANSIENT if _LOADER_DIED.search(str(error)) else FailureKind.UNEXPECTED
 
 
-def _says(error: BaseException, texts: tuple[str, ...]) -> bool:
+def _mentions(error: BaseException, texts: tuple[str, ...]) -> bool:
     return any(text in str(error) for text in texts)
 
 
@@ -146,6 +146,6 @@ def device_responds(device: torch.device) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an error says first, short enough for a trial's record, without passwords."""
+    """Return the first line of an error, short enough for an attribute, without passwords."""
     lines = hide_passwords(str(error)).splitlines() or [""]
     return lines[0][:400]

@@ -1,14 +1,14 @@
-"""Who runs which trial: claiming, giving back, sweeping. The one failure policy.
+"""Who runs which trial: claiming, finishing, requeueing, reclaiming. The one failure policy.
 
 - A worker claims a trial under the study's lock, where finished, live and waiting trials can be
   counted: the budget is exact however many workers there are.
 - A claimed trial has all of its parameters and its plan before the lock is released: whoever
   claims next knows what is being tried.
-- A trial that was interrupted, that met a failure which may pass or whose worker is gone is failed
-  and gets a successor in the queue, which goes on from its checkpoint with its curve; at most
+- A trial that was interrupted, that met a transient failure or whose worker is dead is failed and
+  gets a successor in the queue, which continues from its checkpoint with its curve; at most
   ``MAX_RETRIES`` times in a row without a further epoch. Both happen in one transaction, which
-  reads the curve: nothing is lost between the two, and no value that the worker reported last.
-- A trial that failed on its own account (it diverged, its plan does not fit) is not tried again.
+  reads the curve: nothing is lost between the two, nor is a value that the worker reported last.
+- A trial that failed by itself (it diverged, its plan does not fit) is not retried.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from autotune import optuna_private
 from autotune.errors import StudyError
 from autotune.format_versions import reading
-from autotune.optuna_private import StorageProxy
 from autotune.plan import TrialPlan
 from autotune.search.dimensions import suggest
 from autotune.search.greedy import STAGE
@@ -60,57 +59,49 @@ from autotune.study.state.budget import (
 
 logger = logging.getLogger(__name__)
 
-#: How often a new trial is drawn without the lock before a claim takes what it has; between two
-#: of them another worker has made a trial.
+#: Draws of a new trial without the lock before a claim takes the last one; between two of them
+#: another worker has made a trial.
 MAX_PROPOSALS = 3
-#: How often a trial is given back to the queue after its worker was lost, without a new epoch.
+#: Retries of a trial after its worker was lost, in a row without a new epoch.
 MAX_RETRIES = 3
 INTERRUPTED = "interrupted"
 WORKER_LOST = "its worker was lost"
 #: What a successor takes over from the attempt before it.
 _INHERITED = (
-    attrs.PLAN,
-    attrs.ROLE,
-    attrs.ORIGIN,
-    attrs.STAGE,
-    attrs.SECONDS,
-    attrs.CACHES,
-    attrs.COSTS,
-    attrs.MICRO_BATCH,
+    *(attrs.PLAN, attrs.ROLE, attrs.ORIGIN, attrs.STAGE),
+    *(attrs.SECONDS, attrs.CACHES, attrs.COSTS, attrs.MICRO_BATCH),
 )
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A trial that is this worker's now, with its parameters and its plan.
+    """A trial that this worker has claimed, with its parameters and its plan.
 
-    Args:
-        trial: The trial.
-        since: When it was claimed, in seconds of the Unix epoch.
-        workers: How many workers the study has now that run a trial, this one included.
+    ``since`` is when, in seconds of the Unix epoch; ``workers`` counts the workers of the study
+    that run a trial now, this one included.
     """
 
     trial: Trial
     since: float
     workers: int
 
+    @property
+    def device_seconds(self) -> float:
+        """Seconds since the claim."""
+        return round(max(0.0, time.time() - self.since), 6)
+
 
 @dataclass(frozen=True)
 class Wait:
-    """Nothing can start now; what a running trial brings may change that."""
+    """Nothing can start now; the result of a running trial may change that."""
 
 
 @dataclass(frozen=True)
 class TrialQueue:
-    """Claims on the trials of one study.
+    """The trials of one study, shared by its workers.
 
-    Args:
-        study: The study.
-        storage: Its storage.
-        url: Absolute storage URL.
-        space: Its static space.
-        uuid: What tells it from a study that is made anew under its name; ``None`` where it was
-            made before there was one.
+    ``uuid`` tells it from a study that is made anew under its name; ``None`` where it was made
+    before there was one.
     """
 
     study: Study
@@ -121,78 +112,84 @@ class TrialQueue:
 
     @retrying
     def claim(self, worker: str) -> Claim | Wait | StopReason:
-        """Take a waiting trial, or a new one; else say why not.
+        """Claim a waiting trial, or a new one; if there is none, return why.
 
-        Args:
-            worker: Name of the worker, unique among all that ever worked at the study.
+        The name of the worker is unique among all that ever worked at the study.
         """
         try:
-            return self._claim(worker)
+            sampler = self._sampler(proposes=True)
+            for left in reversed(range(MAX_PROPOSALS if sampler else 1)):
+                claimed = self._try_claim(worker, self._propose(), last=not left)
+                if claimed is not None:
+                    return claimed
         except Exception as error:
             if is_transient(error):
                 self._undo(worker)
             raise
-
-    def _claim(self, worker: str) -> Claim | Wait | StopReason:
-        sampler = self.study.sampler
-        ahead = isinstance(sampler, CanonicalSampler) and sampler.ahead
-        for left in reversed(range(MAX_PROPOSALS if ahead else 1)):
-            found = self._try_to_claim(worker, self._propose(), last=not left)
-            if found is not None:
-                return found
         raise AssertionError("the last proposal is taken")
 
+    def _sampler(self, *, proposes: bool = False, draws: bool = False) -> CanonicalSampler | None:
+        """Return the sampler if it is autotune's own, and can draw as asked; else ``None``.
+
+        That is without the lock (``proposes``), or for a trial that is not there yet (``draws``).
+        """
+        sampler = self.study.sampler
+        if not isinstance(sampler, CanonicalSampler):
+            return None
+        if (proposes and not sampler.ahead) or (draws and sampler.writes):
+            return None
+        return sampler
+
     def _propose(self) -> Proposal | None:
-        """Draw the next trial without the lock, where a new one would be started now.
+        """Draw the next trial without the lock, if a new one would be started now.
 
         A GP takes seconds; under the lock, all other workers would wait for them.
         """
-        sampler = self.study.sampler
-        if not isinstance(sampler, CanonicalSampler) or not sampler.ahead:
+        sampler = self._sampler(proposes=True)
+        if sampler is None:
             return None
-        try:  # the trials are remembered: there is less to read under the lock
+        try:  # the trials are cached: there is less to read under the lock
             trials = self.study.get_trials(deepcopy=False)
             attributes = self.study.user_attrs
-        except KeyError:  # the study was deleted, which is told under the lock
+        except KeyError:  # the study was deleted, which is reported under the lock
             return None
-        if any(one.state == TrialState.WAITING for one in trials):
+        if any(trial.state == TrialState.WAITING for trial in trials):
             return None
-        if self._ending(trials, time.time(), Budget.from_attributes(attributes)) is not None:
+        if self._stop_reason(trials, time.time(), Budget.from_attributes(attributes)) is not None:
             return None
         return None if self._exhausted(trials) else sampler.propose(self.study, trials)
 
-    def _try_to_claim(
+    def _try_claim(
         self, worker: str, proposal: Proposal | None, *, last: bool
     ) -> Claim | Wait | StopReason | None:
         """Claim a trial under the lock; ``None`` where the proposal does not hold any more."""
-        sampler = self.study.sampler
         with self._lock() as attributes:
-            # A sampler of one's own may want the curves of the trials that run.
-            known = isinstance(sampler, CanonicalSampler) and not sampler.writes
-            with self.storage.state_changes_only() if known else nullcontext():
+            # A plugin may want the curves of the trials that run.
+            is_ours = self._sampler(draws=True) is not None
+            with self.storage.state_changes_only() if is_ours else nullcontext():
                 trials, now = self.study.get_trials(deepcopy=False), time.time()
-            ended = self._ending(trials, now, Budget.from_attributes(attributes))
-            queued = next(iter(startable_queue(trials, ended)), None)
-            if queued is None and ended is None:
-                ended = self._exhausted(trials)
-            if queued is None and ended is not None:
-                return self._nothing(trials, ended)
+            reason = self._stop_reason(trials, now, Budget.from_attributes(attributes))
+            queued = next(iter(startable_queue(trials, reason)), None)
+            if queued is None and reason is None:
+                reason = self._exhausted(trials)
+            if queued is None and reason is not None:
+                return self._nothing(trials, reason)
             try:
                 if StopReason.from_attributes(attributes) is not None:
-                    self._remember(None)
+                    self._store_stop_reason(None)
                 started = self._start(queued, trials, worker, now, proposal, last=last)
             except UpdateFinishedTrialError as error:
-                raise LockLostError("the trial was given back by somebody else") from error
+                raise LockLostError("another process has requeued the trial") from error
         if started is None:
             return None
         trial = started if isinstance(started, Trial) else Trial(self.study, started)
-        running = [one for one in trials if one.state == TrialState.RUNNING]
-        workers = {one.user_attrs.get(attrs.WORKER) for one in running} - {None}
+        running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+        workers = {trial.user_attrs.get(attrs.WORKER) for trial in running} - {None}
         return Claim(trial, now, len(workers | {worker}))
 
     @retrying
     def _undo(self, worker: str) -> None:
-        """Give back what a claim has left behind that the storage broke off.
+        """Requeue what an interrupted claim has left behind.
 
         Besides the worker's own trial these are any without a worker: who was claiming them has
         lost the lock as well.
@@ -202,14 +199,14 @@ class TrialQueue:
                 if trial.user_attrs.get(attrs.WORKER) in (None, worker):
                     self._requeue(trial, INTERRUPTED)
 
-    def _nothing(self, trials: Sequence[FrozenTrial], ended: StopReason) -> Wait | StopReason:
-        """Say that nothing can start; where nothing runs either, that is the study's end."""
-        running = any(one.state == TrialState.RUNNING for one in trials)
-        if running and ended.is_provisional:
+    def _nothing(self, trials: Sequence[FrozenTrial], reason: StopReason) -> Wait | StopReason:
+        """Return why nothing can start; where nothing runs either, the study has ended."""
+        running = any(trial.state == TrialState.RUNNING for trial in trials)
+        if running and reason.is_provisional:
             return Wait()
         if not running:
-            self._remember(ended)
-        return ended
+            self._store_stop_reason(reason)
+        return reason
 
     def _start(
         self,
@@ -221,14 +218,14 @@ class TrialQueue:
         *,
         last: bool,
     ) -> Trial | int | None:
-        """Start a trial: a queued one, which is returned, or a new one, whose id is.
+        """Start a trial: a queued one, which is returned, or a new one, whose id is returned.
 
         What only reads comes after the lock.
         """
-        sampler = self.study.sampler
-        # What waits without a plan is drawn as a new trial is, and ``ask`` takes it.
-        new = queued is None and all(one.state != TrialState.WAITING for one in trials)
-        if new and isinstance(sampler, CanonicalSampler) and not sampler.writes:
+        sampler = self._sampler(draws=True)
+        # A trial that waits without a plan is drawn like a new one, and ``ask`` takes it.
+        new = queued is None and all(trial.state != TrialState.WAITING for trial in trials)
+        if new and sampler is not None:
             upcoming = create_trial(state=TrialState.RUNNING)
             upcoming.number = len(trials)
             drawn: Draw | None = None
@@ -236,21 +233,19 @@ class TrialQueue:
                 drawn = sampler.settle(self.study, upcoming, trials, proposal, last=last)
             elif last:
                 drawn = sampler.draw(self.study, upcoming, trials)
-            if drawn is None:
-                return None
-            return self._create(drawn, worker, since)
+            return None if drawn is None else self._create(drawn, worker, since)
         if queued is not None:
             attrs.trial_plan(queued)  # one of a later version stays in the queue
         trial = self._ask() if queued is None else self._pop(queued)
         params, plan = draw_missing_params(trial, self.space)
-        # Last: a trial without them broke off above, and whoever holds the lock can see that.
+        # Last: a trial without them was interrupted above, and who holds the lock can see that.
         attributes = {**plan, attrs.CLAIMED_AT: since, attrs.WORKER: worker}
         self.storage.fill_trial(optuna_private.trial_id(trial), params, attributes)
         optuna_private.update_user_attrs(trial, attributes)
         return trial
 
     def _create(self, drawn: Draw, worker: str, since: float) -> int:
-        """Write a trial down whole, in one transaction, and return its id."""
+        """Write a whole trial in one transaction, and return its id."""
         stage = {} if drawn.stage is None else {STAGE: drawn.stage}
         trial = create_trial(
             state=TrialState.RUNNING,
@@ -263,9 +258,8 @@ class TrialQueue:
                 attrs.WORKER: worker,
             },
         )
-        return optuna_private.storage(self.study).create_new_trial(
-            optuna_private.study_id(self.study), trial
-        )
+        storage = optuna_private.storage(self.study)
+        return storage.create_new_trial(optuna_private.study_id(self.study), trial)
 
     def _ask(self) -> Trial:
         with warnings.catch_warnings():
@@ -274,31 +268,22 @@ class TrialQueue:
             return self.study.ask()
 
     def _pop(self, queued: FrozenTrial) -> Trial:
-        """Take a certain trial out of the queue; ``Study.ask`` takes the one with least number."""
-        if not self.storage.set_trial_state_values(
-            optuna_private.trial_id(queued), TrialState.RUNNING
-        ):
-            raise LockLostError(f"trial {queued.number} was taken by somebody else")
+        """Take a certain trial out of the queue; ``Study.ask`` takes the lowest number."""
+        trial_id = optuna_private.trial_id(queued)
+        if not self.storage.set_trial_state_values(trial_id, TrialState.RUNNING):
+            raise LockLostError(f"another process has taken trial {queued.number}")
         optuna_private.forget_trials(self.study)
-        return Trial(self.study, optuna_private.trial_id(queued))
+        return Trial(self.study, trial_id)
 
     @retrying
     def check_exists(self) -> None:
-        """Refuse a study that was deleted.
-
-        Raises:
-            StudyError: When it was, whether or not it was made anew.
-        """
+        """Raise a StudyError if the study was deleted, whether or not it was made anew."""
         with self._lock():
             pass
 
     @contextmanager
     def _lock(self) -> Iterator[Mapping[str, Any]]:
-        """Hold the study's lock, and give its user attributes.
-
-        Raises:
-            StudyError: When the study has been deleted, whether or not it was made anew.
-        """
+        """Hold the study's lock, and yield its user attributes; refuse a deleted study."""
         with study_lock(self.storage, self.url, self.study.study_name):
             try:
                 attributes = self.study.user_attrs
@@ -311,86 +296,79 @@ class TrialQueue:
                 )
             yield attributes
 
-    def _ending(
+    def _stop_reason(
         self, trials: Sequence[FrozenTrial], now: float, budget: Budget | None = None
     ) -> StopReason | None:
-        wanted = budget or self.budget()
-        return stop_reason(trials, wanted, attrs.metric_direction(self.study), now)
+        direction = attrs.metric_direction(self.study)
+        return stop_reason(trials, budget or self.budget(), direction, now)
 
     def _exhausted(self, trials: Sequence[FrozenTrial]) -> StopReason | None:
         """Ask the sampler whether there is a further plan (a launcher has none to ask)."""
         if not self.space.distributions:
             # To the sampler, a baseline outside of a space without parameters is its only plan.
             only = self.space.plan({})
-            if all(attrs.trial_plan(one) != only for one in trials):
+            if all(attrs.trial_plan(trial) != only for trial in trials):
                 return None
-        sampler = self.study.sampler
-        words = (
-            sampler.exhausted(self.study, trials) if isinstance(sampler, CanonicalSampler) else ""
-        )
-        return StopReason(EXHAUSTED, words) if words else None
+        sampler = self._sampler()
+        text = sampler.exhausted(self.study, trials) if sampler else ""
+        return StopReason(EXHAUSTED, text) if text else None
 
-    def _remember(self, ended: StopReason | None) -> None:
-        if StopReason.from_study(self.study) != ended:
-            self.study.set_user_attr(attrs.ENDED, ended.to_json() if ended else None)
+    def _store_stop_reason(self, reason: StopReason | None) -> None:
+        if StopReason.from_study(self.study) != reason:
+            self.study.set_user_attr(attrs.ENDED, reason.to_json() if reason else None)
 
     def budget(self) -> Budget:
-        """Read the budget anew: another launcher may have changed it."""
+        """Read the budget again: another launcher may have changed it."""
         return Budget.from_study(self.study)
 
     def set_budget(self, budget: Budget) -> None:
-        """Give the study the budget of a run that starts; what ended it before holds no more.
+        """Set the budget of a run that starts; an earlier reason to stop no longer counts.
 
         The caller holds the study's lock: a worker must not meet a new study without its budget.
         """
         self.study.set_user_attr(attrs.BUDGET, budget.to_json())
-        self._remember(None)
+        self._store_stop_reason(None)
 
     @retrying
     def finalize(self) -> StopReason | None:
-        """Return what has ended the study, and remember it; ``None`` while it can go on.
+        """Store and return the reason why the study has ended; ``None`` while it can continue.
 
-        A worker has remembered it, unless there was none that came to ask.
+        A worker has stored it, unless none came to ask.
         """
         with self._lock():
             trials = self.study.get_trials(deepcopy=False)
-            ended = StopReason.from_study(self.study) or self._ending(trials, time.time())
-            running = any(one.state == TrialState.RUNNING for one in trials)
-            if ended is None or running or startable_queue(trials, ended):
+            reason = StopReason.from_study(self.study) or self._stop_reason(trials, time.time())
+            running = any(trial.state == TrialState.RUNNING for trial in trials)
+            if reason is None or running or startable_queue(trials, reason):
                 return None
-            self._remember(ended)
-            return ended
+            self._store_stop_reason(reason)
+            return reason
 
     @retrying
     def reopen(self) -> None:
-        """Forget what ended the study where the queue has trials that may start all the same."""
+        """Delete the reason to stop if the queue has trials that may start all the same."""
         with self._lock():
-            ended = StopReason.from_study(self.study)
-            if ended is not None and startable_queue(self.study.get_trials(deepcopy=False), ended):
-                self._remember(None)
+            reason = StopReason.from_study(self.study)
+            if reason and startable_queue(self.study.get_trials(deepcopy=False), reason):
+                self._store_stop_reason(None)
 
     @retrying
     def count_startable(self) -> int:
-        """Count the trials that could start now, as far as it is known without a sampler."""
+        """Count the trials that could start now, as far as is known without a sampler."""
         trials = self.study.get_trials(deepcopy=False)
-        remembered = StopReason.from_study(self.study)
-        exhausted = remembered if remembered and remembered.kind == EXHAUSTED else None
-        ended = self._ending(trials, time.time()) or exhausted
-        return count_startable(trials, self.budget(), ended)
+        stored = StopReason.from_study(self.study)
+        exhausted = stored if stored and stored.kind == EXHAUSTED else None
+        reason = self._stop_reason(trials, time.time()) or exhausted
+        return count_startable(trials, self.budget(), reason)
 
     @retrying
     def finish(
         self, claim: Claim, state: TrialState, values: float | Sequence[float] | None = None
     ) -> None:
-        """Tell the study how a trial has ended.
+        """Write how a trial has ended, with its values, one for each objective.
 
-        Under the lock, the time too: trials end in the order in which claims see it. A trial that
-        was given back meanwhile stays as it is.
-
-        Args:
-            claim: The trial.
-            state: How it has ended.
-            values: Of a complete one, a value for each objective of the study.
+        Under the lock, with its time: trials end in the order in which claims see it. A trial that
+        was requeued meanwhile stays as it is.
 
         Raises:
             StudyError: When the study has been deleted.
@@ -402,44 +380,42 @@ class TrialQueue:
         if trial is None or trial.state != TrialState.RUNNING:
             self.check_exists()
             return
-        told = self._told(trial, state, values)
+        final = self._final_values(trial, state, values)
         optuna_private.forget_trials(self.study)
         ended = False
         try:
             view = optuna_private.filter_study(self.study, trial)
-            self.study.sampler.after_trial(view, trial, state, told)
+            self.study.sampler.after_trial(view, trial, state, final)
         finally:
             with study_lock(self.storage, self.url, self.study.study_name):
-                held = round(max(0.0, time.time() - claim.since), 6)
-                ended = self.storage.end_trial(trial_id, state, told, {attrs.DEVICE_SECONDS: held})
+                attributes = {attrs.DEVICE_SECONDS: claim.device_seconds}
+                ended = self.storage.end_trial(trial_id, state, final, attributes)
         if not ended:
             self.check_exists()
 
-    def _told(
+    def _final_values(
         self, trial: FrozenTrial, state: TrialState, values: float | Sequence[float] | None
     ) -> list[float] | None:
         """Return the values that a trial ends with, as :meth:`optuna.Study.tell` does.
 
-        That of a pruned one is what it reported last.
+        The value of a pruned trial is the last one that it reported.
         """
         if state == TrialState.PRUNED and trial.last_step is not None:
             last = trial.intermediate_values[trial.last_step]
-            alone = len(self.study.directions) == 1
-            return [last] if alone and not math.isnan(last) else None
+            is_single = len(self.study.directions) == 1
+            return [last] if is_single and not math.isnan(last) else None
         if state != TrialState.COMPLETE:
             return None
-        told = [values] if isinstance(values, int | float) else list(values or ())
-        if len(told) != len(self.study.directions) or any(math.isnan(one) for one in told):
+        final = [values] if isinstance(values, int | float) else list(values or ())
+        if len(final) != len(self.study.directions) or any(math.isnan(value) for value in final):
             raise ValueError(f"trial {trial.number} cannot be complete with {values}")
-        return [float(one) for one in told]
+        return [float(value) for value in final]
 
     def record_device_time(self, claim: Claim) -> None:
-        """Write down for how long a trial has held its device so far."""
-        held = max(0.0, time.time() - claim.since)
-        with suppress(UpdateFinishedTrialError):  # it was given to another worker
-            self.storage.set_trial_user_attr(
-                optuna_private.trial_id(claim.trial), attrs.DEVICE_SECONDS, round(held, 6)
-            )
+        """Write for how long a trial has held its device so far."""
+        trial_id = optuna_private.trial_id(claim.trial)
+        with suppress(UpdateFinishedTrialError):  # another worker has it
+            self.storage.set_trial_user_attr(trial_id, attrs.DEVICE_SECONDS, claim.device_seconds)
 
     @retrying
     def progress(self) -> attrs.Progress:
@@ -448,17 +424,13 @@ class TrialQueue:
 
     @retrying
     def requeue_interrupted(self, claim: Claim) -> bool:
-        """Give a trial back because a stop was asked for; return as :meth:`requeue` does."""
+        """Requeue a trial because a stop was requested; return as :meth:`requeue` does."""
         self.record_device_time(claim)
         return self.requeue(claim.trial.number, INTERRUPTED)
 
     @retrying
     def requeue(self, number: int, reason: str) -> bool:
-        """Fail a running trial and queue its successor.
-
-        Args:
-            number: Number of the trial.
-            reason: Why, for the trial's record.
+        """Fail a running trial for a reason, and queue its successor.
 
         Returns:
             Whether there is a successor; there is none after ``MAX_RETRIES``.
@@ -469,106 +441,102 @@ class TrialQueue:
     def _requeue(self, trial: FrozenTrial, reason: str) -> bool:
         if trial.state != TrialState.RUNNING:
             return False
-        # A version that gave back in steps may have been killed between them.
-        again = trial.number in attrs.retried_numbers(self.study.get_trials(deepcopy=False))
+        # A version that requeued in steps may have been killed between them.
+        trials = self.study.get_trials(deepcopy=False)
+        has_successor = trial.number in attrs.retried_numbers(trials)
 
         def decide(current: FrozenTrial) -> Failure:
-            nonlocal again
-            upcoming = None if again else make_retry(current, counted=reason != INTERRUPTED)
-            again = again or upcoming is not None
-            words = reason if again else f"{reason}, too often"
-            return Failure({attrs.REASON: words}, upcoming)
+            nonlocal has_successor
+            counted = reason != INTERRUPTED
+            successor = None if has_successor else make_retry(current, counted=counted)
+            has_successor = has_successor or successor is not None
+            text = reason if has_successor else f"{reason}, too often"
+            return Failure({attrs.REASON: text}, successor)
 
         failed = self.storage.fail_trial(optuna_private.trial_id(trial), decide)
         optuna_private.forget_trials(self.study)
-        return failed and again
+        return failed and has_successor
 
     @retrying
     def reclaim_stale(
         self, is_gone: Callable[[str], bool] = lambda worker: False, reason: str = WORKER_LOST
     ) -> int:
-        """Give back the trials of workers that are gone.
+        """Requeue the trials of dead workers, and return how many there were.
 
-        Gone are workers that have been silent for the grace period, those that ``is_gone``
-        says are, and those that were lost before a trial was all theirs (nobody else can be
-        there while this holds the lock).
-
-        Returns:
-            How many trials were given back.
+        Dead are workers that have been silent for the grace period, those that ``is_gone`` names,
+        and those that were lost before their claim was complete (nobody else can be in a claim
+        while this holds the lock).
         """
         count = 0
         with self._lock():
             trials = self.study.get_trials(deepcopy=False)
-            running = [one for one in trials if one.state == TrialState.RUNNING]
-            beats = None
-            # While the storage was away nobody could write a heartbeat.
+            running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+            heartbeats = None
+            # While the storage was unavailable nobody could write a heartbeat.
             if running and not was_unavailable(within_s=2 * HEARTBEAT_INTERVAL_S):
-                beats = read_heartbeat_ages(
-                    self.storage, [optuna_private.trial_id(one) for one in running]
-                )
+                ids = map(optuna_private.trial_id, running)
+                heartbeats = read_heartbeat_ages(self.storage, ids)
             for trial in running:
                 worker = trial.user_attrs.get(attrs.WORKER)
-                silent = beats is not None and is_stale(trial, beats)
-                if worker is None or silent or is_gone(worker):
-                    again = self._requeue(trial, reason)
+                stale = heartbeats is not None and is_stale(trial, heartbeats)
+                if worker is None or stale or is_gone(worker):
+                    requeued = self._requeue(trial, reason)
                     count += 1
                     logger.warning(
-                        "trial %d: %s, that of %s; %s",
+                        "trial %d of %s: %s; %s",
                         trial.number,
+                        worker or "no worker",
                         reason,
-                        worker or "nobody",
-                        "queued again" if again else "given up after too many losses",
+                        "requeued" if requeued else "given up after too many losses",
                     )
-            for number, upcoming in lost_without_retry(trials).items():
-                self.study.add_trial(upcoming)
-                logger.warning("trial %d was lost without a retry; queued again", number)
+            for number, successor in lost_without_retry(trials).items():
+                self.study.add_trial(successor)
+                logger.warning("trial %d was lost without a retry; requeued", number)
         return count
 
 
-def seconds_silent(trial: FrozenTrial, beats: HeartbeatAges) -> float | None:
-    """Return for how many seconds the worker of a running trial has given no sign of life.
+def seconds_silent(trial: FrozenTrial, heartbeats: HeartbeatAges) -> float | None:
+    """Return the seconds since the last sign of life of a running trial's worker.
 
-    Before the first heartbeat, its claim is one; ``None`` where there is neither.
+    Before the first heartbeat, that is its claim; ``None`` where there is neither.
     """
-    age = beats.age_s.get(optuna_private.trial_id(trial))
-    claimed = trial.user_attrs.get(attrs.CLAIMED_AT)
-    if age is None and claimed is not None:
-        age = max(0.0, beats.now - float(claimed))
+    age = heartbeats.age_s.get(optuna_private.trial_id(trial))
+    claimed_at = trial.user_attrs.get(attrs.CLAIMED_AT)
+    if age is None and claimed_at is not None:
+        age = max(0.0, heartbeats.now - float(claimed_at))
     return age
 
 
-def is_stale(trial: FrozenTrial, beats: HeartbeatAges) -> bool:
-    """Tell whether the worker of a running trial must be taken for dead."""
-    silent = seconds_silent(trial, beats)
+def is_stale(trial: FrozenTrial, heartbeats: HeartbeatAges) -> bool:
+    """Tell whether the worker of a running trial counts as dead."""
+    silent = seconds_silent(trial, heartbeats)
     return silent is None or silent > GRACE_PERIOD_S
 
 
 def lost_without_retry(trials: Sequence[FrozenTrial]) -> dict[int, FrozenTrial]:
-    """Find trials that failed because their workers fell silent, and were never tried again.
+    """Return the missing successors of trials that were lost and never retried, by their number.
 
-    Earlier versions failed a trial before they queued its successor, and could be killed between
-    the two. Such a trial has no reason, and its last sign of life is the grace period before its
-    end; who fails one by hand does it while its worker lives.
-
-    Returns:
-        The successors that they should have, by number.
+    Earlier versions failed a trial whose worker fell silent before they queued its successor, and
+    could be killed between the two. Such a trial has no reason, and its last sign of life is the
+    grace period before its end; who fails a trial by hand does it while its worker lives.
     """
-    replaced = attrs.retried_numbers(trials)
-    found = {
-        one.number: make_retry(one)
-        for one in trials
-        if one.state == TrialState.FAIL
-        and one.number not in replaced
-        and attrs.WORKER in one.user_attrs
-        and not {attrs.REASON, attrs.FAILED_PLAN} & one.user_attrs.keys()
-        and one.datetime_complete is not None
-        and one.datetime_complete.timestamp() - attrs.last_sign_of_life(one) > GRACE_PERIOD_S / 2
+    retried = attrs.retried_numbers(trials)
+    successors = {
+        trial.number: make_retry(trial)
+        for trial in trials
+        if trial.state == TrialState.FAIL
+        and trial.number not in retried
+        and attrs.WORKER in trial.user_attrs
+        and not {attrs.REASON, attrs.FAILED_PLAN} & trial.user_attrs.keys()
+        and trial.datetime_complete is not None
+        and trial.datetime_complete.timestamp() - attrs.last_sign_of_life(trial)
+        > GRACE_PERIOD_S / 2
     }
-    return {number: upcoming for number, upcoming in found.items() if upcoming is not None}
+    return {number: trial for number, trial in successors.items() if trial is not None}
 
 
-class _Suggested(StorageProxy):
-    """The storage of a trial that suggests its parameters, which are kept and not written.
+class _ParamRecorder(optuna_private.StorageProxy):
+    """The storage of a trial that suggests its parameters, which are collected and not written.
 
     Optuna writes one after the other, in a transaction each, and looks around in each of them:
     a hundred round trips to a server for twenty parameters, under the study's lock.
@@ -581,7 +549,7 @@ class _Suggested(StorageProxy):
     def set_trial_param(
         self, trial_id: int, name: str, value: float, distribution: BaseDistribution
     ) -> None:
-        """Keep a parameter."""
+        """Collect a parameter."""
         self.params[name] = StoredParam(value, distribution)
 
 
@@ -591,8 +559,8 @@ def draw_missing_params(
     """Suggest the parameters of a trial that has none yet, and work out its plan.
 
     Returns:
-        What is to be written: its parameters, and the attribute of its plan. A trial from the
-        queue may have both.
+        What to write: its parameters, and the attribute of its plan. A trial from the queue may
+        have both.
     """
     stored = trial.user_attrs.get(attrs.PLAN)
     if stored is not None:
@@ -600,8 +568,8 @@ def draw_missing_params(
             if space.params(TrialPlan.from_json(stored)) is None:
                 return {}, {}
     storage = trial.storage
-    suggested = _Suggested(storage)
-    trial.storage = cast(BaseStorage, suggested)
+    recorder = _ParamRecorder(storage)
+    trial.storage = cast(BaseStorage, recorder)
     try:
         params = {
             name: suggest(trial, name, distribution)
@@ -610,44 +578,36 @@ def draw_missing_params(
     finally:
         trial.storage = storage
     plan = {} if stored is not None else {attrs.PLAN: space.plan(params).to_json()}
-    return suggested.params, plan
+    return recorder.params, plan
 
 
 def make_retry(trial: FrozenTrial, counted: bool = True) -> FrozenTrial | None:
-    """Make the successor of a trial that is about to fail, or has.
+    """Make the successor of a trial that is about to fail, or has; ``None`` after too many losses.
 
-    It has the trial's parameters, plan and curve, and resumes from its checkpoint. Of a trial
-    that was lost before it had a plan, it has what the queue gave it, and draws the rest.
-
-    Args:
-        trial: The trial.
-        counted: Whether this is one of the ``MAX_RETRIES``; a stop that was asked for is not.
-
-    Returns:
-        The successor; ``None`` where the trial was lost too often.
+    It has the trial's parameters, plan and curve, and resumes from its checkpoint. If the trial
+    was lost before it had a plan, it has what the queue gave it, and draws the rest. It is
+    ``counted`` as one of the ``MAX_RETRIES``, unless a stop was requested.
     """
     # A trial that got further before it was lost is not what its workers die of.
     further = (trial.last_step or 0) > trial.user_attrs.get(attrs.RESUMED, 0)
-    before = 0 if further else trial.user_attrs.get(attrs.LOST_ATTEMPTS, 0)
-    lost = before + int(counted)
+    lost = (0 if further else trial.user_attrs.get(attrs.LOST_ATTEMPTS, 0)) + int(counted)
     if lost > MAX_RETRIES:
         return None
     planned = attrs.PLAN in trial.user_attrs
     attributes = {
         key: value
         for key, value in trial.user_attrs.items()
-        # Without a plan it is drawn anew, in the stage of then.
+        # Without a plan it is drawn again, in the stage of then.
         if key in _INHERITED and (planned or key != attrs.STAGE)
     }
     attributes[attrs.RETRIES] = [*attrs.earlier_attempts(trial), trial.number]
     attributes[attrs.LOST_ATTEMPTS] = lost
     attributes[attrs.RESUMED] = trial.last_step or 0
-    system = {key: value for key, value in trial.system_attrs.items() if key == "fixed_params"}
     return create_trial(
         state=TrialState.WAITING,
         params=trial.params if planned else {},
         distributions=trial.distributions if planned else {},
         user_attrs=attributes,
-        system_attrs=system,
+        system_attrs={k: v for k, v in trial.system_attrs.items() if k == "fixed_params"},
         intermediate_values=trial.intermediate_values,
     )

@@ -1,4 +1,4 @@
-"""In which precision the trials of a study train: found out once, and remembered."""
+"""The precision in which the trials of a study train: chosen once, and stored."""
 
 from __future__ import annotations
 
@@ -38,63 +38,61 @@ if TYPE_CHECKING:
     from autotune.study.trial.context import WorkerContext
 
 logger = logging.getLogger(__name__)
-
-#: Pixels that go through the network at a time where precisions are compared: eight images of
-#: 224 x 224, which take a CPU core a second or two.
+#: Pixels of the batch with which precisions are compared: eight images of 224 x 224, which take a
+#: CPU core a second or two; and the smallest batch.
 _PIXELS = 8 * 224**2
-_FEWEST = 4
+_MIN_IMAGES = 4
 
 
-def choose_precision(ctx: WorkerContext, material: BackboneResources) -> AmpPolicy:
+def choose_precision(ctx: WorkerContext, resources: BackboneResources) -> AmpPolicy:
     """Return the precision in which a backbone trains on the device of a worker.
 
-    With ``training.amp: auto`` a GPU takes half precision: bf16 where it has it in hardware, else
+    With ``training.amp: auto`` a GPU takes half precision: bf16 if its hardware has it, else
     fp16. On a CPU the first worker compares the precisions, once for all studies of the machine.
-    The study remembers the outcome, so that all trials of a backbone on such devices, and their
-    reruns, compute alike. What stays in float32 on a GPU is computed in TF32 from here on.
-
-    Args:
-        ctx: What the worker has at hand.
-        material: The backbone and its images.
+    The study stores the result, so that all trials of a backbone on such devices compute alike.
+    What stays in float32 on a GPU is computed in TF32 from here on.
     """
-    mode, device = ctx.config.training.amp, ctx.device
-    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    if device.type == "cuda":
-        single = _agreed(ctx, attrs.FLOAT32, (kind,), lambda: FLOAT32_PRECISION)
-        set_float32_precision(device, single)
+    mode, device = ctx.config.training.precision, ctx.device
+    is_gpu = device.type == "cuda"
+    kind = torch.cuda.get_device_name(device) if is_gpu else device.type
+    if is_gpu:
+        precision = _stored_or(ctx, attrs.FLOAT32, (kind,), lambda: FLOAT32_PRECISION)
+        set_float32_precision(device, precision)
     if mode != "auto":
         return AmpPolicy.from_mode(mode, device)
 
-    def find() -> str:
-        # Steps of a few images on a GPU would be a matter of launching kernels, of which autocast
-        # adds some: half precision would look slow that is several times as fast in a batch.
-        return half_precision_for(device) if device.type == "cuda" else _found(ctx, material, kind)
+    def choose() -> str:
+        # Steps of a few images on a GPU would measure the launch of kernels, of which autocast
+        # adds some: half precision would look slow although it is several times as fast.
+        return half_precision_for(device) if is_gpu else _fastest(ctx, resources, kind)
 
-    known = _agreed(ctx, attrs.PRECISION, (material.backbone.name, kind), find)
-    return AmpPolicy.from_mode(known, device)
+    mode = _stored_or(ctx, attrs.PRECISION, (resources.backbone.name, kind), choose)
+    return AmpPolicy.from_mode(mode, device)
 
 
-def _agreed(ctx: WorkerContext, name: str, keys: tuple[str, ...], find: Callable[[], str]) -> str:
-    """Return what a study remembers under some keys of an attribute, or what is found first."""
+def _stored_or(
+    ctx: WorkerContext, name: str, keys: tuple[str, ...], choose: Callable[[], str]
+) -> str:
+    """Return the value below some keys of a study's attribute; choose and store it if missing."""
     study = ctx.handle.study
-    known = _below(study.user_attrs.get(name, {}), keys)
-    if known is not None:
-        return known
-    found = find()
+    value = _get(study.user_attrs.get(name, {}), keys)
+    if value is not None:
+        return value
+    chosen = choose()
     with study_lock(ctx.handle.storage, ctx.handle.url, ctx.handle.name):
-        remembered = study.user_attrs.get(name, {})
-        known = _below(remembered, keys)
-        if known is not None:  # another worker was first
-            return known
-        inner = remembered
+        stored = study.user_attrs.get(name, {})
+        value = _get(stored, keys)
+        if value is not None:  # another worker was first
+            return value
+        inner = stored
         for key in keys[:-1]:
             inner = inner.setdefault(key, {})
-        inner[keys[-1]] = found
-        study.set_user_attr(name, remembered)
-    return found
+        inner[keys[-1]] = chosen
+        study.set_user_attr(name, stored)
+    return chosen
 
 
-def _below(values: dict[str, Any], keys: tuple[str, ...]) -> str | None:
+def _get(values: dict[str, Any], keys: tuple[str, ...]) -> str | None:
     for key in keys[:-1]:
         values = values.get(key, {})
     value = values.get(keys[-1])
@@ -102,92 +100,76 @@ def _below(values: dict[str, Any], keys: tuple[str, ...]) -> str | None:
 
 
 def keep_in_float32(
-    network: Network, ctx: WorkerContext, material: BackboneResources, autocast: AmpPolicy
+    network: Network, ctx: WorkerContext, resources: BackboneResources, amp: AmpPolicy
 ) -> AmpPolicy:
-    """Leave in float32 what half precision gets wrong on this machine, see training/half.py.
+    """Keep in float32 what half precision computes wrongly on this machine.
 
-    Each convolution and matrix product is compared once for all studies of the machine.
-
-    Args:
-        network: A network of the backbone, on its device.
-        ctx: What the worker has at hand.
-        material: The backbone and its images.
-        autocast: The precision in which it is to train.
+    See :mod:`autotune.training.compute.half_products`. Each convolution and matrix product is
+    compared once for all studies of the machine.
 
     Returns:
-        The precision in which it can train.
+        The precision in which the network can train.
     """
-    size = material.task.spec.size
-    return keep_inaccurate_fp32(
-        network, (3, size, size), autocast, lambda operation: _is_wrong(operation, ctx)
-    )
+    size = resources.data.spec.size
+
+    def is_wrong(operation: Operation) -> bool:
+        id_, known = operation_id(operation), ctx.wrong_in_half
+        if id_ not in known:
+            what = "comparisons of precisions"
+            wrong = _cached(ctx, f"half/{id_}", "wrong", what, lambda: is_inaccurate(operation))
+            known[id_] = bool(wrong)
+        return known[id_]
+
+    return keep_inaccurate_fp32(network, (3, size, size), amp, is_wrong)
 
 
-def _is_wrong(operation: Operation, ctx: WorkerContext) -> bool:
-    """Compare an operation with float32, or take what was found on this machine before."""
-    identity = operation_id(operation)
-    if identity not in ctx.wrong:
-        key, what = f"half/{identity}", "comparisons of precisions"
-        wrong = _kept(ctx, key, "wrong", what, lambda: is_inaccurate(operation))
-        ctx.wrong[identity] = bool(wrong)
-    return ctx.wrong[identity]
-
-
-def _found(ctx: WorkerContext, material: BackboneResources, kind: str) -> str:
-    """Compare the precisions, or take what was found on this machine before."""
-    backbone, size = material.backbone, material.task.spec.size
+def _fastest(ctx: WorkerContext, resources: BackboneResources, kind: str) -> str:
+    """Return the fastest precision on this machine, which is timed once."""
+    backbone, size = resources.backbone, resources.data.spec.size
     depth = min(ctx.space.deepest, len(list_layers(backbone.fresh())))
-    count = min(ctx.config.training.batch_size, max(_FEWEST, _PIXELS // size**2))
+    count = min(ctx.config.training.batch_size, max(_MIN_IMAGES, _PIXELS // size**2))
     shape = (max(2, count), 3, size, size)
     identity = (socket.gethostname(), kind, torch.__version__, backbone.name, depth, shape)
 
-    def find() -> str:
-        found = _compare(ctx, material, depth, shape)
-        logger.info("%s trains in precision %s on %s", backbone.name, found, kind)
-        return found
+    def time_precisions() -> str:
+        precision = _compare(ctx, resources, depth, shape)
+        logger.info("%s trains in precision %s on %s", backbone.name, precision, kind)
+        return precision
 
-    key = hashlib.blake2b(repr(identity).encode(), digest_size=16).hexdigest()
-    return str(_kept(ctx, f"precision/{key}", "precision", "timings of precisions", find))
+    key = f"precision/{hashlib.blake2b(repr(identity).encode(), digest_size=16).hexdigest()}"
+    return str(_cached(ctx, key, "precision", "timings of precisions", time_precisions))
 
 
-def _kept(
-    ctx: WorkerContext, key: str, name: str, what: str, find: Callable[[], str | bool]
+def _cached(
+    ctx: WorkerContext, key: str, name: str, what: str, compute: Callable[[], str | bool]
 ) -> str | bool:
-    """Return what is kept in the cache of the machine, or find it and keep it.
-
-    Args:
-        ctx: What the worker has at hand.
-        key: Key of the entry.
-        name: What it is called in the record of the entry.
-        what: What is kept, for messages.
-        find: Finds it.
-    """
-    shelf = ArrayCache(ctx.handle.files.cache, ctx.config.cache.disk_bytes)
+    """Return a value from the record of a cache entry; compute and cache it if it is missing."""
+    cache = ArrayCache(ctx.handle.files.cache, ctx.config.cache.disk_bytes)
 
     def make(_writer: EntryWriter) -> dict[str, str | bool]:
-        return {name: find()}
+        return {name: compute()}
 
     try:
-        entry = shelf.get_or_create(key, make, 0, what)
-    except InsufficientSpaceError:  # the next worker finds it again
-        return find()
+        entry = cache.get_or_create(key, make, 0, what)
+    except InsufficientSpaceError:  # the next worker computes it again
+        return compute()
     value: str | bool = entry.record[name]
     return value
 
 
 def _compare(
-    ctx: WorkerContext, material: BackboneResources, depth: int, shape: tuple[int, int, int, int]
+    ctx: WorkerContext, resources: BackboneResources, depth: int, shape: tuple[int, int, int, int]
 ) -> str:
     """Time the deepest plan of the study without changes of shape."""
-    backbone, device = material.backbone, ctx.device
+    backbone, device = resources.backbone, ctx.device
     plan = TrialPlan(backbone.name, depth, (LayerPlan(),) * depth)
-    network = build_network(backbone, plan, len(material.task.classes), seed=0)
+    network = build_network(backbone, plan, len(resources.data.classes), seed=0)
     network.to(device).to(memory_format=torch.channels_last)
 
-    def of_images(count: int) -> str:
+    def compare(count: int) -> str:
         images = torch.randn((count, *shape[1:]), generator=torch.Generator().manual_seed(0))
         with torch.random.fork_rng([]):
             torch.manual_seed(0)
             return fastest_precision(network, to_channels_last(images.to(device)))
 
-    return oom.with_oom_backoff(of_images, shape[0], device)
+    return oom.with_oom_backoff(compare, shape[0], device)

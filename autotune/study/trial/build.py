@@ -1,11 +1,12 @@
-"""What a trial trains: a network, or one a fold.
+"""What a trial trains: a network, or one for every fold.
 
-plan -> network -> precision -> training, on images or on features of them
+plan -> network -> precision -> trainer, on images or on their features
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -23,6 +24,8 @@ from autotune.training.trainer import Normalizer, Trainer
 #: Training images on which `inherit: data` measures how active channels are.
 ACTIVITY_IMAGES = 64
 
+AnyTrainer = Trainer | CrossValidationTrainer
+
 
 def build_trial(
     plan: TrialPlan,
@@ -30,30 +33,32 @@ def build_trial(
     stopped: Callable[[], bool] = lambda: False,
     micro_batch_size: int | None = None,
     seed: int | None = None,
-) -> Trainer | CrossValidationTrainer:
-    """Build what a trial trains: one network, or one for every fold; see build_trainer."""
-    material = ctx.resources.of(plan.backbone)
-    cut = material.task.folds
-    if not cut:
-        return build_trainer(plan, ctx, stopped, micro_batch_size=micro_batch_size, seed=seed)
-    folds = CrossValidationTrainer(
-        (
-            build_trainer(
-                plan, ctx, stopped, micro_batch_size=micro_batch_size, fold=one, seed=seed
-            )
-            for one in range(len(cut))
-        ),
-        [torch.from_numpy(one.train) for one in cut],
-        [torch.from_numpy(one.validation) for one in cut],
+) -> AnyTrainer:
+    """Build the trainer of a trial, which is one for every fold if there are folds.
+
+    The arguments are those of :func:`build_trainer`.
+    """
+    resources = ctx.resources.get(plan.backbone)
+    folds = resources.data.folds
+    build = partial(
+        build_trainer, plan, ctx, stopped, micro_batch_size=micro_batch_size, seed=seed
     )
-    folds.unsplit_reason = use_features(folds, plan, material, ctx)
-    return folds
+    if not folds:
+        return build()
+    trainer = CrossValidationTrainer(
+        (build(fold=fold) for fold in range(len(folds))),
+        [torch.from_numpy(fold.train) for fold in folds],
+        [torch.from_numpy(fold.validation) for fold in folds],
+    )
+    trainer.unsplit_reason = use_features(trainer, plan, resources, ctx)
+    return trainer
 
 
 def build_trainer(
     plan: TrialPlan,
     ctx: WorkerContext,
     stopped: Callable[[], bool] = lambda: False,
+    *,
     refit: Views | None = None,
     micro_batch_size: int | None = None,
     fold: int | None = None,
@@ -61,44 +66,44 @@ def build_trainer(
 ) -> Trainer:
     """Build the network of a plan and everything that trains it.
 
-    All trials of a study share one training seed: they differ by their plans, not by luck with
+    All trials of a study share one training seed, so that they differ by their plans and not by
     the order of the batches.
 
     Args:
         plan: The plan.
-        ctx: What the worker has at hand.
-        stopped: Asked after every batch; true interrupts the training.
-        refit: Images to train on in place of the study's training part, without validation.
+        ctx: The worker's context.
+        stopped: Called after every batch; true interrupts the training.
+        refit: Images to train on instead of the training split, without validation.
         micro_batch_size: Images that go through the network at a time, see :class:`Trainer`.
-        fold: Which fold, in a study with folds: it has a seed of its own for all but the weights
-            that training starts from.
-        seed: Another training seed than the study's: other initial weights, order of the images
-            and dropout. The views stay those of the study, so that its features serve.
+        fold: Number of the fold, in a study with folds. It changes the seed of everything but the
+            initial weights.
+        seed: Training seed; by default the study's. It decides the initial weights, the order of
+            the images and dropout, but not the views, whose cached features are reused.
     """
     seed = ctx.config.search.seed if seed is None else seed
-    material = ctx.resources.of(plan.backbone)
-    train: Batches = material.train if refit is None else refit
-    validation: Batches | None = material.validation if refit is None else None
-    assert refit is not None or fold is not None or not material.task.folds, "which fold?"
+    resources = ctx.resources.get(plan.backbone)
+    train: Batches = resources.train if refit is None else refit
+    validation: Batches | None = resources.validation if refit is None else None
+    assert refit is not None or fold is not None or not resources.data.folds, "which fold?"
     if fold is not None:
-        cut = material.task.folds[fold]
-        train = SubsetBatches(material.train, torch.from_numpy(cut.train))
-        validation = SubsetBatches(material.validation, torch.from_numpy(cut.validation))
-    data_config = material.backbone.data_config
-    to_cpu = Normalizer.from_config(data_config, torch.device("cpu"))
-    autocast = choose_precision(ctx, material)
+        indices = resources.data.folds[fold]
+        train = SubsetBatches(resources.train, torch.from_numpy(indices.train))
+        validation = SubsetBatches(resources.validation, torch.from_numpy(indices.validation))
+    data_config, cpu = resources.backbone.data_config, torch.device("cpu")
+    to_cpu = Normalizer.from_config(data_config, cpu)
+    amp = choose_precision(ctx, resources)
     network = build_network(
-        material.backbone,
+        resources.backbone,
         plan,
-        len(material.task.classes),
+        len(resources.data.classes),
         seed,
         lambda: next(sample_batches(train, ACTIVITY_IMAGES, to_cpu, seed)),
     )
     if ctx.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(ctx.device)
     network.to(ctx.device).to(memory_format=torch.channels_last)  # see to_channels_last
-    autocast = keep_in_float32(network, ctx, material, autocast)
-    training = Trainer(
+    amp = keep_in_float32(network, ctx, resources, amp)
+    trainer = Trainer(
         network,
         plan.policy,
         ctx.config.training,
@@ -109,9 +114,9 @@ def build_trainer(
         stopped,
         ctx.loader_workers,
         micro_batch_size,
-        autocast,
+        amp,
         cuda_graphs=ctx.config.cache.cuda_graphs != "off",
     )
     if refit is None and fold is None:
-        training.unsplit_reason = use_features(training, plan, material, ctx)
-    return training
+        trainer.unsplit_reason = use_features(trainer, plan, resources, ctx)
+    return trainer

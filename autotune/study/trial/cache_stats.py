@@ -1,10 +1,10 @@
-"""What a worker computes for the shelf, counted: how much of a study was not computed again."""
+"""Counts what a worker computes for the cache: the rest of a study was reused."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from autotune.data.cache.array_cache import ArrayCache
@@ -17,10 +17,10 @@ class CacheStats:
     """Counts since a worker started.
 
     Args:
-        computed: Images whose features it computed. What is computed on the way counts once: a
-            cut's features come from those of the root.
-        seconds: What that took, reading and changing the images included.
-        refused: How often there was no room to keep features.
+        computed: Images whose features were computed. Features of a root from which those of a
+            cut are computed do not count a second time.
+        seconds: Time of that, with reading and augmenting the images.
+        refused: How often there was no space for features.
     """
 
     computed: int = 0
@@ -29,10 +29,10 @@ class CacheStats:
 
     def copy(self) -> CacheStats:
         """Return the counts as they are now."""
-        return CacheStats(self.computed, self.seconds, self.refused)
+        return replace(self)
 
     def since(self, before: CacheStats) -> CacheStats:
-        """Return what has been counted after an earlier copy."""
+        """Return what was counted after an earlier copy."""
         return CacheStats(
             self.computed - before.computed,
             self.seconds - before.seconds,
@@ -42,14 +42,10 @@ class CacheStats:
 
 @dataclass(frozen=True)
 class CountingArrayCache(ArrayCache):
-    """A shelf that counts the features made for it.
-
-    Args:
-        tally: Where they are counted.
-    """
+    """An array cache that counts the features computed for it."""
 
     stats: CacheStats = field(default_factory=CacheStats)
-    _making: list[str] = field(default_factory=list)  # an entry may need another one
+    _computing: list[str] = field(default_factory=list)  # one entry may need another
 
     def get_or_create(
         self,
@@ -58,24 +54,24 @@ class CountingArrayCache(ArrayCache):
         needed_bytes: int,
         noun: str = "arrays",
     ) -> Entry:
-        """Open an entry, see :meth:`ArrayCache.get_or_create`."""
-        made: list[float] = []
+        """Return an entry, see :meth:`ArrayCache.get_or_create`."""
+        seconds: list[float] = []
 
         def timed(writer: EntryWriter) -> dict[str, Any]:
-            self._making.append(key)
+            self._computing.append(key)
             start = time.perf_counter()
             try:
                 return make(writer)
             finally:
-                made.append(time.perf_counter() - start)
-                self._making.pop()
+                seconds.append(time.perf_counter() - start)
+                self._computing.pop()
 
         try:
             entry = super().get_or_create(key, timed, needed_bytes, noun)
         except DiskFullError:
             self.stats.refused += 1
             raise
-        if made and not self._making:
+        if seconds and not self._computing:
             self.stats.computed += len(entry.array("0"))
-            self.stats.seconds += made[0]
+            self.stats.seconds += seconds[0]
         return entry

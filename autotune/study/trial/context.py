@@ -1,4 +1,4 @@
-"""What a worker has at hand for all of its trials."""
+"""What a worker needs for all of its trials."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from autotune.study.trial.cache_stats import CacheStats
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """What a worker has at hand for all of its trials.
+    """What a worker needs for all of its trials.
 
     Args:
         handle: The study.
         config: Its configuration.
         space: Its static space.
-        materials: Backbones and images.
+        resources: Backbones and images.
         device: Where networks train.
         loader_workers: Processes that prepare images which do not fit into memory.
-        roots: Of the backbones that were met, the cuts from which features are computed.
-        tally: What the worker has computed to be kept.
-        wrong: Of the operations that were met, whether half precision gets them wrong here.
+        root_splits: Per backbone, the split whose features those of all other splits come from.
+        stats: What the worker has computed for the cache.
+        wrong_in_half: Per operation, whether this machine computes it wrongly in half precision.
     """
 
     handle: OpenStudy
@@ -38,4 +38,4 @@ class WorkerContext:
     loader_workers: int
     root_splits: dict[str, PrefixSplit | None] = field(default_factory=dict)
     stats: CacheStats = field(default_factory=CacheStats)
-    wrong: dict[str, bool] = field(default_factory=dict)
+    wrong_in_half: dict[str, bool] = field(default_factory=dict)

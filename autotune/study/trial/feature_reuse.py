@@ -1,4 +1,4 @@
-"""Whether a trial's network is split, and from which cut its features are computed."""
+"""Whether the network of a trial is split, and from which cut its features are computed."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from math import prod
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from autotune.config.schema import ONLINE
 from autotune.errors import SplitError
 from autotune.models.layers import list_layers
-from autotune.models.network import build_network
+from autotune.models.network import Network, build_network
 from autotune.models.prefix.split import PrefixSplit, split_network
 from autotune.plan import LayerPlan, TrialPlan
 from autotune.study.trial.amp_choice import keep_in_float32
@@ -30,93 +29,84 @@ logger = logging.getLogger(__name__)
 
 #: Images from which a split learns what crosses it.
 _IMAGES = 2
-#: A root whose features take more than so many times the bytes of its images is not worth its
-#: space. ViT-B takes 2.01 times as much, ResNet-50 before its last stage 2.7.
+#: Largest size of the features of a root, as a multiple of the bytes of its images; a larger root
+#: is not worth its space. ViT-B has 2.01, ResNet-50 before its last stage 2.7.
 _LARGEST_ROOT = 4.0
 
 
 def use_features(
-    whole: Trainer | CrossValidationTrainer,
+    training: Trainer | CrossValidationTrainer,
     plan: TrialPlan,
-    material: BackboneResources,
+    resources: BackboneResources,
     ctx: WorkerContext,
 ) -> str:
-    """Have a training go on from features that are kept, where its network can be split.
+    """Let a training start from cached features if its network can be split.
 
-    Mixed images (mixup, CutMix) are other images in every step: their features cannot be kept.
-    Folds share theirs: those of all images are computed together.
-
-    Args:
-        whole: The training, or those of all folds; before its first epoch.
-        plan: Its plan.
-        material: Backbone and images.
-        ctx: What the worker has at hand.
+    Mixed images (mixup, CutMix) differ in every step, so their features are not cached. Folds
+    share the features of all images, which are computed together.
 
     Returns:
-        Why its backbone cannot be split, or an empty string.
+        Why the backbone cannot be split, or an empty string.
     """
-    training = trainers_of(whole)[0]
-    if ctx.config.cache.features == "off" or training.mixing is not None:
+    trainer = trainers_of(training)[0]
+    if ctx.config.cache.features == "off" or trainer.mixing is not None:
         return ""
     try:
-        with training.amp.autocast():  # the types of what crosses are those of the training
-            found = split_network(training.network, _images(training))
+        split = _split(trainer, trainer.network)
     except SplitError as error:
         if plan.backbone not in ctx.root_splits:
             logger.warning("%s trains whole: %s", plan.backbone, error)
             ctx.root_splits[plan.backbone] = None
         return str(error)
-    if found.is_trivial:
+    if split.is_trivial:
         return ""
     if plan.backbone not in ctx.root_splits:
-        ctx.root_splits[plan.backbone] = _root(training, plan, material, ctx)
-    files, limit = ctx.handle.files, ctx.config.cache.disk_bytes
+        ctx.root_splits[plan.backbone] = _find_root(trainer, plan, resources, ctx)
     cache = FeatureCache(
-        CountingArrayCache(files.cache, limit, ctx.stats),
-        material.backbone.weights_hash,
-        training.normalize,
-        training.amp,
+        CountingArrayCache(ctx.handle.files.cache, ctx.config.cache.disk_bytes, ctx.stats),
+        resources.backbone.weights_hash,
+        trainer.normalize,
+        trainer.amp,
         ctx.root_splits[plan.backbone],
         ctx.loader_workers,
-        # Of a trial that ran out of memory they stay on the disk.
-        on_device=training.micro_batch_size >= ctx.config.training.batch_size,
+        # Features of a trial that ran out of memory stay on the disk.
+        on_device=trainer.micro_batch_size >= ctx.config.training.batch_size,
     )
-    online, together = (
-        ctx.config.training.views == ONLINE,
-        isinstance(whole, CrossValidationTrainer),
-    )
-    whole.use_features(
-        found,
-        Features(cache, found, material.train, online, together),
-        Features(cache, found, material.validation, together=together),
+    is_online = ctx.config.training.num_views == ONLINE
+    together = isinstance(training, CrossValidationTrainer)
+    training.use_features(
+        split,
+        Features(cache, split, resources.train, is_online, together),
+        Features(cache, split, resources.validation, together=together),
     )
     return ""
 
 
-def _images(training: Trainer) -> Tensor:
-    """Return some training images as the network takes them."""
-    return next(sample_batches(training.raw_train, _IMAGES, training.normalize, seed=0))
+def _split(trainer: Trainer, network: Network) -> PrefixSplit:
+    images = next(sample_batches(trainer.raw_train, _IMAGES, trainer.normalize, seed=0))
+    with trainer.amp.autocast():  # so that the types at the cut are those of the training
+        return split_network(network, images)
 
 
-def _root(
-    training: Trainer, plan: TrialPlan, material: BackboneResources, ctx: WorkerContext
+def _find_root(
+    trainer: Trainer, plan: TrialPlan, resources: BackboneResources, ctx: WorkerContext
 ) -> PrefixSplit | None:
-    """Cut the backbone as the deepest plan of the study does, or later where that is large."""
-    backbone, space = material.backbone, ctx.space
-    depth = min(space.deepest, len(list_layers(backbone.fresh())))
-    size = prod((3, material.task.spec.size, material.task.spec.size))
+    """Split the backbone as the deepest plan of the study does, or later if that is too large."""
+    backbone, size = resources.backbone, resources.data.spec.size
+    depth = min(ctx.space.deepest, len(list_layers(backbone.fresh())))
     while depth > 0:
         unchanged = TrialPlan(plan.backbone, depth, (LayerPlan(),) * depth)
-        network = build_network(backbone, unchanged, training.network.head.classes, seed=0)
-        network.to(training.device).to(memory_format=torch.channels_last)
-        keep_in_float32(network, ctx, material, training.amp)
+        network = build_network(backbone, unchanged, trainer.network.head.classes, seed=0)
+        network.to(trainer.device).to(memory_format=torch.channels_last)
+        keep_in_float32(network, ctx, resources, trainer.amp)
         try:
-            with training.amp.autocast():
-                found = split_network(network, _images(training))
+            split = _split(trainer, network)
         except SplitError as error:
             logger.info("%s has no root at depth %d: %s", plan.backbone, depth, error)
         else:
-            if not found.is_trivial and bytes_per_image(found) <= _LARGEST_ROOT * size:
-                return found
-        depth = depth * 3 // 4  # of a deep space, few are tried
+            if not split.is_trivial and bytes_per_image(split) <= _LARGEST_ROOT * prod(
+                (3, size, size)
+            ):
+                return split
+        depth = depth * 3 // 4  # tries few depths of a deep space
     return None

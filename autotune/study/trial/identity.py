@@ -1,6 +1,6 @@
-"""Whose a file is: what tells the checkpoint of a trial from all others that had its name.
+"""The identity of a checkpoint: it belongs to one trial of one study.
 
-Files outlive studies. A study that is deleted and made anew has trials of the same numbers; a
+Files outlive studies. A study that is deleted and made again has trials of the same numbers; a
 study that is copied or restored has other ids, and its own files beside it.
 """
 
@@ -17,27 +17,21 @@ from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.training.checkpoint import Checkpoint
 
-#: What of a definition decides how a plan trains; the plan itself has the rest.
-_DECIDES = ("data", "training")
+#: Sections of a definition that change how a plan trains; the plan itself has the rest.
+_SECTIONS = ("data", "training")
 
 
 def checkpoint_for(handle: OpenStudy, config: StudyConfig, trial: FrozenTrial) -> Checkpoint:
-    """Return where a trial keeps its state.
-
-    Args:
-        handle: The study.
-        config: Its configuration.
-        trial: The trial, with its plan and the values that it and its earlier attempts reported.
-    """
+    """Return the checkpoint of a trial; it has the values that earlier attempts reported."""
     first = attrs.first_attempt(trial)
     plan = trial.user_attrs[attrs.PLAN]
     attributes = handle.study.user_attrs
-    definition = config.definition()
+    definition = config.stable_identity()
     identity = {
         "study": handle.uuid,
         "trial": first,
         "plan": digest(plan),
-        "definition": digest({key: definition[key] for key in _DECIDES}),
+        "definition": digest({section: definition[section] for section in _SECTIONS}),
         "images": attributes[attrs.DATASET]["fingerprint"],
         "weights": attributes[attrs.BACKBONES][plan["backbone"]]["weights_hash"],
         "seed": config.search.seed,

@@ -1,4 +1,4 @@
-"""The pictures that go with a trial as artifacts: curve, confusion matrix, worst images.
+"""The plots that are artifacts of a trial: learning curve, confusion matrix, worst images.
 
 Drawn with matplotlib's object interface, which needs no display and keeps no global state.
 """
@@ -21,22 +21,16 @@ from torch.nn.functional import cross_entropy
 from autotune.data.drawing import draw_text, draw_tile
 from autotune.text import one_line
 
-#: More classes than this get no names at the axes, and no counts in the cells.
+#: Most classes that get names at the axes and counts in the cells.
 NAMED_CLASSES = 25
-#: Images on the sheet of the worst, in rows of so many; sizes in pixels.
+#: Images on the sheet of the worst ones, and images in a row; below sizes in pixels.
 WORST, _COLUMNS = 16, 4
 _TILE, _GAP, _LINE, _EDGE, _TITLE = 144, 16, 17, 16, 44
 _PAPER, _INK, _RIGHT, _WRONG = "#ffffff", "#1c2733", "#2e6b34", "#b3261e"
 
 
 def draw_curve(folder: Path, values: Mapping[int, float], objective: str) -> Path:
-    """Draw the objective on the validation part against the epoch.
-
-    Args:
-        folder: Where the PNG goes.
-        values: Objective by epoch.
-        objective: Its name.
-    """
+    """Draw the objective on the validation split against the epoch."""
     figure = Figure(figsize=(5, 3.2), layout="constrained")
     axes = figure.add_subplot()
     epochs = sorted(values)
@@ -49,13 +43,7 @@ def draw_curve(folder: Path, values: Mapping[int, float], objective: str) -> Pat
 
 
 def draw_confusion(folder: Path, matrix: npt.NDArray[np.int64], classes: Sequence[str]) -> Path:
-    """Draw a confusion matrix, rows scaled to shares of the true class.
-
-    Args:
-        folder: Where the PNG goes.
-        matrix: ``(classes, classes)`` counts; rows are true, columns predicted.
-        classes: Names of the classes.
-    """
+    """Draw a confusion matrix; rows are true classes, scaled to their shares."""
     count = len(classes)
     side = min(9.0, 3.0 + 0.35 * count)
     figure = Figure(figsize=(side, side), layout="constrained")
@@ -76,16 +64,8 @@ def draw_confusion(folder: Path, matrix: npt.NDArray[np.int64], classes: Sequenc
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What a network made of an image.
-
-    Args:
-        position: Of the image among those that were judged.
-        label: Its class.
-        predicted: The most likely class.
-        share: Probability of the predicted class.
-        label_share: Probability of its own class.
-    """
+class Prediction:
+    """What a network predicts for an image: a class with its share, and that of the true class."""
 
     position: int
     label: int
@@ -94,21 +74,15 @@ class Judged:
     label_share: float
 
 
-def worst(logits: Tensor, labels: Tensor, count: int = WORST) -> list[Judged]:
-    """Choose the images with the highest loss, the worst one first.
-
-    Args:
-        logits: ``(N, classes)``.
-        labels: ``(N,)``.
-        count: How many, if there are so many.
-    """
+def worst(logits: Tensor, labels: Tensor, count: int = WORST) -> list[Prediction]:
+    """Choose the images with the highest loss, the worst one first."""
     # In single precision: of 50,000 images and 1,000 classes, double takes 0.4 GB and a second.
     losses = cross_entropy(logits, labels.to(logits.device), reduction="none")
     order = losses.argsort(descending=True, stable=True)[:count]
     shares = logits[order].double().softmax(dim=1).cpu()
     predicted = shares.argmax(dim=1)
     return [
-        Judged(
+        Prediction(
             position,
             int(labels[position]),
             int(predicted[row]),
@@ -121,33 +95,35 @@ def worst(logits: Tensor, labels: Tensor, count: int = WORST) -> list[Judged]:
 
 def draw_worst(
     folder: Path,
-    judged: Sequence[tuple[Judged, Tensor]],
+    images: Sequence[tuple[Prediction, Tensor]],
     classes: Sequence[str],
 ) -> Path:
-    """Draw the worst-classified images as the network saw them, with what it took them for.
+    """Draw the worst-classified images as the network saw them, with what it predicted.
 
-    Args:
-        folder: Where the picture goes: a JPEG, a tenth of the size of a PNG of photos.
-        judged: The images, each with its view ``(3, H, W)``, uint8.
-        classes: Names of the classes.
+    Each comes with its view ``(3, H, W)``, uint8. A JPEG has a tenth of the size of a PNG.
     """
-    rows = -(-len(judged) // _COLUMNS)
+    rows = -(-len(images) // _COLUMNS)
     wide, high = _TILE + _GAP, _TILE + 2 * _LINE + _GAP
     width = 2 * _EDGE + _COLUMNS * wide - _GAP
     sheet = Image.new("RGB", (width, _TITLE + rows * high), _PAPER)
     pen = ImageDraw.Draw(sheet)
-    title = "highest loss first; black: its class, red: what it was taken for"
+    title = "highest loss first; black: its class, red: the prediction"
     draw_text(pen, (_EDGE, _EDGE), title, 14, _INK, width - 2 * _EDGE)
-    for number, (one, view) in enumerate(judged):
+    for number, (image, view) in enumerate(images):
         left, top = _EDGE + number % _COLUMNS * wide, _TITLE + number // _COLUMNS * high
         sheet.paste(draw_tile(view, _TILE), (left, top))
         place, below = (left, top + _TILE + 1), (left, top + _TILE + 1 + _LINE)
         draw_text(
-            pen, place, f"{_percent(one.label_share)} for {classes[one.label]}", 13, _INK, _TILE
+            pen,
+            place,
+            f"{_percent(image.label_share)} for {classes[image.label]}",
+            13,
+            _INK,
+            _TILE,
         )
-        right = one.predicted == one.label
-        said = "right" if right else f"{_percent(one.share)} for {classes[one.predicted]}"
-        draw_text(pen, below, said, 13, _RIGHT if right else _WRONG, _TILE)
+        right = image.predicted == image.label
+        text = "right" if right else f"{_percent(image.share)} for {classes[image.predicted]}"
+        draw_text(pen, below, text, 13, _RIGHT if right else _WRONG, _TILE)
     path = folder / "worst_images.jpg"
     sheet.save(path, quality=85, subsampling=0)
     return path

@@ -1,33 +1,29 @@
-"""A plan trained for good: on training and validation images, the way a final fit trains.
+"""A plan refitted on training and validation images.
 
-What differs from a trial: what is judged is an average of the weights over the last steps, and the
-images may be augmented anew in every epoch. Both are the same for the best plan and the baseline.
+Two things differ from a trial: the model is an average of the weights over the last steps, and
+every epoch may augment the images again. Both are the same for the best plan and the baseline.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
 
-from autotune.config.schema import AUTO, ONLINE, FitConfig, StudyConfig
+from autotune.config.schema import AUTO, ONLINE, RefitConfig, StudyConfig
 from autotune.data.views.study_data import StudyData
 from autotune.data.views.views import Views
 from autotune.plan import TrialPlan
 from autotune.study.trial.build import build_trainer
 from autotune.study.trial.context import WorkerContext
-from autotune.study.trial.retrain import TrainingProgress, with_oom_backoff
+from autotune.study.trial.retrain import EpochCallback, TrainingProgress, with_oom_backoff
 from autotune.training.trainer import Trainer, num_batches
 
-#: ``fit.ema: auto`` averages over this share of the steps in which the trainable layers train.
+#: Share of the steps in which the trainable layers train that ``refit.ema: auto`` averages over.
 AVERAGED = 0.05
-
-#: Told of an epoch.
-EpochCallback = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -36,9 +32,9 @@ class TrainingSummary:
 
     Args:
         images: Training images.
-        views: ``online``, or how many views each image has; 1 is no augmentation.
+        views: ``online``, or the views of each image; 1 is no augmentation.
         epochs: Epochs.
-        ema: Decay of the average of the weights, ``None`` where there is none.
+        ema: Decay of the average of the weights, ``None`` if there is none.
         micro_batch_size: Images that went through the network at a time.
         seconds: Wall time.
     """
@@ -51,25 +47,20 @@ class TrainingSummary:
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as plain JSON values."""
-        names = {"micro_batch_size": "part"}  # as it has been stored from the first
-        return {names.get(name, name): value for name, value in asdict(self).items()}
+        """Return plain JSON values, under the names of the first release."""
+        values = asdict(self)
+        return {"part" if name == "micro_batch_size" else name: values[name] for name in values}
 
 
 @dataclass(frozen=True)
 class Refit:
-    """A plan that is trained.
-
-    Args:
-        training: Its training, at its end.
-        summary: How it was trained.
-    """
+    """A refitted plan: its trainer after the last epoch, and how it was trained."""
 
     training: Trainer
     summary: TrainingSummary
 
     def predict(self, views: Views) -> tuple[Tensor, Tensor]:
-        """Return logits and labels on the CPU, in parts that fit into memory."""
+        """Return logits and labels on the CPU, in micro-batches that fit into memory."""
 
         def predict(micro_batch_size: int) -> tuple[Tensor, Tensor]:
             self.training.micro_batch_size = micro_batch_size
@@ -79,42 +70,37 @@ class Refit:
         return with_oom_backoff(predict, self.training.micro_batch_size, self.training.device)
 
 
-def refit_views(task: StudyData, config: StudyConfig, fit: FitConfig, memory_bytes: int) -> Views:
-    """Return training and validation images as a final fit sees them.
-
-    Args:
-        task: The images.
-        config: The study's configuration.
-        fit: How a final fit trains.
-        memory_bytes: Most memory that kept views may take; new ones are not kept.
-    """
+def refit_views(
+    data: StudyData, config: StudyConfig, fit: RefitConfig, memory_bytes: int
+) -> Views:
+    """Return the training and validation images for a refit; online views are not cached."""
     training = config.training
-    online = _is_online(config, fit)
-    count = training.epochs if online else training.view_count
-    left = 0 if online else memory_bytes
-    return task.train_validation_views(training.augment, count, config.search.seed, left)
+    is_online = _is_online(config, fit)
+    count = training.epochs if is_online else training.view_count
+    limit = 0 if is_online else memory_bytes
+    return data.train_validation_views(training.augment, count, config.search.seed, limit)
 
 
 def refit(
     plan: TrialPlan,
     ctx: WorkerContext,
     views: Views,
-    fit: FitConfig,
+    fit: RefitConfig,
     on_epoch: EpochCallback = lambda epoch: None,
     micro_batch_size: int | None = None,
 ) -> Refit:
-    """Train a plan on the images of a final fit.
+    """Train a plan on training and validation images.
 
-    Where a batch does not fit into the memory of the device, it goes through the network in
-    halves, quarters and so on, as that of a trial; the training goes on from its last epoch.
+    A batch that does not fit into memory is split as in a trial; the training resumes after its
+    last epoch.
 
     Args:
         plan: The plan.
-        ctx: What the study trains with.
-        views: What :func:`refit_views` returned.
-        fit: How a final fit trains.
+        ctx: The context of the study.
+        views: The result of :func:`refit_views`.
+        fit: The settings of the refit.
         on_epoch: Called after every epoch.
-        micro_batch_size: Images that go through the network at a time; by default the whole batch.
+        micro_batch_size: Images that go through the network at a time; by default the batch.
 
     Raises:
         DivergedError: When the training diverges.
@@ -122,45 +108,41 @@ def refit(
     """
     config = ctx.config
     ema = ema_decay(config, fit, plan, len(views))
-    changed = config.model_copy(
-        update={"training": config.training.model_copy(update={"ema": ema})}
-    )
-    ctx = dataclasses.replace(ctx, config=changed)
+    changed = {"training": config.training.model_copy(update={"ema": ema})}
+    ctx = dataclasses.replace(ctx, config=config.model_copy(update=changed))
     start = time.perf_counter()
+    progress = TrainingProgress()
 
-    reached = TrainingProgress()
-
-    def train(micro_batch_size: int) -> Trainer:
-        training = build_trainer(plan, ctx, refit=views, micro_batch_size=micro_batch_size)
-        for result in reached.go_on(training):
+    def train(size: int) -> Trainer:
+        trainer = build_trainer(plan, ctx, refit=views, micro_batch_size=size)
+        for result in progress.resume(trainer):
             on_epoch(result.epoch)
-        return training
+        return trainer
 
-    whole = config.training.batch_size
-    training = with_oom_backoff(
-        train, whole if micro_batch_size is None else micro_batch_size, ctx.device
-    )
+    batch_size = config.training.batch_size
+    size = batch_size if micro_batch_size is None else micro_batch_size
+    trainer = with_oom_backoff(train, size, ctx.device)
     summary = TrainingSummary(
         images=len(views),
         views=ONLINE if _is_online(config, fit) else views.views,
         epochs=config.training.epochs,
         ema=ema,
-        micro_batch_size=min(whole, training.micro_batch_size),
+        micro_batch_size=min(batch_size, trainer.micro_batch_size),
         seconds=round(time.perf_counter() - start, 3),
     )
-    return Refit(training, summary)
+    return Refit(trainer, summary)
 
 
-def ema_decay(config: StudyConfig, fit: FitConfig, plan: TrialPlan, images: int) -> float | None:
-    """Return the decay of the average of the weights, or ``None`` for none.
+def ema_decay(config: StudyConfig, fit: RefitConfig, plan: TrialPlan, images: int) -> float | None:
+    """Return the decay of the average of the weights, or ``None`` for no average.
 
-    By itself it is that of the study, or as long as suits the steps: too long an average would
-    hold what was learnt at a high learning rate.
+    ``auto`` takes that of the study, else one that suits the number of steps: too long an average
+    would hold what was learned at a high learning rate.
 
     Args:
         config: The study's configuration.
-        fit: How a final fit trains.
-        plan: The plan; epochs in which its head trains alone are not averaged over.
+        fit: The settings of the refit.
+        plan: The plan; epochs that train its head alone are not averaged over.
         images: Training images.
     """
     training = config.training
@@ -175,8 +157,8 @@ def ema_decay(config: StudyConfig, fit: FitConfig, plan: TrialPlan, images: int)
     return 1 - 1 / steps if steps >= 2 else None
 
 
-def _is_online(config: StudyConfig, fit: FitConfig) -> bool:
-    """Tell whether images are augmented anew in every epoch: not where they never are."""
-    return config.training.views == ONLINE or (
+def _is_online(config: StudyConfig, fit: RefitConfig) -> bool:
+    """Tell whether every epoch augments the images again; a study without views never does."""
+    return config.training.num_views == ONLINE or (
         fit.views == ONLINE and config.training.view_count > 1
     )

@@ -1,6 +1,6 @@
 """One trial: from its parameters to its value.
 
-plan -> network -> train, report, prune -> attributes and artifacts -> tell
+plan -> network -> train, report, prune -> attributes and artifacts -> value
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 from safetensors.torch import save_file
 
 from autotune import optuna_private
-from autotune.config.schema import ONLINE, StudyConfig
+from autotune.config.schema import ONLINE
 from autotune.data.cache.decoded_images import ImageStore
 from autotune.errors import DeviceBusyError, DivergedError, UserError, disk_full_as_user_error
 from autotune.models.network import Network
@@ -30,8 +30,8 @@ from autotune.storage.artifacts import add_artifact
 from autotune.study.devices import gpu_name
 from autotune.study.setup.resources import BackboneResources
 from autotune.study.state import attrs, oom
-from autotune.study.state import constraints as limits
-from autotune.study.trial.build import build_trial
+from autotune.study.state.constraints import set_constraints, violations
+from autotune.study.trial.build import AnyTrainer, build_trial
 from autotune.study.trial.cache_stats import CacheStats
 from autotune.study.trial.context import WorkerContext
 from autotune.study.trial.identity import checkpoint_for
@@ -40,7 +40,7 @@ from autotune.training.checkpoint import Checkpoint
 from autotune.training.compute.amp import float32_precision, is_kept_fp32
 from autotune.training.cost_profile import measure_costs
 from autotune.training.folds import CrossValidationTrainer, trainers_of
-from autotune.training.metrics import confusion
+from autotune.training.metrics import Metrics, confusion
 from autotune.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Outcome:
 
     Args:
         state: ``COMPLETE`` or ``PRUNED``.
-        value: Objective after the last epoch that was trained, ``None`` of an infeasible plan.
+        value: Objective after the last trained epoch; ``None`` for an infeasible plan.
         cost: The second objective, in a study of two.
     """
 
@@ -64,256 +64,259 @@ class Outcome:
 
     @property
     def values(self) -> list[float] | None:
-        """What the study is told: a value for each objective, of a complete trial alone."""
+        """A value for each objective if the trial is complete, else ``None``."""
         if self.state != TrialState.COMPLETE or self.value is None:
             return None
         return [self.value] if self.cost is None else [self.value, self.cost]
 
     @property
-    def word(self) -> str:
-        """The state in a word: ``complete``, ``pruned`` or ``infeasible``."""
+    def state_name(self) -> str:
+        """``complete``, ``pruned`` or ``infeasible``."""
         return attrs.INFEASIBLE if self.value is None else self.state.name.lower()
 
 
 def run_trial(
     trial: Trial, ctx: WorkerContext, stopped: Callable[[], bool], on_event: EventCallback
 ) -> Outcome:
-    """Train what a trial's plan says, and record what comes of it.
+    """Train the plan of a trial, and record the results.
 
-    Where a batch does not fit into the memory of the device, it goes through the network in
-    halves, quarters and so on, whose gradients add up; the trial goes on from its checkpoint. A
-    retry begins with the size that fitted, but for one that others on the device have forced. A
-    plan of which not even two images fit is infeasible, unless others hold the memory.
+    If a batch does not fit into the memory of the device, it is split into micro-batches of half
+    the size, a quarter and so on, whose gradients add up; the trial resumes from its checkpoint. A
+    retry starts with the size that fitted, unless other processes forced that size. A plan of
+    which not even two images fit is infeasible, unless other processes hold the memory.
 
     Args:
         trial: A claimed trial.
-        ctx: What the worker has at hand.
-        stopped: Asked after every batch.
-        on_event: Called with every epoch.
+        ctx: The worker's context.
+        stopped: Called after every batch; true interrupts the trial.
+        on_event: Called with the start and every epoch.
 
     Raises:
         PlanError: When the plan does not fit the backbone.
-        DivergedError: When the training does.
-        TrialInterruptedError: When a stop was asked for.
-        DeviceBusyError: When not even two images fit beside what others hold on the device.
+        DivergedError: When the training diverges.
+        TrialInterruptedError: When a stop was requested.
+        DeviceBusyError: When not even two images fit beside other processes on the device.
         UserError: When the baseline does not fit.
     """
-    whole = ctx.config.training.batch_size
-    micro_batch_size = int(trial.user_attrs.get(attrs.MICRO_BATCH, whole))
-    before_s = float(trial.user_attrs.get(attrs.SECONDS, 0.0))
+    batch_size = ctx.config.training.batch_size
+    earlier_s = float(trial.user_attrs.get(attrs.SECONDS, 0.0))
     start = time.perf_counter()
 
-    def remember(micro_batch_size: int, need: oom.MemoryShortage) -> None:
-        if not need.is_shared_device:  # else there may be more room the next time
+    def store_size(micro_batch_size: int, shortage: oom.MemoryShortage) -> None:
+        if not shortage.is_shared_device:  # else there may be more memory the next time
             trial.set_user_attr(attrs.MICRO_BATCH, micro_batch_size)
 
     try:
         return oom.with_oom_backoff(
-            lambda size: _run(trial, ctx, stopped, on_event, size),
-            micro_batch_size,
+            lambda size: _Run(trial, ctx, stopped, on_event).run(size),
+            int(trial.user_attrs.get(attrs.MICRO_BATCH, batch_size)),
             ctx.device,
             stopped=stopped,
-            on_halved=remember,
+            on_halved=store_size,
         )
     except oom.DoesNotFitError as error:
-        need = error.shortage
-        logger.warning("trial %d does not fit: %s", trial.number, need.describe())
-        if need.is_shared_device:
+        shortage = error.shortage
+        logger.warning("trial %d does not fit: %s", trial.number, shortage.describe())
+        if shortage.is_shared_device:
             raise DeviceBusyError(
-                f"others hold the memory of the device: {need.describe()}"
+                f"other processes are using the memory of the device: {shortage.describe()}"
             ) from error
         if trial.user_attrs.get(attrs.ROLE) == attrs.BASELINE:
-            trial.set_user_attr(attrs.MICRO_BATCH, whole)  # on a larger device
+            trial.set_user_attr(attrs.MICRO_BATCH, batch_size)  # for a larger device
             raise UserError(
-                "the baseline does not fit into memory: even with "
-                f"{oom.MIN_MICRO_BATCH} images at a time {need.describe()}; every trial is "
-                "compared with it, so take a smaller data.image_size, another backbone, or a "
-                "larger device"
+                f"the baseline does not fit into memory: even with {oom.MIN_MICRO_BATCH} images "
+                f"at a time {shortage.describe()}; every trial is compared with it, so take a "
+                "smaller data.image_size, another backbone, or a larger device"
             ) from error
-        trial.set_user_attr(attrs.SECONDS, round(before_s + time.perf_counter() - start, 3))
-        return _infeasible(trial, ctx, need)
+        seconds = earlier_s + time.perf_counter() - start
+        return _end_infeasible(trial, ctx, shortage, round(seconds, 3))
     except Exception as error:
-        traceback.clear_frames(error.__traceback__)  # they hold the network, and what is its
+        traceback.clear_frames(error.__traceback__)  # they hold the network and its tensors
         raise
     finally:
         oom.release_memory(ctx.device)
 
 
-def _infeasible(trial: Trial, ctx: WorkerContext, need: oom.MemoryShortage) -> Outcome:
-    """Record that a plan does not fit, for the samplers to keep away from there."""
+def _end_infeasible(
+    trial: Trial, ctx: WorkerContext, shortage: oom.MemoryShortage, seconds: float
+) -> Outcome:
+    """Record that a plan does not fit, so that the samplers avoid plans like it."""
     frozen = ctx.handle.study.get_trials(deepcopy=False)[trial.number]
-    trial.set_constraint(DEVICE_MEMORY, need.excess)
-    attributes = {
-        attrs.PEAK_MEMORY_MB: round(need.wanted_bytes / oom.MIB, 1),
-        attrs.REASON: f"{attrs.INFEASIBLE}: memory: {need.describe()}",
+    trial.set_constraint(DEVICE_MEMORY, shortage.excess)
+    record: dict[str, Any] = {
+        attrs.SECONDS: seconds,
+        attrs.PEAK_MEMORY_MB: round(shortage.wanted_bytes / oom.MIB, 1),
+        attrs.REASON: f"{attrs.INFEASIBLE}: memory: {shortage.describe()}",
         attrs.EPOCHS: frozen.last_step or 0,
     }
-    if need.device_bytes:
-        attributes[attrs.DEVICE_MEMORY_MB] = round(need.device_bytes / oom.MIB, 1)
-    _set_user_attrs(trial, ctx, attributes)
+    if shortage.device_bytes:
+        record[attrs.DEVICE_MEMORY_MB] = round(shortage.device_bytes / oom.MIB, 1)
+    _write_record(trial, ctx, record)
     checkpoint = ctx.handle.files.checkpoint(ctx.handle.name, attrs.first_attempt(frozen))
     checkpoint.unlink(missing_ok=True)
     return Outcome(TrialState.PRUNED, None)
 
 
-def _run(
-    trial: Trial,
-    ctx: WorkerContext,
-    stopped: Callable[[], bool],
-    on_event: EventCallback,
-    micro_batch_size: int,
-) -> Outcome:
-    start = time.perf_counter()
-    frozen = ctx.handle.study.get_trials(deepcopy=False)[trial.number]
-    earlier_s = float(frozen.user_attrs.get(attrs.SECONDS, 0.0))
-    before = ctx.stats.copy()
-    checkpoint = checkpoint_for(ctx.handle, ctx.config, frozen)
-    plan = attrs.trial_plan(frozen)
-    assert plan is not None, "a claimed trial has its plan"
-    words = plan.describe(named=len(ctx.space.backbones) > 1)
-    on_event({"event": "start", "trial": trial.number, "plan": words})
-    training = build_trial(plan, ctx, stopped, micro_batch_size)
-    attributes: dict[str, Any] = {
-        attrs.DEVICE: device_name(ctx.device),
+def _write_record(trial: Trial, ctx: WorkerContext, record: Mapping[str, Any]) -> None:
+    """Write attributes of a trial in one transaction; Optuna needs one for each."""
+    ctx.handle.storage.set_trial_user_attrs(optuna_private.trial_id(trial), record)
+    optuna_private.update_user_attrs(trial, record)
+
+
+@dataclass
+class _Run:
+    """One attempt at a trial with one size of its micro-batches."""
+
+    trial: Trial
+    ctx: WorkerContext
+    stopped: Callable[[], bool]
+    on_event: EventCallback
+
+    def run(self, micro_batch_size: int) -> Outcome:
+        start = time.perf_counter()
+        trial, ctx = self.trial, self.ctx
+        frozen = self._frozen()
+        earlier_s = float(frozen.user_attrs.get(attrs.SECONDS, 0.0))
+        stats_before = ctx.stats.copy()
+        checkpoint = checkpoint_for(ctx.handle, ctx.config, frozen)
+        plan = attrs.trial_plan(frozen)
+        assert plan is not None, "a claimed trial has its plan"
+        text = plan.describe(named=len(ctx.space.backbones) > 1)
+        self.on_event({"event": "start", "trial": trial.number, "plan": text})
+        training = build_trial(plan, ctx, self.stopped, micro_batch_size)
+        resources = ctx.resources.get(plan.backbone)
+        record = _describe_run(training, ctx.device)
+        try:
+            costs = self._measure_costs(training, record)
+            if is_refused := self._is_refused(costs, record):
+                record[attrs.SECONDS] = round(time.perf_counter() - start, 3)
+                record[attrs.EPOCHS] = 0
+        finally:
+            _write_record(trial, ctx, record)
+        if is_refused:
+            return Outcome(TrialState.PRUNED, None)
+        record = {}
+        try:
+            is_pruned = self._train(training, checkpoint, set(frozen.intermediate_values))
+            has_logits = training.validation_logits is not None
+            metrics = training.metrics if has_logits else training.validate()
+            assert metrics is not None
+            record = _describe_results(training, metrics, ctx.device)
+        finally:  # also after an error: a retry adds to these
+            earlier = frozen.user_attrs.get(attrs.CACHES, {})
+            stats = ctx.stats.since(stats_before)
+            record[attrs.CACHES] = _describe_caches(training, resources.data.store, stats, earlier)
+            record[attrs.EPOCHS] = self._frozen().last_step or 0
+            record[attrs.SECONDS] = round(earlier_s + time.perf_counter() - start, 3)
+            _write_record(trial, ctx, record)
+        outcome = Outcome(
+            TrialState.PRUNED if is_pruned else TrialState.COMPLETE,
+            metrics.objective(ctx.config.training.objective),
+            next((costs[name] for name in ctx.config.directions if name in costs), None),
+        )
+        store_artifacts(trial, ctx, resources, training, outcome)
+        checkpoint.path.unlink(missing_ok=True)
+        return outcome
+
+    def _frozen(self) -> FrozenTrial:
+        return self.ctx.handle.study.get_trials(deepcopy=False)[self.trial.number]
+
+    def _measure_costs(self, training: AnyTrainer, record: dict[str, Any]) -> dict[str, float]:
+        """Return the costs of the network.
+
+        A retry has the costs of its first attempt: a latency that is measured again differs a
+        little, and might refuse a plan that is half trained.
+        """
+        costs: dict[str, float] | None = self.trial.user_attrs.get(attrs.COSTS)
+        if costs is None:
+            trainers = trainers_of(training)
+            costs = measure_costs(trainers[0], self.ctx.config.costs, len(trainers))
+            record[attrs.COSTS] = costs
+        return costs
+
+    def _is_refused(self, costs: Mapping[str, float], record: dict[str, Any]) -> bool:
+        """Compare costs with the limits of the study; true if the plan is not trained.
+
+        The baseline is trained even beyond the limits, because everything is compared with it.
+        """
+        limits = self.ctx.config.constraints.limits
+        set_constraints(self.trial, costs, limits)
+        beyond = violations(costs, limits)
+        if beyond:
+            record[attrs.REASON] = f"{attrs.INFEASIBLE}: {beyond}"
+        return bool(beyond) and self.trial.user_attrs.get(attrs.ROLE) != attrs.BASELINE
+
+    def _train(self, training: AnyTrainer, checkpoint: Checkpoint, reported: set[int]) -> bool:
+        """Train epoch by epoch; return whether the pruner ended the trial."""
+        trial, config = self.trial, training.config
+        has_one_objective = len(trial.study.directions) == 1
+        # A pruner judges the last value there is. While epochs are trained again whose values are
+        # stored, that would be a later epoch than the current one.
+        last_reported = max(reported, default=0)
+        for result in training.run(checkpoint):
+            epoch = result.epoch
+            assert result.metrics is not None
+            value = result.metrics.objective(config.objective)
+            if not math.isfinite(value):  # a pruner would take it for a bad value and prune
+                raise DivergedError(f"the {config.objective} is {value} in epoch {epoch}")
+            if epoch not in reported:  # a retry has the curve of its earlier attempts
+                if has_one_objective:
+                    trial.report(value, epoch)
+                else:  # Trial.report refuses two objectives, the storage does not
+                    id_ = optuna_private.trial_id(trial)
+                    trial.storage.set_trial_intermediate_value(id_, epoch, value)
+            event = {"event": "epoch", "trial": trial.number, "epoch": epoch, "value": value}
+            self.on_event({**event, "epochs": config.epochs})
+            is_new = last_reported <= epoch < config.epochs
+            if has_one_objective and is_new and trial.should_prune():
+                return True
+        return False
+
+
+def _describe_run(training: AnyTrainer, device: torch.device) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        attrs.DEVICE: device_name(device),
         attrs.COMPUTE: describe_precision(trainers_of(training)[0]),
         attrs.TRAINABLE_PARAMETERS: count_trainable_parameters(training.network),
     }
-    if ctx.device.type == "cuda":
-        attributes[attrs.GPU] = gpu_name(ctx.device)
-    if ctx.device.type == "cpu":  # sums are rounded by how many share them
-        attributes[attrs.THREADS] = torch.get_num_threads()
+    if device.type == "cuda":
+        record[attrs.GPU] = gpu_name(device)
+    if device.type == "cpu":  # the number of threads changes how sums are rounded
+        record[attrs.THREADS] = torch.get_num_threads()
     if training.unsplit_reason:
-        attributes[attrs.UNSPLIT_REASON] = training.unsplit_reason
-    _set_user_attrs(trial, ctx, attributes)
-    costs = measure_trial_costs(trial, training, ctx.config)
-    if exceeds_limits(trial, costs, ctx.config):
-        seconds = round(time.perf_counter() - start, 3)
-        _set_user_attrs(trial, ctx, {attrs.SECONDS: seconds, attrs.EPOCHS: 0})
-        return Outcome(TrialState.PRUNED, None)
-    try:
-        pruned = _train(trial, training, checkpoint, set(frozen.intermediate_values), on_event)
-    finally:
-        seconds = earlier_s + time.perf_counter() - start
-        earlier = frozen.user_attrs.get(attrs.CACHES, {})
-        store = ctx.resources.of(plan.backbone).task.store
-        caches = _of_caches(training, store, ctx.stats.since(before), earlier)
-        last = ctx.handle.study.get_trials(deepcopy=False)[trial.number].last_step
-        attributes = {attrs.CACHES: caches, attrs.EPOCHS: last or 0}
-        _set_user_attrs(trial, ctx, {attrs.SECONDS: round(seconds, 3), **attributes})
-    metrics = training.validate() if training.validation_logits is None else training.metrics
-    assert metrics is not None
-    attributes = {attrs.METRICS: metrics.to_json()}
-    if isinstance(training, CrossValidationTrainer) and training.metrics_std is not None:
-        attributes[attrs.DEVIATIONS] = training.metrics_std.to_json()
-    if ctx.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(ctx.device) / oom.MIB
-        attributes[attrs.PEAK_MEMORY_MB] = round(peak, 1)
-        there = oom.device_bytes(ctx.device)
-        if there:
-            attributes[attrs.DEVICE_MEMORY_MB] = round(there / oom.MIB, 1)
-    _set_user_attrs(trial, ctx, attributes)
-    outcome = Outcome(
-        TrialState.PRUNED if pruned else TrialState.COMPLETE,
-        metrics.objective(ctx.config.training.objective),
-        next((costs[name] for name in ctx.config.directions if name in costs), None),
-    )
-    store_artifacts(trial, ctx, ctx.resources.of(plan.backbone), training, outcome)
-    checkpoint.path.unlink(missing_ok=True)
-    return outcome
+        record[attrs.UNSPLIT_REASON] = training.unsplit_reason
+    return record
 
 
-def _set_user_attrs(trial: Trial, ctx: WorkerContext, attributes: Mapping[str, Any]) -> None:
-    """Write attributes of a trial in one transaction; Optuna has one for each."""
-    ctx.handle.storage.set_trial_user_attrs(optuna_private.trial_id(trial), attributes)
-    optuna_private.update_user_attrs(trial, attributes)
-
-
-def _of_caches(
-    training: Trainer | CrossValidationTrainer,
-    store: ImageStore,
-    stats: CacheStats,
-    earlier: Mapping[str, Any],
+def _describe_results(
+    training: AnyTrainer, metrics: Metrics, device: torch.device
 ) -> dict[str, Any]:
-    """Say whether images are decoded once for all trials, and what features were computed.
+    record: dict[str, Any] = {attrs.METRICS: metrics.to_json()}
+    if isinstance(training, CrossValidationTrainer) and training.metrics_std is not None:
+        record[attrs.DEVIATIONS] = training.metrics_std.to_json()
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device) / oom.MIB
+        record[attrs.PEAK_MEMORY_MB] = round(peak, 1)
+        if total := oom.device_bytes(device):
+            record[attrs.DEVICE_MEMORY_MB] = round(total / oom.MIB, 1)
+    return record
 
-    Of features that are not kept, or for some of which there was no room, nothing is said.
+
+def _describe_caches(
+    training: AnyTrainer, store: ImageStore, stats: CacheStats, earlier: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Describe whether images are decoded once for all trials, and which features were computed.
+
+    The counts of features are left out if features are not cached, or did not all fit.
     """
-    found: dict[str, Any] = {"decoded": "once" if store.is_cached else "anew"}
-    one = trainers_of(training)[0]
-    refused = stats.refused or (earlier and "computed" not in earlier)
-    if one.train is one.raw_train or one.config.views == ONLINE or refused:
-        return found
+    record: dict[str, Any] = {"decoded": "once" if store.is_cached else "anew"}
+    trainer = trainers_of(training)[0]
+    has_refused = stats.refused or (earlier and "computed" not in earlier)
+    if trainer.train is trainer.raw_train or trainer.config.num_views == ONLINE or has_refused:
+        return record
     computed = int(earlier.get("computed", 0)) + stats.computed
     seconds = float(earlier.get("seconds", 0.0)) + stats.seconds
-    return {**found, "computed": computed, "seconds": round(seconds, 3)}
-
-
-def measure_trial_costs(
-    trial: Trial, training: Trainer | CrossValidationTrainer, config: StudyConfig
-) -> dict[str, float]:
-    """Return what a trial's network costs, and record it.
-
-    A retry has the costs of its first attempt: a latency measured anew would differ a little, and
-    might refuse what was trained half-way.
-    """
-    known: dict[str, float] | None = trial.user_attrs.get(attrs.COSTS)
-    if known is None:
-        parts = trainers_of(training)
-        known = measure_costs(parts[0], config.costs, len(parts))
-        trial.set_user_attr(attrs.COSTS, known)
-    return known
-
-
-def exceeds_limits(trial: Trial, costs: Mapping[str, float], config: StudyConfig) -> bool:
-    """Hold a plan against the limits of its study, and tell whether it is not to be trained.
-
-    The baseline is trained even where it is beyond them: everything is compared with it.
-    """
-    allowed = config.constraints.limits
-    limits.set_constraints(trial, costs, allowed)
-    beyond = limits.violations(costs, allowed)
-    if beyond:
-        trial.set_user_attr(attrs.REASON, f"{attrs.INFEASIBLE}: {beyond}")
-    return bool(beyond) and trial.user_attrs.get(attrs.ROLE) != attrs.BASELINE
-
-
-def _train(
-    trial: Trial,
-    training: Trainer | CrossValidationTrainer,
-    checkpoint: Checkpoint,
-    reported: set[int],
-    on_event: EventCallback,
-) -> bool:
-    """Train epoch by epoch; return whether the pruner ended it."""
-    config = training.config
-    alone = len(trial.study.directions) == 1
-    # A pruner looks at the last value there is. Where epochs are trained again whose values are
-    # known, it would judge a later epoch than the one that the trial is at.
-    known = max(reported, default=0)
-    for result in training.run(checkpoint):
-        assert result.metrics is not None
-        value = result.metrics.objective(config.objective)
-        if not math.isfinite(value):  # a pruner would take it for a bad value and prune
-            raise DivergedError(f"the {config.objective} is {value} in epoch {result.epoch}")
-        if result.epoch not in reported:  # a retry has the curve of its earlier attempts
-            if alone:
-                trial.report(value, result.epoch)
-            else:  # Trial.report refuses two objectives; the storage takes the curve all the same
-                trial.storage.set_trial_intermediate_value(
-                    optuna_private.trial_id(trial), result.epoch, value
-                )
-        on_event(
-            {
-                "event": "epoch",
-                "trial": trial.number,
-                "epoch": result.epoch,
-                "epochs": config.epochs,
-                "value": value,
-            }
-        )
-        if alone and known <= result.epoch < config.epochs and trial.should_prune():
-            return True
-    return False
+    return {**record, "computed": computed, "seconds": round(seconds, 3)}
 
 
 def count_trainable_parameters(network: Network) -> int:
@@ -321,67 +324,64 @@ def count_trainable_parameters(network: Network) -> int:
     return sum(parameter.numel() for _, parameter, _ in network.layer_of_parameters())
 
 
-def describe_precision(training: Trainer) -> dict[str, Any]:
-    """Say in which precision a training computes, for the record."""
-    found: dict[str, Any] = {
-        "half": training.amp.mode,
-        "float32": float32_precision(training.device),
+def describe_precision(trainer: Trainer) -> dict[str, Any]:
+    """Return the precision of a training as it is stored with a trial."""
+    record: dict[str, Any] = {
+        "half": trainer.amp.mode,
+        "float32": float32_precision(trainer.device),
     }
-    kept = [name for name, one in training.network.named_modules() if is_kept_fp32(one)]
-    return {**found, "kept": kept} if kept else found
+    kept = [name for name, module in trainer.network.named_modules() if is_kept_fp32(module)]
+    return {**record, "kept": kept} if kept else record
 
 
 def device_name(device: torch.device) -> str:
-    """Name a device for the record."""
+    """Return the name of a device as it is stored with a trial."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def store_artifacts(
     trial: Trial,
     ctx: WorkerContext,
-    material: BackboneResources,
-    training: Trainer | CrossValidationTrainer,
+    resources: BackboneResources,
+    training: AnyTrainer,
     outcome: Outcome,
 ) -> None:
-    """Upload the pictures of a trial, and its weights when it is the best so far.
+    """Store the plots of a trial, and its weights if it is the best so far.
 
-    Of two objectives, the best are those of the Pareto front.
-
-    The picture of a pruned trial is its learning curve; a complete one has a confusion matrix and
-    its worst-classified images too.
+    With two objectives, the best trials are those of the Pareto front. A pruned trial has its
+    learning curve alone; a complete one also has a confusion matrix and its worst images.
 
     Raises:
         DiskFullError: When there is no space left.
     """
-    handle = ctx.handle
-    objective = ctx.config.training.objective
-    frozen = handle.study.get_trials(deepcopy=False)[trial.number]
+    study, artifacts = ctx.handle.study, ctx.handle.files.artifacts
+    trials = study.get_trials(deepcopy=False)
+    frozen, objective = trials[trial.number], ctx.config.training.objective
     with (
-        disk_full_as_user_error(handle.files.artifacts),
-        tempfile.TemporaryDirectory(prefix="autotune-") as folder,
+        disk_full_as_user_error(artifacts),
+        tempfile.TemporaryDirectory(prefix="autotune-") as name,
     ):
-        pictures = [draw_curve(Path(folder), frozen.intermediate_values, objective)]
+        folder = Path(name)
+        paths = [draw_curve(folder, frozen.intermediate_values, objective)]
         if outcome.state == TrialState.COMPLETE:
-            assert training.validation_logits is not None
-            classes = material.task.classes
-            logits, labels = training.validation_logits, material.validation.labels
-            matrix = confusion(logits, labels, classes)
-            pictures.append(draw_confusion(Path(folder), matrix, classes))
-            judged = [
-                (one, material.validation.view(one.position, 0)) for one in worst(logits, labels)
+            assert training.validation_logits is not None and outcome.values is not None
+            classes, validation = resources.data.classes, resources.validation
+            logits, labels = training.validation_logits, validation.labels
+            paths.append(draw_confusion(folder, confusion(logits, labels, classes), classes))
+            images = [
+                (image, validation.view(image.position, 0)) for image in worst(logits, labels)
             ]
-            pictures.append(draw_worst(Path(folder), judged, classes))
-            assert outcome.values is not None
-            trials = handle.study.get_trials(deepcopy=False)
+            paths.append(draw_worst(folder, images, classes))
+            direction = attrs.metric_direction(study)
             if not ranking.is_infeasible(frozen) and not ranking.is_dominated(
-                outcome.values, trials, attrs.metric_direction(handle.study)
+                outcome.values, trials, direction
             ):
-                weights = Path(folder) / "weights.safetensors"
-                state = training.eval_state()
-                # On the host: to lay them out on a GPU would take memory of it.
-                laid_out = {key: value.cpu().contiguous() for key, value in state.items()}
-                save_file(laid_out, weights)
-                pictures.append(weights)
-        handle.files.artifacts.mkdir(parents=True, exist_ok=True)
-        for path in pictures:
-            add_artifact(trial, path, handle.files.artifacts)
+                # On the CPU: to make them contiguous on a GPU would take memory there.
+                state = {
+                    key: value.cpu().contiguous() for key, value in training.eval_state().items()
+                }
+                paths.append(folder / "weights.safetensors")
+                save_file(state, paths[-1])
+        artifacts.mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            add_artifact(trial, path, artifacts)

@@ -67,7 +67,7 @@ class SubsetBatches:
 
         Args:
             order: int64, ``(M,)``: positions among these images, in the order wanted.
-            views: What :meth:`plan_views` returned.
+            views: What :meth:`views_for_epoch` returned.
             batch_size: Images in a batch.
             num_workers: Processes that prepare images.
 

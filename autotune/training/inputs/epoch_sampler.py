@@ -11,14 +11,14 @@ def epoch_order(labels: Tensor, sampling: str) -> Tensor:
 
     Args:
         labels: int64, ``(N,)``: the class of every image.
-        sampling: ``plain`` takes each image once. ``balanced`` draws ``N`` images with
+        sampling: ``uniform`` takes each image once. ``balanced`` draws ``N`` images with
             replacement, of every class equally many on average: some are left out, and those of a
             small class come several times.
 
     Returns:
         int64, ``(N,)``: positions of the images.
     """
-    if sampling == "plain":
+    if sampling == "uniform":
         return torch.randperm(len(labels))
     weights = 1.0 / torch.bincount(labels).double()[labels]
     return torch.multinomial(weights, len(labels), replacement=True)

@@ -24,7 +24,12 @@ ROOT = Path(__file__).parents[3]
 ARCHIVES = dogs_archives(breeds=4, train=6, test=2)
 TINY = (
     *("backbone=test_resnet", "weights=none", "data.image_size=32", "training.epochs=1"),
-    *("training.views=1", "search.trials=2", "search.sampler=random", "space.depth=2"),
+    *(
+        "training.num_views=1",
+        "search.trials=2",
+        "search.sampler=random",
+        "space.trainable_layers=2",
+    ),
 )
 
 
@@ -96,10 +101,10 @@ def test_run_looks_at_everything_else_before_it_fetches(
     publisher: Publisher, home: Path, tmp_path: Path
 ) -> None:
     where = {"AUTOTUNE_DATA": str(home), "AUTOTUNE_MIRROR": publisher.url}
-    wrong = ("search.sampler=nowhere.py:Sampler", "space.depth=99")
+    wrong = ("search.sampler=nowhere.py:Sampler", "space.trainable_layers=99")
     ended = call("run", "dogs", *TINY, *wrong, cwd=tmp_path, **where)
     assert ended.code == 2
-    assert "space.depth" in ended.err and "dataset" not in ended.err
+    assert "space.trainable_layers" in ended.err and "dataset" not in ended.err
     assert publisher.requests == []
 
 
@@ -168,7 +173,7 @@ def test_weights_of_no_backbone(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_make_study_from_a_checkout(tmp_path: Path) -> None:
-    """All 120 breeds, archives put there by hand, ``make study`` and ``make fit`` to the end."""
+    """All 120 breeds, archives put there by hand, ``make study`` and ``make refit`` to the end."""
     archives = dogs_archives(breeds=120, train=5, test=2)
     checkout, home = tmp_path / "checkout", tmp_path / "data"
     for name in ("Makefile", "setup.cfg", "constraints.txt"):
@@ -192,7 +197,13 @@ def test_make_study_from_a_checkout(tmp_path: Path) -> None:
     def make(target: str) -> subprocess.CompletedProcess[str]:
         variables = ("DATASET=dogs", "BACKBONE=test_resnet.r160_in1k", "WEIGHTS=none", "TRIALS=3")
         return subprocess.run(
-            ["make", target, *variables, "EPOCHS=1", "ARGS=data.image_size=32 space.depth=3"],
+            [
+                "make",
+                target,
+                *variables,
+                "EPOCHS=1",
+                "ARGS=data.image_size=32 space.trainable_layers=3",
+            ],
             cwd=checkout,
             env=environment,
             capture_output=True,
@@ -203,7 +214,7 @@ def test_make_study_from_a_checkout(tmp_path: Path) -> None:
     ran = make("study")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "3 of 3 finished" in ran.stdout
-    fitted = make("fit")
+    fitted = make("refit")
     assert fitted.returncode == 0, fitted.stdout + fitted.stderr
     assert "On the 240 images of the test part, trained on 600 others" in fitted.stdout
     assert "Stanford Dogs is a part of ImageNet" not in fitted.stdout  # it had no weights

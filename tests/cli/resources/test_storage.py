@@ -99,18 +99,37 @@ def test_what_a_copy_says_of_running_trials_and_missing_files(tmp_path: Path) ->
     assert opened.study.user_attrs[attrs.FILES] == str(tmp_path / "files")
 
 
-def test_backup_and_restore(tmp_path: Path) -> None:
+def test_a_backup_is_a_copy_and_so_is_the_way_back(tmp_path: Path) -> None:
     rich_study(default(tmp_path))
     before = everything(default(tmp_path))
-    (said,) = done(call("storage", "backup", "-o", "saved.db", cwd=tmp_path))
-    assert re.fullmatch(
-        r"saved\.db: 1 study, \d+\.\d MiB; their files \(artifacts, models\) are not in it", said
-    )
+    done(call("storage", "copy", "--to", "sqlite:///saved.db", cwd=tmp_path))
     new = f"sqlite:///{tmp_path}/new/b.db"
-    said, files = done(call("storage", "restore", "saved.db", cwd=tmp_path, AUTOTUNE_STORAGE=new))
-    assert re.fullmatch(r"restored 'rich': \d+ trials", said)
-    assert files == "  its files are to be in /data/digits-files, which is not there"
+    done(call("storage", "copy", "--from", "sqlite:///saved.db", "--to", new, cwd=tmp_path))
+    assert everything(f"sqlite:///{tmp_path}/saved.db") == everything(new) == before
+
+
+def test_the_old_names_of_the_verbs(tmp_path: Path) -> None:
+    rich_study(default(tmp_path))
+    before = everything(default(tmp_path))
+    new = f"sqlite:///{tmp_path}/new/b.db"
+    for arguments, warning, storage in (
+        (
+            ("backup", "-o", "a.db"),
+            "'storage backup' is now: autotune storage copy --to sqlite",
+            "",
+        ),
+        (
+            ("restore", "a.db"),
+            "'storage restore' is now: autotune storage copy --from sqlite",
+            new,
+        ),
+        (("local", "--stop"), "'storage local' is now: autotune storage postgres stop", ""),
+    ):
+        extra = {"AUTOTUNE_STORAGE": storage} if storage else {}
+        ended = call("storage", *arguments, cwd=tmp_path, **extra)
+        assert ended.code == 0 and ended.err.startswith(f"warning: {warning}")
     assert everything(new) == before
+    assert [ended.out.strip()] == done(call("storage", "postgres", "stop", cwd=tmp_path))
 
 
 def test_upgrade(tmp_path: Path) -> None:
@@ -164,11 +183,7 @@ def test_check_finds_problems(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("backup", "-o", "a.db"), "there is no database "),
-        (("backup", "-o", "no/a.db"), "/no must exist and be writable, to write no/a.db"),
-        (("backup", "-o", "storage"), "storage must be a file to write, but it is a folder"),
-        (("restore", "a.db"), "there is no backup a.db"),
-        (("restore", "text"), "file is not a database"),
+        (("copy", "--from", "sqlite:///text", "--to", "sqlite:///b.db"), "file is not a database"),
         (("upgrade",), "there is no database "),
         (("check", "--storage", "autotune.db"), "'autotune.db' is no storage URL; allowed are"),
         (

@@ -1,4 +1,4 @@
-"""``autotune confirm`` and ``autotune rerun`` as one calls them."""
+"""``autotune confirm`` and ``autotune reproduce`` as one calls them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from optuna.trial import create_trial
 
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
-from tests.study.engine.test_worker import run
+from tests.support.inline import run
 from tests.support.inside import Ended, call
 from tests.support.small import open_small
 
@@ -36,7 +36,7 @@ def test_confirm(opened: OpenStudy) -> None:
     assert len([one for one in first.out.splitlines() if " ± " in one]) == 3
     assert "\nbaseline: backbone frozen" in first.out
     assert "2 seeds, corrected for choosing among 2" in first.out
-    assert first.out.endswith("'autotune fit' measures on others.\n")
+    assert first.out.endswith("'autotune refit' measures on others.\n")
 
     again = said(opened, "confirm", "small", "--top", "2", "--seeds", "2", "--json")
     assert again.code == 0 and again.err.count("(cached)") == 6
@@ -55,8 +55,8 @@ def test_confirm(opened: OpenStudy) -> None:
     assert list(best) == ["study", "trial", "accuracy", "confirmed", "plan"]
 
 
-def test_rerun(opened: OpenStudy) -> None:
-    ended = said(opened, "rerun", "small", "1")
+def test_reproduce(opened: OpenStudy) -> None:
+    ended = said(opened, "reproduce", "small", "1")
     assert (ended.code, ended.err) == (0, "")
     first, second, where, last = ended.out.splitlines()
     plan = attrs.trial_plan(opened.study.trials[1])
@@ -75,7 +75,7 @@ def test_another_value_is_exit_code_1(opened: OpenStudy) -> None:
     opened.study.add_trial(
         create_trial(value=value, intermediate_values={1: value}, user_attrs=attributes)
     )
-    ended = said(opened, "rerun", "small", str(len(opened.study.trials) - 1))
+    ended = said(opened, "reproduce", "small", str(len(opened.study.trials) - 1))
     assert ended.code == 1 and "by +0.25; epoch 1 differs the most, by +0.25" in ended.out
 
 
@@ -85,9 +85,9 @@ def test_another_value_is_exit_code_1(opened: OpenStudy) -> None:
         (("confirm", "small", "--seeds", "1"), "Input should be greater than or equal to 2"),
         (("confirm", "small", "--top", "0"), "Input should be greater than or equal to 1"),
         (("confirm", "smal"), "did you mean 'small'?"),
-        (("rerun", "small", "99"), "has the trials 0 to "),
-        (("rerun", "small", "best"), "Input should be a valid integer"),
-        (("rerun", "small"), "Missing argument 'trial'"),
+        (("reproduce", "small", "99"), "has the trials 0 to "),
+        (("reproduce", "small", "best"), "Input should be a valid integer"),
+        (("reproduce", "small"), "Missing argument 'trial'"),
     ],
 )
 def test_mistakes(opened: OpenStudy, arguments: tuple[str, ...], why: str) -> None:

@@ -151,7 +151,7 @@ def test_the_note_of_a_study_is_shown(served: Served, shown: Shown, tmp_path: Pa
         "trials: 3 of 3 finished",
         "50 train",
         "dataset: digits",
-        "autotune fit tiny",
+        "autotune refit tiny",
     ):
         assert expected in text, text
     assert shown.page.locator("table").count() == 2

@@ -84,7 +84,7 @@ def test_fit_takes_the_best_of_the_front_or_a_trial_of_one_s_choice(folder: Path
     trials = opened.study.get_trials(deepcopy=False)
     best = ranking.best_trial(trials, attrs.metric_direction(opened.study))
     assert best is not None
-    ended = call("fit", "two", cwd=folder)
+    ended = call("refit", "two", cwd=folder)
     assert (ended.code, ended.err) == (0, "")
     assert f"trial {best.number} " in ended.out
 
@@ -99,7 +99,7 @@ def test_without_a_plan_within_the_limits_every_verb_says_so(tmp_path: Path) -> 
     assert "2 of 2 finished: 1 complete, 0 pruned, 1 infeasible, 0 failed" in said
     assert "none within the limits yet" in said
     assert "No trial is within the limits; the nearest is trial " in said
-    for verb in ("best", "fit"):
+    for verb in ("best", "refit"):
         refused = call(verb, "none", cwd=tmp_path)
         assert refused.code == 2
         assert "the study 'none' has no complete trial within the limits; the" in refused.err

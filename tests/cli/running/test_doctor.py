@@ -21,7 +21,8 @@ from tests.support.small import open_small
 pytestmark = pytest.mark.usefixtures("closed_connections")
 
 
-@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgres", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
 def test_nothing_is_wrong_while_a_study_runs(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -72,7 +73,7 @@ def test_what_is_wrong_is_said_and_then_put_right(tmp_path: Path) -> None:
         assert "  --fix: fail it and queue its successor" in ended.out
     ended = call(*which, "--fix", cwd=tmp_path)
     assert (ended.code, ended.err) == (0, "")
-    assert "done: trial 0 was given back" in ended.out
+    assert "done: trial 0 was requeued" in ended.out
     assert "study small: nothing is wrong" in ended.out
     states = [one.state for one in trials_of(open_existing("small", opened.url))]
     assert states == [TrialState.FAIL, TrialState.WAITING]

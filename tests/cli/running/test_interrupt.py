@@ -7,10 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.inside import contents
 from tests.support.runs import SMALL, start, wait_for
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_checking_leaves_nothing(tmp_path: Path) -> None:
     process = start("run", "digits", *SMALL, cwd=tmp_path)
     output = tmp_path / "out.txt"

@@ -70,7 +70,7 @@ def test_the_example_of_the_documentation_runs(ran: Path) -> None:
 
 def test_a_warm_start_is_told_once_and_shown(ran: Path) -> None:
     arguments = (
-        "run", "digits", *SMALL, "--name", "next", "--workers", "1", "search.known_good=false",
+        "run", "digits", *SMALL, "--name", "next", "--workers", "1", "search.default_plans=false",
         "search.warm_start=[digits]", "space.training.layer_decay=0.7", "search.trials=1",
     )  # fmt: skip
     first = call(*arguments, cwd=ran)
@@ -138,7 +138,7 @@ def test_a_sampler_that_fails_in_the_middle_ends_the_run_with_one_message(tmp_pa
         "    def sample_independent(self, study, trial, name, distribution):\n"
         "        raise ValueError('no idea')\n"
     )
-    small = (*SMALL, "search.known_good=false", "search.trials=3", "--workers", "1")
+    small = (*SMALL, "search.default_plans=false", "search.trials=3", "--workers", "1")
     ended = call("run", "digits", *small, "search.sampler=mine.py:Late", cwd=tmp_path)
     assert ended.code == 2
     assert ended.err.strip() == f"error: {tmp_path}/mine.py:5 raises ValueError: no idea"

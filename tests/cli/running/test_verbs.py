@@ -74,7 +74,7 @@ def test_status_is_the_summary_of_the_run(finished: Path) -> None:
     assert "\nended: 3 finished trials\n" in summary
     assert "■ head" in summary
     assert "report         storage/autotune.files/reports/tiny.html" in summary
-    assert "final model    autotune fit tiny" in summary
+    assert "final model    autotune refit tiny" in summary
     assert contents(finished) == before
     assert len(trials_of(finished, "tiny")) == count
 
@@ -108,7 +108,7 @@ def test_report_goes_where_it_is_told(finished: Path, tmp_path: Path) -> None:
 
 
 def test_fit_measures_twice_and_says_so(finished: Path, tmp_path: Path) -> None:
-    first = call("fit", "tiny", cwd=finished)
+    first = call("refit", "tiny", cwd=finished)
     assert (first.code, first.err) == (0, "")
     assert "The test part has now been read" not in first.out
     assert first.out.startswith("Fitted: trial ")
@@ -127,7 +127,7 @@ def test_fit_measures_twice_and_says_so(finished: Path, tmp_path: Path) -> None:
         assert f"{values[key]['log_loss']:.4f}" in first.out
 
     output = str(tmp_path / "model")
-    again = call("fit", "tiny", "--trial", "0", "--json", "-o", output, cwd=finished)
+    again = call("refit", "tiny", "--trial", "0", "--json", "-o", output, cwd=finished)
     assert (again.code, again.err) == (0, "")
     told = json.loads(again.out)
     assert (told["times_the_test_part_was_read"], told["folder"]) == (2, output)
@@ -187,7 +187,7 @@ def test_status_of_a_study_that_runs(tmp_path: Path) -> None:
     assert "ended: " not in text and "pruning saved" not in text
     # Commands that would be refused are not offered.
     assert "autotune dashboard made" in text
-    assert "autotune fit" not in text and "autotune best" not in text
+    assert "autotune refit" not in text and "autotune best" not in text
 
 
 def test_status_counts_the_epochs_that_pruning_saved(tmp_path: Path) -> None:

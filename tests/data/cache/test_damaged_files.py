@@ -196,7 +196,7 @@ def test_every_damaged_image_is_named_once_with_a_reason(
 
 def test_a_study_of_such_a_folder_ends(tmp_path: Path) -> None:
     kinds = make_zoo(tmp_path / "zoo", seed=1, each=3)
-    data = {"data__unreadable_limit": 0.9, "data__train_per_class": None, "data__test": 0.1}
+    data = {"data__max_unreadable_share": 0.9, "data__train_per_class": None, "data__test": 0.1}
     study = open_small(tmp_path, dataset=str(tmp_path / "zoo"), search__trials=2, **data)
     job = Job(study.name, study.url, None, "host/1/0", 0, workers=1, threads=1, log="here")
     run_worker(job, threading.Event(), lambda event: None)

@@ -155,8 +155,8 @@ class TestUnreadable:
         with pytest.raises(DatasetError) as caught:
             opened(open_source(str(photos)), folder, limit=0.01)
         assert str(caught.value) == (
-            "at most 0.01 of the images may be unreadable (data.unreadable_limit), but 6 of 11 "
-            "are: a/000.png (the file is empty); a/001.png (the file is empty); a/002.png (the "
+            "at most 0.01 of the images may be unreadable (data.max_unreadable_share), but 6 of "
+            "11 are: a/000.png (the file is empty); a/001.png (the file is empty); a/002.png (the "
             "file is empty); a/003.png (the file is empty); a/004.png (the file is empty) and 1 "
             "more; repair or remove them, or raise the limit"
         )

@@ -223,58 +223,50 @@ class TestRefusals:
         assert message.startswith("a dataset is the path of a folder with one folder of images")
         assert message.endswith("pets.txt' is none of these")
 
-    def test_no_class_folders(self, tmp_path: Path) -> None:
-        assert refusal(tmp_path) == (
-            f"a dataset has one folder for each class, but {tmp_path} has no folders; put the "
-            "images of each class into a folder named after the class"
-        )
-
-    def test_images_directly_in_it(self, tmp_path: Path) -> None:
-        for index in range(3):
-            photo(4, 4).save(tmp_path / f"{index}.png")
-        assert "has no folders; its 3 images lie directly in it; put" in refusal(tmp_path)
-
-    def test_one_class(self, tmp_path: Path) -> None:
-        make_class_folders(tmp_path, {"only": 2})
-        assert refusal(tmp_path).startswith(
-            f"a dataset needs at least two classes, but {tmp_path} has one, 'only'; put"
-        )
-
-    def test_a_folder_around_the_dataset(self, tmp_path: Path) -> None:
-        make_class_folders(tmp_path / "pets", {"a": 1, "b": 1})
-        assert refusal(tmp_path).endswith(f"has one, 'pets'; did you mean {tmp_path / 'pets'}?")
-
-    def test_empty_classes_are_named_all_at_once(self, tmp_path: Path) -> None:
-        make_class_folders(tmp_path, {"a": 1, "b": 1, "c": 0, "d": 0})
-        (tmp_path / "d" / "a.txt").touch()
-        message = refusal(tmp_path)
-        assert message.startswith("every class needs images (.jpg .jpeg .png .webp .bmp .tif")
-        assert message.endswith(f"but {tmp_path} has none in 'c', 'd'; fill or remove them")
-
-    def test_an_empty_class_of_a_part(self, tmp_path: Path) -> None:
-        make_split_folder(tmp_path, {"train": {"a": 1, "b": 1}, "val": {"a": 1, "b": 0}})
-        assert refusal(tmp_path).endswith("has none in 'val/b'; fill or remove it")
-
-    @pytest.mark.parametrize("part", ["train", "val"])
-    def test_parts_with_different_classes(self, tmp_path: Path, part: str) -> None:
-        parts = {"train": {"a": 1, "b": 1}, "val": {"a": 1, "b": 1}}
-        parts[part] = {"a": 1}
-        make_split_folder(tmp_path, parts)
-        shown = {"train": "train", "val": "validation"}[part]
-        assert refusal(tmp_path) == (
-            f"the splits of a folder must have the same classes, but 'b' of {tmp_path} is "
-            f"missing in {shown}; add images there, or remove the class from the other splits"
-        )
-
-    def test_parts_next_to_classes(self, tmp_path: Path) -> None:
-        make_split_folder(tmp_path, {"train": {"a": 1, "b": 1}, "test": {"a": 1, "b": 1}})
-        make_class_folders(tmp_path, {"extra": 1})
-        assert f"but {tmp_path} has 'extra' next to 'test', 'train'; move" in refusal(tmp_path)
-
-    def test_two_folders_for_one_part(self, tmp_path: Path) -> None:
-        counts = {"a": 1, "b": 1}
-        make_split_folder(tmp_path, {"train": counts, "val": counts, "valid": counts})
-        assert f"but {tmp_path} has 'val', 'valid'; join them" in refusal(tmp_path)
+    @pytest.mark.parametrize(
+        ("folders", "message"),
+        [
+            (
+                {},
+                "a dataset has one folder for each class, but {root} has no folders; put the "
+                "images of each class into a folder named after the class",
+            ),
+            ({".": 3}, "{root} has no folders; its 3 images lie directly in it; put the images"),
+            ({"only": 2}, "a dataset needs at least two classes, but {root} has one, 'only'; put"),
+            ({"p/a": 1, "p/b": 1}, "{root} has one, 'p'; did you mean {root}/p?"),
+            (
+                {"a": 1, "b": 1, "c": 0, "d": 0},
+                "every class needs images (.jpg .jpeg .png .webp .bmp .tif .tiff .gif), but "
+                "{root} has none in 'c', 'd'; fill or remove them",
+            ),
+            (
+                {"train/a": 1, "train/b": 1, "val/a": 1, "val/b": 0},
+                "{root} has none in 'val/b'; fill or remove it",
+            ),
+            (
+                {"train/a": 1, "train/b": 1, "val/a": 1},
+                "the splits of a folder must have the same classes, but 'b' of {root} is missing "
+                "in validation; add images there, or remove the class from the other splits",
+            ),
+            (
+                {"train/a": 1, "val/a": 1, "val/b": 1},
+                "'b' of {root} is missing in train; add images",
+            ),
+            (
+                {"train/a": 1, "train/b": 1, "test/a": 1, "test/b": 1, "extra": 1},
+                "but {root} has 'extra' next to 'test', 'train'; move",
+            ),
+            (
+                {"train/a": 1, "val/a": 1, "valid/a": 1},
+                "but {root} has 'val', 'valid'; join them",
+            ),
+        ],
+    )
+    def test_layouts(self, tmp_path: Path, folders: dict[str, int], message: str) -> None:
+        root = tmp_path / "root"
+        make_class_folders(root, folders)
+        root.mkdir(exist_ok=True)
+        assert message.format(root=root) in refusal(root)
 
     def test_a_folder_that_may_not_be_read(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

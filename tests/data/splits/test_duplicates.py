@@ -116,8 +116,8 @@ def test_together_keeps_them_in_one_part(photos: Path) -> None:
     assert apart["near"] == together["near"] == 20
     assert apart["test"] + apart["validation"] > 0
     assert together["test"] == together["validation"] == 0
-    first = Dataset.open(str(photos), DataConfig(duplicates="together"))
-    assert first.split == Dataset.open(str(photos), DataConfig(duplicates="together")).split
+    first = Dataset.open(str(photos), DataConfig(duplicates="group"))
+    assert first.split == Dataset.open(str(photos), DataConfig(duplicates="group")).split
     assert first.split == Dataset.open(str(photos), DataConfig(), first.manifest).split
 
 
@@ -141,7 +141,7 @@ def test_what_it_says(photos: Path) -> None:
         "training or validation and 3 validation images are like one of training (a/7.png (train) "
         "and "
     )
-    assert first.endswith("exact). They stay in one split with data.duplicates: together.")
+    assert first.endswith("exact). They stay in one split with data.duplicates: group.")
     assert second == (
         "10 pairs of duplicates have two classes: one of the two labels may be wrong."
     )
@@ -176,4 +176,4 @@ def test_images_that_all_look_alike_are_no_duplicates(
         "The images look so much alike that near duplicates"
     )
     with pytest.raises(DatasetError, match="needs images that can be told apart"):
-        Dataset.open(str(photos), DataConfig(duplicates="together"))
+        Dataset.open(str(photos), DataConfig(duplicates="group"))

@@ -133,7 +133,7 @@ def test_without_folds_a_fingerprint_is_what_it_was(data: dict[str, float], expe
 def test_a_task_with_folds(tmp_path: Path) -> None:
     photos = make_class_folders(tmp_path / "photos", {"a": 10, "b": 15})
     (photos / "b" / "003.png").write_bytes(b"")
-    data = DataConfig(folds=3, unreadable_limit=0.2)
+    data = DataConfig(folds=3, max_unreadable_share=0.2)
     task = StudyData.open(str(photos), data, SPEC, tmp_path / "images")
     source = open_source(str(photos))
     result = cut(source)
@@ -163,7 +163,7 @@ def test_a_class_that_a_fold_loses_is_refused(tmp_path: Path) -> None:
     photos = make_split_folder(tmp_path / "photos", parts)
     (photos / "train" / "b" / "000.png").write_bytes(b"")
     with pytest.raises(DatasetError, match=r"images of fold [12], but none is left of 'b'"):
-        data = DataConfig(folds=2, unreadable_limit=0.5)
+        data = DataConfig(folds=2, max_unreadable_share=0.5)
         StudyData.open(str(photos), data, SPEC, tmp_path / "images")
 
 

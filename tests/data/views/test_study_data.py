@@ -74,7 +74,7 @@ def test_the_search_never_reads_a_test_image(photos: Path, tmp_path: Path) -> No
 
 def test_what_a_study_remembers(photos: Path, tmp_path: Path) -> None:
     (photos / "b" / "000.png").write_bytes(b"")
-    data = DataConfig(unreadable_limit=0.2)
+    data = DataConfig(max_unreadable_share=0.2)
     info = StudyData.open(str(photos), data, SPEC, tmp_path / "images").info
     values = info.to_json()
     assert json.loads(json.dumps(values)) == values
@@ -109,7 +109,9 @@ def test_a_class_that_a_part_loses_is_refused(tmp_path: Path) -> None:
     photos = make_split_folder(tmp_path / "photos", parts)
     (photos / "val" / "b" / "000.png").write_bytes(b"")
     with pytest.raises(DatasetError) as caught:
-        StudyData.open(str(photos), DataConfig(unreadable_limit=0.5), SPEC, tmp_path / "images")
+        StudyData.open(
+            str(photos), DataConfig(max_unreadable_share=0.5), SPEC, tmp_path / "images"
+        )
     assert str(caught.value) == (
         "every class needs readable images in validation, but none is left of 'b'; repair "
         "val/b/000.png (the file is empty)"

@@ -35,19 +35,16 @@ def slow(*values: Any) -> Any:
 
 def cut(net: Network, shown: Tensor) -> PrefixSplit:
     """Split a network and attach the split, and check that nothing else of the network changed."""
-    before, modes = state_of(net), [module.training for module in net.modules()]
-    names = [*net.state_dict()], [*dict(net.named_parameters())], [*dict(net.named_modules())]
-    generator = torch.get_rng_state()
+
+    def facts() -> list[Any]:
+        modes = [(name, module.training) for name, module in net.named_modules()]
+        return [[*net.state_dict()], [*state_of(net)], modes, torch.get_rng_state().tolist()]
+
+    before, expected = state_of(net), facts()
     found = split_network(net, shown)
     net.attach(found)
-    assert names == (
-        [*net.state_dict()],
-        [*dict(net.named_parameters())],
-        [*dict(net.named_modules())],
-    )
-    assert [module.training for module in net.modules()] == modes
+    assert facts() == expected
     assert all(torch.equal(value, before[name]) for name, value in state_of(net).items())
-    assert torch.equal(generator, torch.get_rng_state())
     return found
 
 
@@ -98,7 +95,7 @@ def check_same(net: Network, found: PrefixSplit, shown: Tensor) -> None:
 CASES = [(name, depth) for name in (*SMALL, "levit_128s", "pit_ti_224") for depth in DEPTHS]
 QUICK = {
     *(("test_resnet", depth) for depth in DEPTHS),
-    *((name, 2) for name in ("test_vit", "levit_128s")),
+    ("test_vit", 2),
 }
 
 
@@ -127,19 +124,21 @@ def test_prefix_and_tail_are_the_network(name: str, depth: int) -> None:
     ],
 )
 def test_reshaped_layers(name: str, changes: dict[int, dict[str, Any]]) -> None:
-    offers = surgery.offers(name)
+    capabilities = surgery.capabilities(name)
     changes = {
         index: {
-            key: value for key, value in fields.items() if key not in offers[index - 1].reasons
+            key: value
+            for key, value in fields.items()
+            if key not in capabilities[index - 1].reasons
         }
         for index, fields in changes.items()
     }
-    net = surgery.built(surgery.change(name, changes))
-    plain = surgery.built(surgery.change(name, {}, depth=2))
     shown = surgery.pictures(name, 4)
+    plain = cut(surgery.built(surgery.change(name, {}, depth=2)), shown)
+    net = surgery.built(surgery.change(name, changes))
     found = cut(net, shown)
     check_same(net, found, shown)
-    assert found.keys == cut(plain, shown).keys  # what changed lies behind the cut
+    assert found.keys == plain.keys  # what changed lies behind the cut
 
 
 def test_norms_are_measured_from_features() -> None:
@@ -155,7 +154,7 @@ def test_norms_are_measured_from_features() -> None:
         assert torch.allclose(value.float(), after[name].float(), rtol=1e-5, atol=1e-6), name
 
 
-def test_while_the_head_trains_alone_the_tail_is_that_of_evaluation() -> None:
+def test_the_tail_is_in_evaluation_mode_while_only_the_head_trains() -> None:
     net = network("test_vit", 2, dropping=True)
     shown = images("test_vit", 4)
     parts = crossing(cut(net, shown), shown)
@@ -181,7 +180,7 @@ def test_a_copy_has_a_tail_of_its_own() -> None:
     assert torch.allclose(logits(average.module, parts), logits(average.module, shown))
 
 
-def test_the_prefix_goes_on_while_the_network_trains() -> None:
+def test_the_prefix_stays_the_same_while_the_network_trains() -> None:
     net = network("test_byobnet", 2)
     shown = images("test_byobnet", 4)
     found = cut(net, shown)
@@ -231,29 +230,34 @@ def test_keys_differ_where_the_features_do() -> None:
 
 
 def test_keys_are_the_same_in_every_process() -> None:
-    names = ("test_resnet", "test_vit", "levit_128s")
-    code = (
-        "from tests.support.backbones import images, network\n"
-        "from autotune.models.prefix.split import split_network\n"
-        f"for name in {names}:\n"
-        "    print(*split_network(network(name, 2), images(name, 3)).keys)"
-    )
+    code = """
+import torch
+from autotune.models.backbone import load_backbone
+from autotune.models.network import build_network
+from autotune.models.prefix.split import split_network
+from autotune.plan import LayerPlan, TrialPlan
+for name in ("test_resnet", "test_vit"):
+    source = load_backbone(name, "none", 32)
+    net = build_network(source, TrialPlan(name, 2, (LayerPlan(),) * 2), 3, seed=0)
+    keys.append(split_network(net, torch.ones(2, 3, 32, 32)).keys)
+"""
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", f"keys = []{code}print(keys)"],
         capture_output=True,
         text=True,
         check=True,
         timeout=120,
         env={**os.environ, "PYTHONHASHSEED": "1"},
     )
-    keys = [cut(network(name, 2), images(name, 2)).keys for name in names]
-    assert [tuple(line.split()) for line in done.stdout.splitlines()] == keys
+    names: dict[str, Any] = {"keys": []}
+    exec(code, names)
+    assert done.stdout.strip() == str(names["keys"])
 
 
 # From what is known.
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "pit_ti_224"])
+@pytest.mark.parametrize("name", ["test_resnet", slow("test_vit"), slow("pit_ti_224")])
 def test_features_of_a_deeper_cut_are_enough(name: str) -> None:
     shown = images(name, 3)
     deep, shallow = (cut(network(name, depth), shown) for depth in (3, 1))
@@ -324,11 +328,6 @@ def relu_in_the_tail(self: Any, x: Tensor) -> Tensor:
     x = self.middle(self.stem(x))
     y = self.end(2 * x)
     return pooled(functional.relu_(x) + y)
-
-
-def module_in_the_tail(self: Any, x: Tensor) -> Tensor:
-    x = self.middle(self.stem(x))
-    return pooled(self.end(x))  # begins with a ReLU in place
 
 
 def added_in_the_tail(self: Any, x: Tensor) -> Tensor:
@@ -437,7 +436,7 @@ def several_outputs(self: Any, x: Tensor) -> Tensor:
     return pooled(self.end(torch.cat([second, first], 1)) * torch.cat([first, first], 1))
 
 
-def dropped(self: Any, x: Tensor) -> Tensor:
+def straight(self: Any, x: Tensor) -> Tensor:
     x = self.middle(self.stem(x))
     return pooled(self.end(x))
 
@@ -458,27 +457,22 @@ class Centred(nn.Module):
         return x - self.mean[None, :, None, None]
 
 
+FLOWS = (
+    *(skip, relu_in_the_tail, added_in_the_tail, written_before_it_is_read, result_ignored),
+    *(view_written, tail_writes_a_view, in_windows, windows_first, batch_second, constants),
+    *(constant_written, several_outputs),
+)
+
+
 @pytest.mark.parametrize("depth", [0, 1, 2, 3])
 @pytest.mark.parametrize(
     ("flow", "end"),
     [
-        (skip, None),
-        (relu_in_the_tail, None),
-        (module_in_the_tail, [nn.ReLU(inplace=True), nn.Conv2d(8, 8, 1)]),
-        (added_in_the_tail, None),
-        (written_before_it_is_read, None),
-        (result_ignored, None),
-        (view_written, None),
-        (tail_writes_a_view, None),
-        (in_windows, None),
-        (windows_first, None),
-        (batch_second, None),
-        (constants, None),
-        (constant_written, None),
-        (several_outputs, None),
-        (dropped, [nn.Dropout(0.5, inplace=True), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)]),
-        (dropped, [nn.Conv2d(8, 8, 1), Centred()]),
-        (dropped, [DropPath(0.5), nn.Conv2d(8, 8, 1), nn.Dropout2d(0.5)]),
+        *((flow, None) for flow in FLOWS),
+        (straight, [nn.ReLU(inplace=True), nn.Conv2d(8, 8, 1)]),
+        (straight, [nn.Dropout(0.5, inplace=True), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)]),
+        (straight, [nn.Conv2d(8, 8, 1), Centred()]),
+        (straight, [DropPath(0.5), nn.Conv2d(8, 8, 1), nn.Dropout2d(0.5)]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -491,9 +485,23 @@ def test_networks_made_by_hand(
     check_same(net, cut(net, noise(2)), noise(5))
 
 
-def test_two_tensors_cross_where_one_skips_the_middle() -> None:
-    found = cut(made(skip), noise())
-    assert found.shapes == ((8, 8, 8), (8, 8, 8)) and not found.is_trivial
+@pytest.mark.parametrize(
+    ("flow", "depth", "shapes"),
+    [
+        (skip, 1, ((8, 8, 8), (8, 8, 8))),  # one of them skips the middle
+        (skip, 3, ((3, 16, 16),)),
+        (in_windows, 1, ((4, 8, 4, 4),)),
+        (windows_first, 1, ((2, 8, 4, 8),)),
+    ],
+)
+def test_tensors_that_cross(flow: Any, depth: int, shapes: tuple[tuple[int, ...], ...]) -> None:
+    found = cut(made(flow, depth), noise())
+    assert [torch.Size(one).numel() for one in found.shapes] == [
+        torch.Size(one).numel() for one in shapes
+    ]
+    assert found.is_trivial == (depth == 3)
+    if found.is_trivial:
+        assert torch.equal(crossing(found, noise())[0], noise())
 
 
 def test_dropout_that_drops_nothing_does_not_move_the_cut() -> None:
@@ -520,18 +528,6 @@ def test_tables_that_are_no_state_are_frozen_wherever_they_are() -> None:
         check_same(net, found, shown)
         keys.append(found.keys)
     assert keys[0] == keys[1] != keys[2]
-
-
-def test_images_cross_alone_where_all_layers_train() -> None:
-    found = cut(made(skip, 3), noise())
-    assert found.shapes == ((3, 16, 16),) and found.is_trivial
-    assert torch.equal(crossing(found, noise())[0], noise())
-
-
-def test_windows_cross_with_their_image() -> None:
-    for flow in (in_windows, windows_first):
-        (shape,) = cut(made(flow), noise()).shapes
-        assert torch.Size(shape).numel() == 8 * 8 * 8
 
 
 @pytest.mark.parametrize(
@@ -592,7 +588,9 @@ def shapeless(self: Any, x: Tensor) -> Tensor:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_what_cannot_be_split_says_why(flow: Callable[[Any, Tensor], Tensor], reason: str) -> None:
+def test_reasons_why_a_network_cannot_be_split(
+    flow: Callable[[Any, Tensor], Tensor], reason: str
+) -> None:
     with pytest.raises(SplitError, match=reason):
         split_network(made(flow), noise())
 
@@ -601,16 +599,14 @@ def test_what_cannot_be_split_says_why(flow: Callable[[Any, Tensor], Tensor], re
     "error",
     [
         torch.OutOfMemoryError(OUT_OF_MEMORY),
-        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
-        RuntimeError("CUDA driver error: out of memory"),
         RuntimeError("DefaultCPUAllocator: can't allocate memory"),
         MemoryError(),
         accelerator_error("an illegal memory access was encountered"),
     ],
     ids=lambda error: str(error)[:40],
 )
-def test_what_a_device_fails_with_is_no_verdict_on_the_backbone(error: Exception) -> None:
+def test_errors_of_a_device_are_raised_as_they_are(error: Exception) -> None:
     """It would train whole, and be as slow as that, because of a moment without memory."""
 
     def fails(self: Any, x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from autotune.models.surgery.channel_groups import (
     find_channel_groups,
 )
 from autotune.models.surgery.probing import without_weights
-from tests.support.surgery import FAMILIES, source
+from tests.support.surgery import FAMILIES, each_family, source
 
 NORM = ("weight", "bias", "running_mean", "running_var")
 
@@ -149,7 +149,7 @@ def test_split_attention_softmax_and_stacked_paths() -> None:
     }
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@each_family
 def test_members_lie_in_tensors_of_the_network(name: str) -> None:
     model = source(name).pretrained
     found = channels(name)
@@ -169,13 +169,10 @@ def test_members_lie_in_tensors_of_the_network(name: str) -> None:
             for member in group.members:
                 weight = tensors.get(member.name, tensors.get(f"{member.name}.weight"))
                 assert weight is not None
-                groups_ = (
-                    getattr(model.get_submodule(member.name.removesuffix(".weight")), "groups", 1)
-                    if member.side == "in"
-                    else 1
-                )
-                dim = {"out": 0, "in": 1}.get(member.side, member.dim)
-                assert weight.shape[dim] * groups_ == member.length
+                dim, blocks = {"out": 0, "in": 1}.get(member.side, member.dim), 1
+                if member.side == "in":
+                    blocks = getattr(model.get_submodule(member.name), "groups", 1)
+                assert weight.shape[dim] * blocks == member.length
                 for start, blocks, run in member.segments:
                     assert start + blocks * run * group.size <= member.length
                     # No channel of a tensor is in two groups.

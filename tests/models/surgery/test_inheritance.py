@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from timm.layers import LayerNorm2d, RmsNorm
 from torch import Tensor, nn
 
-from autotune.models.surgery.channel_groups import ChannelGroup, Member
 from autotune.models.surgery.inheritance import (
     activation_scores,
     channel_norms,
@@ -18,20 +17,15 @@ from autotune.models.surgery.inheritance import (
     select_channels,
     split_copies,
 )
-from tests.support.surgery import FAMILIES, offers, pictures, source
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def group(size: int, *members: Member, unit: int = 1) -> ChannelGroup:
-    return ChannelGroup(1, size, unit, True, True, members)
-
-
-def member(name: str, side: str, length: int, *segments: tuple[int, int, int]) -> Member:
-    return Member(name, side, 0, length, segments or ((0, 1, 1),))  # type: ignore[arg-type]
-
+from tests.support.surgery import (
+    capabilities,
+    each_family,
+    group,
+    member,
+    pictures,
+    seeded,
+    source,
+)
 
 # Which channels.
 
@@ -41,6 +35,8 @@ def test_fewer_channels_are_those_with_the_best_scores() -> None:
     assert select_channels(scores, 3, 1, seeded()) == [1, 2, 3]  # of equal ones the first
     assert select_channels(scores, 6, 1, seeded()) == [0, 1, 2, 3, 4, 5]
     assert select_channels(scores, 4, 2, seeded()) == [1, 2, 3, 5]  # two of each half
+    drawn = {tuple(select_channels(torch.zeros(20), 25, 1, seeded(seed))) for seed in range(8)}
+    assert len(drawn) == 8  # doubled channels are random
 
 
 @given(st.integers(1, 4), st.integers(1, 9), st.integers(1, 30), st.integers(0, 99))
@@ -62,12 +58,6 @@ def test_as_many_from_every_block_and_none_thrice_before_all_twice(
         else:
             assert int(copies.max()) - int(copies.min()) <= 1
             assert int(copies.min()) == wanted // size
-
-
-def test_what_is_doubled_is_random() -> None:
-    scores = torch.zeros(20)
-    drawn = {tuple(select_channels(scores, 25, 1, seeded(seed))) for seed in range(8)}
-    assert len(drawn) == 8
 
 
 # What is shared.
@@ -92,14 +82,9 @@ def test_shares_sum_to_the_whole(outputs: int, counts: list[int], spatial: bool)
             assert not torch.allclose(own[:, 0], own[:, 1])
 
 
-def test_every_output_has_shares_of_its_own() -> None:
-    found = split_copies(torch.ones(6, 2), [0, 0], seeded())
-    assert len(found[:, 0].unique()) == 6
-
-
-def test_nothing_is_drawn_where_nothing_is_doubled() -> None:
-    generator = seeded()
-    weight = torch.randn(4, 3)
+def test_every_output_has_shares_of_its_own_and_nothing_is_drawn_without_copies() -> None:
+    assert len(split_copies(torch.ones(6, 2), [0, 0], seeded())[:, 0].unique()) == 6
+    generator, weight = seeded(), torch.randn(4, 3)
     assert split_copies(weight, [4, 7, 2], generator) is weight
     assert torch.equal(generator.get_state(), seeded().get_state())
 
@@ -144,9 +129,9 @@ def test_magnitude_counts_the_halves_of_a_gated_unit_as_one() -> None:
     assert scores.argsort(descending=True)[:2].tolist() == [6, 2]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@each_family
 def test_magnitude_of_real_groups(name: str) -> None:
-    for offer in offers(name):
+    for offer in capabilities(name):
         for channels in offer.groups:
             scores = magnitude_scores(source(name).pretrained, channels)
             assert scores.shape == (channels.size,)
@@ -200,7 +185,7 @@ def test_activity_falls_back_on_magnitude() -> None:
 
 def test_channel_norms_of_tokens_and_nothing_stays_behind() -> None:
     found = source("test_vit").pretrained
-    name = offers("test_vit")[0].groups[0].readers[0]
+    name = capabilities("test_vit")[0].groups[0].readers[0]
     seen: list[Tensor] = []
     hook = found.get_submodule(name).register_forward_pre_hook(
         lambda _, args: seen.append(args[0])

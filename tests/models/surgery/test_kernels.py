@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any
 
 import pytest
@@ -25,6 +24,7 @@ from autotune.models.surgery.kernels import (
     kernel_problem,
 )
 from tests.support.backbones import backbone, images
+from tests.support.surgery import seeded
 
 # What torch says of padding='same' with an even kernel in the base convolution.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
@@ -36,10 +36,6 @@ STANDARDISED = (StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame)
 
 def sides_of(conv: nn.Conv2d) -> tuple[int, int]:
     return conv.weight.shape[-2], conv.weight.shape[-1]
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def fill(conv: nn.Conv2d, seed: int = 0) -> nn.Conv2d:
@@ -112,6 +108,9 @@ def test_the_resolution_is_kept(
     assert sides_of(changed) == tuple(kernel if side > 1 else 1 for side in conv.kernel_size)
     assert changed.kernel_size == conv.kernel_size  # some networks pad by it
     assert (changed is conv) == (sides_of(changed) == sides_of(conv))
+    meta = change_kernel(copy.deepcopy(conv).to("meta"), kernel, inherit, seeded())
+    assert meta.weight.is_meta
+    assert meta(input.to("meta")).shape == conv(input).shape
 
 
 @given(convolutions(), st.integers(1, 4))
@@ -178,24 +177,12 @@ def test_weight_standardisation_is_folded(kind: type[nn.Conv2d], stride: int) ->
     assert smaller(input).shape == conv(input).shape
 
 
-@pytest.mark.parametrize("groups", [1, 2, 32])
-def test_random_weights_are_those_of_he(groups: int) -> None:
-    conv = nn.Conv2d(32, 64, 3, groups=groups)
-    changed = change_kernel(conv, 7, inherit=False, generator=seeded())
-    assert changed.bias is not None
-    assert conv.bias is not None
-    assert torch.equal(changed.bias, torch.zeros(64))
-    assert conv.bias.abs().max() > 0
-    wanted = math.sqrt(2 / (64 // groups * 49))
-    assert changed.weight.std().item() == pytest.approx(wanted, rel=0.05)
-    assert abs(changed.weight.mean().item()) < 0.05 * wanted
-
-
 def test_dense_random_weights_are_those_of_torch() -> None:
     changed = change_kernel(nn.Conv2d(4, 8, 3), 5, inherit=False, generator=seeded(3))
     wanted = torch.empty(8, 4, 5, 5)
     nn.init.kaiming_normal_(wanted, mode="fan_out", nonlinearity="relu", generator=seeded(3))
     assert torch.allclose(changed.weight, wanted)
+    assert changed.bias is not None and not changed.bias.any()
 
 
 def test_random_weights_come_from_the_generator_alone() -> None:
@@ -218,24 +205,14 @@ def test_a_random_kernel_lies_around_the_centre() -> None:
         assert changed.offset == (offset, offset)
 
 
-def test_the_window_with_the_most_energy_is_kept() -> None:
-    conv = make(5, 2, bias=False)
-    with torch.no_grad():
-        conv.weight[..., 0:2, 3:5] *= 10
-    changed = change_kernel(conv, 2, inherit=True)
-    assert isinstance(changed, GridAlignedConv2d)
-    assert changed.offset == (0, 3)
-
-
-def test_of_equal_windows_the_most_central_is_kept() -> None:
+def test_the_window_with_the_most_energy_is_kept_of_equal_ones_the_most_central() -> None:
     conv = make(5, 2)
     nn.init.ones_(conv.weight)
-    offsets = {}
-    for kernel in (1, 2, 3, 4):
-        changed = change_kernel(conv, kernel, inherit=True)
-        assert isinstance(changed, GridAlignedConv2d)
-        offsets[kernel] = changed.offset
-    assert offsets == {1: (2, 2), 2: (1, 1), 3: (1, 1), 4: (0, 0)}
+    for kernel, offset in ((1, (2, 2)), (2, (1, 1)), (3, (1, 1)), (4, (0, 0))):
+        assert change_kernel(conv, kernel, inherit=True).offset == offset  # type: ignore
+    with torch.no_grad():
+        conv.weight[..., 0:2, 3:5] *= 10
+    assert change_kernel(conv, 2, inherit=True).offset == (0, 3)  # type: ignore
 
 
 @pytest.mark.parametrize("dilation", [1, 2])
@@ -274,7 +251,7 @@ def test_a_channel_of_zeros_stays_zero() -> None:
     assert changed.weight[3].abs().max() > 0
 
 
-def test_sides_of_one_stay() -> None:
+def test_sides_of_one_stay_and_one_side_can_grow_while_the_other_shrinks() -> None:
     input = torch.randn(1, 4, 9, 12, generator=seeded(1))
     conv = make((1, 7), (0, 3))
     for kernel in (1, 3, 9):
@@ -285,11 +262,7 @@ def test_sides_of_one_stay() -> None:
     assert change_kernel(point, 3, inherit=True) is point
     assert not is_spatial(point)
     assert is_spatial(conv)
-
-
-def test_one_side_can_grow_while_the_other_shrinks() -> None:
     conv = make((3, 7), (1, 3), stride=2)
-    input = torch.randn(1, 4, 9, 12, generator=seeded(1))
     changed = change_kernel(conv, 5, inherit=True)
     assert sides_of(changed) == (5, 5)
     assert changed(input).shape == conv(input).shape
@@ -312,13 +285,13 @@ def test_an_input_that_is_too_small_is_refused_as_before() -> None:
             change_kernel(conv, kernel, inherit=True)(torch.zeros(1, 4, 5, 5))
 
 
-def test_mode_type_and_locking_are_taken_over() -> None:
-    conv = make(3, 1).to(torch.float64).eval()
+def test_mode_type_and_requires_grad_are_kept() -> None:
+    conv = make(3, 1).to(torch.bfloat16).eval()
     conv.weight.requires_grad_(False)
     for kernel, inherit in ((2, True), (5, True), (5, False)):
         changed = change_kernel(conv, kernel, inherit, seeded())
         assert not changed.training
-        assert changed.weight.dtype == torch.float64
+        assert changed.weight.dtype == torch.bfloat16
         assert changed.bias is not None
         assert not changed.weight.requires_grad
         assert changed.bias.requires_grad
@@ -328,11 +301,6 @@ def test_mode_type_and_locking_are_taken_over() -> None:
     assert changed.training
     assert changed.weight.requires_grad
     assert changed.weight.is_leaf
-
-
-def test_half_precision() -> None:
-    conv = make(3, 1).to(torch.bfloat16)
-    assert change_kernel(conv, 2, inherit=True).weight.dtype == torch.bfloat16
 
 
 def test_the_state_is_that_of_any_convolution() -> None:
@@ -353,16 +321,8 @@ def test_copies_compute_the_same_and_share_nothing() -> None:
     with torch.no_grad():
         copied.weight.zero_()
     assert changed.weight.abs().max() > 0
-
-
-@given(convolutions(), KERNELS, st.booleans())
-def test_the_meta_device_gives_the_shapes(
-    drawn: tuple[nn.Conv2d, Tensor], kernel: int, inherit: bool
-) -> None:
-    conv, input = drawn
-    changed = change_kernel(copy.deepcopy(conv).to("meta"), kernel, inherit, seeded())
-    assert changed.weight.is_meta
-    assert changed(input.to("meta")).shape == conv(input).shape
+    changed(input).square().sum().backward()
+    assert changed.weight.grad is not None and (changed.weight.grad != 0).all()  # new taps too
 
 
 @pytest.mark.parametrize("kernel", [2, 5])
@@ -374,13 +334,6 @@ def test_channels_last(kernel: int) -> None:
     output = changed(input.to(memory_format=torch.channels_last))
     assert output.is_contiguous(memory_format=torch.channels_last)
     assert close(output, change_kernel(make(3, 1), kernel, inherit=True)(input))
-
-
-def test_gradients_reach_the_new_taps() -> None:
-    changed = change_kernel(make(3, 1), 5, inherit=True)
-    changed(torch.randn(1, 4, 9, 9, generator=seeded(1))).square().sum().backward()
-    assert changed.weight.grad is not None
-    assert (changed.weight.grad != 0).all()
 
 
 def test_what_it_is_can_be_seen() -> None:
@@ -446,16 +399,13 @@ def test_what_computes_in_another_way_is_refused(kind: type[nn.Conv2d]) -> None:
     assert change_kernel(conv, 3, inherit=True) is conv
 
 
-def test_a_computed_kernel_is_refused() -> None:
+def test_no_kernel_and_a_computed_one_are_refused() -> None:
+    with pytest.raises(PlanError, match="at least 1 tap a side, but got 0"):
+        change_kernel(make(3), 0, inherit=True)
     conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 8, 3))
     assert "is computed from others" in kernel_problem(conv)
     with pytest.raises(PlanError, match="must be kept"):
         change_kernel(conv, 5, inherit=True)
-
-
-def test_no_kernel_is_refused() -> None:
-    with pytest.raises(PlanError, match="at least 1 tap a side, but got 0"):
-        change_kernel(make(3), 0, inherit=True)
 
 
 def test_what_can_be_changed_has_no_problem() -> None:

@@ -24,7 +24,6 @@ from optuna_dashboard import save_note, wsgi
 
 from autotune.results.dashboard import annotations as annotated_module
 from autotune.results.dashboard.annotations import annotated_app
-from autotune.storage.admin.backup import backup, restore
 from autotune.storage.admin.copy_study import copy_studies
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.state import attrs
@@ -99,8 +98,7 @@ def test_a_note_that_somebody_has_written_is_shown(study: Study, tmp_path: Path)
     )
 
 
-@pytest.mark.parametrize("way", ["copied", "restored"])
-def test_what_somebody_has_written_goes_along(study: Study, tmp_path: Path, way: str) -> None:
+def test_what_somebody_has_written_goes_along(study: Study, tmp_path: Path) -> None:
     old, new = (f"sqlite:///{tmp_path}/{name}.db" for name in ("study", "new"))
     storage = open_storage(new, create=True)
     optuna.create_study(storage=storage, study_name="other").add_trial(create_trial(value=0.5))
@@ -109,11 +107,7 @@ def test_what_somebody_has_written_goes_along(study: Study, tmp_path: Path, way:
         save_note(study, "look at trial 3")
         save_note(Trial(study, study.trials[3]._trial_id), "odd")
     study._storage.set_study_system_attr(study._study_id, "dashboard:99:note_ver", 1)  # nobody's
-    if way == "copied":
-        copy_studies(old, new)
-    else:
-        backup(old, tmp_path / "backup.db")
-        restore(tmp_path / "backup.db", new)
+    copy_studies(old, new)
     copy = optuna.load_study(storage=storage, study_name=study.study_name)
     assert copy.trials[3]._trial_id != study.trials[3]._trial_id
     shown = Dashboard(copy, tmp_path).study(copy._study_id)

@@ -93,14 +93,20 @@ def test_key_figures(results: StudyResults, page: Parsed) -> None:
     assert f"{progress.finished} of 40" in page.of("b")
     counts = f"{progress.complete} complete, {progress.pruned} pruned, 1 failed, 1 retried"
     assert f"{counts}, 1 running" in page.text
-    ended = [attrs.wall_seconds(trial) for trial in results.trials]
-    assert f"{sum(filter(None, ended)):,.0f} s on 2 workers (NVIDIA H200)" in page.text
+    seconds = sum(one.duration.total_seconds() for one in results.trials if one.duration)
+    assert f"{seconds:,.0f} s on 2 workers (NVIDIA H200)" in page.text
 
 
 def test_epochs_of_a_retried_attempt_count_once() -> None:
     study = make_study(trials=2, running=0, failed=0, retried=1)
     assert [one.user_attrs[attrs.EPOCHS] for one in study.trials[:2]] == [10, 2]
     # The attempt's two epochs are among those of its successor.
+    expected = 10 + study.trials[2].user_attrs[attrs.EPOCHS]
+    assert figures(study)["epochs trained"][0] == str(expected)
+
+
+def test_without_pruning_no_epoch_is_saved() -> None:
+    study = make_study(trials=2, running=0, failed=0, retried=0)
     assert figures(study)["epochs trained"] == ("20", "pruning saved none yet")
 
 

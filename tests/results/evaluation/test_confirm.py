@@ -30,7 +30,7 @@ from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.trial.build import build_trial
-from tests.study.engine.test_worker import run
+from tests.support.inline import run
 from tests.support.inside import contents
 from tests.support.page import page_of
 from tests.support.runs import wait_for

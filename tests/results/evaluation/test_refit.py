@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from autotune.config.schema import FitConfig
+from autotune.config.schema import RefitConfig
 from autotune.errors import DiskFullError
 from autotune.results.evaluation import refit as fit_module
 from autotune.results.evaluation.refit import RefitResult, refit_study
 from autotune.results.model.model import load_model
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
-from tests.study.engine.test_worker import run
+from tests.support.inline import run
 from tests.support.inside import contents
 from tests.support.small import open_small
 
@@ -26,9 +26,9 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> OpenStudy:
     made = open_small(
         tmp_path_factory.mktemp("fit"),
         search__trials=2,
-        training__views=2,
-        fit__ema=0.5,
-        fit__views="online",
+        training__num_views=2,
+        refit__ema=0.5,
+        refit__views="online",
     )
     run(made)
     return made
@@ -68,7 +68,7 @@ def test_settings_of_a_call_come_before_those_of_the_study(
     opened: OpenStudy, tmp_path: Path
 ) -> None:
     found = refit_study(
-        opened, trial=0, folder=tmp_path, settings=FitConfig(views="study", ema="off")
+        opened, trial=0, folder=tmp_path, settings=RefitConfig(views="study", ema="off")
     )
     assert (found.summary.ema, found.summary.views) == (None, 2)
     assert found.comparison.difference["accuracy"].value == 0.0  # the baseline is one training

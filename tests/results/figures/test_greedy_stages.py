@@ -17,14 +17,17 @@ from autotune.study.state import attrs
 from tests.support.page import html_of
 from tests.support.studies import make_study
 
-SPACE = {"depth": {"low": 0, "high": 3}, "training": {"weight_decay": {"low": 0, "high": 0.3}}}
+SPACE = {
+    "trainable_layers": {"low": 0, "high": 3},
+    "training": {"weight_decay": {"low": 0, "high": 0.3}},
+}
 
 
 def greedy_study(**greedy: Any) -> Study:
     """A study of the layers alone, with its baseline at 84.2 %."""
     study = make_study(trials=1, running=0, failed=0, retried=0, space=SPACE, budget=13)
     definition = study.user_attrs[attrs.DEFINITION]
-    definition["search"] |= {"order": "greedy", "known_good": False, "greedy": greedy}
+    definition["search"] |= {"strategy": "greedy", "default_plans": False, "greedy": greedy}
     study.set_user_attr(attrs.DEFINITION, definition)
     return study
 

@@ -30,7 +30,7 @@ def file_of(study: Study, storage_url: str = "") -> str:
 
 def test_the_study_file_defines_the_same_study(study: Study) -> None:
     config = StudyConfig.model_validate(yaml.safe_load(file_of(study, "sqlite:///a.db")))
-    assert config.definition() == study.user_attrs[attrs.DEFINITION]
+    assert config.identity() == study.user_attrs[attrs.DEFINITION]
     assert (config.name, config.search.trials, config.storage) == ("digits", 40, "sqlite:///a.db")
 
 

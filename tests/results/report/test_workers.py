@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 
 from autotune.results.report.workers import WorkerRow, failures_by_reason, worker_rows
 from autotune.results.study_results import StudyResults
-from autotune.study.doctor.snapshot import take_snapshot
+from autotune.study.doctor.collect import take_snapshot
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.state.budget import StopReason

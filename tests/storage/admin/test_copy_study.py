@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
+import sqlite3
 import threading
-from datetime import datetime, timedelta
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import optuna
@@ -14,12 +17,15 @@ from autotune.errors import StorageError, StudyError
 from autotune.storage import filesystem
 from autotune.storage.admin.copy_study import Copied, add_study, copy_studies
 from autotune.storage.admin.read_only import reading
+from autotune.storage.admin.schema import back_up_sqlite
 from autotune.storage.admin.study_rows import read_study
 from autotune.storage.paths import REPORT_FORMATS, StudyPaths
-from autotune.storage.rdb.connection import GRACE_PERIOD_S, allow_experimental, open_storage
+from autotune.storage.rdb.connection import open_storage
+from autotune.storage.rdb.heartbeat import read_heartbeat_ages
 from tests.storage.conftest import NewUrl
 from tests.support.postgres import Server
 from tests.support.rows import everything, rich_study, trials_of
+from tests.support.schema import downgrade
 from tests.support.studies import make_study
 
 BOTH = pytest.mark.parametrize("kind", ["sqlite", "postgres"])
@@ -74,31 +80,15 @@ def test_a_copy_goes_on_where_the_study_was(kind: str, new_url: NewUrl) -> None:
 
 
 @BOTH
-def test_a_running_trial_of_a_copy_is_found_when_nobody_runs_it(
-    kind: str, new_url: NewUrl
-) -> None:
+def test_a_running_trial_of_a_copy_has_a_heartbeat_of_now(kind: str, new_url: NewUrl) -> None:
+    """Its worker may be at work on the old one; once it is silent for long, it is reclaimed."""
     old, new = new_url("sqlite"), new_url(kind)
     rich_study(old)
     copy(old, new)
     storage = open_storage(new)
-    study = optuna.load_study(study_name="rich", storage=storage)
-    running = [one.number for one in study.trials if one.state == TrialState.RUNNING]
-
-    def sweep() -> list[int]:
-        with allow_experimental():
-            optuna.storages.fail_stale_trials(study)
-        return [n for n in running if study.trials[n].state == TrialState.FAIL]
-
-    assert len(running) == 2 and sweep() == []  # its worker may be at work on the old one
-    with storage.engine.begin() as connection:
-        now = connection.scalar(sqlalchemy.text("SELECT max(heartbeat) FROM trial_heartbeats"))
-        if isinstance(now, str):
-            now = datetime.fromisoformat(now)
-        connection.execute(
-            sqlalchemy.text("UPDATE trial_heartbeats SET heartbeat = :then"),
-            {"then": now - timedelta(seconds=GRACE_PERIOD_S + 5)},
-        )
-    assert sweep() == running
+    running = [one._trial_id for one in trials_of(new) if one.state == TrialState.RUNNING]
+    ages = read_heartbeat_ages(storage, running).age_s
+    assert len(running) == 2 and all(ages[trial_id] < 60 for trial_id in running)
 
 
 def test_the_studies_that_are_named_are_copied(new_url: NewUrl) -> None:
@@ -173,6 +163,61 @@ def test_a_name_that_is_taken_meanwhile(kind: str, new_url: NewUrl) -> None:
     assert everything(new) == before
 
 
+# Damaged, older and newer
+
+
+def overwritten(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 4096] = os.urandom(4096)
+    file.write_bytes(content)
+
+
+def cut_short(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def text(file: Path) -> None:
+    file.write_text("This is a text, and a long one. " * 100)
+
+
+def loose_rows(file: Path) -> None:
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("DELETE FROM trials WHERE number = 3")
+
+
+def newer(file: Path) -> None:
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'v99.0.0.a'")
+
+
+def older(file: Path) -> None:
+    downgrade(f"sqlite:///{file}")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (overwritten, r"is damaged: |malformed"),
+        (cut_short, r"is damaged: |malformed"),
+        (text, "file is not a database"),
+        (loose_rows, "is damaged: a row of trial_.* belongs to no row of trials"),
+        (newer, "have the version v99.0.0.a, and those of the installed Optuna v.*; update"),
+        (older, "'autotune storage upgrade' brings them up to date"),
+    ],
+)
+def test_a_file_that_cannot_be_copied(
+    spoil: Callable[[Path], None], said: str, new_url: NewUrl, tmp_path: Path
+) -> None:
+    old, new = new_url("sqlite"), new_url("sqlite")
+    rich_study(old).engine.dispose()
+    saved = tmp_path / "saved.db"
+    back_up_sqlite(Path(old.removeprefix("sqlite:///")), saved)
+    spoil(saved)
+    with pytest.raises(StorageError, match=said):
+        copy(f"sqlite:///{saved}", new)
+    assert not Path(new.removeprefix("sqlite:///")).parent.exists()
+
+
 # All or nothing
 
 
@@ -209,7 +254,7 @@ def test_a_copy_that_breaks_off_leaves_no_half_study(
     told: list[Copied] = []
     target = tmp_path / "target"
     with pytest.raises(StorageError, match="stopped half-way"):
-        copy_studies(old, new, files=str(target), tell=told.append)
+        copy_studies(old, new, files=str(target), on_copied=told.append)
     assert [one.name for one in told] == names_in(new) == ["whole"]
     assert {path.name for path in target.rglob("*") if path.is_file()} == {
         *("whole-artifact", "1.pt", "plan.json", "worker-0.log", "best.safetensors"),
@@ -351,24 +396,20 @@ def test_artifacts_of_an_earlier_copy_are_left_as_they_are(
     assert (shared / "artifacts/rich-artifact").read_text() == "rich-artifact of rich"
 
 
-def test_a_folder_that_somebody_chose_stays(new_url: NewUrl, tmp_path: Path) -> None:
+@pytest.mark.parametrize("chosen", [None, "other"])
+def test_a_folder_that_somebody_chose_stays_until_another_is_chosen(
+    chosen: str | None, new_url: NewUrl, tmp_path: Path
+) -> None:
     old, new = new_url("sqlite"), new_url("sqlite")
     rich_study(old)
     fill_files(old, "rich", tmp_path / "shared")
-    (copied,) = copy(old, new)
-    assert folder_of(new) == str(tmp_path / "shared")
-    assert (copied.files.count, copied.files.folder) == (0, tmp_path / "shared")
+    (copied,) = copy(old, new, files=str(tmp_path / chosen) if chosen else None)
+    folder = tmp_path / (chosen or "shared")
+    assert folder_of(new) == str(folder)
+    count = 5 + len(REPORT_FORMATS) if chosen else 0
+    assert (copied.files.count, copied.files.folder) == (count, folder)
+    assert (folder / "artifacts/rich-artifact").exists()
     assert not StudyPaths.from_url(new).root.exists()
-
-
-def test_another_folder_can_be_chosen(new_url: NewUrl, tmp_path: Path) -> None:
-    old, new = new_url("sqlite"), new_url("sqlite")
-    rich_study(old)
-    fill_files(old, "rich", tmp_path / "shared")
-    (copied,) = copy(old, new, files=str(tmp_path / "other"))
-    assert folder_of(new) == str(tmp_path / "other")
-    assert copied.files.count == 5 + len(REPORT_FORMATS)
-    assert (tmp_path / "other/artifacts/rich-artifact").exists()
 
 
 def test_files_of_a_database_that_was_moved_with_them(new_url: NewUrl, tmp_path: Path) -> None:
@@ -381,6 +422,15 @@ def test_files_of_a_database_that_was_moved_with_them(new_url: NewUrl, tmp_path:
         5 + len(REPORT_FORMATS),
         StudyPaths.from_url(new).root,
     )
+
+
+def test_files_that_are_in_the_chosen_folder_stay(new_url: NewUrl, tmp_path: Path) -> None:
+    old, new = new_url("sqlite"), new_url("sqlite")
+    rich_study(old)
+    fill_files(old, "rich", tmp_path / "before").root.rename(tmp_path / "now")
+    (copied,) = copy(old, new, files=str(tmp_path / "now"))
+    assert (copied.files.count, copied.files.folder) == (0, tmp_path / "now")
+    assert folder_of(new) == str(tmp_path / "now")
 
 
 def test_files_in_the_way_are_not_overwritten(new_url: NewUrl) -> None:

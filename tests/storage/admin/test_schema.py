@@ -42,7 +42,9 @@ def test_tables_of_a_newer_optuna(kind: str, new_url: NewUrl) -> None:
     storage = open_storage(url, create=True)
     with storage.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'v99.0.0.a'")
-    with pytest.raises(StorageError, match=r"v99.0.0.a, which the installed .* update Optuna"):
+    with pytest.raises(
+        StorageError, match=r"v99.0.0.a, and those of the installed Optuna v.*; update Optuna"
+    ):
         pending_upgrade(url)
 
 

@@ -73,7 +73,7 @@ def test_what_may_be_over_in_a_moment(error: Exception, transient: bool) -> None
 def test_a_call_is_repeated_while_it_helps(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(retry, "_last_met", float("-inf"))
+    monkeypatch.setattr(retry, "_last_unavailable", float("-inf"))
     assert not was_unavailable(within_s=60)
     left = [operational(psycopg.OperationalError("password=geheim closed"))] * 2
 
@@ -83,7 +83,7 @@ def test_a_call_is_repeated_while_it_helps(
         return value
 
     assert call_with_retry(call, 3) == 3
-    assert caplog.text.count("the storage is away") == 2
+    assert caplog.text.count("storage unavailable") == 2
     assert "geheim" not in caplog.text
     assert was_unavailable(within_s=60)
 
@@ -150,7 +150,7 @@ def test_nothing_is_repeated_under_a_lock(own_server: Server) -> None:
             "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
         )
 
-    lost = pytest.raises(LockLostError, match="the lock of 'a' went with its connection")
+    lost = pytest.raises(LockLostError, match="the lock of 'a' was lost with its connection")
     with lost, study_lock(storage, url, "a"):
         drop()
     # It can be had again, and what broke off inside is told as it was.

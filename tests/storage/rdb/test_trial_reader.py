@@ -172,7 +172,7 @@ def test_a_connection_that_the_server_has_dropped_is_made_anew(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage, study_id = fill(postgres_url)
-    monkeypatch.setattr(database, "RESTED_S", 0.0)
+    monkeypatch.setattr(database, "CHECK_AFTER_REST_S", 0.0)
     other = sqlalchemy.create_engine(storage.engine.url)
     drop = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
     with other.connect() as connection:

@@ -18,12 +18,10 @@ from optuna_dashboard import save_note
 
 from autotune.storage.rdb.connection import open_storage
 from autotune.storage.rdb.study_lock import study_lock
-from autotune.study.doctor import file_checks, finding
-from autotune.study.doctor.checks import Diagnosis, diagnose
-from autotune.study.doctor.collect import gather
-from autotune.study.doctor.finding import Finding
+from autotune.study.doctor import checks
+from autotune.study.doctor.checks import Diagnosis, Finding, FindingKind, diagnose
+from autotune.study.doctor.collect import gather, take_snapshot
 from autotune.study.doctor.repair import repair
-from autotune.study.doctor.snapshot import take_snapshot
 from autotune.study.setup.opening import OpenStudy, open_existing
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget, StopReason
@@ -38,7 +36,7 @@ HOUR = 3600.0
 
 
 @pytest.fixture
-def opened(url: str, tmp_path: Path) -> OpenStudy:
+def handle(url: str, tmp_path: Path) -> OpenStudy:
     """A study of which nothing has run."""
     return open_small(tmp_path, storage=url, files=str(tmp_path / "files"), search__trials=6)
 
@@ -60,6 +58,13 @@ def findings(handle: OpenStudy) -> tuple[Finding, ...]:
 
 def kinds(handle: OpenStudy) -> list[str]:
     return [one.kind for one in findings(handle)]
+
+
+def only(handle: OpenStudy, kind: FindingKind, *, fixable: bool = False) -> Finding:
+    """Return the one finding, which is of this kind."""
+    (found,) = findings(handle)
+    assert (found.kind, found.is_fixable) == (kind, fixable)
+    return found
 
 
 def finish(handle: OpenStudy, number: int, value: float = 0.5) -> None:
@@ -113,10 +118,10 @@ def test_looking_changes_nothing(handle: OpenStudy, tmp_path: Path) -> None:
 def test_a_silent_worker_s_trial_is_given_back(handle: OpenStudy) -> None:
     trial, other = claim(handle), claim(handle, "box/1/1")
     silence(handle.storage, trial, 300)
-    (found,) = findings(handle)
-    assert (found.kind, found.trial, found.is_fixable) == (finding.ZOMBIE, 0, True)
-    assert re.search(r"box/1/0, which has been silent for 30\d s", found.message)
-    assert repair(fresh(handle), [found]) == ["trial 0 was given back"]
+    found = only(handle, FindingKind.ZOMBIE, fixable=True)
+    assert found.trial == 0
+    assert re.search(r"its worker box/1/0 has been silent for 30\d s", found.message)
+    assert repair(fresh(handle), [found]) == ["trial 0 was requeued"]
     assert kinds(handle) == []
     states = [one.state for one in trials_of(fresh(handle))]
     assert states == [TrialState.FAIL, TrialState.RUNNING, TrialState.WAITING]
@@ -128,9 +133,8 @@ def test_a_worker_that_died_before_its_first_heartbeat(handle: OpenStudy) -> Non
     trial = claim(handle, beat=False)
     assert kinds(handle) == []  # it may be about to write it
     set_attribute(handle, trial.number, attrs.CLAIMED_AT, time.time() - 200)
-    (found,) = findings(handle)
-    assert found.kind == finding.ZOMBIE
-    assert re.search(r"box/1/0, which never gave a sign of life in 20\d s", found.message)
+    found = only(handle, FindingKind.ZOMBIE, fixable=True)
+    assert re.search(r"its worker box/1/0 never gave a sign of life in 20\d s", found.message)
     repair(fresh(handle), [found])
     assert kinds(handle) == []
     first, retry = trials_of(fresh(handle))
@@ -140,8 +144,8 @@ def test_a_worker_that_died_before_its_first_heartbeat(handle: OpenStudy) -> Non
 
 def test_a_claim_that_broke_off(handle: OpenStudy) -> None:
     handle.storage.create_new_trial(handle.study._study_id)
-    (found,) = findings(handle)
-    assert found.kind == finding.ZOMBIE and "nobody's" in found.message
+    found = only(handle, FindingKind.ZOMBIE, fixable=True)
+    assert "has no worker" in found.message
     repair(fresh(handle), [found])
     assert kinds(handle) == []
 
@@ -171,8 +175,7 @@ def test_what_waits_after_the_end_of_a_study_that_could_go_on(local: OpenStudy) 
     trial = claim(local)
     local.trial_queue().requeue(trial.number, WORKER_LOST)
     local.study.set_user_attr(attrs.ENDED, StopReason("patience", "no better trial").to_json())
-    (found,) = findings(local)
-    assert (found.kind, found.is_fixable) == (finding.ENDED, True)
+    found = only(local, FindingKind.ENDED, fixable=True)
     repair(fresh(local), [found])
     assert kinds(local) == []
     assert StopReason.from_study(fresh(local).study) is None
@@ -181,11 +184,9 @@ def test_what_waits_after_the_end_of_a_study_that_could_go_on(local: OpenStudy) 
 def test_what_runs_after_the_end(local: OpenStudy) -> None:
     trial = claim(local)
     local.study.set_user_attr(attrs.ENDED, StopReason("trials", "6 finished trials").to_json())
-    (found,) = findings(local)
-    assert (found.kind, found.is_fixable) == (finding.ENDED, False)
+    found = only(local, FindingKind.ENDED)
     silence(local.storage, trial, 1000)
-    (found,) = findings(local)
-    assert found.kind == finding.ZOMBIE
+    found = only(local, FindingKind.ZOMBIE, fixable=True)
     repair(fresh(local), [found])
     assert kinds(local) == []
 
@@ -197,10 +198,9 @@ def test_trials_that_share_a_number_or_are_missing(local: OpenStudy) -> None:
     for worker in ("box/1/0", "box/1/1", "box/1/2"):
         finish(local, claim(local, worker).number)
     renumber(local, 2, 1)
-    assert kinds(local) == [finding.NUMBERS]
+    only(local, FindingKind.NUMBERS)
     renumber(local, 1, 5)
-    (found,) = findings(local)
-    assert found.kind == finding.NUMBERS and not found.is_fixable
+    only(local, FindingKind.NUMBERS)
 
 
 def test_a_plan_that_was_trained_twice(local: OpenStudy) -> None:
@@ -208,16 +208,15 @@ def test_a_plan_that_was_trained_twice(local: OpenStudy) -> None:
     set_attribute(local, third.number, attrs.PLAN, second.user_attrs[attrs.PLAN])
     for trial in (first, second, third):
         finish(local, trial.number)
-    (found,) = findings(local)
-    assert found.kind == finding.TWICE and "trials 1, 2 have" in found.message
+    assert "trials 1, 2 have" in only(local, FindingKind.TWICE).message
 
 
 @pytest.mark.parametrize(
     ("retries", "said"),
     [
-        ({3: [9]}, "trial 3 goes on with trial 9, which does not exist"),
-        ({2: [0], 3: [0]}, "trials 2, 3 all go on with trial 0"),
-        ({3: [1]}, "trial 3 goes on with trial 1, which is COMPLETE and not failed"),
+        ({3: [9]}, "trial 3 continues trial 9, which does not exist"),
+        ({2: [0], 3: [0]}, "trials 2, 3 all continue trial 0"),
+        ({3: [1]}, "trial 3 continues trial 1, which is COMPLETE and not failed"),
         ({2: [0], 3: [2]}, "trial 3 names the earlier attempts 2, but trial 2"),
     ],
 )
@@ -232,7 +231,7 @@ def test_retries_that_are_broken(
     for number, earlier in retries.items():
         set_attribute(local, number, attrs.RETRIES, earlier)
     found = findings(local)
-    assert [one.kind for one in found] == [finding.CHAIN]
+    assert [one.kind for one in found] == [FindingKind.CHAIN]
     assert said in found[0].message and not found[0].is_fixable
 
 
@@ -240,8 +239,7 @@ def test_finished_trials_beyond_the_budget(local: OpenStudy) -> None:
     for worker in range(3):
         finish(local, claim(local, f"box/1/{worker}").number)
     local.trial_queue().set_budget(Budget(2))
-    (found,) = findings(local)
-    assert found.kind == finding.BUDGET and "search.trials=3" in found.message
+    assert "search.trials=3" in only(local, FindingKind.BUDGET).message
     local.trial_queue().set_budget(Budget(3))
     assert kinds(local) == []
 
@@ -284,7 +282,7 @@ def test_orphans_are_removed_and_nothing_else(handle: OpenStudy, tmp_path: Path)
     live = write(handle.files.checkpoint(handle.name, running.number), age_s=2 * HOUR)
     foreign = write(handle.files.checkpoint("other", 0), age_s=2 * HOUR)
     artifacts, checkpoints = findings(handle)
-    assert (artifacts.kind, checkpoints.kind) == (finding.ORPHANS, finding.CHECKPOINTS)
+    assert (artifacts.kind, checkpoints.kind) == (FindingKind.ORPHANS, FindingKind.CHECKPOINTS)
     assert {one.path for one in artifacts.files} == {old}
     assert {one.path for one in checkpoints.files} == {ended, half}
     assert repair(fresh(handle), (artifacts, checkpoints)) == [
@@ -304,8 +302,7 @@ def test_artifacts_of_another_storage_in_the_same_folder_are_left_alone(
     )
     theirs = uploaded(other, tmp_path, claim(other))
     write(other.files.log("second", "worker-0"), age_s=0)
-    (found,) = findings(local)
-    assert (found.kind, found.is_fixable) == (finding.ORPHANS, False)
+    found = only(local, FindingKind.ORPHANS)
     assert "second" in found.message
     repair(fresh(local), [found])
     assert theirs.exists()
@@ -330,8 +327,7 @@ def test_missing_artifacts(handle: OpenStudy, tmp_path: Path) -> None:
     path.unlink()
     assert kinds(handle) == []  # a running trial may be about to write it
     finish(handle, trial.number)
-    (found,) = findings(handle)
-    assert (found.kind, found.is_fixable) == (finding.MISSING, False)
+    found = only(handle, FindingKind.MISSING)
     assert "1 artifacts (picture.png) of trials 0" in found.message
 
 
@@ -378,7 +374,7 @@ def test_what_this_version_cannot_read(local: OpenStudy) -> None:
     local.study.set_user_attr(attrs.SPACE, {"version": 99})
     set_attribute(local, 0, attrs.PLAN, {"depth": 1})
     found = findings(local)
-    assert [one.kind for one in found] == [finding.DEFINITION] * 3
+    assert [one.kind for one in found] == [FindingKind.DEFINITION] * 3
     for one, what in zip(
         found, ("its definition", "its space", "the plans of trials 0"), strict=True
     ):
@@ -391,7 +387,7 @@ def test_a_lock_that_somebody_sits_on(handle: OpenStudy) -> None:
         diagnosis = diagnose_in_thread(elsewhere)
     assert diagnosis.evidence is None
     (found,) = diagnosis.findings
-    assert found.kind == finding.LOCK and "for more than 0.3 s" in found.message
+    assert found.kind == FindingKind.LOCK and "for more than 0.3 s" in found.message
     assert kinds(handle) == []  # and the connection that waited is as good as new
 
 
@@ -403,12 +399,12 @@ def diagnose_in_thread(handle: OpenStudy) -> Diagnosis:
 
 def test_the_clock_of_a_worker(handle: OpenStudy) -> None:
     trial = claim(handle)
-    ahead = file_checks.worker_ahead_s(take_snapshot(handle), trial)
+    ahead = checks.worker_ahead_s(take_snapshot(handle), trial)
     assert ahead is not None and abs(ahead) < 3
     set_attribute(handle, trial.number, attrs.CLAIMED_AT, time.time() + 120)
-    (found,) = findings(handle)
-    assert found.kind == finding.CLOCK
-    assert re.search(r"clock of box/1/0 is 1[12]\d s ahead of", found.message)
+    assert re.search(
+        r"clock of box/1/0 is 1[12]\d s ahead of", only(handle, FindingKind.CLOCK).message
+    )
 
 
 def test_the_clock_of_this_machine(handle: OpenStudy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -416,7 +412,7 @@ def test_the_clock_of_this_machine(handle: OpenStudy, monkeypatch: pytest.Monkey
     with monkeypatch.context() as patch:
         patch.setattr("autotune.storage.rdb.heartbeat.time.time", lambda: now() - 60)
         evidence = gather(fresh(handle))
-    found = list(file_checks.skewed_clocks(evidence.snapshot))
+    found = list(checks.skewed_clocks(evidence.snapshot))
     if handle.url.startswith("sqlite"):
         assert found == []
     else:
@@ -426,6 +422,5 @@ def test_the_clock_of_this_machine(handle: OpenStudy, monkeypatch: pytest.Monkey
 def test_a_disk_that_is_nearly_full(local: OpenStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     free = diagnose(local).evidence
     assert free is not None and sum(one.free_bytes for one in free.disks) > 0
-    monkeypatch.setattr(file_checks, "FREE_BYTES", 1 << 60)
-    (found,) = findings(local)
-    assert found.kind == finding.DISK and "files of the study and database" in found.message
+    monkeypatch.setattr(checks, "FREE_BYTES", 1 << 60)
+    assert "files of the study and database" in only(local, FindingKind.DISK).message

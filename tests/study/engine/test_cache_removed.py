@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,15 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from autotune.study.engine.worker import run_worker
 from autotune.study.setup.opening import OpenStudy
-from tests.study.engine.test_worker import job
+from tests.support.inline import Event, run
 from tests.support.small import open_small
 
-STUDY: dict[str, Any] = {"search__trials": 4, "training__views": 2, "search__sampler": "random"}
+STUDY: dict[str, Any] = {
+    "search__trials": 4,
+    "training__num_views": 2,
+    "search__sampler": "random",
+}
 
 
 def every(folder: Path, pattern: str) -> None:
@@ -47,7 +49,7 @@ def outcome(handle: OpenStudy) -> list[Any]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     handle = open_small(tmp_path_factory.mktemp("undisturbed"), **STUDY)
-    run_worker(job(handle), threading.Event(), lambda event: None)
+    run(handle)
     return outcome(handle)
 
 
@@ -60,13 +62,14 @@ def test_a_cache_that_is_removed_in_mid_run(
     handle = open_small(tmp_path, **STUDY)
     removed = 0
 
-    def on_event(event: dict[str, Any]) -> None:
+    def remove(event: Event) -> bool:
         nonlocal removed
         if event["event"] == moment and handle.files.cache.exists():
             PARTS[part](handle.files.cache)
             removed += 1
+        return False
 
-    run_worker(job(handle), threading.Event(), on_event)
+    run(handle, until=remove)
     assert removed
     assert outcome(handle) == undisturbed
     assert all(one.state != TrialState.FAIL for one in handle.study.get_trials())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,11 @@ from optuna.trial import TrialState
 from autotune.errors import UserError
 from autotune.search.study_view import DEVICE_MEMORY
 from autotune.study.engine.launcher import run_study
-from autotune.study.engine.worker import run_worker
-from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.state.failures import FailureKind, classify, device_responds
 from autotune.study.state.oom import MIB, measure_shortage
 from tests.study.engine.test_launcher import BARE
-from tests.study.engine.test_worker import job
+from tests.support.inline import run
 from tests.support.runs import autotune, trials_of
 from tests.support.small import open_small, small_config
 
@@ -45,12 +42,6 @@ def limit_to(mib: float) -> None:
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(CUDA).total_memory
     torch.cuda.set_per_process_memory_fraction(mib * MIB / total)
-
-
-def run(handle: OpenStudy) -> list[dict[str, Any]]:
-    events: list[dict[str, Any]] = []
-    run_worker(job(handle), threading.Event(), events.append)
-    return events
 
 
 def test_what_the_device_was_asked_for() -> None:
@@ -128,12 +119,12 @@ def test_a_baseline_that_does_not_fit_ends_the_run(tmp_path: Path) -> None:
 
 def test_a_batch_that_does_not_fit_goes_through_in_parts(tmp_path: Path) -> None:
     options: dict[str, Any] = {
-        "space__depth": 5,
+        "space__trainable_layers": 5,
         "space__layers": {},
         "space__head__hidden_layers": 0,
         "data__image_size": 448,  # beside a gigabyte, what cuBLAS takes for itself is little
         "training__batch_size": 50,
-        "training__amp": "off",
+        "training__precision": "off",
         "search__trials": 2,
     }
     whole = open_small(tmp_path / "a", **options)

@@ -33,7 +33,7 @@ from autotune.training import trainer
 from autotune.training.compute.cuda_graphs import CapturedStep
 from autotune.training.trainer import Trainer
 from tests.study.engine.test_launcher import BARE
-from tests.study.engine.test_worker import job, run
+from tests.support.inline import job, run
 from tests.support.runs import autotune, trials_of
 from tests.support.simulated_gpu import Kind, simulated_gpu
 from tests.support.simulated_gpu.process import faults_of, simulated_environment
@@ -49,48 +49,56 @@ BASE: dict[str, Any] = {
 }
 #: Kinds of trials, by what of them is tensors on the device.
 KINDS: dict[str, dict[str, Any]] = {
-    "heads alone": {"space__depth": 0, "space__head__hidden_layers": [0, 1]},
-    "trainable layers": {"training__amp": "off", "space__depth": 2},
-    "whole": {"training__amp": "auto", "space__depth": 5, "cache__features": "off"},
-    "online views": {"training__amp": "bf16", "space__depth": 1, "training__views": "online"},
-    "folds": {"training__amp": "off", "space__depth": 2, "data__folds": 3},
+    "heads alone": {"space__trainable_layers": 0, "space__head__hidden_layers": [0, 1]},
+    "trainable layers": {"training__precision": "off", "space__trainable_layers": 2},
+    "whole": {
+        "training__precision": "auto",
+        "space__trainable_layers": 5,
+        "cache__features": "off",
+    },
+    "online views": {
+        "training__precision": "bf16",
+        "space__trainable_layers": 1,
+        "training__num_views": "online",
+    },
+    "folds": {"training__precision": "off", "space__trainable_layers": 2, "data__folds": 3},
     "mixup and CutMix": {
-        "training__amp": "bf16",
-        "space__depth": 2,
+        "training__precision": "bf16",
+        "space__trainable_layers": 2,
         "space__training__mixup": 0.4,
         "space__training__cutmix": 1.0,
     },
     "surgery": {
-        "training__amp": "bf16",
-        "space__depth": 2,
+        "training__precision": "bf16",
+        "space__trainable_layers": 2,
         "space__layers": {"kernel": [1, 5], "activation": ["gelu"]},
         "inherit": "data",
     },
     "constraints": {
-        "training__amp": "bf16",
-        "space__depth": 2,
+        "training__precision": "bf16",
+        "space__trainable_layers": 2,
         "constraints__max_memory_mb": 1000,
         "constraints__max_latency_ms": 1e6,
     },
     "L2-SP with SGD, the head first": {
-        "training__amp": "off",
-        "space__depth": 2,
+        "training__precision": "off",
+        "space__trainable_layers": 2,
         "space__training__optimizer": "sgd",
         "space__training__l2_sp": 0.01,
         "space__training__head_epochs": 1,
     },
     "Adagrad": {
-        "training__amp": "bf16",
-        "space__depth": 2,
+        "training__precision": "bf16",
+        "space__trainable_layers": 2,
         "space__training__optimizer": "adagrad",
     },
     "no average, no clipping": {
-        "training__amp": "off",
+        "training__precision": "off",
         "training__ema": None,
-        "training__clip_norm": None,
-        "space__depth": 2,
+        "training__clip_grad_norm": None,
+        "space__trainable_layers": 2,
     },
-    "balanced classes": {"space__depth": 1, "training__sampling": "balanced"},
+    "balanced classes": {"space__trainable_layers": 1, "training__sampling": "balanced"},
 }
 
 
@@ -121,7 +129,9 @@ def test_a_trial_trains_on_a_gpu(tmp_path: Path) -> None:
 
     torch's own refusal of such a device stands in ``tests/study/test_devices.py``.
     """
-    handle = opened_study(tmp_path, training__amp="bf16", space__depth=1, training__epochs=1)
+    handle = opened_study(
+        tmp_path, training__precision="bf16", space__trainable_layers=1, training__epochs=1
+    )
     with simulated_gpu() as gpu:
         run(handle)
         assert build_context(handle).device == torch.device("cuda", 0)
@@ -141,7 +151,9 @@ def test_a_tensor_that_was_left_on_the_host_is_found(
         return step(self, inputs, targets.cpu())
 
     monkeypatch.setattr(Trainer, "_step", forgetful)
-    handle = opened_study(tmp_path, training__amp="off", space__depth=1, training__epochs=1)
+    handle = opened_study(
+        tmp_path, training__precision="off", space__trainable_layers=1, training__epochs=1
+    )
     with simulated_gpu() as gpu:
         run(handle)
         assert gpu.faults
@@ -159,14 +171,14 @@ def test_every_kind_of_trial(tmp_path: Path, options: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_a_card_without_bf16_trains_in_fp16(tmp_path: Path) -> None:
-    handle = opened_study(tmp_path, training__amp="fp16", space__depth=2)
+    handle = opened_study(tmp_path, training__precision="fp16", space__trainable_layers=2)
     search(handle, capability=(7, 5))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["trainable layers", "whole", "folds"])
 def test_values_are_those_of_the_cpu(tmp_path: Path, kind: str) -> None:
-    options = {**KINDS[kind], "training__amp": "off"}
+    options = {**KINDS[kind], "training__precision": "off"}
     there = search(opened_study(tmp_path / "gpu", **options))
     here = opened_study(tmp_path / "cpu", **options)
     run(here)
@@ -202,7 +214,7 @@ def test_no_step_waits_for_the_device(tmp_path: Path, amp: str) -> None:
     """An epoch of more steps has no more waits: those that it has come once."""
     counts = [
         waits_of_an_epoch(
-            opened_study(tmp_path / str(size), training__amp=amp, training__batch_size=size),
+            opened_study(tmp_path / str(size), training__precision=amp, training__batch_size=size),
             capability=(7, 5) if amp == "fp16" else (9, 0),
         )
         for size in (25, 10)
@@ -236,11 +248,15 @@ def test_no_step_copies_from_pageable_memory(tmp_path: Path, kind: str) -> None:
 
 #: Trials whose steps are captured.
 CAPTURED: dict[str, dict[str, Any]] = {
-    "a tail": {"space__depth": 1},
-    "bf16": {"training__amp": "bf16", "space__depth": 1},
-    "folds": {"space__depth": 1, "data__folds": 2},
-    "the head first": {"space__depth": 1, "space__training__head_epochs": 1},
-    "no average": {"space__depth": 1, "training__ema": None, "training__clip_norm": None},
+    "a tail": {"space__trainable_layers": 1},
+    "bf16": {"training__precision": "bf16", "space__trainable_layers": 1},
+    "folds": {"space__trainable_layers": 1, "data__folds": 2},
+    "the head first": {"space__trainable_layers": 1, "space__training__head_epochs": 1},
+    "no average": {
+        "space__trainable_layers": 1,
+        "training__ema": None,
+        "training__clip_grad_norm": None,
+    },
 }
 
 
@@ -264,7 +280,9 @@ def test_a_worker_replays_its_steps_with_the_same_values(
     for graphs in (False, True):
         replays = 0
         folder = tmp_path / str(graphs)
-        trials = search(opened_study(folder, **{"training__amp": "off", **options}), graphs=graphs)
+        trials = search(
+            opened_study(folder, **{"training__precision": "off", **options}), graphs=graphs
+        )
         assert bool(replays) == graphs
         values.append([one.user_attrs[attrs.METRICS]["log_loss"] for one in trials])
     assert values[0] == pytest.approx(values[1], rel=1e-4)
@@ -284,8 +302,8 @@ def test_a_place_with_a_batch_of_its_own_halves_it(tmp_path: Path, place: dict[s
     """The training goes on with whole batches: it is not what does not fit."""
     handle = opened_study(
         tmp_path,
-        training__amp="off",
-        space__depth=2,
+        training__precision="off",
+        space__trainable_layers=2,
         space__layers={"kernel": [1]},
         search__sampler="random",
     )
@@ -299,7 +317,7 @@ def test_a_place_with_a_batch_of_its_own_halves_it(tmp_path: Path, place: dict[s
 
 @pytest.mark.slow
 def test_memory_gives_out_once_where_a_network_is_split(tmp_path: Path) -> None:
-    handle = opened_study(tmp_path, training__amp="off", space__depth=2)
+    handle = opened_study(tmp_path, training__precision="off", space__trainable_layers=2)
     with simulated_gpu() as gpu:
         rule = gpu.memory.provoke(0, inside=" _split", times=1)
         run(handle)
@@ -311,7 +329,11 @@ def test_memory_gives_out_once_where_a_network_is_split(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("inside", ["Training._step", ""], ids=["step", "everywhere"])
 def test_a_step_that_does_not_fit_is_taken_in_parts(tmp_path: Path, inside: str) -> None:
-    options = {"training__amp": "off", "space__depth": 5, "cache__features": "off"}
+    options = {
+        "training__precision": "off",
+        "space__trainable_layers": 5,
+        "cache__features": "off",
+    }
     handle = opened_study(tmp_path, **options)
     with simulated_gpu() as gpu:
         gpu.memory.provoke(6, inside)
@@ -323,7 +345,11 @@ def test_a_step_that_does_not_fit_is_taken_in_parts(tmp_path: Path, inside: str)
 @pytest.mark.slow
 def test_a_plan_that_never_fits_is_infeasible_and_holds_nothing(tmp_path: Path) -> None:
     handle = opened_study(
-        tmp_path, training__amp="off", space__depth=5, cache__features="off", search__trials=3
+        tmp_path,
+        training__precision="off",
+        space__trainable_layers=5,
+        cache__features="off",
+        search__trials=3,
     )
     with simulated_gpu() as gpu:
 
@@ -344,7 +370,9 @@ def test_a_plan_that_never_fits_is_infeasible_and_holds_nothing(tmp_path: Path) 
 @pytest.mark.slow
 def test_a_neighbor_that_leaves_costs_no_trial_its_batch(tmp_path: Path) -> None:
     """Nothing is halved, and no smaller part is stored, because others held memory for a while."""
-    handle = opened_study(tmp_path, training__amp="off", space__depth=5, cache__features="off")
+    handle = opened_study(
+        tmp_path, training__precision="off", space__trainable_layers=5, cache__features="off"
+    )
     with simulated_gpu(total_bytes=64 * MIB) as gpu:
         crowded = False
 
@@ -364,7 +392,11 @@ def test_a_neighbor_that_leaves_costs_no_trial_its_batch(tmp_path: Path) -> None
 def test_a_worker_keeps_nothing_that_its_neighbor_needs(tmp_path: Path) -> None:
     """Two workers in turn: what one had for a trial is free for the other after it."""
     handle = opened_study(
-        tmp_path, training__amp="off", space__depth=5, cache__features="off", search__trials=3
+        tmp_path,
+        training__precision="off",
+        space__trainable_layers=5,
+        cache__features="off",
+        search__trials=3,
     )
     kept = []
     with simulated_gpu() as gpu:
@@ -397,10 +429,12 @@ def test_two_workers_share_a_gpu(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> OpenStudy:
+def handle(tmp_path_factory: pytest.TempPathFactory) -> OpenStudy:
     """A study that was searched on the device."""
     folder = tmp_path_factory.mktemp("searched")
-    made = opened_study(folder, training__amp="bf16", space__depth=2, fit__ema=0.9)
+    made = opened_study(
+        folder, training__precision="bf16", space__trainable_layers=2, refit__ema=0.9
+    )
     search(made)
     return made
 

@@ -13,11 +13,10 @@ from optuna.trial import Trial, TrialState
 
 from autotune.errors import StorageError
 from autotune.storage.rdb import retry
-from autotune.study.engine.worker import run_worker
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.state.trial_queue import Claim
-from tests.study.engine.test_worker import job
+from tests.support.inline import Event, run
 from tests.support.postgres import Server, start_server
 from tests.support.small import open_small
 
@@ -41,7 +40,7 @@ def outcome(handle: OpenStudy) -> list[Any]:
 @pytest.mark.slow
 def test_a_study_outlives_restarts_of_its_database(tmp_path: Path, own_server: Server) -> None:
     undisturbed = open_small(tmp_path / "a", search__trials=4, training__epochs=3)
-    run_worker(job(undisturbed), threading.Event(), lambda event: None)
+    run(undisturbed)
     handle = open_small(
         tmp_path / "b",
         search__trials=4,
@@ -51,14 +50,15 @@ def test_a_study_outlives_restarts_of_its_database(tmp_path: Path, own_server: S
     )
     restarts = []
 
-    def restart(event: dict[str, Any]) -> None:
+    def restart(event: Event) -> bool:
         at = event["event"], event.get("trial"), event.get("epoch")
         if at in (("epoch", 0, 2), ("start", 2, None), ("end", 2, None)):
             own_server.stop()
             threading.Timer(0.5, own_server.start).start()
             restarts.append(at)
+        return False
 
-    run_worker(job(handle, files=str(tmp_path / "b")), threading.Event(), restart)
+    run(handle, until=restart, files=str(tmp_path / "b"))
     assert len(restarts) == 3
     assert outcome(handle) == outcome(undisturbed)
 
@@ -140,7 +140,7 @@ def test_a_worker_that_starts_meanwhile_waits(tmp_path: Path, own_server: Server
     handle.storage.engine.dispose()
     own_server.stop()
     threading.Timer(1.0, own_server.start).start()
-    run_worker(job(handle, files=str(tmp_path)), threading.Event(), lambda event: None)
+    run(handle, files=str(tmp_path))
     assert [one.state for one in handle.study.get_trials()] == [TrialState.COMPLETE]
 
 
@@ -155,16 +155,17 @@ def test_a_database_that_stays_away_ends_the_run_with_one_message(
     )
     monkeypatch.setattr(retry, "RETRY_FOR_S", 0.5)
 
-    def stop(event: dict[str, Any]) -> None:
+    def stop(event: Event) -> bool:
         if event["event"] == "epoch" and event["epoch"] == 1:
             own_server.stop()
+        return False
 
     with pytest.raises(StorageError, match="cannot be used"):
-        run_worker(job(handle, files=str(tmp_path)), threading.Event(), stop)
+        run(handle, until=stop, files=str(tmp_path))
     own_server.start()
     monkeypatch.undo()
     study: Study = handle.study
     assert study.get_trials()[0].state == TrialState.RUNNING
     assert handle.trial_queue().reclaim_stale(lambda worker: True) == 1
-    run_worker(job(handle, files=str(tmp_path)), threading.Event(), lambda event: None)
+    run(handle, files=str(tmp_path))
     assert [one.state for one in study.get_trials()] == [TrialState.FAIL, TrialState.COMPLETE]

@@ -22,14 +22,22 @@ from autotune.storage.rdb.connection import open_storage
 from autotune.study.engine import pool
 from autotune.study.engine.launcher import run_study
 from autotune.study.engine.ray_mailbox import Mailbox
-from autotune.study.engine.ray_workers import ResourceRequest, _cpus_beside
+from autotune.study.engine.ray_workers import ResourceRequest, _cpus_per_worker
 from autotune.study.setup.opening import open_existing
 from autotune.study.state import attrs
 from tests.support.cluster import QUIET, start_cluster, worker_pids
 from tests.support.runs import SMALL, autotune, epochs_running, start, wait_for
 from tests.support.small import small_config
 
-RUN = ("run", "digits", *SMALL, "search.known_good=false", "search.pruner=none", "--name", "tiny")
+RUN = (
+    "run",
+    "digits",
+    *SMALL,
+    "search.default_plans=false",
+    "search.pruner=none",
+    "--name",
+    "tiny",
+)
 RAY = ("--engine", "ray", "--workers", "2")
 
 
@@ -196,7 +204,7 @@ def test_workers_that_die_at_everything_are_given_up(
     assert ended.returncode == 1
     assert ended.stdout.count("was lost and is replaced") == pool.MAX_RESTARTS
     assert "worker 0 dies at everything and is not started again" in ended.stdout
-    assert "the workers die again and again; the end of" in ended.stderr
+    assert "workers keep crashing; the last lines of" in ended.stderr
     assert "no such device" in ended.stderr
     assert actors(shared) == "DEAD 2.0"
 
@@ -293,28 +301,28 @@ def test_options_that_cannot_be(options: dict[str, object], said: str, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_worker_has_its_share_of_the_cpus_beside_its_gpu() -> None:
+def test_a_worker_has_its_share_of_the_cpus_per_worker_its_gpu() -> None:
     nodes = [{"CPU": 64.0, "GPU": 8.0}, {"CPU": 12.0, "GPU": 2.0}, {"CPU": 96.0}]
-    assert _cpus_beside(nodes, 1) == 6
-    assert _cpus_beside(nodes, 0.5) == 3
-    assert _cpus_beside(nodes, 0.1) == 1
-    assert _cpus_beside(nodes, 0) == 1
-    assert _cpus_beside([{"CPU": 4.0}], 1) == 1
+    assert _cpus_per_worker(nodes, 1) == 6
+    assert _cpus_per_worker(nodes, 0.5) == 3
+    assert _cpus_per_worker(nodes, 0.1) == 1
+    assert _cpus_per_worker(nodes, 0) == 1
+    assert _cpus_per_worker([{"CPU": 4.0}], 1) == 1
     assert ResourceRequest(gpus=0.5) == ResourceRequest(None, 0.5, None)
 
 
-def test_the_desk_keeps_the_order_and_forgets_what_was_heard() -> None:
+def test_the_mailbox_keeps_the_order_and_drops_what_was_read() -> None:
     async def visit() -> None:
-        desk = Mailbox()
-        assert [await desk.enter(), await desk.enter()] == [0, 1]
-        stopped = asyncio.create_task(desk.stopped())
-        await desk.tell({"event": "a"})
-        await desk.tell({"event": "b"})
-        assert [one["event"] for one in await desk.drain()] == ["a", "b"]
-        assert await desk.drain() == []
+        mailbox = Mailbox()
+        assert [await mailbox.register(), await mailbox.register()] == [0, 1]
+        stopped = asyncio.create_task(mailbox.wait_for_stop())
+        await mailbox.put({"event": "a"})
+        await mailbox.put({"event": "b"})
+        assert [event["event"] for event in await mailbox.drain()] == ["a", "b"]
+        assert await mailbox.drain() == []
         assert not stopped.done()
-        await desk.stop()
+        await mailbox.stop()
         await stopped
-        await desk.stopped()
+        await mailbox.wait_for_stop()
 
     asyncio.run(visit())

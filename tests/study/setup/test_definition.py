@@ -41,7 +41,7 @@ def test_every_mistake_is_reported(tmp_path: Path) -> None:
 
 
 def test_a_depth_beyond_the_backbone_is_reported(tmp_path: Path) -> None:
-    deep = small_config(tmp_path, space__depth={"low": 0, "high": 6})
+    deep = small_config(tmp_path, space__trainable_layers={"low": 0, "high": 6})
     with pytest.raises(ConfigError, match="must be at most 5, the number of layers"):
         define(deep)
 
@@ -52,7 +52,7 @@ def test_pooling_that_the_backbone_does_not_have(tmp_path: Path) -> None:
         backbone="mobilenetv3_small_050",
         weights="none",
         space__head__pool=["keep", "max"],
-        space__depth=1,
+        space__trainable_layers=1,
         space__layers={},
     )
     define(config)  # it pools as asked
@@ -63,7 +63,7 @@ def test_pooling_that_the_backbone_does_not_have(tmp_path: Path) -> None:
         weights="none",
         data__image_size=None,
         space__head__pool=["keep", "max"],
-        space__depth=1,
+        space__trainable_layers=1,
         space__layers={},
     )
     with pytest.raises(ConfigError) as caught:
@@ -86,8 +86,10 @@ def problems_of(folder: Path, **overrides: Any) -> list[Problem]:
 def test_the_layers_within_reach_are_looked_at(
     depth: Any, last: int, reach: int, tmp_path: Path
 ) -> None:
-    layers = {"kernel": ["keep", 3, 5], "last": last}
-    definition = define(small_config(tmp_path, space__depth=depth, space__layers=layers))
+    layers = {"kernel": ["keep", 3, 5], "max_layers": last}
+    definition = define(
+        small_config(tmp_path, space__trainable_layers=depth, space__layers=layers)
+    )
     assert [one.index for one in definition.backbones[0].offers] == list(range(1, reach + 1))
     kernels = {
         name: list(found.choices)
@@ -120,7 +122,7 @@ def test_values_that_no_layer_can_take(tmp_path: Path) -> None:
         )
         for share in (0.1, 0.2)
     ]
-    alone = {"dropout": {"low": 0.1, "high": 0.2}, "last": 1}
+    alone = {"dropout": {"low": 0.1, "high": 0.2}, "max_layers": 1}
     assert problems_of(tmp_path, space__layers=alone) == [
         Problem("space.layers.dropout", "must be keep, but got 0.1: it has no dropout (layer 1)")
     ]
@@ -129,15 +131,17 @@ def test_values_that_no_layer_can_take(tmp_path: Path) -> None:
 @pytest.mark.parametrize("depth", [0, [0], {"low": 0, "high": 0}])
 def test_changes_of_layers_that_are_never_trainable(depth: Any, tmp_path: Path) -> None:
     (problem,) = problems_of(
-        tmp_path, space__depth=depth, space__layers={"width": 0.5, "activation": "elu"}
+        tmp_path, space__trainable_layers=depth, space__layers={"width": 0.5, "activation": "elu"}
     )
-    assert problem.key == "space.depth"
+    assert problem.key == "space.trainable_layers"
     assert problem.message.startswith(
         "must be above 0 in some trials because space.layers.width changes trainable layers "
         "alone, but got "
     )
     assert problem.message.endswith("; give a range such as {low: 0, high: 4}")
-    define(small_config(tmp_path, space__depth=depth, space__layers={"kernel": ["keep"]}))
+    define(
+        small_config(tmp_path, space__trainable_layers=depth, space__layers={"kernel": ["keep"]})
+    )
 
 
 def test_mistakes_of_a_space_come_in_the_order_of_the_file(tmp_path: Path) -> None:
@@ -146,9 +150,13 @@ def test_mistakes_of_a_space_come_in_the_order_of_the_file(tmp_path: Path) -> No
         backbone="levit_128s",
         weights="none",
         data__image_size=None,
-        space__depth={"low": 0, "high": 99},
-        space__layers={"kernel": [3, "keep"], "last": 2},
+        space__trainable_layers={"low": 0, "high": 99},
+        space__layers={"kernel": [3, "keep"], "max_layers": 2},
         space__head__pool=["keep", "max"],
     )
-    assert [one.key for one in found] == ["space.depth", "space.layers.kernel", "space.head.pool"]
+    assert [one.key for one in found] == [
+        "space.trainable_layers",
+        "space.layers.kernel",
+        "space.head.pool",
+    ]
     assert "no spatial convolution (layer 1; nor can layer 2 take it)" in found[1].message

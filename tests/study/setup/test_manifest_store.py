@@ -11,7 +11,6 @@ from autotune.config.schema import StudyConfig
 from autotune.data.splits.manifest import Manifest
 from autotune.errors import DatasetError, StudyError
 from autotune.results.evaluation import refit as fit_module
-from autotune.storage.admin.backup import backup, restore
 from autotune.storage.admin.copy_study import copy_studies
 from autotune.storage.paths import StudyPaths
 from autotune.study.doctor.checks import diagnose
@@ -21,7 +20,6 @@ from autotune.study.setup.manifest_store import (
     ExistingStudy,
     look_up_existing,
     read_manifest,
-    stored_manifest,
 )
 from autotune.study.setup.opening import OpenStudy, check_existing, open_existing
 from autotune.study.state import attrs
@@ -36,12 +34,12 @@ def photos(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def opened(photos: Path, tmp_path: Path) -> OpenStudy:
+def handle(photos: Path, tmp_path: Path) -> OpenStudy:
     return open_defined(define(config(photos, tmp_path)))
 
 
 def config(photos: Path, folder: Path) -> StudyConfig:
-    return small_config(folder, dataset=str(photos), space__depth=0, space__layers={})
+    return small_config(folder, dataset=str(photos), space__trainable_layers=0, space__layers={})
 
 
 def again(handle: OpenStudy) -> OpenStudy:
@@ -59,27 +57,27 @@ def test_the_split_is_an_artifact_of_the_study(handle: OpenStudy, photos: Path) 
     assert len(str(handle.study.user_attrs[attrs.SURVEY])) < 200
     # Continued, it stays the one that it is.
     folder = handle.files.root.parent
-    assert stored_manifest(config(photos, folder)) == manifest
+    assert look_up_existing(config(photos, folder)).manifest == manifest
     open_defined(define(config(photos, folder), manifest))
     assert again(handle).study.user_attrs[attrs.SPLIT] == name
 
 
 def test_images_that_come_later_are_left_out(handle: OpenStudy, photos: Path) -> None:
     folder = handle.files.root.parent
-    info = build_context(again(handle)).resources.of("test_resnet.letters").task.info
+    info = build_context(again(handle)).resources.get("test_resnet.letters").data.info
     shutil.copy(photos / "ant/000.png", photos / "ant/0.png")
     make_class_folders(photos / "more", {"x": 20})
     study_file = config(photos, folder)
-    definition = define(study_file, stored_manifest(study_file))
+    definition = define(study_file, look_up_existing(study_file).manifest)
     assert definition.dataset.num_added == 21
     assert check_existing(definition)
     open_defined(definition)
-    task = build_context(again(handle)).resources.of("test_resnet.letters").task
+    task = build_context(again(handle)).resources.get("test_resnet.letters").data
     assert task.info == info
     # Without what was stored, as before: other images.
     shutil.rmtree(handle.files.artifacts)
     with pytest.raises(StudyError, match="dataset: "):
-        check_existing(define(study_file, stored_manifest(study_file)))
+        check_existing(define(study_file, look_up_existing(study_file).manifest))
     with pytest.raises(StudyError, match="have changed since the study 'small' was made"):
         build_context(again(handle))
 
@@ -88,7 +86,7 @@ def test_a_missing_image_is_named(handle: OpenStudy, photos: Path) -> None:
     (photos / "bee" / "007.png").unlink()
     study_file = config(photos, handle.files.root.parent)
     with pytest.raises(StudyError) as caught:
-        check_existing(define(study_file, stored_manifest(study_file)))
+        check_existing(define(study_file, look_up_existing(study_file).manifest))
     missing = "  dataset: images of the study are missing, or in another class: 'bee/007.png'\n"
     assert missing in str(caught.value)
 
@@ -106,28 +104,35 @@ def test_without_it_a_study_goes_on_as_before(how: str, handle: OpenStudy, photo
     else:
         path.unlink()
     study_file = config(photos, handle.files.root.parent)
-    assert read_manifest(handle.study, again(handle).files) is stored_manifest(study_file) is None
+    assert (
+        read_manifest(handle.study, again(handle).files)
+        is look_up_existing(study_file).manifest
+        is None
+    )
     assert check_existing(define(study_file, None))
     assert (
-        len(build_context(again(handle)).resources.of("test_resnet.letters").task.train_rows) == 10
+        len(build_context(again(handle)).resources.get("test_resnet.letters").data.train_rows)
+        == 10
     )
 
 
 def test_a_study_that_has_ended_says_so(handle: OpenStudy, photos: Path, tmp_path: Path) -> None:
     study_file = config(photos, tmp_path)
-    assert not look_up_existing(study_file).over
+    assert not look_up_existing(study_file).has_ended
     ended = StopReason("trials", "2 finished trials").to_json()
     handle.study.set_user_attr(attrs.ENDED, ended)
-    assert look_up_existing(study_file) == ExistingStudy(stored_manifest(study_file), over=True)
+    assert look_up_existing(study_file) == ExistingStudy(
+        look_up_existing(study_file).manifest, has_ended=True
+    )
 
 
 def test_there_is_none_before_there_is_a_study(photos: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
-    assert stored_manifest(config(photos, tmp_path)) is None
+    assert look_up_existing(config(photos, tmp_path)).manifest is None
     away = config(photos, tmp_path).model_copy(
         update={"storage": "postgresql://nobody@127.0.0.1:1/none?connect_timeout=1"}
     )
-    assert stored_manifest(away) is None
+    assert look_up_existing(away).manifest is None
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -143,14 +148,6 @@ def test_it_goes_along_to_another_storage(handle: OpenStudy, tmp_path: Path) -> 
     assert diagnose(copied).findings == ()
 
 
-def test_it_survives_a_backup(handle: OpenStudy, tmp_path: Path) -> None:
-    manifest = read_manifest(handle.study, handle.files)
-    backup(handle.url, tmp_path / "saved.db")
-    target = f"sqlite:///{tmp_path}/back.db"
-    restore(tmp_path / "saved.db", target, str(handle.files.root))
-    assert read_manifest(open_existing(handle.name, target)) == manifest
-
-
 def test_the_doctor_misses_it(handle: OpenStudy) -> None:
     assert diagnose(handle).findings == ()
     (handle.files.artifacts / handle.study.user_attrs[attrs.SPLIT]).unlink()
@@ -164,7 +161,7 @@ def test_fit_looks_at_the_test_part_s_fingerprint_before_it_reads(
     manifest = read_manifest(handle.study, handle.files)
     assert isinstance(manifest, Manifest)
     ctx = build_context(again(handle))
-    ctx.resources.of("test_resnet.letters")  # opened before the image changes
+    ctx.resources.get("test_resnet.letters")  # opened before the image changes
     key = next(line.key for line in manifest.rows if line.split == "test")
     (photos / key).write_bytes(b"another")
     monkeypatch.setattr(fit_module, "prepare", lambda handle: ctx)

@@ -36,7 +36,7 @@ def test_a_new_study_remembers_everything(tmp_path: Path) -> None:
     handle = open_small(tmp_path)
     attributes = handle.study.user_attrs
     config = small_config(tmp_path)
-    assert attributes[attrs.DEFINITION] == config.definition()
+    assert attributes[attrs.DEFINITION] == config.identity()
     assert Space.from_json(attributes[attrs.SPACE]) == define(config).space
     assert Budget.from_study(handle.study) == Budget(trials=3)
     assert StopReason.from_study(handle.study) is None
@@ -46,7 +46,7 @@ def test_a_new_study_remembers_everything(tmp_path: Path) -> None:
     assert attributes[attrs.ENVIRONMENT]["optuna"] == optuna.__version__
     assert handle.study.metric_names == ["accuracy"]
     assert handle.study.direction == StudyDirection.MAXIMIZE
-    assert handle.config().definition() == config.definition()
+    assert handle.config().identity() == config.identity()
 
 
 def test_the_baseline_is_queued_first_and_once(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_the_baseline_is_queued_first_and_once(tmp_path: Path) -> None:
 
 
 def test_a_baseline_outside_the_space_has_no_parameters(tmp_path: Path) -> None:
-    handle = open_small(tmp_path, space__depth={"low": 2, "high": 3})
+    handle = open_small(tmp_path, space__trainable_layers={"low": 2, "high": 3})
     (trial,) = handle.study.get_trials()
     assert trial.system_attrs["fixed_params"] == {}
     assert TrialPlan.from_json(trial.user_attrs[attrs.PLAN]).depth == 0
@@ -76,13 +76,16 @@ def test_the_budget_may_change_and_the_space_may_not(tmp_path: Path) -> None:
     open_small(tmp_path)
     assert attrs.trial_budget(open_small(tmp_path, search__trials=9).study) == 9
     changed = define(
-        small_config(tmp_path, space__depth={"low": 0, "high": 4}, training__epochs=3)
+        small_config(tmp_path, space__trainable_layers={"low": 0, "high": 4}, training__epochs=3)
     )
     with pytest.raises(StudyError) as caught:
         check_existing(changed)
     message = str(caught.value)
     assert "the study 'small' exists with another definition" in message
-    assert "space.depth: {'low': 0, 'high': 5} in the study, {'low': 0, 'high': 4} now" in message
+    assert (
+        "space.trainable_layers: {'low': 0, 'high': 5} in the study, {'low': 0, 'high': 4} now"
+        in message
+    )
     assert "training.epochs: 2 in the study, 3 now" in message
     assert "--name small-2" in message
     with pytest.raises(StudyError):
@@ -175,7 +178,7 @@ def titles(study: Study) -> list[str]:
 
 
 def test_known_good_plans_are_queued_after_the_baseline(tmp_path: Path) -> None:
-    handle = open_small(tmp_path, search__known_good=True)
+    handle = open_small(tmp_path, search__default_plans=True)
     assert titles(handle.study) == TITLES
     space = define(handle.config()).space
     for trial in handle.study.get_trials()[1:]:
@@ -212,9 +215,9 @@ def test_a_start_that_broke_off_loses_and_doubles_nothing(
 ) -> None:
     with monkeypatch.context() as patch, pytest.raises(Crash):
         crash_at(number, patch)
-        open_small(tmp_path, search__known_good=True)
-    assert titles(open_small(tmp_path, search__known_good=True).study) == TITLES
-    assert titles(open_small(tmp_path, search__known_good=True).study) == TITLES
+        open_small(tmp_path, search__default_plans=True)
+    assert titles(open_small(tmp_path, search__default_plans=True).study) == TITLES
+    assert titles(open_small(tmp_path, search__default_plans=True).study) == TITLES
 
 
 def test_a_start_that_broke_off_may_be_followed_by_another_definition(
@@ -222,8 +225,8 @@ def test_a_start_that_broke_off_may_be_followed_by_another_definition(
 ) -> None:
     with monkeypatch.context() as patch, pytest.raises(Crash):
         crash_at(2, patch)
-        open_small(tmp_path, search__known_good=True)
-    narrow = {"search__known_good": True, "space__depth": {"low": 0, "high": 3}}
+        open_small(tmp_path, search__default_plans=True)
+    narrow = {"search__default_plans": True, "space__trainable_layers": {"low": 0, "high": 3}}
     handle = open_small(tmp_path, **narrow, baseline={"lr": 0.01})
     assert titles(handle.study) == [
         *TITLES[:2],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,12 @@ from autotune.results.evaluation.refit import refit_study
 from autotune.results.study_results import StudyResults
 from autotune.search.space import Space
 from autotune.study.engine import launcher
-from autotune.study.engine.worker import Job, build_context, run_worker
+from autotune.study.engine.worker import build_context
 from autotune.study.setup import resources
 from autotune.study.setup.definition import define
 from autotune.study.setup.opening import OpenStudy, check_existing
 from autotune.study.state import attrs
+from tests.support.inline import run
 from tests.support.inside import call
 from tests.support.page import page_of
 from tests.support.small import open_small, small_config
@@ -70,21 +70,21 @@ def test_a_mistake_is_given_the_name_of_its_backbone(tmp_path: Path) -> None:
         tmp_path,
         backbone=[RESNET, "vit_base_patch16_sapiens2"],
         data__image_size=None,
-        space__depth=1,
+        space__trainable_layers=1,
         space__layers={},
     )
     assert found.message.startswith("'vit_base_patch16_sapiens2': autotune feeds square images")
 
 
 def test_the_space_has_to_fit_one_of_them(tmp_path: Path) -> None:
-    define(small_config(tmp_path, **TWO, space__depth={"low": 0, "high": 6}))
+    define(small_config(tmp_path, **TWO, space__trainable_layers={"low": 0, "high": 6}))
     assert problems_of(
         tmp_path,
-        space__depth={"low": 0, "high": 7},
-        space__layers={"pool": ["keep", "avg3"], "dropout": 0.1, "last": 2},
+        space__trainable_layers={"low": 0, "high": 7},
+        space__layers={"pool": ["keep", "avg3"], "dropout": 0.1, "max_layers": 2},
     ) == [
         Problem(
-            "space.depth",
+            "space.trainable_layers",
             f"must be at most 6, the number of layers of {EFFICIENTNET!r}, which has most, but "
             "got 7",
         ),
@@ -100,7 +100,7 @@ def test_the_space_has_to_fit_one_of_them(tmp_path: Path) -> None:
 
 
 def test_a_pooling_that_none_of_them_has(tmp_path: Path) -> None:
-    kept = {"data__image_size": None, "space__depth": 1, "space__layers": {}}
+    kept = {"data__image_size": None, "space__trainable_layers": 1, "space__layers": {}}
     pools = {"space__head__pool": ["keep", "max"]}
     one_can = small_config(
         tmp_path, **{**TWO, "backbone": ["levit_128s", RESNET]}, **kept, **pools
@@ -116,7 +116,7 @@ def test_a_pooling_that_none_of_them_has(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def opened(tmp_path: Path) -> OpenStudy:
+def handle(tmp_path: Path) -> OpenStudy:
     return open_small(tmp_path, **TWO)
 
 
@@ -171,33 +171,33 @@ def test_each_is_loaded_when_it_is_needed_and_sees_the_same_images_in_its_own_wa
     monkeypatch.setattr(resources, "load_backbone", noted)
     ctx = build_context(handle)
     assert loaded == []
-    second, first = (ctx.resources.of(name) for name in reversed(BOTH))
-    assert ctx.resources.of(RESNET) is first
+    second, first = (ctx.resources.get(name) for name in reversed(BOTH))
+    assert ctx.resources.get(RESNET) is first
     assert loaded == [EFFICIENTNET, RESNET]
-    assert first.task.spec != second.task.spec
-    assert first.task.store.key != second.task.store.key
-    assert first.task.info == second.task.info
-    assert (first.task.train_rows == second.task.train_rows).all()
+    assert first.data.spec != second.data.spec
+    assert first.data.store.key != second.data.store.key
+    assert first.data.info == second.data.info
+    assert (first.data.train_rows == second.data.train_rows).all()
     assert torch.equal(first.train.labels, second.train.labels)
     assert torch.equal(first.validation.labels, second.validation.labels)
     change_weights(handle, EFFICIENTNET)
     ctx = build_context(handle)
-    ctx.resources.of(RESNET)
+    ctx.resources.get(RESNET)
     with pytest.raises(StudyError, match=f"weights 'none' of '{EFFICIENTNET}' have changed"):
-        ctx.resources.of(EFFICIENTNET)
+        ctx.resources.get(EFFICIENTNET)
 
 
 def test_their_views_share_the_memory_of_a_worker(handle: OpenStudy) -> None:
     shared = build_context(handle, workers=2).resources.memory_bytes
     assert shared == build_context(handle).resources.memory_bytes // 2
-    first = build_context(handle).resources.of(RESNET)
+    first = build_context(handle).resources.get(RESNET)
     enough = first.train.cache_bytes + first.validation.cache_bytes
     assert min(first.train.cache_bytes, first.validation.cache_bytes) > 0
     for given, kept in ((enough, enough), (enough - 1, first.validation.cache_bytes), (0, 0)):
         handle.study.set_user_attr(attrs.CACHE, {"memory_gb": given / 1e9})
         resources = build_context(handle).resources
-        assert sum(resources.of(name).cache_bytes for name in (RESNET, EFFICIENTNET)) <= given
-        assert resources.of(RESNET).cache_bytes == kept
+        assert sum(resources.get(name).cache_bytes for name in (RESNET, EFFICIENTNET)) <= given
+        assert resources.get(RESNET).cache_bytes == kept
 
 
 # From start to end
@@ -211,9 +211,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> OpenStudy:
         search__trials=3,
         search__sampler="random",
         search__pruner="none",
-        search__known_good=False,
+        search__default_plans=False,
         training__epochs=1,
-        space__depth={"low": 0, "high": 6},
+        space__trainable_layers={"low": 0, "high": 6},
     )
     events: list[dict[str, Any]] = []
     handle = launcher._open(define(config), events.append)
@@ -221,9 +221,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> OpenStudy:
     assert sum(one["done"] == one["total"] for one in decoded) == 2
     baseline = handle.study.get_trials()[0].system_attrs["fixed_params"]
     handle.study.enqueue_trial({**baseline, "backbone": EFFICIENTNET, "depth": 6})
-    job = Job(handle.name, handle.url, None, "host/1/0", 0, 1, 1, "here")
-    run_worker(job, threading.Event(), events.append)
-    said = [one["plan"] for one in events if one["event"] == "start"]
+    said = [event["plan"] for event in run(handle) if event["event"] == "start"]
     assert all(one.startswith(tuple(f"{name}: " for name in BOTH)) for one in said)
     return handle
 
@@ -260,7 +258,7 @@ def test_fit_gives_each_its_own_images(finished: OpenStudy, tmp_path: Path) -> N
     result = refit_study(finished, number, tmp_path / "model")
     assert result.plan.backbone == EFFICIENTNET
     assert result.test != result.baseline
-    values = json.loads((tmp_path / "model/attrs.json").read_text())
+    values = json.loads((tmp_path / "model/record.json").read_text())
     assert values["preprocessing"]["interpolation"] == "bicubic"
     assert values["definition"]["backbone"] == [*BOTH]
 

@@ -59,8 +59,9 @@ def test_a_budget_is_json_and_back() -> None:
     search = SearchConfig(trials=3, timeout=60, device_hours=1.5, patience=4)
     budget = Budget.from_config(search, NOW)
     assert budget == Budget(3, 60.0, NOW + 60, 1.5, 4)
-    assert Budget.from_json(budget.to_json()) == budget
-    assert Budget.from_json({"trials": 3, "timeout": None}) == Budget(3)  # of an older study
+    assert Budget.from_attributes({attrs.BUDGET: budget.to_json()}) == budget
+    older = {"trials": 3, "timeout": None}
+    assert Budget.from_attributes({attrs.BUDGET: older}) == Budget(3)
     assert Budget.from_config(SearchConfig(trials=3), NOW).until is None
 
 
@@ -78,10 +79,8 @@ def test_a_budget_is_json_and_back() -> None:
         ),
         (Budget(9, patience=3), None),
         (Budget(9, patience=2), StopReason("patience", "no better trial in the last 2")),
-        (
-            Budget(3, 1.0, NOW, 0.01, 1),
-            StopReason("trials", "3 finished trials"),
-        ),  # the first of all
+        # The first of all counts.
+        (Budget(3, 1.0, NOW, 0.01, 1), StopReason("trials", "3 finished trials")),
     ],
 )
 def test_each_budget_ends_a_study(budget: Budget, expected: StopReason | None) -> None:
@@ -106,9 +105,8 @@ def test_device_hours_count_every_attempt_once() -> None:
         a_trial(WAITING),
     )
     assert device_hours_used(trials, NOW) * 3600 == pytest.approx(100 + 50 + 300)
-    assert device_hours_used(trials, NOW - 9999) * 3600 == pytest.approx(
-        150
-    )  # a clock that is behind
+    # A clock that is behind.
+    assert device_hours_used(trials, NOW - 9999) * 3600 == pytest.approx(150)
 
 
 def test_the_time_after_a_loss_is_not_held() -> None:

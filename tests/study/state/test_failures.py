@@ -33,83 +33,56 @@ def caused_by(error: Exception, cause: Exception) -> Exception:
     return error
 
 
-@pytest.mark.parametrize(
-    ("error", "kind"),
-    [
-        (TrialInterruptedError("stopped"), FailureKind.INTERRUPTED),
-        (UpdateFinishedTrialError(), FailureKind.REASSIGNED),
-        (DiskFullError("no space"), FailureKind.USER),
-        (StudyError("changed"), FailureKind.USER),
-        (DivergedError("nan"), FailureKind.BAD_PLAN),
-        (PlanError("no such layer"), FailureKind.BAD_PLAN),
-        (DeviceBusyError("others"), FailureKind.TRANSIENT),
-        (
-            caused_by(StorageInternalError("an error of the storage"), OPERATIONAL),
-            FailureKind.STORAGE,
-        ),
-        (
-            caused_by(StorageInternalError("an error of ours"), KeyError("x")),
-            FailureKind.UNEXPECTED,
-        ),
-        (OPERATIONAL, FailureKind.STORAGE),
-        (torch.cuda.OutOfMemoryError(OUT_OF_MEMORY), FailureKind.MEMORY),
-        (
-            RuntimeError("CUDA out of memory. Tried to allocate 36.00 MiB (GPU 0; ...)"),
-            FailureKind.MEMORY,
-        ),
-        (accelerator_error("out of memory", "cudaErrorMemoryAllocation"), FailureKind.MEMORY),
-        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), FailureKind.MEMORY),
-        (
-            RuntimeError(
-                "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
-            ),
-            FailureKind.MEMORY,
-        ),
-        (accelerator_error("device-side assert triggered"), FailureKind.DEVICE_LOST),
-        (accelerator_error("an illegal memory access was encountered"), FailureKind.DEVICE_LOST),
-        (accelerator_error("unspecified launch failure"), FailureKind.DEVICE_LOST),
-        (accelerator_error("uncorrectable ECC error encountered"), FailureKind.DEVICE_LOST),
-        (RuntimeError("CUDA error: driver shutting down"), FailureKind.DEVICE_LOST),
-        (
-            RuntimeError("CUDA error: the launch timed out and was terminated"),
-            FailureKind.DEVICE_LOST,
-        ),
-        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), FailureKind.TRANSIENT),
-        (
-            RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling"),
-            FailureKind.TRANSIENT,
-        ),
-        (
-            accelerator_error("CUDA-capable device(s) is/are busy or unavailable"),
-            FailureKind.TRANSIENT,
-        ),
-        (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"), FailureKind.UNEXPECTED),
-        (accelerator_error("invalid configuration argument"), FailureKind.UNEXPECTED),
-        (OSError(errno.EIO, "Input/output error"), FailureKind.TRANSIENT),
-        (OSError(errno.ESTALE, "Stale file handle"), FailureKind.TRANSIENT),
-        (
-            OSError(LOADER.format("OSError", "[Errno 116] Stale file handle")),
-            FailureKind.TRANSIENT,
-        ),
-        (
-            RuntimeError("DataLoader worker (pid(s) 4711) exited unexpectedly"),
-            FailureKind.TRANSIENT,
-        ),
-        (
-            RuntimeError("DataLoader worker (pid 4) is killed by signal: Killed."),
-            FailureKind.TRANSIENT,
-        ),
-        (OSError(errno.ENOSPC, "No space left on device"), FailureKind.DISK_FULL),
-        (FileNotFoundError(errno.ENOENT, "No such file"), FailureKind.UNEXPECTED),
-        (RuntimeError("shape mismatch: a unspecified launch failure"), FailureKind.UNEXPECTED),
-        (KeyError("CUDA error"), FailureKind.UNEXPECTED),
-    ],
-    ids=lambda one: (
-        one.name if isinstance(one, FailureKind) else f"{type(one).__name__}: {one}"[:50]
+ERRORS: dict[FailureKind, tuple[BaseException, ...]] = {
+    FailureKind.INTERRUPTED: (TrialInterruptedError("stopped"),),
+    FailureKind.REASSIGNED: (UpdateFinishedTrialError(),),
+    FailureKind.USER: (DiskFullError("no space"), StudyError("changed")),
+    FailureKind.BAD_PLAN: (DivergedError("nan"), PlanError("no such layer")),
+    FailureKind.STORAGE: (
+        OPERATIONAL,
+        caused_by(StorageInternalError("an error of the storage"), OPERATIONAL),
     ),
-)
-def test_the_kind_of_a_failure(error: BaseException, kind: FailureKind) -> None:
-    assert classify(error, CPU) == kind
+    FailureKind.DISK_FULL: (OSError(errno.ENOSPC, "No space left on device"),),
+    FailureKind.MEMORY: (
+        torch.cuda.OutOfMemoryError(OUT_OF_MEMORY),
+        RuntimeError("CUDA out of memory. Tried to allocate 36.00 MiB (GPU 0; ...)"),
+        accelerator_error("out of memory", "cudaErrorMemoryAllocation"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ),
+    FailureKind.DEVICE_LOST: (
+        accelerator_error("device-side assert triggered"),
+        accelerator_error("an illegal memory access was encountered"),
+        accelerator_error("unspecified launch failure"),
+        accelerator_error("uncorrectable ECC error encountered"),
+        RuntimeError("CUDA error: driver shutting down"),
+        RuntimeError("CUDA error: the launch timed out and was terminated"),
+    ),
+    FailureKind.TRANSIENT: (
+        DeviceBusyError("others"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling"),
+        accelerator_error("CUDA-capable device(s) is/are busy or unavailable"),
+        OSError(errno.EIO, "Input/output error"),
+        OSError(errno.ESTALE, "Stale file handle"),
+        OSError(LOADER.format("OSError", "[Errno 116] Stale file handle")),
+        RuntimeError("DataLoader worker (pid(s) 4711) exited unexpectedly"),
+        RuntimeError("DataLoader worker (pid 4) is killed by signal: Killed."),
+    ),
+    FailureKind.UNEXPECTED: (
+        caused_by(StorageInternalError("an error of ours"), KeyError("x")),
+        RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"),
+        accelerator_error("invalid configuration argument"),
+        FileNotFoundError(errno.ENOENT, "No such file"),
+        RuntimeError("shape mismatch: a unspecified launch failure"),
+        KeyError("CUDA error"),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ERRORS, ids=lambda kind: str(kind.name))
+def test_the_kind_of_a_failure(kind: FailureKind) -> None:
+    assert [classify(error, CPU) for error in ERRORS[kind]] == [kind] * len(ERRORS[kind])
 
 
 @pytest.mark.parametrize(

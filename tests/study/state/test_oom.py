@@ -55,29 +55,33 @@ def test_the_size_of_a_request_is_read(text: str, asked: int) -> None:
 
 
 def test_a_device_is_crowded_where_a_plan_would_fit_without_the_others() -> None:
-    assert MemoryShortage(5 * MIB, 1 * MIB, 10 * MIB).is_shared_device
-    assert MemoryShortage(9 * MIB, 1 * MIB, 10 * MIB).is_shared_device
-    assert not MemoryShortage(
-        97 * MIB, 1 * MIB, 100 * MIB
-    ).is_shared_device  # nearly all of it: hardly alone
-    assert not MemoryShortage(5 * MIB, 10 * MIB, 10 * MIB).is_shared_device  # nobody else is there
-    assert not MemoryShortage(11 * MIB, 1 * MIB, 10 * MIB).is_shared_device
+    for wanted, left, total, shared in (
+        (5, 1, 10, True),
+        (9, 1, 10, True),
+        (97, 1, 100, False),  # nearly all of it: hardly alone
+        (5, 10, 10, False),  # nobody else is there
+        (11, 1, 10, False),
+    ):
+        assert MemoryShortage(wanted, left, total).is_shared_device is shared
 
 
-def test_the_excess_is_always_above_zero() -> None:
-    assert MemoryShortage(15 * MIB, 9 * MIB, 10 * MIB).excess == 0.5
-    assert MemoryShortage(5 * MIB, 10 * MIB, 10 * MIB).excess == MIN_EXCESS
-
-
-def test_sizes_in_words() -> None:
-    found = MemoryShortage(2000 * MIB, 1500 * MIB, 1500 * MIB).describe()
-    assert found == "it wanted at least 2,000 MiB, the device has 1,500 MiB"
-    found = MemoryShortage(900 * MIB, 1500 * MIB, 1500 * MIB).describe()
-    assert found == "it wanted at least 900 MiB and did not get it, the device has 1,500 MiB"
-    assert (
-        MemoryShortage(900 * MIB, 0, 0).describe()
-        == "it wanted at least 900 MiB and did not get it"
-    )
+@pytest.mark.parametrize(
+    ("sizes_mib", "excess", "text"),
+    [
+        ((1500, 900, 1000), 0.5, "it wanted at least 1,500 MiB, the device has 1,000 MiB"),
+        (
+            (900, 1500, 1500),
+            MIN_EXCESS,
+            "it wanted at least 900 MiB and did not get it, the device has 1,500 MiB",
+        ),
+        ((900, 0, 0), MIN_EXCESS, "it wanted at least 900 MiB and did not get it"),
+    ],
+)
+def test_the_excess_and_both_sizes(
+    sizes_mib: tuple[int, int, int], excess: float, text: str
+) -> None:
+    shortage = MemoryShortage(*(size * MIB for size in sizes_mib))
+    assert (shortage.excess, shortage.describe()) == (excess, text)
 
 
 #: As torch 2.15 writes it.
@@ -157,7 +161,7 @@ def test_what_cannot_be_measured_does_not_hide_the_error(
 
 
 def test_a_machine_that_does_not_tell_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(oom, "_of_process", lambda: Path("/nowhere").read_text())
+    monkeypatch.setattr(oom, "_process_memory", lambda: Path("/nowhere").read_text())
     need = measure_shortage(RuntimeError("you tried to allocate 4096 bytes. Error code 12"), CPU)
     assert need == MemoryShortage(4096, 0, 0)
 
@@ -225,7 +229,7 @@ def test_a_wait_ends_when_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None
     rooms = iter([5, 5, 7])
     asked: list[int] = []
     monkeypatch.setattr(oom, "SHARED_WAITS_S", (600.0,))
-    monkeypatch.setattr(oom, "_LOOK_AGAIN_S", 0.0)
+    monkeypatch.setattr(oom, "_POLL_S", 0.0)
     monkeypatch.setattr(oom, "_room", lambda device: asked.append(1) or next(rooms))
     monkeypatch.setattr(oom, "measure_shortage", lambda error, device: CROWDED)
     tried: list[int] = []

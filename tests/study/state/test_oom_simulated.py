@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,9 @@ import torch
 from optuna.trial import TrialState
 
 from autotune.search.study_view import DEVICE_MEMORY
-from autotune.study.engine.worker import run_worker
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs, oom
-from tests.study.engine.test_worker import job
+from tests.support.inline import run
 from tests.support.simulated_gpu import simulated_gpu
 from tests.support.small import open_small
 
@@ -34,10 +32,6 @@ def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def small(folder: Path, **overrides: Any) -> OpenStudy:
     few: dict[str, Any] = {"search__trials": 1, "training__epochs": 1, "cache__features": "off"}
     return open_small(folder, **{**few, "training__batch_size": 16, **overrides})
-
-
-def run(handle: OpenStudy) -> None:
-    run_worker(job(handle), threading.Event(), lambda event: None)
 
 
 @pytest.mark.parametrize(("times", "part"), [(1, 16), (2, 16), (3, 8)])
@@ -84,7 +78,7 @@ def test_what_a_trial_kept_is_given_back(tmp_path: Path) -> None:
 def test_how_a_gpu_computes_is_recorded(
     tmp_path: Path, capability: tuple[int, int], amp: str, half: str
 ) -> None:
-    handle = small(tmp_path, training__amp=amp)
+    handle = small(tmp_path, training__precision=amp)
     with simulated_gpu(capability=capability):
         run(handle)
         assert torch.backends.cuda.matmul.fp32_precision == "tf32"

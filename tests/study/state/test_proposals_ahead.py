@@ -23,7 +23,7 @@ from autotune.study.state.trial_queue import MAX_PROPOSALS, Claim, TrialQueue
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
 
-DEPTHS = SpaceConfig.model_validate({"depth": {"low": 0, "high": 9}})
+DEPTHS = SpaceConfig.model_validate({"trainable_layers": {"low": 0, "high": 9}})
 SPACE = Space.from_config("resnet18", DEPTHS, "weights", ())
 
 
@@ -44,7 +44,7 @@ class Base(RandomSampler):
         return {"depth": self.depths[min(self.asked, len(self.depths)) - 1]}
 
 
-def claims_of(
+def queue_with(
     url: str,
     depths: Sequence[int],
     meanwhile: Callable[[int], None] = lambda asked: None,
@@ -68,22 +68,22 @@ def depth_of(claim: object) -> int:
     return int(claim.trial.params["depth"])
 
 
-def asked(claims: TrialQueue) -> int:
-    base = claims.study.sampler._base  # type: ignore[attr-defined]
+def asked(queue: TrialQueue) -> int:
+    base = queue.study.sampler._base  # type: ignore[attr-defined]
     assert isinstance(base, Base)
     return base.asked
 
 
 def test_others_can_claim_while_a_sampler_draws(url: str) -> None:
-    other = claims_of(url, [1])
-    other.begin(Budget(10))
+    other = queue_with(url, [1])
+    other.set_budget(Budget(10))
     held: list[bool] = []
 
     def look(asked: int) -> None:
         with study_lock(other.storage, url, "s", timeout_s=1):
             held.append(True)
 
-    assert depth_of(claims_of(url, [2], look).claim("host/1/0")) == 2
+    assert depth_of(queue_with(url, [2], look).claim("host/1/0")) == 2
     assert held == [True]
 
 
@@ -91,55 +91,55 @@ def test_others_can_claim_while_a_sampler_draws(url: str) -> None:
 def test_a_plan_that_another_worker_takes_meanwhile_is_not_trained_twice(
     url: str, sees_running: bool
 ) -> None:
-    other = claims_of(url, [3])
-    other.begin(Budget(10))
+    other = queue_with(url, [3])
+    other.set_budget(Budget(10))
 
     def take(asked: int) -> None:
         if asked == 1:
             assert depth_of(other.claim("host/2/0")) == 3
 
-    claims = claims_of(url, [3, 4], take, sees_running)
-    assert depth_of(claims.claim("host/1/0")) == 4
-    assert asked(claims) == 2
+    queue = queue_with(url, [3, 4], take, sees_running)
+    assert depth_of(queue.claim("host/1/0")) == 4
+    assert asked(queue) == 2
 
 
 def test_where_others_are_always_quicker_a_claim_still_ends(url: str) -> None:
     depths = list(range(1, MAX_PROPOSALS + 1))
-    other = claims_of(url, depths)
-    other.begin(Budget(20))
-    claims = claims_of(
+    other = queue_with(url, depths)
+    other.set_budget(Budget(20))
+    queue = queue_with(
         url, depths, lambda asked: depth_of(other.claim(f"host/2/{asked}")), sees_running=True
     )
-    found = depth_of(claims.claim("host/1/0"))
-    assert asked(claims) == MAX_PROPOSALS
-    trained = [one.params["depth"] for one in claims.study.trials]
+    found = depth_of(queue.claim("host/1/0"))
+    assert asked(queue) == MAX_PROPOSALS
+    trained = [one.params["depth"] for one in queue.study.trials]
     assert found not in depths and sorted(trained) == sorted({*depths, found})
 
 
 def test_the_last_trial_of_a_budget_is_started_once(url: str) -> None:
-    other = claims_of(url, [3])
-    other.begin(Budget(1))
-    claims = claims_of(url, [4], lambda asked: depth_of(other.claim("host/2/0")))
-    ended = claims.claim("host/1/0")
+    other = queue_with(url, [3])
+    other.set_budget(Budget(1))
+    queue = queue_with(url, [4], lambda asked: depth_of(other.claim("host/2/0")))
+    ended = queue.claim("host/1/0")
     assert isinstance(ended, StopReason) and ended.kind == "trials"
-    assert [one.params["depth"] for one in claims.study.trials] == [3]
+    assert [one.params["depth"] for one in queue.study.trials] == [3]
 
 
 def test_what_is_queued_meanwhile_comes_first(url: str) -> None:
-    other = claims_of(url, [3])
-    other.begin(Budget(10))
-    claims = claims_of(
+    other = queue_with(url, [3])
+    other.set_budget(Budget(10))
+    queue = queue_with(
         url, [4], lambda asked: other.study.enqueue_trial({"depth": 7}, skip_if_exists=True)
     )
-    assert depth_of(claims.claim("host/1/0")) == 7
+    assert depth_of(queue.claim("host/1/0")) == 7
 
 
 @pytest.mark.parametrize("over", ["budget", "exhausted"])
 def test_nothing_is_drawn_where_nothing_can_start(url: str, over: str) -> None:
-    claims = claims_of(url, range(10))
-    claims.set_budget(Budget(10 if over == "exhausted" else 1))
+    queue = queue_with(url, range(10))
+    queue.set_budget(Budget(10 if over == "exhausted" else 1))
     for depth in range(10 if over == "exhausted" else 1):
-        claims.study.add_trial(
+        queue.study.add_trial(
             optuna.trial.create_trial(
                 state=TrialState.COMPLETE,
                 value=0.5,
@@ -147,18 +147,18 @@ def test_nothing_is_drawn_where_nothing_can_start(url: str, over: str) -> None:
                 distributions=dict(SPACE.distributions),
             )
         )
-    claims.set_budget(Budget(20 if over == "exhausted" else 1))
-    assert isinstance(claims.claim("host/1/0"), StopReason)
-    assert asked(claims) == 0
+    queue.set_budget(Budget(20 if over == "exhausted" else 1))
+    assert isinstance(queue.claim("host/1/0"), StopReason)
+    assert asked(queue) == 0
 
 
 def test_a_worker_that_meets_a_queue_draws_nothing(url: str) -> None:
-    claims = claims_of(url, [4])
-    claims.set_budget(Budget(10))
-    claims.study.enqueue_trial({"depth": 7})
-    assert depth_of(claims.claim("host/1/0")) == 7
-    assert asked(claims) == 0
-    assert attrs.PLAN in claims.study.trials[0].user_attrs
+    queue = queue_with(url, [4])
+    queue.set_budget(Budget(10))
+    queue.study.enqueue_trial({"depth": 7})
+    assert depth_of(queue.claim("host/1/0")) == 7
+    assert asked(queue) == 0
+    assert attrs.PLAN in queue.study.trials[0].user_attrs
 
 
 @pytest.fixture

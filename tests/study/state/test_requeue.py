@@ -25,14 +25,12 @@ from autotune.errors import StudyError
 from autotune.storage.rdb.connection import GRACE_PERIOD_S
 from autotune.storage.rdb.fast_rdb import Failure, _reporting
 from autotune.storage.rdb.heartbeat import read_heartbeat_ages
-from autotune.study.doctor.checks import diagnose
-from autotune.study.doctor.finding import CURVE
-from autotune.study.doctor.finding import LOST as LOST_TRIAL
+from autotune.study.doctor.checks import FindingKind, diagnose
 from autotune.study.doctor.repair import repair
 from autotune.study.setup.opening import OpenStudy, open_existing
 from autotune.study.state import attrs
 from autotune.study.state.trial_queue import MAX_RETRIES, WORKER_LOST, Claim, TrialQueue
-from tests.study.state.test_trial_queue import claim, frozen, make_claims, states
+from tests.study.state.test_trial_queue import claim, frozen, killed, make_queue, states
 from tests.support.broken import silence
 from tests.support.runs import wait_for
 from tests.support.small import open_small
@@ -40,11 +38,11 @@ from tests.support.small import open_small
 FINITE = TrialIntermediateValueModel.TrialIntermediateValueType.FINITE
 
 
-def opened_anew(claims: TrialQueue) -> TrialQueue:
+def opened_anew(queue: TrialQueue) -> TrialQueue:
     """Open the study as another process does."""
-    storage = optuna.storages.get_storage(claims.storage.engine.url.render_as_string(False))
+    storage = optuna.storages.get_storage(queue.storage.engine.url.render_as_string(False))
     study = optuna.load_study(study_name="s", storage=storage)
-    return TrialQueue(study, claims.storage, claims.url, claims.space)
+    return TrialQueue(study, queue.storage, queue.url, queue.space)
 
 
 # The curve
@@ -52,8 +50,8 @@ def opened_anew(claims: TrialQueue) -> TrialQueue:
 
 def test_a_worker_that_reports_while_another_trial_is_given_back(url: str) -> None:
     """It was alive when the running trials were read, and is gone when it is asked for."""
-    claims = make_claims(url)
-    first, second = claim(claims, "host/1/0"), claim(claims, "host/1/1")
+    queue = make_queue(url)
+    first, second = claim(queue, "host/1/0"), claim(queue, "host/1/1")
     first.report(0.1, 1)
     second.report(0.2, 1)
 
@@ -62,8 +60,8 @@ def test_a_worker_that_reports_while_another_trial_is_given_back(url: str) -> No
             second.report(0.3, 2)
         return True
 
-    assert claims.reclaim_stale(is_gone) == 2
-    successors = {attrs.earlier_attempts(one)[0]: one for one in claims.study.trials[2:]}
+    assert queue.reclaim_stale(is_gone) == 2
+    successors = {attrs.earlier_attempts(one)[0]: one for one in queue.study.trials[2:]}
     assert successors[0].intermediate_values == {1: 0.1}
     assert successors[1].intermediate_values == {1: 0.2, 2: 0.3}
     assert successors[1].user_attrs[attrs.RESUMED] == 2
@@ -73,8 +71,8 @@ def test_nothing_is_reported_while_a_trial_is_given_back(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A report that comes in the middle of it is refused, or is in the successor's curve."""
-    claims = make_claims(url)
-    trial = claim(claims)
+    queue = make_queue(url)
+    trial = claim(queue)
     trial.report(0.1, 1)
     refused: list[bool] = []
 
@@ -86,28 +84,28 @@ def test_nothing_is_reported_while_a_trial_is_given_back(
             refused.append(True)
 
     reporting = threading.Thread(target=report)
-    original = claims.storage.fail_trial
+    original = queue.storage.fail_trial
 
     def fail_trial(trial_id: int, decide: Any) -> bool:
         def late(current: FrozenTrial) -> Failure:
             reporting.start()
             if not url.startswith("sqlite"):  # there nobody else writes now
-                wait_for(lambda: waits_for_a_lock(claims))
+                wait_for(lambda: waits_for_a_lock(queue))
             return decide(current)  # type: ignore[no-any-return]
 
         return original(trial_id, late)
 
-    monkeypatch.setattr(claims.storage, "fail_trial", fail_trial)
-    assert claims.requeue(trial.number, WORKER_LOST)
+    monkeypatch.setattr(queue.storage, "fail_trial", fail_trial)
+    assert queue.requeue(trial.number, WORKER_LOST)
     reporting.join(60)
     assert refused == [True]
-    assert frozen(claims, 0).intermediate_values == {1: 0.1}
-    assert frozen(claims, 1).intermediate_values == {1: 0.1}
+    assert frozen(queue, 0).intermediate_values == {1: 0.1}
+    assert frozen(queue, 1).intermediate_values == {1: 0.1}
 
 
-def waits_for_a_lock(claims: TrialQueue) -> bool:
+def waits_for_a_lock(queue: TrialQueue) -> bool:
     query = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-    engine = sqlalchemy.create_engine(claims.storage.engine.url)
+    engine = sqlalchemy.create_engine(queue.storage.engine.url)
     try:
         with engine.connect() as connection:
             return bool(connection.scalar(sqlalchemy.text(query)))
@@ -117,20 +115,20 @@ def waits_for_a_lock(claims: TrialQueue) -> bool:
 
 def test_a_report_that_is_being_written_is_waited_for(postgres_url: str) -> None:
     """Postgres shows the rows of before to whoever does not lock them."""
-    claims = make_claims(postgres_url)
-    trial = claim(claims)
+    queue = make_queue(postgres_url)
+    trial = claim(queue)
     written: list[bool] = []
     giving = threading.Thread(
-        target=lambda: written.append(opened_anew(claims).requeue(trial.number, WORKER_LOST))
+        target=lambda: written.append(opened_anew(queue).requeue(trial.number, WORKER_LOST))
     )
     report = {"of": trial._trial_id, "at": 1, "value": 0.5, "kind": FINITE, "uuid": None}
-    with claims.storage.engine.begin() as connection:
+    with queue.storage.engine.begin() as connection:
         connection.execute(_reporting("postgresql"), report)
         giving.start()
-        wait_for(lambda: waits_for_a_lock(claims))
+        wait_for(lambda: waits_for_a_lock(queue))
     giving.join(60)
     assert written == [True]
-    assert frozen(claims, 1).intermediate_values == {1: 0.5}
+    assert frozen(queue, 1).intermediate_values == {1: 0.5}
 
 
 # One transaction
@@ -139,33 +137,30 @@ def test_a_report_that_is_being_written_is_waited_for(postgres_url: str) -> None
 def test_a_kill_between_failing_and_queueing_loses_nothing(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    claims = make_claims(url, budget=2)
-    silent, gone = claim(claims, "host/1/0"), claim(claims, "host/2/0")
+    queue = make_queue(url, budget=2)
+    silent, gone = claim(queue, "host/1/0"), claim(queue, "host/2/0")
     silent.report(0.4, 1)
-    claims.storage.record_heartbeat(silent._trial_id)
-    silence(claims.storage, frozen(claims, 0), GRACE_PERIOD_S + 5)
-
-    def killed(*_: Any) -> None:
-        raise KeyboardInterrupt
+    queue.storage.record_heartbeat(silent._trial_id)
+    silence(queue.storage, frozen(queue, 0), GRACE_PERIOD_S + 5)
 
     for _ in range(2):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr("autotune.storage.rdb.fast_rdb._rows", killed)
-            claims.reclaim_stale(lambda worker: worker == "host/2/0")
-        assert states(claims) == ["RUNNING", "RUNNING"]
-        assert attrs.REASON not in frozen(claims, 0).user_attrs
-    assert claims.reclaim_stale(lambda worker: worker == "host/2/0") == 2
-    assert states(claims) == ["FAIL", "FAIL", "WAITING", "WAITING"]
-    assert [attrs.earlier_attempts(frozen(claims, one)) for one in (2, 3)] == [[0], [1]]
-    assert {frozen(claims, one).user_attrs[attrs.REASON] for one in (0, 1)} == {WORKER_LOST}
-    assert frozen(claims, 2).intermediate_values == {1: 0.4}
-    assert gone.number == 1 and claims.progress().retried == 2
+            patch.setattr("autotune.storage.rdb.fast_rdb._part_rows", killed)
+            queue.reclaim_stale(lambda worker: worker == "host/2/0")
+        assert states(queue) == ["RUNNING", "RUNNING"]
+        assert attrs.REASON not in frozen(queue, 0).user_attrs
+    assert queue.reclaim_stale(lambda worker: worker == "host/2/0") == 2
+    assert states(queue) == ["FAIL", "FAIL", "WAITING", "WAITING"]
+    assert [attrs.earlier_attempts(frozen(queue, one)) for one in (2, 3)] == [[0], [1]]
+    assert {frozen(queue, one).user_attrs[attrs.REASON] for one in (0, 1)} == {WORKER_LOST}
+    assert frozen(queue, 2).intermediate_values == {1: 0.4}
+    assert gone.number == 1 and queue.progress().retried == 2
 
 
 def test_two_who_give_back_make_one_successor(url: str) -> None:
-    claims = make_claims(url)
-    trial = claim(claims)
-    others = [opened_anew(claims) for _ in range(3)]
+    queue = make_queue(url)
+    trial = claim(queue)
+    others = [opened_anew(queue) for _ in range(3)]
     threads = [
         threading.Thread(target=one.requeue, args=(trial.number, WORKER_LOST)) for one in others
     ]
@@ -173,27 +168,27 @@ def test_two_who_give_back_make_one_successor(url: str) -> None:
         one.start()
     for one in threads:
         one.join(60)
-    assert states(claims) == ["FAIL", "WAITING"]
+    assert states(queue) == ["FAIL", "WAITING"]
 
 
 def test_a_claim_without_a_heartbeat_is_given_back(url: str) -> None:
     """Its worker died between the two, and nobody else can tell."""
-    claims = make_claims(url)
-    old, new = claim(claims, "host/1/0"), claim(claims, "host/1/1")
+    queue = make_queue(url)
+    old, new = claim(queue, "host/1/0"), claim(queue, "host/1/1")
     old.set_user_attr(attrs.CLAIMED_AT, time.time() - GRACE_PERIOD_S - 5)
-    assert claims.reclaim_stale() == 1
-    assert states(claims) == ["FAIL", "RUNNING", "WAITING"]
+    assert queue.reclaim_stale() == 1
+    assert states(queue) == ["FAIL", "RUNNING", "WAITING"]
     assert new.number == 1
 
 
 # What earlier versions left
 
 
-def fail_as_earlier_versions(claims: TrialQueue, trial: Trial, held_s: float = 30.0) -> None:
+def fail_as_earlier_versions(queue: TrialQueue, trial: Trial, held_s: float = 30.0) -> None:
     """Do what Optuna's sweep does first; the process is killed before the rest."""
-    claims.storage.set_trial_user_attr(trial._trial_id, attrs.DEVICE_SECONDS, held_s)
-    claims.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-    with claims.storage.engine.begin() as connection:
+    queue.storage.set_trial_user_attr(trial._trial_id, attrs.DEVICE_SECONDS, held_s)
+    queue.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+    with queue.storage.engine.begin() as connection:
         ended = datetime.utcfromtimestamp(  # as Optuna stores it
             trial.user_attrs[attrs.CLAIMED_AT]
         ) + timedelta(seconds=30 + GRACE_PERIOD_S)
@@ -206,37 +201,37 @@ def fail_as_earlier_versions(claims: TrialQueue, trial: Trial, held_s: float = 3
 
 @pytest.mark.filterwarnings("ignore:datetime.datetime.utcfromtimestamp")
 def test_a_trial_that_was_lost_is_found_and_queued(url: str) -> None:
-    claims = make_claims(url, budget=4)
-    lost = claim(claims)
+    queue = make_queue(url, budget=4)
+    lost = claim(queue)
     lost.report(0.3, 1)
-    fail_as_earlier_versions(claims, lost)
-    by_hand = claim(claims)
-    fail_as_earlier_versions(claims, by_hand, held_s=30 + GRACE_PERIOD_S - 5)
-    own = claim(claims)
+    fail_as_earlier_versions(queue, lost)
+    by_hand = claim(queue)
+    fail_as_earlier_versions(queue, by_hand, held_s=30 + GRACE_PERIOD_S - 5)
+    own = claim(queue)
     own.set_user_attr(attrs.REASON, "diverged: the loss is nan in epoch 1")
-    fail_as_earlier_versions(claims, own)
-    tired = claim(claims)
+    fail_as_earlier_versions(queue, own)
+    tired = claim(queue)
     tired.set_user_attr(attrs.LOST_ATTEMPTS, MAX_RETRIES)
-    fail_as_earlier_versions(claims, tired)
-    assert claims.progress().failed == 4
-    assert claims.reclaim_stale() == 0
-    assert states(claims) == ["FAIL"] * 4 + ["WAITING"]
-    successor = frozen(claims, 4)
+    fail_as_earlier_versions(queue, tired)
+    assert queue.progress().failed == 4
+    assert queue.reclaim_stale() == 0
+    assert states(queue) == ["FAIL"] * 4 + ["WAITING"]
+    successor = frozen(queue, 4)
     assert attrs.earlier_attempts(successor) == [0]
     assert successor.intermediate_values == {1: 0.3}
-    assert claims.reclaim_stale() == 0 and len(states(claims)) == 5
-    assert claims.progress().failed == 3
+    assert queue.reclaim_stale() == 0 and len(states(queue)) == 5
+    assert queue.progress().failed == 3
 
 
 @pytest.mark.filterwarnings("ignore:datetime.datetime.utcfromtimestamp")
 def test_the_doctor_finds_a_lost_trial(tmp_path: Path) -> None:
     handle = open_small(tmp_path)
-    claims = handle.trial_queue()
-    fail_as_earlier_versions(claims, claim(claims))
+    queue = handle.trial_queue()
+    fail_as_earlier_versions(queue, claim(queue))
     found = diagnose(handle).findings
-    assert [one.kind for one in found] == [LOST_TRIAL]
-    assert repair(handle, found) == ["trial 0 was given back"]
-    assert states(claims)[-1] == "WAITING" and diagnose(handle).findings == ()
+    assert [one.kind for one in found] == [FindingKind.LOST]
+    assert repair(handle, found) == ["trial 0 was requeued"]
+    assert states(queue)[-1] == "WAITING" and diagnose(handle).findings == ()
 
 
 def curve(
@@ -265,7 +260,7 @@ def test_the_doctor_finds_gaps_in_curves(
 ) -> None:
     handle = open_small(tmp_path, training__epochs=4)
     curve(handle, claim(handle.trial_queue()), epochs, state)
-    found = [one for one in diagnose(handle).findings if one.kind == CURVE]
+    found = [one for one in diagnose(handle).findings if one.kind == FindingKind.CURVE]
     assert [one.message.partition(":")[0] for one in found] == (
         [f"the curve of trial 0 lacks the epochs {missing}"] if missing else []
     )
@@ -274,7 +269,7 @@ def test_the_doctor_finds_gaps_in_curves(
 def test_a_curve_without_its_end_is_a_gap(tmp_path: Path) -> None:
     handle = open_small(tmp_path, training__epochs=4)
     curve(handle, claim(handle.trial_queue()), [1, 2], TrialState.PRUNED, trained=3)
-    (found,) = [one for one in diagnose(handle).findings if one.kind == CURVE]
+    (found,) = [one for one in diagnose(handle).findings if one.kind == FindingKind.CURVE]
     assert found.message.startswith("the curve of trial 0 lacks the epochs 3:")
 
 
@@ -297,8 +292,8 @@ def test_a_worker_of_a_deleted_study_writes_nothing_into_the_next(
     if kind == "postgres":
         place = {"storage": request.getfixturevalue("postgres_url"), "files": str(tmp_path)}
     handle = open_small(tmp_path, **place)
-    claims = handle.trial_queue()
-    before = claims.claim("host/1/0")
+    queue = handle.trial_queue()
+    before = queue.claim("host/1/0")
     assert isinstance(before, Claim)
     before.trial.report(0.1, 1)
     trial_id = before.trial._trial_id
@@ -312,16 +307,16 @@ def test_a_worker_of_a_deleted_study_writes_nothing_into_the_next(
         lambda: before.trial.report(0.2, 2),
         lambda: before.trial.set_user_attr(attrs.COSTS, {"latency": 7.0}),
         lambda: handle.storage.set_trial_system_attr(trial_id, "constraints", [1.0]),
-        lambda: claims.record_device_time(before),
+        lambda: queue.record_device_time(before),
         lambda: handle.storage.record_heartbeat(trial_id),
     ):
         with suppress(UpdateFinishedTrialError, KeyError):
             writing()
     for writing in (
-        lambda: claims.finish(before, TrialState.COMPLETE, 0.9),
-        lambda: claims.requeue(0, WORKER_LOST),
-        lambda: claims.claim("host/1/0"),
-        lambda: claims.reclaim_stale(lambda worker: True),
+        lambda: queue.finish(before, TrialState.COMPLETE, 0.9),
+        lambda: queue.requeue(0, WORKER_LOST),
+        lambda: queue.claim("host/1/0"),
+        lambda: queue.reclaim_stale(lambda worker: True),
     ):
         with pytest.raises(StudyError, match="the study 'small' was deleted while it ran"):
             writing()

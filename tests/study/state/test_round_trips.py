@@ -14,13 +14,13 @@ from optuna.trial import Trial, TrialState
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget
 from autotune.study.state.trial_queue import WORKER_LOST, Claim, TrialQueue
-from tests.study.state.test_trial_queue import SPACE, Sampler, frozen, make_claims
+from tests.study.state.test_trial_queue import SPACE, Sampler, frozen, make_queue
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
 
 
 @contextmanager
-def under_the_lock(claims: TrialQueue) -> Iterator[list[str]]:
+def under_the_lock(queue: TrialQueue) -> Iterator[list[str]]:
     """Collect the statements between taking the lock and giving it back."""
     statements: list[str] = []
     held = False
@@ -34,32 +34,32 @@ def under_the_lock(claims: TrialQueue) -> Iterator[list[str]]:
         elif "pg_advisory_lock" in statement:
             held = True
 
-    sqlalchemy.event.listen(claims.storage.engine, "before_cursor_execute", note)
+    sqlalchemy.event.listen(queue.storage.engine, "before_cursor_execute", note)
     yield statements
-    sqlalchemy.event.remove(claims.storage.engine, "before_cursor_execute", note)
+    sqlalchemy.event.remove(queue.storage.engine, "before_cursor_execute", note)
 
 
-def claimed(claims: TrialQueue) -> Claim:
-    found = claims.claim("host/1/0")
+def claimed(queue: TrialQueue) -> Claim:
+    found = queue.claim("host/1/0")
     assert isinstance(found, Claim)
     return found
 
 
 def test_a_new_trial_is_a_few_statements(postgres_url: str) -> None:
-    claims = make_claims(postgres_url)
-    claimed(claims)
-    with under_the_lock(claims) as statements:
-        claimed(claims)
+    queue = make_queue(postgres_url)
+    claimed(queue)
+    with under_the_lock(queue) as statements:
+        claimed(queue)
     assert 0 < len(statements) <= 8
 
 
 def test_a_queued_trial_is_a_few_statements_for_any_number_of_parameters(
     postgres_url: str,
 ) -> None:
-    claims = make_claims(postgres_url)
-    claims.study.enqueue_trial({"training.lr": 0.5})
-    with under_the_lock(claims) as statements:
-        trial = frozen(claims, claimed(claims).trial.number)
+    queue = make_queue(postgres_url)
+    queue.study.enqueue_trial({"training.lr": 0.5})
+    with under_the_lock(queue) as statements:
+        trial = frozen(queue, claimed(queue).trial.number)
     assert 0 < len(statements) <= 14
     assert sum("INSERT INTO trial_params" in one for one in statements) == 1
     assert trial.params["training.lr"] == 0.5
@@ -69,10 +69,10 @@ def test_a_queued_trial_is_a_few_statements_for_any_number_of_parameters(
 
 
 def test_the_end_of_a_trial_is_a_few_statements(postgres_url: str) -> None:
-    claims = make_claims(postgres_url)
-    found = claimed(claims)
-    with under_the_lock(claims) as statements:
-        claims.finish(found, TrialState.COMPLETE, 0.5)
+    queue = make_queue(postgres_url)
+    found = claimed(queue)
+    with under_the_lock(queue) as statements:
+        queue.finish(found, TrialState.COMPLETE, 0.5)
     assert 0 < len(statements) <= 4
 
 
@@ -106,13 +106,13 @@ def test_a_trial_ends_as_one_that_optuna_is_told_of(
     values: float | Sequence[float] | None,
     before: Callable[[Trial], None],
 ) -> None:
-    claims = make_claims(url)
-    ours, theirs = claimed(claims), claimed(claims)
+    queue = make_queue(url)
+    ours, theirs = claimed(queue), claimed(queue)
     before(ours.trial)
     before(theirs.trial)
-    claims.finish(ours, state, values)
-    claims.study.tell(theirs.trial, values, state)
-    found, wanted = (frozen(claims, one.trial.number) for one in (ours, theirs))
+    queue.finish(ours, state, values)
+    queue.study.tell(theirs.trial, values, state)
+    found, wanted = (frozen(queue, one.trial.number) for one in (ours, theirs))
     assert (found.state, found.values) == (wanted.state, wanted.values)
     assert found.datetime_complete is not None and wanted.datetime_complete is not None
     assert abs((found.datetime_complete - wanted.datetime_complete).total_seconds()) < 30
@@ -120,15 +120,15 @@ def test_a_trial_ends_as_one_that_optuna_is_told_of(
 
 
 def test_two_objectives_have_a_value_each(url: str) -> None:
-    claims = make_claims(url)
+    queue = make_queue(url)
     study = optuna.create_study(
         study_name="two",
-        storage=claims.storage,
+        storage=queue.storage,
         directions=["maximize", "minimize"],
         sampler=Sampler(),
     )
-    two = TrialQueue(study, claims.storage, url, SPACE)
-    two.begin(Budget(10))
+    two = TrialQueue(study, queue.storage, url, SPACE)
+    two.set_budget(Budget(10))
     two.finish(claimed(two), TrialState.COMPLETE, [0.5, 7.0])
     pruned = claimed(two)
     two.storage.set_trial_intermediate_value(pruned.trial._trial_id, 1, 0.1)
@@ -139,19 +139,19 @@ def test_two_objectives_have_a_value_each(url: str) -> None:
 
 
 def test_a_trial_that_was_given_back_meanwhile_stays_so(url: str) -> None:
-    claims = make_claims(url)
-    found = claimed(claims)
-    sampler = claims.study.sampler
-    claims.requeue(found.trial.number, WORKER_LOST)
-    claims.finish(found, TrialState.COMPLETE, 0.5)
-    assert frozen(claims, 0).state == TrialState.FAIL
+    queue = make_queue(url)
+    found = claimed(queue)
+    sampler = queue.study.sampler
+    queue.requeue(found.trial.number, WORKER_LOST)
+    queue.finish(found, TrialState.COMPLETE, 0.5)
+    assert frozen(queue, 0).state == TrialState.FAIL
 
-    again = claimed(claims)
+    again = claimed(queue)
 
     def after_trial(*_: Any) -> None:  # between the look at the trial and the lock
-        claims.requeue(again.trial.number, WORKER_LOST)
+        queue.requeue(again.trial.number, WORKER_LOST)
 
     sampler.after_trial = after_trial  # type: ignore[method-assign]
-    claims.finish(again, TrialState.COMPLETE, 0.5)
-    assert frozen(claims, again.trial.number).state == TrialState.FAIL
-    assert frozen(claims, again.trial.number).values is None
+    queue.finish(again, TrialState.COMPLETE, 0.5)
+    assert frozen(queue, again.trial.number).state == TrialState.FAIL
+    assert frozen(queue, again.trial.number).values is None

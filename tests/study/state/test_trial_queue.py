@@ -1,4 +1,4 @@
-"""Claims on trials: exact budgets, endings, giving back, sweeping."""
+"""The trial queue: exact budgets, reasons to stop, requeueing, reclaiming."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from typing import Any
 import optuna
 import pytest
 from optuna.samplers import RandomSampler
-from optuna.storages import RDBStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -40,11 +39,12 @@ from tests.support.runs import wait_for
 SPACE = Space.from_config(
     "resnet18",
     SpaceConfig.model_validate(
-        {"depth": {"low": 0, "high": 5}, "training": {"lr": {"low": 1e-4, "high": 1.0}}}
+        {"trainable_layers": {"low": 0, "high": 5}, "training": {"lr": {"low": 1e-4, "high": 1.0}}}
     ),
     "weights",
     (),
 )
+EXHAUSTED = "every plan of the space has been tried"
 
 
 class Sampler(CanonicalSampler):
@@ -52,10 +52,10 @@ class Sampler(CanonicalSampler):
 
     def __init__(self) -> None:
         super().__init__(SPACE, RandomSampler(seed=0), SPACE.nearest(SPACE.baseline()))
-        self.words = ""
+        self.text = ""
 
     def exhausted(self, study: Study, trials: Sequence[FrozenTrial] | None = None) -> str:
-        return self.words
+        return self.text
 
 
 @pytest.fixture
@@ -63,83 +63,92 @@ def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/study.db"
 
 
-def make_claims(url: str, budget: int = 100, **limits: Any) -> TrialQueue:
+def make_queue(url: str, budget: int = 100, **limits: Any) -> TrialQueue:
     storage = open_storage(url, create=True)
     study = optuna.create_study(
         study_name="s", storage=storage, sampler=Sampler(), direction="maximize"
     )
     study.set_user_attr(attrs.SPACE, SPACE.to_json())
-    claims = TrialQueue(study, storage, url, SPACE)
-    claims.set_budget(Budget(budget, **limits))
-    return claims
+    queue = TrialQueue(study, storage, url, SPACE)
+    queue.set_budget(Budget(budget, **limits))
+    return queue
 
 
-def exhaust(claims: TrialQueue, words: str = "every plan of the space has been tried") -> None:
-    assert isinstance(claims.study.sampler, Sampler)
-    claims.study.sampler.words = words
+def exhaust(queue: TrialQueue, text: str = EXHAUSTED) -> None:
+    assert isinstance(queue.study.sampler, Sampler)
+    queue.study.sampler.text = text
 
 
-def claim(claims: TrialQueue, worker: str = "host/1/0") -> Trial:
-    claimed = claims.claim(worker)
+def claim(queue: TrialQueue, worker: str = "host/1/0") -> Trial:
+    claimed = queue.claim(worker)
     assert isinstance(claimed, Claim)
     return claimed.trial
 
 
-def over(claims: TrialQueue) -> str:
-    """Ask for a trial where there is none to be had; return the kind of the ending."""
-    ended = claims.claim("host/1/9")
-    assert isinstance(ended, StopReason)
-    return ended.kind
+def stopped(queue: TrialQueue) -> StopReason:
+    """Ask for a trial where there is none; return the reason."""
+    reason = queue.claim("host/1/9")
+    assert isinstance(reason, StopReason)
+    return reason
 
 
-def finish(claims: TrialQueue, trial: Trial, value: float = 0.5) -> None:
-    claims.study.tell(trial, value)
+def stored(queue: TrialQueue) -> StopReason | None:
+    return StopReason.from_study(queue.study)
 
 
-def frozen(claims: TrialQueue, number: int) -> FrozenTrial:
-    return claims.study.get_trials(deepcopy=False)[number]
+def finish(queue: TrialQueue, trial: Trial, value: float = 0.5) -> None:
+    queue.study.tell(trial, value)
 
 
-def states(claims: TrialQueue) -> list[str]:
-    return [trial.state.name for trial in claims.study.get_trials(deepcopy=False)]
+def frozen(queue: TrialQueue, number: int) -> FrozenTrial:
+    return queue.study.get_trials(deepcopy=False)[number]
+
+
+def states(queue: TrialQueue) -> list[str]:
+    return [trial.state.name for trial in queue.study.get_trials(deepcopy=False)]
+
+
+def retried_next(queue: TrialQueue) -> list[int]:
+    """Claim a trial; return its earlier attempts."""
+    return attrs.earlier_attempts(frozen(queue, claim(queue).number))
+
+
+def killed(*_: Any) -> None:
+    raise KeyboardInterrupt  # as abrupt as a kill
 
 
 def test_claims_end_at_the_budget(url: str) -> None:
-    claims = make_claims(url, budget=2)
-    first, second = claim(claims), claim(claims)
-    assert over(claims) == "trials"  # live trials count
-    finish(claims, first)
-    assert claims.claim("host/1/1") == StopReason("trials", "2 trials, of which 1 still running")
-    assert StopReason.from_study(claims.study) is None
-    finish(claims, second)
-    assert claims.claim("host/1/1") == StopReason("trials", "2 finished trials")
-    assert (
-        StopReason.from_study(claims.study)
-        == claims.finalize()
-        == StopReason("trials", "2 finished trials")
-    )
-    claims.set_budget(Budget(3))  # another launcher has raised it
-    assert claims.finalize() is None
-    assert claim(claims).number == 2
+    queue = make_queue(url, budget=2)
+    first, second = claim(queue), claim(queue)
+    assert stopped(queue).kind == "trials"  # live trials count
+    finish(queue, first)
+    assert stopped(queue) == StopReason("trials", "2 trials, of which 1 still running")
+    assert stored(queue) is None
+    finish(queue, second)
+    assert stopped(queue) == StopReason("trials", "2 finished trials") == stored(queue)
+    assert queue.finalize() == stored(queue)
+    queue.set_budget(Budget(3))  # another launcher has raised it
+    assert queue.finalize() is None
+    assert claim(queue).number == 2
 
 
 def test_pruned_and_failed_trials_count(url: str) -> None:
-    claims = make_claims(url, budget=2)
-    claims.study.tell(claim(claims), state=TrialState.FAIL)
-    pruned = claim(claims)
+    queue = make_queue(url, budget=2)
+    queue.study.tell(claim(queue), state=TrialState.FAIL)
+    pruned = claim(queue)
     pruned.report(0.1, 1)
-    claims.study.tell(pruned, state=TrialState.PRUNED)
-    assert over(claims) == "trials"
-    progress = claims.progress()
+    queue.study.tell(pruned, state=TrialState.PRUNED)
+    assert stopped(queue).kind == "trials"
+    progress = queue.progress()
     assert (progress.finished, progress.failed, progress.pruned) == (2, 1, 1)
 
 
 def test_a_claim_has_all_that_there_is_to_know(url: str) -> None:
-    claims = make_claims(url, budget=4)
+    queue = make_queue(url, budget=4)
     before = time.time()
-    claimed = claims.claim("host/7/3")
+    claimed = queue.claim("host/7/3")
     assert isinstance(claimed, Claim)
-    trial = frozen(claims, 0)
+    trial = frozen(queue, 0)
     assert trial.state == TrialState.RUNNING
     assert trial.user_attrs[attrs.WORKER] == "host/7/3"
     assert before <= trial.user_attrs[attrs.CLAIMED_AT] == claimed.since <= time.time()
@@ -147,39 +156,38 @@ def test_a_claim_has_all_that_there_is_to_know(url: str) -> None:
     assert attrs.trial_plan(trial) == SPACE.plan(trial.params)
     assert claimed.workers == 1
     for worker, workers in (("host/7/4", 2), ("other/9/0", 3), ("host/7/3", 3)):
-        more = claims.claim(worker)
+        more = queue.claim(worker)
         assert isinstance(more, Claim) and more.workers == workers
 
 
 def test_a_queued_plan_outside_of_the_space_is_kept(url: str) -> None:
-    claims = make_claims(url)
+    queue = make_queue(url)
     outside = json.loads(json.dumps(TrialPlan("resnet34", depth=0).to_json()))
-    claims.study.enqueue_trial({}, user_attrs={attrs.PLAN: outside})
-    trial = frozen(claims, claim(claims).number)
-    assert trial.user_attrs[attrs.PLAN] == outside
-    assert trial.params == {}
+    queue.study.enqueue_trial({}, user_attrs={attrs.PLAN: outside})
+    trial = frozen(queue, claim(queue).number)
+    assert (trial.user_attrs[attrs.PLAN], trial.params) == (outside, {})
 
 
 def test_a_worker_that_dies_in_the_middle_of_a_claim(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    claims = make_claims(url, budget=2)
-    claims.study.enqueue_trial({"depth": 3})
-    claims.study.sampler.writes = True  # type: ignore[attr-defined]  # a sampler of one's own
+    queue = make_queue(url, budget=2)
+    queue.study.enqueue_trial({"depth": 3})
+    queue.study.sampler.writes = True  # type: ignore[attr-defined]  # as a plugin does
 
-    def killed(trial: Trial, *_: Any) -> None:
+    def half_way(trial: Trial, *_: Any) -> None:
         trial.suggest_int("depth", 0, 5)
         trial.set_user_attr(attrs.STAGE, "layer 1")
-        raise KeyboardInterrupt  # as abrupt as a kill
+        killed()
 
     for _ in range(2):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr("autotune.study.state.trial_queue.draw_missing_params", killed)
-            claims.claim("host/1/0")
-    assert states(claims) == ["RUNNING", "RUNNING"]
-    assert claims.reclaim_stale() == 2
-    assert claims.progress().waiting == 2
-    queued, drawn = (frozen(claims, claim(claims).number) for _ in range(2))
+            patch.setattr("autotune.study.state.trial_queue.draw_missing_params", half_way)
+            queue.claim("host/1/0")
+    assert states(queue) == ["RUNNING", "RUNNING"]
+    assert queue.reclaim_stale() == 2
+    assert queue.progress().waiting == 2
+    queued, drawn = (frozen(queue, claim(queue).number) for _ in range(2))
     assert (attrs.earlier_attempts(queued), attrs.earlier_attempts(drawn)) == ([0], [1])
     assert queued.params["depth"] == 3  # as it was queued
     for trial in (queued, drawn):
@@ -192,139 +200,152 @@ def test_a_worker_that_dies_in_the_middle_of_a_claim(
 def test_a_new_trial_is_there_as_a_whole_or_not_at_all(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    claims = make_claims(url, budget=2)
-
-    def killed(*_: Any) -> None:
-        raise KeyboardInterrupt
-
+    queue = make_queue(url, budget=2)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("autotune.storage.rdb.fast_rdb._rows", killed)
-        claims.claim("host/1/0")
-    assert states(claims) == []
-    claim(claims)
-    (trial,) = claims.study.trials
+        patch.setattr("autotune.storage.rdb.fast_rdb._part_rows", killed)
+        queue.claim("host/1/0")
+    assert states(queue) == []
+    claim(queue)
+    (trial,) = queue.study.trials
     assert trial.state == TrialState.RUNNING and trial.user_attrs[attrs.WORKER] == "host/1/0"
     assert attrs.trial_plan(trial) == SPACE.plan(trial.params)
     assert list(trial.params) == list(SPACE.distributions)
 
 
-# Endings
+# Reasons to stop
 
 
 def test_after_the_moment_nothing_starts(url: str) -> None:
-    claims = make_claims(url, timeout=60.0, until=time.time() + 60)
-    first, second = claim(claims), claim(claims)
-    claims.requeue(first.number, WORKER_LOST)
-    claims.study.set_user_attr(attrs.BUDGET, Budget(100, 60.0, time.time()).to_json())
-    assert over(claims) == "timeout"
-    assert claims.count_startable() == 0
-    assert StopReason.from_study(claims.study) is None  # one runs
-    finish(claims, second)
-    assert claims.claim("host/1/0") == StopReason("timeout", "the 60 s of the run are over")
-    assert claims.finalize() == StopReason("timeout", "the 60 s of the run are over")
-    assert claims.progress().waiting == 1
-    claims.set_budget(Budget(100))  # the next run has no limit of time, and goes on with the retry
-    assert StopReason.from_study(claims.study) is None
-    assert attrs.earlier_attempts(frozen(claims, claim(claims).number)) == [0]
+    queue = make_queue(url, timeout=60.0, until=time.time() + 60)
+    first, second = claim(queue), claim(queue)
+    queue.requeue(first.number, WORKER_LOST)
+    queue.study.set_user_attr(attrs.BUDGET, Budget(100, 60.0, time.time()).to_json())
+    assert stopped(queue).kind == "timeout"
+    assert queue.count_startable() == 0
+    assert stored(queue) is None  # one runs
+    finish(queue, second)
+    assert stopped(queue) == StopReason("timeout", "the 60 s of the run are over")
+    assert queue.finalize() == stored(queue) == StopReason("timeout", stopped(queue).text)
+    assert queue.progress().waiting == 1
+    queue.set_budget(Budget(100))  # the next run has no limit of time, and starts with the retry
+    assert stored(queue) is None
+    assert retried_next(queue) == [0]
 
 
 def test_device_hours_end_a_study(url: str) -> None:
-    claims = make_claims(url, device_hours=1.0)
+    queue = make_queue(url, device_hours=1.0)
     for hours, worker in ((0.5, "host/1/0"), (0.3, "host/1/1")):
-        trial = claim(claims, worker)
+        trial = claim(queue, worker)
         trial.set_user_attr(attrs.DEVICE_SECONDS, 3600 * hours)
-        finish(claims, trial)
-    running = claim(claims)
-    assert claims.count_startable() == 97
+        finish(queue, trial)
+    running = claim(queue)
+    assert queue.count_startable() == 97
     running.set_user_attr(attrs.CLAIMED_AT, time.time() - 0.21 * 3600)
-    assert claims.claim("host/1/1") == StopReason("device hours", "1.01 of 1 device-hours used")
-    assert claims.count_startable() == 0
-    assert claims.finalize() is None
+    assert stopped(queue) == StopReason("device hours", "1.01 of 1 device-hours used")
+    assert queue.count_startable() == 0
+    assert queue.finalize() is None
     # Its worker was gone long before anyone saw: what it held counts, not the time since.
     running.set_user_attr(attrs.DEVICE_SECONDS, 60.0)
-    claims.requeue(running.number, WORKER_LOST)
-    assert attrs.earlier_attempts(frozen(claims, claim(claims).number)) == [2]
+    queue.requeue(running.number, WORKER_LOST)
+    assert retried_next(queue) == [2]
 
 
 def test_patience_waits_for_what_runs(url: str) -> None:
-    claims = make_claims(url, patience=2)
-    trials = [claim(claims, f"host/1/{worker}") for worker in range(4)]
-    finish(claims, trials[0], 0.5)
-    finish(claims, trials[1], 0.4)
-    finish(claims, trials[2], 0.5)  # as good is not better
-    assert claims.claim("host/1/0") == Wait()
-    assert claims.count_startable() == 0
-    finish(claims, trials[3], 0.6)  # and the search goes on
-    fifth, sixth = claim(claims), claim(claims)
-    claims.study.tell(fifth, state=TrialState.FAIL)
-    claims.study.tell(sixth, state=TrialState.FAIL)
-    assert claims.claim("host/1/0") == StopReason("patience", "no better trial in the last 2")
-    assert claims.finalize() == StopReason("patience", "no better trial in the last 2")
-    claims.set_budget(Budget(100, patience=3))
-    assert claim(claims).number == 6
-    assert StopReason.from_study(claims.study) is None
+    queue = make_queue(url, patience=2)
+    trials = [claim(queue, f"host/1/{worker}") for worker in range(4)]
+    for trial, value in zip(trials, (0.5, 0.4, 0.5), strict=False):  # as good is not better
+        finish(queue, trial, value)
+    assert queue.claim("host/1/0") == Wait()
+    assert queue.count_startable() == 0
+    finish(queue, trials[3], 0.6)  # and the search continues
+    for trial in (claim(queue), claim(queue)):
+        queue.study.tell(trial, state=TrialState.FAIL)
+    assert stopped(queue) == StopReason("patience", "no better trial in the last 2")
+    assert queue.finalize() == StopReason("patience", "no better trial in the last 2")
+    queue.set_budget(Budget(100, patience=3))
+    assert claim(queue).number == 6
+    assert stored(queue) is None
 
 
 def test_patience_runs_retries_and_leaves_what_else_is_queued(url: str) -> None:
-    claims = make_claims(url, patience=1)
-    first, second, third = (claim(claims, f"host/1/{worker}") for worker in range(3))
-    claims.study.enqueue_trial({"depth": 1, "training.lr": 0.5})
-    finish(claims, first, 0.5)
-    finish(claims, second, 0.4)
-    claims.requeue(third.number, WORKER_LOST)
-    assert claims.count_startable() == 1
-    assert claims.finalize() is None
-    retry = claim(claims)
-    assert attrs.earlier_attempts(frozen(claims, retry.number)) == [third.number]
-    assert claims.claim("host/1/1") == Wait()
-    finish(claims, retry, 0.4)
-    assert over(claims) == "patience"
-    assert claims.progress().waiting == 1
+    queue = make_queue(url, patience=1)
+    first, second, third = (claim(queue, f"host/1/{worker}") for worker in range(3))
+    queue.study.enqueue_trial({"depth": 1, "training.lr": 0.5})
+    finish(queue, first, 0.5)
+    finish(queue, second, 0.4)
+    queue.requeue(third.number, WORKER_LOST)
+    assert queue.count_startable() == 1
+    assert queue.finalize() is None
+    retry = claim(queue)
+    assert attrs.earlier_attempts(frozen(queue, retry.number)) == [third.number]
+    assert queue.claim("host/1/1") == Wait()
+    finish(queue, retry, 0.4)
+    assert stopped(queue).kind == "patience"
+    assert queue.progress().waiting == 1
 
 
 def test_an_exhausted_space_ends_a_study_when_nothing_runs(url: str) -> None:
-    claims = make_claims(url)
-    running = claim(claims)
-    claims.study.enqueue_trial({"depth": 1, "training.lr": 0.5})
-    exhaust(claims)
-    queued = claim(claims, "host/1/1")  # what is queued is known to be a plan
-    assert frozen(claims, queued.number).params["depth"] == 1
-    assert claims.claim("host/1/2") == Wait()
-    finish(claims, running)
-    exhaust(claims, "")  # the last trial of a stage came in, say
-    third = claim(claims)
-    exhaust(claims)
-    claims.requeue(third.number, WORKER_LOST)
-    assert attrs.earlier_attempts(frozen(claims, claim(claims).number)) == [third.number]
-    finish(claims, queued)
-    assert claims.claim("host/1/2") == Wait()
-    claims.study.tell(3, 0.4)
-    words = "every plan of the space has been tried"
-    assert claims.claim("host/1/2") == StopReason("exhausted", words)
-    assert claims.count_startable() == 0
-    assert claims.finalize() == StopReason("exhausted", words)
-    claims.set_budget(Budget(200))
-    assert StopReason.from_study(claims.study) is None and claims.finalize() is None
+    queue = make_queue(url)
+    running = claim(queue)
+    queue.study.enqueue_trial({"depth": 1, "training.lr": 0.5})
+    exhaust(queue)
+    queued = claim(queue, "host/1/1")  # what is queued is known to be a plan
+    assert frozen(queue, queued.number).params["depth"] == 1
+    assert queue.claim("host/1/2") == Wait()
+    finish(queue, running)
+    exhaust(queue, "")  # the last trial of a stage came in, say
+    third = claim(queue)
+    exhaust(queue)
+    queue.requeue(third.number, WORKER_LOST)
+    assert retried_next(queue) == [third.number]
+    finish(queue, queued)
+    assert queue.claim("host/1/2") == Wait()
+    queue.study.tell(3, 0.4)
+    assert stopped(queue) == StopReason("exhausted", EXHAUSTED)
+    assert queue.count_startable() == 0
+    assert queue.finalize() == StopReason("exhausted", EXHAUSTED)
+    queue.set_budget(Budget(200))
+    assert stored(queue) is None and queue.finalize() is None
 
 
 def test_a_queued_trial_without_a_plan_needs_one(url: str) -> None:
-    claims = make_claims(url)
-    claims.storage.create_new_trial(claims.study._study_id)  # lost between asking and drawing
-    claims.reclaim_stale()
-    exhaust(claims)
-    assert over(claims) == "exhausted"
-    assert claims.finalize() is not None
-    exhaust(claims, "")
-    assert claim(claims).number == 1
+    queue = make_queue(url)
+    queue.storage.create_new_trial(queue.study._study_id)  # lost between asking and drawing
+    queue.reclaim_stale()
+    exhaust(queue)
+    assert stopped(queue).kind == "exhausted"
+    assert queue.finalize() is not None
+    exhaust(queue, "")
+    assert claim(queue).number == 1
 
 
 def test_retries_come_first(url: str) -> None:
-    claims = make_claims(url, budget=2)
-    first = claim(claims)
-    claims.study.enqueue_trial({"depth": 1, "training.lr": 0.5})
-    claims.requeue(first.number, WORKER_LOST)
-    assert attrs.earlier_attempts(frozen(claims, claim(claims).number)) == [first.number]
-    assert frozen(claims, claim(claims).number).params["depth"] == 1
+    queue = make_queue(url, budget=2)
+    first = claim(queue)
+    queue.study.enqueue_trial({"depth": 1, "training.lr": 0.5})
+    queue.requeue(first.number, WORKER_LOST)
+    assert retried_next(queue) == [first.number]
+    assert frozen(queue, claim(queue).number).params["depth"] == 1
+
+
+def test_a_lowered_budget_leaves_queued_trials_in_the_queue(url: str) -> None:
+    queue = make_queue(url, budget=2)
+    first, second = claim(queue), claim(queue)
+    queue.requeue(second.number, INTERRUPTED)
+    finish(queue, first)
+    queue.set_budget(Budget(1))
+    assert stopped(queue).kind == "trials"
+    assert queue.finalize() is not None
+    assert queue.progress().waiting == 1
+
+
+def test_a_queued_plan_of_a_later_version_stays_in_the_queue(url: str) -> None:
+    queue = make_queue(url)
+    plan = {**SPACE.baseline().to_json(), "attention": 3}
+    queue.study.enqueue_trial({}, user_attrs={attrs.PLAN: plan})
+    with pytest.raises(FormatError, match="the plan of trial 0 was written by another version"):
+        queue.claim("w/1/0")
+    assert states(queue) == ["WAITING"]
 
 
 # Real processes
@@ -343,8 +364,8 @@ study = optuna.load_study(study_name="s", storage=storage)
 space = Space.from_json(study.user_attrs[attrs.SPACE])
 random, start = optuna.samplers.RandomSampler(int(worker[-1])), space.nearest(space.baseline())
 study.sampler = CanonicalSampler(space, random, start)
-claims = TrialQueue(study, storage, url, space)
-while not hasattr(claim := claims.claim(worker), "words"):
+queue = TrialQueue(study, storage, url, space)
+while not hasattr(claim := queue.claim(worker), "text"):
     if claim == Wait():
         time.sleep(0.05)
         continue
@@ -353,13 +374,13 @@ while not hasattr(claim := claims.claim(worker), "words"):
         for one in study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
             assert len(one.params) == len(space.distributions), one
             assert {attrs.PLAN, attrs.CLAIMED_AT, attrs.WORKER} <= one.user_attrs.keys(), one
-    claims.finish(claim, optuna.trial.TrialState.COMPLETE, claim.trial.params["training.lr"])
+    queue.finish(claim, optuna.trial.TrialState.COMPLETE, claim.trial.params["training.lr"])
 print(json.dumps(claim.to_json()))
 """
 
 
 def run_processes(url: str, count: int, seconds: float) -> list[str]:
-    """Have processes run trials to the end; return the kinds of endings that they were told."""
+    """Have processes run trials to the end; return the kinds of their reasons to stop."""
 
     def work(index: int) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-W", "ignore", "-c", SCRIPT, url, f"h/1/{index}", str(seconds)]
@@ -372,25 +393,22 @@ def run_processes(url: str, count: int, seconds: float) -> list[str]:
 
 
 def test_the_number_of_trials_is_exact_over_processes(url: str) -> None:
-    claims = make_claims(url, budget=25)
+    queue = make_queue(url, budget=25)
     for _ in range(5):
-        claims.study.enqueue_trial({"depth": 2})
+        queue.study.enqueue_trial({"depth": 2})
     assert run_processes(url, 4, 0.0) == ["trials"] * 4
-    trials = claims.study.get_trials(deepcopy=False)
-    assert [one.number for one in trials] == list(range(25))
-    assert all(one.state == TrialState.COMPLETE for one in trials)
-    assert StopReason.from_study(claims.study) == StopReason("trials", "25 finished trials")
+    assert [one.number for one in queue.study.get_trials(deepcopy=False)] == list(range(25))
+    assert states(queue) == ["COMPLETE"] * 25
+    assert stored(queue) == StopReason("trials", "25 finished trials")
 
 
 def test_patience_is_exact_over_processes(url: str) -> None:
-    claims = make_claims(url, patience=6)
+    queue = make_queue(url, patience=6)
     assert run_processes(url, 3, 0.02) == ["patience"] * 3
-    trials = claims.study.get_trials(deepcopy=False)
-    assert all(one.state == TrialState.COMPLETE for one in trials)
+    assert set(states(queue)) == {"COMPLETE"}
+    trials = queue.study.get_trials(deepcopy=False)
     since = trials_since_best(trials, StudyDirection.MAXIMIZE)
-    assert StopReason.from_study(claims.study) == StopReason(
-        "patience", f"no better trial in the last {since}"
-    )
+    assert stored(queue) == StopReason("patience", f"no better trial in the last {since}")
     # Two others ran when the sixth in a row came in without a better one.
     assert 6 <= since <= 8
     ended = sorted(trials, key=attrs.ended_at)
@@ -400,9 +418,9 @@ def test_patience_is_exact_over_processes(url: str) -> None:
 
 
 def test_device_hours_are_exact_over_processes(url: str) -> None:
-    claims = make_claims(url, device_hours=1.5 / 3600)
+    queue = make_queue(url, device_hours=1.5 / 3600)
     assert run_processes(url, 3, 0.3) == ["device hours"] * 3
-    trials = claims.study.get_trials(deepcopy=False)
+    trials = queue.study.get_trials(deepcopy=False)
     held = [one.user_attrs[attrs.DEVICE_SECONDS] for one in trials]
     assert all(0.3 <= one < 2 for one in held)
     assert sum(held) >= 1.5
@@ -417,28 +435,26 @@ def test_device_hours_are_exact_over_processes(url: str) -> None:
 
 
 def test_the_moment_holds_for_every_process(url: str) -> None:
-    claims = make_claims(url)
+    queue = make_queue(url)
     with ThreadPoolExecutor(1) as pool:
         kinds = pool.submit(run_processes, url, 2, 0.2)
-        wait_for(lambda: len(states(claims)) > 2)
-        claims.set_budget(Budget(100, 1.0, time.time() + 1))
+        wait_for(lambda: len(states(queue)) > 2)
+        queue.set_budget(Budget(100, 1.0, time.time() + 1))
         assert kinds.result() == ["timeout"] * 2
-    until = claims.budget().until
-    trials = claims.study.get_trials(deepcopy=False)
+    until = queue.budget().until
     assert until is not None
+    trials = queue.study.get_trials(deepcopy=False)
     assert all(one.user_attrs[attrs.CLAIMED_AT] <= until for one in trials)
-    assert StopReason.from_study(claims.study) == StopReason(
-        "timeout", "the 1 s of the run are over"
-    )
+    assert stored(queue) == StopReason("timeout", "the 1 s of the run are over")
 
 
-# Giving back and sweeping
+# Requeueing and reclaiming
 
 
-def test_given_back_trials_come_next_with_all_they_had(url: str) -> None:
-    claims = make_claims(url, budget=3)
-    trial = claim(claims)
-    params, plan = trial.params, frozen(claims, 0).user_attrs[attrs.PLAN]
+def test_requeued_trials_come_next_with_all_they_had(url: str) -> None:
+    queue = make_queue(url, budget=3)
+    trial = claim(queue)
+    params, plan = trial.params, frozen(queue, 0).user_attrs[attrs.PLAN]
     trial.set_user_attr(attrs.ROLE, attrs.BASELINE)
     kept = {
         attrs.ORIGIN: "known good: the last layer",
@@ -451,14 +467,13 @@ def test_given_back_trials_come_next_with_all_they_had(url: str) -> None:
         trial.set_user_attr(key, what)
     trial.report(0.3, 1)
     trial.report(0.4, 2)
-    assert claims.requeue(trial.number, INTERRUPTED)
-    assert states(claims) == ["FAIL", "WAITING"]
-    assert claims.progress().finished == 0
-    assert claims.progress().retried == 1
+    assert queue.requeue(trial.number, INTERRUPTED)
+    assert states(queue) == ["FAIL", "WAITING"]
+    assert (queue.progress().finished, queue.progress().retried) == (0, 1)
 
-    again = claim(claims, "host/1/1")
+    again = claim(queue, "host/1/1")
     assert again.number == 1
-    successor = frozen(claims, 1)
+    successor = frozen(queue, 1)
     assert successor.params == params
     assert successor.intermediate_values == {1: 0.3, 2: 0.4}
     assert successor.user_attrs[attrs.PLAN] == plan
@@ -466,98 +481,70 @@ def test_given_back_trials_come_next_with_all_they_had(url: str) -> None:
     assert {key: successor.user_attrs[key] for key in kept} == kept
     assert not {attrs.DEVICE, attrs.FAILED_PLAN} & successor.user_attrs.keys()
     assert attrs.first_attempt(successor) == 0
-    finish(claims, again)
-    assert claims.progress().finished == 1
+    finish(queue, again)
+    assert queue.progress().finished == 1
 
 
 def test_losses_are_capped_and_stops_are_not(url: str) -> None:
-    claims = make_claims(url, budget=1)
-    for _ in range(2 * MAX_RETRIES):
-        assert claims.requeue(claim(claims).number, INTERRUPTED)
-    for _ in range(MAX_RETRIES):
-        assert claims.requeue(claim(claims).number, WORKER_LOST)
-    last = claim(claims)
-    assert not claims.requeue(last.number, WORKER_LOST)
-    assert claims.study.trials[last.number].user_attrs[attrs.REASON] == f"{WORKER_LOST}, too often"
-    assert claims.progress().failed == 1
-    assert over(claims) == "trials"
+    queue = make_queue(url, budget=1)
+    for reason in [INTERRUPTED] * 2 * MAX_RETRIES + [WORKER_LOST] * MAX_RETRIES:
+        assert queue.requeue(claim(queue).number, reason)
+    last = claim(queue)
+    assert not queue.requeue(last.number, WORKER_LOST)
+    assert queue.study.trials[last.number].user_attrs[attrs.REASON] == f"{WORKER_LOST}, too often"
+    assert queue.progress().failed == 1
+    assert stopped(queue).kind == "trials"
 
 
 def test_a_trial_that_gets_further_every_time_is_never_given_up(url: str) -> None:
-    claims = make_claims(url, budget=1)
+    queue = make_queue(url, budget=1)
     for epoch in range(1, 2 * MAX_RETRIES):
-        trial = claim(claims)
+        trial = claim(queue)
         trial.report(0.5, epoch)
-        assert claims.requeue(trial.number, WORKER_LOST)
+        assert queue.requeue(trial.number, WORKER_LOST)
     for _ in range(MAX_RETRIES - 1):  # the last one above was the first of these
-        assert claims.requeue(claim(claims).number, WORKER_LOST)
-    assert not claims.requeue(claim(claims).number, WORKER_LOST)
+        assert queue.requeue(claim(queue).number, WORKER_LOST)
+    assert not queue.requeue(claim(queue).number, WORKER_LOST)
 
 
 def test_a_trial_has_one_successor(url: str) -> None:
-    claims = make_claims(url, budget=1)
-    trial = claim(claims)
-    lost = claims.study.trials[trial.number]
+    queue = make_queue(url, budget=1)
+    trial = claim(queue)
     # What an earlier version left that died between queueing and failing.
-    claims.study.add_trial(make_retry(lost))  # type: ignore[arg-type]
-    assert states(claims) == ["RUNNING", "WAITING"]
-    assert claims.requeue(trial.number, WORKER_LOST)
-    assert states(claims) == ["FAIL", "WAITING"]
+    queue.study.add_trial(make_retry(queue.study.trials[trial.number]))  # type: ignore[arg-type]
+    assert states(queue) == ["RUNNING", "WAITING"]
+    assert queue.requeue(trial.number, WORKER_LOST)
+    assert states(queue) == ["FAIL", "WAITING"]
 
 
-def test_finished_trials_are_not_given_back(url: str) -> None:
-    claims = make_claims(url, budget=1)
-    trial = claim(claims)
-    finish(claims, trial)
-    assert not claims.requeue(trial.number, WORKER_LOST)
-    assert states(claims) == ["COMPLETE"]
+def test_finished_trials_are_not_requeued(url: str) -> None:
+    queue = make_queue(url, budget=1)
+    trial = claim(queue)
+    finish(queue, trial)
+    assert not queue.requeue(trial.number, WORKER_LOST)
+    assert states(queue) == ["COMPLETE"]
 
 
-def test_a_sweep_finds_the_trials_of_lost_workers(url: str) -> None:
-    claims = make_claims(url, budget=4)
-    ours, others = claim(claims, "host/1/0"), claim(claims, "host/2/0")
-    # Of a worker that was killed between claiming and signing.
-    unsigned = claims.storage.create_new_trial(claims.study._study_id)
-    assert claims.reclaim_stale(lambda worker: worker.startswith("host/1/")) == 2
-    trials = claims.study.get_trials(deepcopy=False)
-    assert trials[ours.number].state == TrialState.FAIL
-    assert trials[ours.number].user_attrs[attrs.REASON] == WORKER_LOST
-    assert trials[2]._trial_id == unsigned
-    assert trials[2].state == TrialState.FAIL
-    assert trials[others.number].state == TrialState.RUNNING
-    assert claims.progress().waiting == 2
-    assert claims.reclaim_stale() == 0
+def test_the_trials_of_lost_workers_are_reclaimed(url: str) -> None:
+    queue = make_queue(url, budget=4)
+    claim(queue, "host/1/0")
+    claim(queue, "host/2/0")
+    # Of a worker that was killed in its claim.
+    queue.storage.create_new_trial(queue.study._study_id)
+    assert queue.reclaim_stale(lambda worker: worker.startswith("host/1/")) == 2
+    assert states(queue) == ["FAIL", "RUNNING", "FAIL", "WAITING", "WAITING"]
+    assert frozen(queue, 0).user_attrs[attrs.REASON] == WORKER_LOST
+    assert queue.reclaim_stale() == 0
 
 
-def test_a_sweep_finds_silent_workers(url: str) -> None:
-    claims = make_claims(url, budget=1)
-    trial = claim(claims)
-    storage: RDBStorage = claims.storage
-    storage.record_heartbeat(trial._trial_id)
-    with storage.engine.begin() as connection:
+def test_the_trials_of_silent_workers_are_reclaimed(url: str) -> None:
+    queue = make_queue(url, budget=1)
+    trial = claim(queue)
+    queue.storage.record_heartbeat(trial._trial_id)
+    with queue.storage.engine.begin() as connection:
         connection.exec_driver_sql(
             "UPDATE trial_heartbeats SET heartbeat = datetime('now', '-1 hour')"
         )
-    assert claims.reclaim_stale() == 1
-    assert states(claims) == ["FAIL", "WAITING"]
-    assert attrs.earlier_attempts(claims.study.trials[1]) == [0]
-
-
-def test_a_lowered_budget_leaves_queued_trials_in_the_queue(url: str) -> None:
-    claims = make_claims(url, budget=2)
-    first, second = claim(claims), claim(claims)
-    claims.requeue(second.number, INTERRUPTED)
-    finish(claims, first)
-    claims.set_budget(Budget(1))
-    assert over(claims) == "trials"
-    assert claims.finalize() is not None
-    assert claims.progress().waiting == 1
-
-
-def test_a_queued_plan_of_a_later_version_stays_in_the_queue(url: str) -> None:
-    claims = make_claims(url)
-    plan = {**SPACE.baseline().to_json(), "attention": 3}
-    claims.study.enqueue_trial({}, user_attrs={attrs.PLAN: plan})
-    with pytest.raises(FormatError, match="the plan of trial 0 was written by another version"):
-        claims.claim("w/1/0")
-    assert [one.state for one in claims.study.get_trials()] == [TrialState.WAITING]
+    assert queue.reclaim_stale() == 1
+    assert states(queue) == ["FAIL", "WAITING"]
+    assert attrs.earlier_attempts(queue.study.trials[1]) == [0]

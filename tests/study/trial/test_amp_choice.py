@@ -18,9 +18,9 @@ from autotune.study.state import attrs
 from autotune.study.trial import amp_choice
 from autotune.study.trial.build import build_trainer
 from autotune.training.compute.amp import AmpPolicy, is_kept_fp32
-from autotune.training.compute.half_products import Operation, record_operations
-from tests.study.engine.test_worker import run
+from autotune.training.compute.half_products import Operation
 from tests.support.backbones import CPU
+from tests.support.inline import run
 from tests.support.small import open_small
 from tests.training.compute.test_amp import pretend_card
 
@@ -30,7 +30,9 @@ BF16 = AmpPolicy(CPU, torch.bfloat16)
 
 
 def small(folder: Path, amp: str = "auto") -> OpenStudy:
-    return open_small(folder, space__depth=[0, 1], search__trials=2, training__amp=amp)
+    return open_small(
+        folder, space__trainable_layers=[0, 1], search__trials=2, training__precision=amp
+    )
 
 
 def remembered(handle: OpenStudy) -> Any:
@@ -77,11 +79,11 @@ def test_networks_of_small_images_train_in_half_precision(tmp_path: Path) -> Non
     """A stage of maps of 1x1 has wrong gradients in bf16 (oneDNN of torch 2.15)."""
     handle = open_small(
         tmp_path,
-        space__depth=2,
+        space__trainable_layers=2,
         space__layers={},
         search__trials=2,
         search__sampler="random",
-        training__amp="bf16",
+        training__precision="bf16",
         training__batch_size=16,
     )
     run(handle)
@@ -123,12 +125,12 @@ def test_a_cache_without_room_costs_a_comparison(
 
     ctx = build_context(small(tmp_path, "bf16"))
     monkeypatch.setattr(ArrayCache, "get_or_create", no_room)
-    (operations,) = record_operations(torch.nn.Linear(4, 2), (3, 4, 4), BF16).values()
-    assert amp_choice._is_wrong(operations[0], ctx) is False
-    assert ctx.wrong == {amp_choice.operation_id(operations[0]): False}
+    monkeypatch.setattr(amp_choice, "is_inaccurate", lambda operation: False)
+    build_trainer(ctx.space.baseline(), ctx)
+    assert ctx.wrong_in_half and not any(ctx.wrong_in_half.values())
     monkeypatch.setattr(amp_choice, "_compare", lambda *_: "bf16")
     (backbone,) = ctx.config.backbones
-    assert amp_choice._found(ctx, ctx.resources.of(backbone), "cpu") == "bf16"
+    assert amp_choice._fastest(ctx, ctx.resources.get(backbone), "cpu") == "bf16"
 
 
 @pytest.mark.parametrize(("capability", "word"), [((8, 0), "bf16"), ((7, 5), "fp16")])
@@ -142,7 +144,7 @@ def test_a_gpu_takes_half_precision_without_a_comparison(
     monkeypatch.setattr(
         amp_choice, "set_float32_precision", lambda device, word: set_to.append(word)
     )
-    material = ctx.resources.of("test_resnet.letters")
+    material = ctx.resources.get("test_resnet.letters")
     assert amp_choice.choose_precision(ctx, material).mode == word
     assert remembered(handle) == {"test_resnet.letters": {"a card": word}}
     assert handle.study.user_attrs[attrs.FLOAT32] == {"a card": "tf32"}

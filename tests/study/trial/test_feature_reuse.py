@@ -21,7 +21,7 @@ from autotune.study.state import attrs
 from autotune.study.trial import feature_reuse
 from autotune.study.trial.build import build_trainer
 from autotune.training.features import Features
-from tests.study.engine.test_worker import run
+from tests.support.inline import run
 from tests.support.small import open_small
 
 
@@ -34,8 +34,13 @@ def values(handle: OpenStudy) -> list[float]:
 
 
 def small(folder: Path, **named: Any) -> OpenStudy:
-    named = {"space__depth": [0, 1, 2], "search__trials": 6, "search__sampler": "random", **named}
-    return open_small(folder, search__pruner="none", training__views=2, **named)
+    named = {
+        "space__trainable_layers": [0, 1, 2],
+        "search__trials": 6,
+        "search__sampler": "random",
+        **named,
+    }
+    return open_small(folder, search__pruner="none", training__num_views=2, **named)
 
 
 def test_features_change_no_value_but_by_rounding(tmp_path: Path) -> None:
@@ -52,7 +57,7 @@ def test_features_change_no_value_but_by_rounding(tmp_path: Path) -> None:
 
 
 def test_what_is_computed_to_be_kept_is_counted(tmp_path: Path) -> None:
-    handle = small(tmp_path, space__depth=0, space__layers={}, search__trials=2)
+    handle = small(tmp_path, space__trainable_layers=0, space__layers={}, search__trials=2)
     run(handle)
     images = handle.study.user_attrs[attrs.DATASET]
     first, second = (one.user_attrs[attrs.CACHES] for one in handle.study.trials)
@@ -90,7 +95,9 @@ def draws(space: Space) -> list[dict[str, Any]]:
 
 
 def test_mixed_images_and_whole_networks_need_no_features(tmp_path: Path) -> None:
-    handle = small(tmp_path, space__depth=1, space__training__mixup=0.2, search__trials=2)
+    handle = small(
+        tmp_path, space__trainable_layers=1, space__training__mixup=0.2, search__trials=2
+    )
     ctx = build_context(handle)
     plan = replace(ctx.space.baseline(), policy=TrainingPolicy(mixup=0.2))
     training = build_trainer(plan, ctx)
@@ -105,7 +112,7 @@ def test_what_cannot_be_split_trains_whole_and_says_so(
     def refuse(network: Any, images: Tensor) -> None:
         raise SplitError("the backbone cannot be traced (of this test)")
 
-    monkeypatch.setattr(feature_reuse, "split", refuse)
+    monkeypatch.setattr(feature_reuse, "split_network", refuse)
     handle = small(tmp_path, search__trials=2)
     with caplog.at_level(logging.WARNING):
         run(handle)

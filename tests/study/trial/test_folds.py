@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,15 @@ from safetensors.torch import load_file
 from autotune.data.cache.array_cache import ArrayCache
 from autotune.errors import StudyError
 from autotune.results.evaluation.refit import refit_study
-from autotune.study.engine.worker import build_context, run_worker
+from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import OpenStudy, open_or_create
 from autotune.study.state import attrs
 from autotune.study.trial import run as trial_module
 from autotune.study.trial.build import build_trial
 from autotune.training.folds import CrossValidationTrainer
 from autotune.training.metrics import Metrics
-from tests.study.engine.test_worker import job, picture, run
+from tests.study.engine.test_worker import picture
+from tests.support.inline import run
 from tests.support.page import page_of
 from tests.support.small import defined, open_small, small_config
 
@@ -45,7 +45,7 @@ def test_a_study_in_folds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         return inner(folder, matrix, classes)
 
     monkeypatch.setattr(trial_module, "draw_confusion", noted)
-    handle = small(tmp_path, training__views=2, search__trials=3)
+    handle = small(tmp_path, training__num_views=2, search__trials=3)
     events = run(handle)
     epochs = [(one["trial"], one["epoch"]) for one in events if one["event"] == "epoch"]
     assert epochs[:2] == [(0, 1), (0, 2)]
@@ -104,7 +104,7 @@ def test_a_trial_is_pruned_with_all_its_folds(tmp_path: Path) -> None:
             return True
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("autotune.study.engine.worker._pruner", lambda *args: Always())
+        patch.setattr("autotune.study.engine.worker.make_pruner", lambda *args: Always())
         run(handle)
     for trial in study.trials:
         assert trial.state == TrialState.PRUNED
@@ -118,13 +118,7 @@ def test_an_interrupted_trial_goes_on_where_it_was(tmp_path: Path) -> None:
     undisturbed = small(tmp_path / "a", **options)
     run(undisturbed)
     handle = small(tmp_path / "b", **options)
-    stop = threading.Event()
-
-    def on_event(event: dict[str, Any]) -> None:
-        if event["event"] == "epoch" and event["epoch"] == 2:
-            stop.set()
-
-    run_worker(job(handle), stop, on_event)
+    run(handle, until=lambda event: event.get("epoch") == 2)
     resumed = run(handle)
     assert [one["epoch"] for one in resumed if one["event"] == "epoch"] == [3, 4]
     (expected,) = undisturbed.study.trials
@@ -159,16 +153,16 @@ def test_inherited_channels_are_chosen_without_the_images_that_judge(tmp_path: P
     plan = ctx.space.baseline(ctx.config.baseline)
     training = build_trial(plan, ctx)
     assert isinstance(training, CrossValidationTrainer)
-    material = ctx.resources.of(plan.backbone)
-    for one, cut in zip(training.folds, material.task.folds, strict=True):
+    material = ctx.resources.get(plan.backbone)
+    for one, cut in zip(training.folds, material.data.folds, strict=True):
         assert one.raw_train.labels.tolist() == material.train.labels[cut.train].tolist()
         assert not {*cut.train} & {*cut.validation}
 
 
 @pytest.mark.parametrize("changes", [{}, {"memory_gb": 0}])
 def test_images_are_kept_once(tmp_path: Path, changes: dict[str, Any]) -> None:
-    ctx = build_context(small(tmp_path, training__views=3, cache=changes))
-    material = ctx.resources.of(ctx.space.backbone)
+    ctx = build_context(small(tmp_path, training__num_views=3, cache=changes))
+    material = ctx.resources.get(ctx.space.backbone)
     shared = material.train is material.validation
     assert shared == (not changes)
     assert material.cache_bytes == (len(material.train) * 3 * 3 * 16 * 16 if shared else 0)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import shutil
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,39 +13,39 @@ import optuna
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.storage.admin.backup import backup, restore
 from autotune.storage.admin.copy_study import copy_studies
-from autotune.study.engine.worker import run_worker
 from autotune.study.setup.opening import OpenStudy, open_existing
 from autotune.study.state import attrs
 from autotune.study.trial.identity import checkpoint_for
-from tests.study.engine.test_worker import job
+from tests.support.inline import Event, run
 from tests.support.small import open_small
 
+pytestmark = pytest.mark.usefixtures("no_artifacts")
 EPOCHS = 4
 
 
 def open_one(folder: Path, **overrides: Any) -> OpenStudy:
     """Open a study of the baseline alone."""
-    return open_small(folder, **{"training__epochs": EPOCHS, "search__trials": 1, **overrides})
+    few = {"training__epochs": EPOCHS, "search__trials": 1, "cache__features": "off"}
+    return open_small(folder, **{**few, **overrides})
 
 
 def killed_after(handle: OpenStudy, epoch: int) -> None:
     """Run trial 0, and kill its worker as it tells of an epoch: the checkpoint is one behind."""
 
-    def on_event(event: dict[str, Any]) -> None:
+    def on_event(event: Event) -> bool:
         if event.get("epoch") == epoch:
             raise KeyboardInterrupt
+        return False
 
     with pytest.raises(KeyboardInterrupt):
-        run_worker(job(handle), threading.Event(), on_event)
+        run(handle, until=on_event)
 
 
 def finished(handle: OpenStudy) -> tuple[FrozenTrial, list[int]]:
     """Run a study to its end; return its trial and the epochs that were trained for it."""
-    events: list[dict[str, Any]] = []
     handle.trial_queue().reclaim_stale(lambda worker: True)
-    run_worker(job(handle), threading.Event(), events.append)
+    events = run(handle)
     (trial,) = [
         one for one in handle.study.get_trials(deepcopy=False) if one.state == TrialState.COMPLETE
     ]
@@ -66,12 +66,25 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], FrozenTrial]:
+    @functools.cache
+    def trial(change: str) -> FrozenTrial:
+        return finished(open_one(tmp_path_factory.mktemp("undisturbed"), **CHANGES[change]))[0]
+
+    return trial
+
+
 @pytest.mark.parametrize("kept", [True, False], ids=["file put back", "file left"])
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_study_made_anew_starts_at_its_first_epoch(
-    change: str, kept: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    change: str,
+    kept: bool,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    undisturbed: Callable[[str], FrozenTrial],
 ) -> None:
-    expected, _ = finished(open_one(tmp_path / "undisturbed", **CHANGES[change]))
+    expected = undisturbed(change)
     handle = open_one(tmp_path)
     killed_after(handle, 3)
     file = checkpoint_file(handle)
@@ -102,23 +115,11 @@ def copied(handle: OpenStudy, folder: Path) -> OpenStudy:
     return open_existing(handle.name, url)
 
 
-def restored(handle: OpenStudy, folder: Path) -> OpenStudy:
-    backup(handle.url, folder / "backup.db")
-    shutil.copytree(handle.files.root, folder / "files")
-    url = f"sqlite:///{folder}/other.db"
-    open_small(folder, storage=url, name="first")
-    restore(folder / "backup.db", url, str(folder / "files"))
-    return open_existing(handle.name, url)
-
-
-@pytest.mark.parametrize("way", [copied, restored])
-def test_a_copy_goes_on_from_its_checkpoint(
-    way: Callable[[OpenStudy, Path], OpenStudy], tmp_path: Path
-) -> None:
+def test_a_copy_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     handle = open_one(tmp_path / "a")
     killed_after(handle, 3)
     (tmp_path / "b").mkdir()
-    other = way(handle, tmp_path / "b")
+    other = copied(handle, tmp_path / "b")
     assert other.study._study_id != handle.study._study_id
     assert other.files.root != handle.files.root
     trial, epochs = finished(other)
@@ -128,21 +129,24 @@ def test_a_copy_goes_on_from_its_checkpoint(
 
 
 def test_an_older_backup_does_not_go_on_where_it_never_was(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    undisturbed: Callable[[str], FrozenTrial],
 ) -> None:
     """The checkpoint is ahead of its curve: what the curve lacks would never be known."""
     handle = open_one(tmp_path)
     killed_after(handle, 2)
-    backup(handle.url, tmp_path / "backup.db")
+    saved = f"sqlite:///{tmp_path}/backup.db"
+    copy_studies(handle.url, saved, files=str(handle.files.root))
     handle.trial_queue().reclaim_stale(lambda worker: True)
     killed_after(handle, 4)
     optuna.delete_study(study_name=handle.name, storage=handle.storage)
-    restore(tmp_path / "backup.db", handle.url)
+    copy_studies(saved, handle.url)
     with caplog.at_level(logging.WARNING):
         trial, epochs = finished(open_existing(handle.name, handle.url))
     assert "it is that of epoch 3, but no value is known of epoch 3" in caplog.text
     assert epochs == sorted(trial.intermediate_values) == [1, 2, 3, 4]
-    expected, _ = finished(open_one(tmp_path / "undisturbed"))
+    expected = undisturbed("the same")
     assert trial.intermediate_values == expected.intermediate_values
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from autotune.study.trial.plots import WORST, Judged, draw_worst, worst
+from autotune.study.trial.plots import WORST, Prediction, draw_worst, worst
 
 
 def test_the_worst_images_are_those_with_the_highest_loss() -> None:
@@ -44,7 +44,7 @@ def test_a_sheet_of_any_classes(tmp_path: Path, side: int) -> None:
 def test_a_sheet_shows_the_images_and_marks_what_is_wrong(tmp_path: Path) -> None:
     view = torch.zeros(3, 8, 8, dtype=torch.uint8)
     view[2] = 255
-    wrong, right = Judged(0, 0, 1, 0.9, 0.1), Judged(1, 1, 1, 0.6, 0.6)
+    wrong, right = Prediction(0, 0, 1, 0.9, 0.1), Prediction(1, 1, 1, 0.6, 0.6)
     path = draw_worst(tmp_path, [(wrong, view), (right, view)], ["one", "two"])
     with Image.open(path) as sheet:
         assert sheet.size == (656, 238)

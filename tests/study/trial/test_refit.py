@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from autotune.config.schema import FitConfig, StudyConfig
+from autotune.config.schema import RefitConfig, StudyConfig
 from autotune.errors import UserError
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
 from autotune.study.engine.worker import build_context
@@ -25,8 +25,8 @@ PLAN = TrialPlan("test_resnet.letters", 2, (LayerPlan(),) * 2, policy=TrainingPo
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> WorkerContext:
-    return build_context(open_small(tmp_path_factory.mktemp("refit"), training__views=2))
+def ctx(tmp_path_factory: pytest.TempPathFactory) -> WorkerContext:
+    return build_context(open_small(tmp_path_factory.mktemp("refit"), training__num_views=2))
 
 
 def config(folder: Path, **overrides: Any) -> StudyConfig:
@@ -53,11 +53,11 @@ def test_how_long_the_average_is(
 ) -> None:
     policy = replace(PLAN.policy, head_epochs=head_epochs)
     study = config(tmp_path, training__ema=training_ema)
-    found = ema_decay(study, FitConfig(**fit), replace(PLAN, policy=policy), 200)
+    found = ema_decay(study, RefitConfig(**fit), replace(PLAN, policy=policy), 200)
     assert found == (expected if expected is None else pytest.approx(expected))
     if training_ema is None and not fit:  # a frozen backbone has no phase of its own
         frozen = replace(PLAN, depth=0, layers=(), policy=policy)
-        assert ema_decay(study, FitConfig(), frozen, 200) == pytest.approx(1 - 1 / 4)
+        assert ema_decay(study, RefitConfig(), frozen, 200) == pytest.approx(1 - 1 / 4)
 
 
 @pytest.mark.parametrize(
@@ -67,17 +67,17 @@ def test_how_long_the_average_is(
 def test_views(
     views: str, of_study: int | str, expected: int, ctx: WorkerContext, tmp_path: Path
 ) -> None:
-    task = ctx.resources.of(PLAN.backbone).task
-    study = config(tmp_path, training__views=of_study)
-    found = refit_views(task, study, FitConfig(views=views), 1 << 30)
+    task = ctx.resources.get(PLAN.backbone).data
+    study = config(tmp_path, training__num_views=of_study)
+    found = refit_views(task, study, RefitConfig(views=views), 1 << 30)
     assert found.views == expected
     assert bool(found.cache_bytes) == (expected < 20)
     assert len(found) == len(task.train_rows) + len(task.validation_rows)
 
 
 def test_what_is_judged_is_the_average_and_frozen_layers_are_untouched(ctx: WorkerContext) -> None:
-    task = ctx.resources.of(PLAN.backbone).task
-    fit = FitConfig(ema=0.9, views="online")
+    task = ctx.resources.get(PLAN.backbone).data
+    fit = RefitConfig(ema=0.9, views="online")
     epochs: list[int] = []
     found = refit(PLAN, ctx, refit_views(task, ctx.config, fit, 0), fit, epochs.append)
     assert epochs == [1, 2]
@@ -87,7 +87,7 @@ def test_what_is_judged_is_the_average_and_frozen_layers_are_untouched(ctx: Work
     assert summary.pop("seconds") > 0
     assert summary == {"images": len(training.train), "views": "online", "epochs": 2, "ema": 0.9,
                       "part": 64}  # fmt: skip
-    pretrained = ctx.resources.of(PLAN.backbone).backbone.pretrained.state_dict()
+    pretrained = ctx.resources.get(PLAN.backbone).backbone.pretrained.state_dict()
     state = training.eval_model.state_dict()
     frozen = [name for layer in training.network.layers[2:] for name in layer.names]
     assert frozen and all(
@@ -98,8 +98,8 @@ def test_what_is_judged_is_the_average_and_frozen_layers_are_untouched(ctx: Work
 def test_a_batch_that_does_not_fit_goes_through_in_parts(
     ctx: WorkerContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = ctx.resources.of(PLAN.backbone).task
-    views = refit_views(task, ctx.config, FitConfig(), 0)
+    task = ctx.resources.get(PLAN.backbone).data
+    views = refit_views(task, ctx.config, RefitConfig(), 0)
     inner, predict = Trainer._step, Trainer.predict
 
     def short(self: Trainer, *args: Any) -> Any:
@@ -114,13 +114,13 @@ def test_a_batch_that_does_not_fit_goes_through_in_parts(
 
     monkeypatch.setattr(Trainer, "_step", short)
     monkeypatch.setattr(Trainer, "predict", shorter)
-    found = refit(PLAN, ctx, views, FitConfig(), micro_batch_size=32)
+    found = refit(PLAN, ctx, views, RefitConfig(), micro_batch_size=32)
     assert found.summary.micro_batch_size == 16
-    logits, labels = found.predict(ctx.resources.of(PLAN.backbone).validation)
+    logits, labels = found.predict(ctx.resources.get(PLAN.backbone).validation)
     assert len(logits) == len(labels) and found.training.micro_batch_size == 8
     monkeypatch.setattr(Trainer, "_step", out_of_memory)
     with pytest.raises(UserError, match="even with 2 images at a time"):
-        refit(PLAN, ctx, views, FitConfig())
+        refit(PLAN, ctx, views, RefitConfig())
 
 
 def out_of_memory(*_: Any, **__: Any) -> Any:
@@ -131,7 +131,7 @@ def test_after_a_batch_that_does_not_fit_a_training_goes_on_from_its_last_epoch(
     ctx: WorkerContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the values of a training that began with the small parts, but for the first epochs."""
-    views = refit_views(ctx.resources.of(PLAN.backbone).task, ctx.config, FitConfig(), 0)
+    views = refit_views(ctx.resources.get(PLAN.backbone).data, ctx.config, RefitConfig(), 0)
     inner, begun, failed = Trainer._train_epoch, [], []
 
     def short(self: Trainer) -> float:
@@ -143,7 +143,7 @@ def test_after_a_batch_that_does_not_fit_a_training_goes_on_from_its_last_epoch(
 
     monkeypatch.setattr(Trainer, "_train_epoch", short)
     epochs: list[int] = []
-    refit(PLAN, ctx, views, FitConfig(), epochs.append, micro_batch_size=32)
+    refit(PLAN, ctx, views, RefitConfig(), epochs.append, micro_batch_size=32)
     count = ctx.config.training.epochs
     assert epochs == list(range(1, count + 1))
     assert begun == [(0, 32), (1, 32), *((epoch, 16) for epoch in range(1, count))]

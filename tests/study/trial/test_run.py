@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,12 @@ from optuna.trial import TrialState
 from autotune.plan import TrialPlan
 from autotune.results.study_results import StudyResults
 from autotune.search import ranking
-from autotune.study.engine.worker import build_context, run_worker
+from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.state.budget import StopReason
 from autotune.study.trial import build
-from tests.study.engine.test_worker import job, run
+from tests.support.inline import run
 from tests.support.page import page_of
 from tests.support.small import open_small
 
@@ -160,13 +159,7 @@ def test_an_interrupted_trial_of_two_objectives_goes_on_where_it_was(tmp_path: P
     undisturbed = two_objectives(tmp_path / "a", **options)
     run(undisturbed)
     handle = two_objectives(tmp_path / "b", **options)
-    stop = threading.Event()
-
-    def on_event(event: dict[str, Any]) -> None:
-        if event["event"] == "epoch" and event["epoch"] == 2:
-            stop.set()
-
-    run_worker(job(handle), stop, on_event)
+    run(handle, until=lambda event: event.get("epoch") == 2)
     resumed = run(handle)
     assert [one["epoch"] for one in resumed if one["event"] == "epoch"] == [3, 4]
     (expected,) = undisturbed.study.trials

@@ -178,7 +178,7 @@ def test_a_convolution_that_fails_leaves_the_precision_as_it_was() -> None:
 
 def test_a_training_spares_its_network() -> None:
     """MobileNet and its like have depthwise convolutions with strides."""
-    run = training(plan("test_efficientnet", 2, lr=0.01), amp="bf16")
+    run = training(plan("test_efficientnet", 2, lr=0.01), precision="bf16")
     found = dtypes_of(run.network, torch.randn(2, 3, 32, 32), run.amp)
     strided = {
         name

@@ -57,8 +57,8 @@ def gpu() -> Iterator[SimulatedGpu]:
 
 
 def on_gpu(found: TrialPlan = FOUND, **named: Any) -> Trainer:
-    named = {"views": 2, "ema": 0.9, "epochs": 4, **named}
-    return training(found, device=GPU, shown=some_digits(44, named["views"]), **named)
+    named = {"num_views": 2, "ema": 0.9, "epochs": 4, **named}
+    return training(found, device=GPU, shown=some_digits(44, named["num_views"]), **named)
 
 
 def on_features(
@@ -66,7 +66,7 @@ def on_features(
 ) -> Trainer:
     """Make a training that goes on from features, on the device or on the CPU."""
     shown, judged = some_digits(44, 2), some_digits(20, start=600)
-    named = {"views": 2, "ema": 0.9, "epochs": 4, "device": GPU, "shown": shown, **named}
+    named = {"num_views": 2, "ema": 0.9, "epochs": 4, "device": GPU, "shown": shown, **named}
     run = training(found, **named)
     looks = torch.stack([shown.view(index, 0) for index in range(2)])
     with run.amp.autocast():
@@ -122,7 +122,7 @@ def test_a_network_that_trains_whole_waits_for_nothing(
 def test_a_tail_waits_for_nothing(
     stays: bool, amp: str, gpu: SimulatedGpu, tmp_path: Path
 ) -> None:
-    run = on_features(tmp_path, stays=stays, amp=amp)
+    run = on_features(tmp_path, stays=stays, precision=amp)
     gpu.traffic.reset()
     assert all(np.isfinite(losses(run)))
     assert slow_lines(gpu) == []
@@ -146,7 +146,7 @@ def test_where_images_lie_changes_no_value(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Views and features that stay or are read ahead, in small chunks, under any order."""
-    whole = losses(training(FOUND, views=2, ema=0.9, epochs=4))
+    whole = losses(training(FOUND, num_views=2, ema=0.9, epochs=4))
     on_cpu = losses(on_features(tmp_path / "cpu", device=torch.device("cpu")))
     monkeypatch.setattr(transfer, "CHUNK_BYTES", 1 << 12)
     for share in (0.25, 0.0):
@@ -212,10 +212,10 @@ def test_a_training_that_ran_out_of_memory_gives_back_what_images_take(
     gpu: SimulatedGpu,
 ) -> None:
     shown = some_digits(44, 2)
-    run = training(FOUND, device=GPU, shown=shown, views=2, epochs=1)
+    run = training(FOUND, device=GPU, shown=shown, num_views=2, epochs=1)
     losses(run)
     assert shown in placement._copies
-    smaller = training(FOUND, device=GPU, shown=shown, views=2, epochs=1, micro_batch_size=8)
+    smaller = training(FOUND, device=GPU, shown=shown, num_views=2, epochs=1, micro_batch_size=8)
     losses(smaller)
     assert shown not in placement._copies
 

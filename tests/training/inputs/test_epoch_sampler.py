@@ -27,7 +27,7 @@ def order(seed: int, sampling: str) -> torch.Tensor:
 def test_plain_takes_each_image_once() -> None:
     torch.manual_seed(3)
     wanted = torch.randperm(1000)
-    assert torch.equal(order(3, "plain"), wanted)
+    assert torch.equal(order(3, "uniform"), wanted)
 
 
 def test_balanced_shows_every_class_equally_often() -> None:
@@ -59,7 +59,7 @@ def test_repeated_images_are_made_once(task: StudyData) -> None:
         made.extend(pairs)
         return real(self, pairs)
 
-    with patch.object(ViewRenderer, "make", spy):
+    with patch.object(ViewRenderer, "render", spy):
         batches = list(views.batches(positions, chosen, 4))
     assert sorted(position for position, _ in made) == [0, 1, 3]
     images = torch.cat([images for images, _ in batches])
@@ -79,14 +79,18 @@ def test_features_of_a_balanced_epoch_are_those_of_all_images(tmp_path: Path) ->
         opened.append(len(positions))
         return real(self, split, views, positions, *rest)  # type: ignore[arg-type]
 
-    run = on_features(plan("test_resnet", 1), tmp_path / "features", views=1, sampling="balanced")
+    run = on_features(
+        plan("test_resnet", 1), tmp_path / "features", num_views=1, sampling="balanced"
+    )
     with patch.object(FeatureCache, "open", spy):
         losses = [result.loss for result in run.run()]
     assert set(opened) == {len(run.train), len(run.validation or ())}
     homes = (tmp_path / "features/features").iterdir()
     entries = [path for home in homes for path in home.iterdir() if path.is_dir()]
     assert len(entries) == 2  # training and validation images, whatever the epochs drew
-    again = on_features(plan("test_resnet", 1), tmp_path / "other", views=1, sampling="balanced")
+    again = on_features(
+        plan("test_resnet", 1), tmp_path / "other", num_views=1, sampling="balanced"
+    )
     assert losses == [result.loss for result in again.run()]
-    plain = on_features(plan("test_resnet", 1), tmp_path / "features", views=1)
+    plain = on_features(plan("test_resnet", 1), tmp_path / "features", num_views=1)
     assert losses != [result.loss for result in plain.run()]

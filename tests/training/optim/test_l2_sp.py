@@ -161,7 +161,7 @@ def test_what_has_no_gradient_stays(optimizer: str) -> None:
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_step_that_overflows_in_fp16_does_not_pull(optimizer: str) -> None:
-    run = training(plan("test_resnet", 2, optimizer=optimizer, l2_sp=0.5), amp="fp16")
+    run = training(plan("test_resnet", 2, optimizer=optimizer, l2_sp=0.5), precision="fp16")
     run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
     displace(run.network)
     before = state_of(run.network)
@@ -174,7 +174,7 @@ def test_a_step_that_overflows_in_fp16_does_not_pull(optimizer: str) -> None:
 def test_clipping_does_not_touch_it() -> None:
     """However small the gradient is clipped, the pull is whole."""
     found = plan("test_resnet", 2, optimizer="sgd", lr=0.5, l2_sp=2.0, momentum=0.0)
-    run = training(found, clip_norm=1e-9, warmup=0.0)
+    run = training(found, clip_grad_norm=1e-9, warmup=0.0)
     start = state_of(run.network)
     displace(run.network)
     step(run, run.network(torch.randn(4, 3, 32, 32)).pow(2).sum())

@@ -1,4 +1,4 @@
-"""``autotune rerun``: train one trial once more, as the study did."""
+"""``autotune reproduce``: train one trial once more, as the study did."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from autotune.display.console import (
 )
 
 
-def rerun(
+def reproduce(
     study: ExistingArgument,
     trial: Annotated[int, typer.Argument(help="Number of the trial.")],
     overrides: Overrides = None,
@@ -34,8 +34,8 @@ def rerun(
     with shown.status("opening the study") as line:
         from autotune.results.evaluation.reproduce import reproduce_trial
         from autotune.results.study_results import StudyResults
-        from autotune.study.doctor.collect import in_words
         from autotune.study.setup.opening import open_existing
+        from autotune.text import join_some
 
         opened = open_existing(located.name, located.storage, located.files)
         found = reproduce_trial(
@@ -67,7 +67,7 @@ def rerun(
         )
         if found.missing_epochs:
             shown.print(
-                Text(f"the study has no value of the epochs {in_words(found.missing_epochs)}")
+                Text(f"the study has no value of the epochs {join_some(found.missing_epochs)}")
             )
         if not found.changes:
             shown.print(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 import sqlalchemy
 from sqlalchemy.engine import make_url
 
-from autotune.cli.password_args import without_passwords
+from tests.support.inside import call
 from tests.support.postgres import Server
 from tests.support.runs import SMALL, autotune, command, environment, start, wait_for
 
@@ -42,63 +41,19 @@ def listed() -> Iterator[set[bytes]]:
         watch.join()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "kept", "moved"),
-    [
-        (["run", "--storage", URL, "--name", "x"], ["run", "--name", "x"], {"": URL}),
-        (["run", f"--storage={URL}"], ["run"], {"": URL}),
-        (["run", "--storage", "sqlite:///a.db"], ["run", "--storage", "sqlite:///a.db"], {}),
-        (["run", "--storage=postgresql://host/db?password=x"], ["run"], None),
-        (["run", "--storage"], ["run", "--storage"], {}),
-        (["run", "--storage", "sqlite:///a.db", "--storage", URL], ["run"], {"": URL}),
-        (
-            ["run", "--storage", URL, "--storage", "sqlite:///a.db"],
-            ["run", "--storage", "sqlite:///a.db"],
-            {},
-        ),
-        (["run", "--", "--storage", URL], ["run", "--", "--storage", URL], {}),
-        (
-            ["storage", "copy", "--from", "sqlite:///a.db", "--to", URL],
-            ["storage", "copy", "--from", "sqlite:///a.db"],
-            {"_TO": URL},
-        ),
-        (["storage", "copy", f"--from={URL}"], ["storage", "copy"], {"_FROM": URL}),
-        ([], [], {}),
-    ],
-)
-def test_what_is_taken_off(
-    arguments: list[str], kept: list[str], moved: dict[str, str] | None
+@pytest.mark.parametrize("given", [("--storage", f"{URL}"), (f"storage='{URL}'",)])
+def test_a_password_on_the_command_line_is_warned_of(
+    given: tuple[str, ...], tmp_path: Path
 ) -> None:
-    found, variables = without_passwords(arguments)
-    assert found == kept
-    if moved is None:
-        moved = {"": arguments[-1].partition("=")[2]}
-    assert variables == {f"AUTOTUNE_STORAGE{end}": url for end, url in moved.items()}
+    ended = call("run", "digits", *given, "search.trials=0", cwd=tmp_path)
+    assert ended.code == 2
+    assert ended.err.count("warning: every user of this machine can read a password") == 1
+    assert "AUTOTUNE_STORAGE" in ended.err and PASSWORD not in ended.err
 
 
-def test_a_password_on_the_command_line_is_taken_off_it(tmp_path: Path) -> None:
-    # An address that is for documentation: nobody answers, and the command waits.
-    url = f"postgresql://me:{PASSWORD}@192.0.2.77/db"
-    process = start("status", "tiny", "--storage", url, cwd=tmp_path)
-    line = Path(f"/proc/{process.pid}/cmdline")
-    try:
-        deadline = time.monotonic() + 30
-        while PASSWORD in line.read_text() or "status" not in line.read_text():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        assert line.read_text().split("\0")[-3:-1] == ["status", "tiny"]
-    finally:
-        process.kill()
-        process.wait()
-
-
-def test_the_storage_is_still_the_one_that_was_named(tmp_path: Path) -> None:
-    url = f"postgresql://me:{PASSWORD}@127.0.0.1:9/db"
-    given = ("storage", "upgrade", "--storage", url)
-    ended = autotune(*given, cwd=tmp_path, AUTOTUNE_STORAGE="other")
-    assert ended.returncode == 2
-    assert "storage: postgresql://me:***@127.0.0.1:9/db cannot be used" in ended.stderr
-    assert PASSWORD not in ended.stdout + ended.stderr
+def test_a_password_in_the_environment_is_not(tmp_path: Path) -> None:
+    ended = call("run", "digits", "search.trials=0", cwd=tmp_path, AUTOTUNE_STORAGE=URL)
+    assert ended.code == 2 and "warning" not in ended.err
 
 
 @pytest.mark.slow

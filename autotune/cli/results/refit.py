@@ -1,4 +1,4 @@
-"""``autotune fit``: train the best plan anew and measure it on the test part."""
+"""``autotune refit``: train the best plan anew and measure it on the test part."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from autotune.results.values.objective import Objective
 
 
-def fit(
+def refit(
     study: ExistingArgument = "digits",
     overrides: Overrides = None,
     trial: Annotated[
@@ -63,7 +63,7 @@ def fit(
             output,
             lambda what, epoch, epochs: line.update(f"{what}: epoch {epoch} of {epochs}"),
             lambda step, done, total: line.update(images_in_words(step, done, total)),
-            located.fit,
+            located.refit,
         )
     if as_json:
         typer.echo(json.dumps(result.to_json(), indent=2))
