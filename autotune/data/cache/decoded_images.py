@@ -40,11 +40,7 @@ _LIST_BYTES = 64
 class LazyImages:
     """Images that are decoded whenever they are needed.
 
-    Args:
-        source: The images.
-        indices: int64, ``(N,)``: indices into its samples.
-        spec: What the backbone expects.
-        fast: Whether large JPEGs are decoded at a part of their size.
+    Where ``fast``, large JPEGs are decoded at a part of their size.
     """
 
     source: Source

@@ -116,13 +116,7 @@ def open_folder(name: str, root: str, progress: Progress = no_progress) -> FileS
 
 
 class SubsetSource(Source):
-    """Some images of another source, with other labels and splits where wanted.
-
-    Args:
-        source: The other source.
-        classes: Names of the classes.
-        samples: The images; a label is an index into ``classes``.
-    """
+    """Some images of another source, with their own classes, labels and splits."""
 
     def __init__(
         self, source: Source, classes: tuple[str, ...], samples: tuple[Sample, ...]

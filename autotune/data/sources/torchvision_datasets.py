@@ -124,13 +124,7 @@ class TorchvisionDataset(Downloadable):
 
 
 class ArraySource(Source):
-    """Images that a loader holds in memory.
-
-    Args:
-        name: The data set as the user named it.
-        classes: Names of the classes, in the loader's order.
-        loaded: Split -> loader.
-    """
+    """Images that loaders hold in memory; ``classes`` are in the loader's order."""
 
     def __init__(
         self, name: str, classes: Sequence[str], loaded: Mapping[str | None, Any]
