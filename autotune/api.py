@@ -193,9 +193,9 @@ class Study:
         config = self._config or self._stored_config()
         self._interrupted = False
         console = plain_console()
-        silent = progress if callable(progress) else lambda event: None
-        is_shown = progress is True
-        with make_view(console, config) if is_shown else nullcontext(silent) as on_event:
+        callback = progress if callable(progress) else lambda event: None
+        is_shown = bool(progress) and not callable(progress)
+        with make_view(console, config) if is_shown else nullcontext(callback) as on_event:
             from autotune.study.engine.launcher import run_study  # imports torch
 
             result = run_study(
