@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from autotune.data.cache.array_cache import ArrayCache
-from autotune.data.cache.decoding import ordered_thread_map, retry_read, silence_pillow
 from autotune.data.cache.entry import Entry, EntryWriter
+from autotune.data.cache.reading import ordered_thread_map, retry_read, silence_pillow
 from autotune.data.preprocessing import ImageSpec, draft_decode, to_store_array
 from autotune.data.source import Source
 from autotune.errors import DatasetError, InsufficientSpaceError

@@ -63,7 +63,7 @@ class HubSource(Source):
         progress: Called when the download begins.
 
     Raises:
-        DatasetError: When it cannot be downloaded, or holds no labelled images.
+        DatasetError: When it cannot be downloaded, or holds no labeled images.
         DiskFullError: When the disk has no room for it.
     """
 

@@ -16,7 +16,7 @@ import imagehash
 import numpy as np
 from PIL import Image
 
-from autotune.data.cache.decoding import ordered_thread_map, retry_read, silence_pillow
+from autotune.data.cache.reading import ordered_thread_map, retry_read, silence_pillow
 from autotune.data.progress import COMPARING, Progress, no_progress
 from autotune.data.source import Source
 from autotune.data.splits.stratified import SplitIndices

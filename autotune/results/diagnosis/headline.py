@@ -79,8 +79,8 @@ def key_figures(results: StudyResults) -> list[tuple[str, str, str]]:
         share = f"{100 * (images - computed) / images:.0f} %"
         passes = f"{images - computed:,} of {images:,} passes of an image through frozen layers"
         figures.append(("features reused", share, passes))
-    if results.ended is not None:
-        figures.append(("ended by", results.ended.kind, results.ended.text))
+    if results.stop_reason is not None:
+        figures.append(("ended by", results.stop_reason.kind, results.stop_reason.text))
     return figures
 
 
@@ -131,7 +131,7 @@ def describe_confirmation(results: StudyResults) -> str:
 
 
 def describe_refit(results: StudyResults) -> str:
-    """Describe what ``autotune fit`` last measured on the test split; empty if never called."""
+    """Describe what ``autotune refit`` last measured on the test split; empty if never called."""
     reads: Sequence[Mapping[str, Any]] = results.attributes.get(attrs.TEST_READS, ())
     if not reads:
         return ""
@@ -162,7 +162,7 @@ def caveats(results: StudyResults) -> list[str]:
     texts = [
         "These are validation values. The best of many trials is chosen by the very value that "
         "is shown, so it is optimistic; autotune confirm trains the best plans under other seeds, "
-        "and autotune fit measures the test split, which no trial has seen, once."
+        "and autotune refit measures the test split, which no trial has seen, once."
     ]
     if folds := results.dataset.get("folds"):
         texts.append(
@@ -193,7 +193,7 @@ def action_items(results: StudyResults, diagnostics: Sequence[Diagnostic]) -> li
     """Say what should be done next."""
     progress, texts = results.progress, []
     missing = progress.budget - progress.finished
-    if results.ended is None and missing > 0:
+    if results.stop_reason is None and missing > 0:
         texts.append(
             f"The study is not at its end: {missing} of {progress.budget} trials are missing."
         )

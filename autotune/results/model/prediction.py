@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from autotune.data.cache.decoding import retry_read, silence_pillow
+from autotune.data.cache.reading import retry_read, silence_pillow
 from autotune.data.sources.folders import image_paths
 from autotune.errors import DatasetError
 from autotune.results.model.model import Model

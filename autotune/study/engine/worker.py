@@ -197,7 +197,7 @@ def run_worker(job: Job, stop: threading.Event, on_event: EventCallback) -> Stop
         is_waiting = False
         if max(job.workers, claim.workers) != workers:  # other launchers may have joined
             workers = max(job.workers, claim.workers)
-            epochs, head_epochs = ctx.config.training.epochs, ctx.space.most_head_epochs
+            epochs, head_epochs = ctx.config.training.epochs, ctx.space.max_head_epochs
             study.pruner = make_pruner(search.pruner, epochs, workers, head_epochs)
         beat = partial(queue.record_device_time, claim)
         with Heartbeat(handle.storage, optuna_private.trial_id(claim.trial), beat):

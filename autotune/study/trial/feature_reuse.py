@@ -93,7 +93,7 @@ def _find_root(
 ) -> PrefixSplit | None:
     """Split the backbone as the deepest plan of the study does, or later if that is too large."""
     backbone, size = resources.backbone, resources.data.spec.size
-    depth = min(ctx.space.deepest, len(list_layers(backbone.fresh())))
+    depth = min(ctx.space.max_depth, len(list_layers(backbone.fresh())))
     while depth > 0:
         unchanged = TrialPlan(plan.backbone, depth, (LayerPlan(),) * depth)
         network = build_network(backbone, unchanged, trainer.network.head.classes, seed=0)

@@ -56,8 +56,8 @@ def test_a_study_moves_to_postgres_and_goes_on_there(
     (folder,) = (tmp_path / "storage").iterdir()
     found = re.fullmatch(r"copied 'tiny': 3 trials and (\d+) files \(.* MiB\) to (.*)", said[0])
     assert found is not None and found[2] == str(folder) and int(found[1]) >= 8
-    assert said[1].startswith("go on with --storage postgresql+psycopg://fritz:***@")
-    assert said[1].endswith(f"; {source} keeps what it has") and len(said) == 2
+    assert said[1].startswith("continue with --storage postgresql+psycopg://fritz:***@")
+    assert said[1].endswith(f"; {source} is unchanged") and len(said) == 2
     assert "hunter2" not in " ".join(said)
 
     # What the dashboard shows with the trials is there.
@@ -94,7 +94,7 @@ def test_what_a_copy_says_of_running_trials_and_missing_files(tmp_path: Path) ->
     )
     assert said[0].startswith("copied 'rich': ")
     assert said[1] == "  without 1 artifact that could not be found"
-    assert said[2].startswith("  2 trials were running: the next 'autotune run' there starts them")
+    assert said[2].startswith("  2 trials were running: to continue there, stop the workers of")
     opened = open_existing("rich", f"sqlite:///{tmp_path}/other.db")
     assert opened.study.user_attrs[attrs.FILES] == str(tmp_path / "files")
 

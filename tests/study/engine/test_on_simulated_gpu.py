@@ -139,7 +139,7 @@ def test_a_trial_trains_on_a_gpu(tmp_path: Path) -> None:
         assert trial.user_attrs[attrs.DEVICE] == "Simulated GPU"
         assert 0 < trial.user_attrs[attrs.PEAK_MEMORY_MB] < 64
         assert trial.user_attrs[attrs.DEVICE_MEMORY_MB] == 139 * 1024
-    assert gpu.traffic.of(*Kind, within="Training._train_epoch")
+    assert gpu.traffic.of(*Kind, within="Trainer._train_epoch")
 
 
 def test_a_tensor_that_was_left_on_the_host_is_found(
@@ -200,7 +200,7 @@ def waits_of_an_epoch(handle: OpenStudy, **options: Any) -> dict[int, int]:
             if event["event"] == "epoch":
                 within = gpu.traffic.of(Kind.WAIT, within="_train_epoch")
                 counts[event["trial"]] = sum(one.in_main_thread for one in within)
-                assert not gpu.traffic.of(Kind.WAIT, within="Training._step")
+                assert not gpu.traffic.of(Kind.WAIT, within="Trainer._step")
                 gpu.traffic.reset()
 
         run_worker(job(handle), threading.Event(), listen)
@@ -266,7 +266,7 @@ def test_a_worker_replays_its_steps_with_the_same_values(
     tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of both trials, and of each fold."""
-    monkeypatch.setattr(trainer, "LEAST_STEPS", 4)
+    monkeypatch.setattr(trainer, "MIN_STEPS", 4)
     replays = 0
     replay = CapturedStep.__call__
 
@@ -291,8 +291,8 @@ def test_a_worker_replays_its_steps_with_the_same_values(
 #: Where memory gives out for more than six images, although the training itself would fit.
 PLACES: dict[str, dict[str, Any]] = {
     "prefix": {"inside": "FeatureCache"},
-    "norm recalibration": {"inside": "measure_norms"},
-    "validation": {"inside": "Training.predict"},
+    "norm recalibration": {"inside": "recalibrate"},
+    "validation": {"inside": "Trainer.predict"},
 }
 
 
@@ -327,7 +327,7 @@ def test_memory_gives_out_once_where_a_network_is_split(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("inside", ["Training._step", ""], ids=["step", "everywhere"])
+@pytest.mark.parametrize("inside", ["Trainer._step", ""], ids=["step", "everywhere"])
 def test_a_step_that_does_not_fit_is_taken_in_parts(tmp_path: Path, inside: str) -> None:
     options = {
         "training__precision": "off",
@@ -355,7 +355,7 @@ def test_a_plan_that_never_fits_is_infeasible_and_holds_nothing(tmp_path: Path) 
 
         def listen(event: dict[str, Any]) -> None:
             if event["event"] == "end" and not gpu.memory.provoked:
-                gpu.memory.provoke(0, inside="Training._step")  # after the baseline
+                gpu.memory.provoke(0, inside="Trainer._step")  # after the baseline
 
         run_worker(job(handle), threading.Event(), listen)
         gc.collect()
