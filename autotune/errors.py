@@ -133,8 +133,8 @@ class LockedError(StorageError):
     """Another process has held the lock of a study for longer than was to be waited."""
 
     @staticmethod
-    def of(study: str, timeout_s: float | None) -> LockedError:
-        """Say which study is locked, and for how long it has been waited."""
+    def for_study(study: str, timeout_s: float | None) -> LockedError:
+        """Name the study that is locked, and the seconds of waiting for it."""
         return LockedError(
             f"storage: another process has held the lock of the study {study!r} for more than "
             f"{timeout_s:g} s, and no trial can start; is a worker stopped or hung?"

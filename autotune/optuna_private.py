@@ -10,7 +10,10 @@ import copy
 from collections.abc import Container, Mapping
 from typing import Any
 
+import numpy as np
+from optuna.distributions import BaseDistribution
 from optuna.pruners import _filter_study as filter_study
+from optuna.samplers import GPSampler
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.storages._rdb import models
@@ -18,22 +21,8 @@ from optuna.study import Study
 from optuna.study._constrained_optimization import _CONSTRAINTS_KEY
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-__all__ = [
-    "BaseHeartbeat",
-    "OpenRDBStorage",
-    "StorageProxy",
-    "StudyProxy",
-    "filter_study",
-    "forget_trials",
-    "models",
-    "numbered",
-    "storage",
-    "study_id",
-    "trial_id",
-    "update_user_attrs",
-    "with_storage",
-    "without_constraints",
-]
+__all__ = ["BaseHeartbeat", "OpenRDBStorage", "StorageProxy", "StudyProxy"]
+__all__ += ["filter_study", "models"]
 
 
 def trial_id(trial: Trial | FrozenTrial) -> int:
@@ -87,6 +76,30 @@ def without_constraints(trial: FrozenTrial) -> FrozenTrial:
         if not key.startswith(f"{_CONSTRAINTS_KEY}:")
     }
     return copied
+
+
+def contains(distribution: BaseDistribution, value: Any) -> bool:
+    """Tell whether a distribution can take a value."""
+    try:
+        return distribution._contains(distribution.to_internal_repr(value))
+    except ValueError:  # 0 on a logarithmic range, or no choice
+        return False
+
+
+class ConstraintAwareGPSampler(GPSampler):
+    """Optuna's GP sampler, for studies that get a further constraint while they run.
+
+    Optuna starts the fit for each constraint from the last fit of the constraint at the same
+    position, and would look for one that was not there.
+    """
+
+    def _get_constraints_acqf_args(
+        self, constraint_vals: np.ndarray, *others: Any
+    ) -> tuple[list[Any], list[float]]:
+        fitted = self._constraints_gprs_cache_list
+        if fitted is not None and len(fitted) != constraint_vals.shape[1]:
+            self._constraints_gprs_cache_list = None
+        return super()._get_constraints_acqf_args(constraint_vals, *others)
 
 
 class StorageProxy:

@@ -61,7 +61,7 @@ def render(fonts: list[Path]) -> tuple[Tensor, Tensor]:
         fonts: TrueType files.
 
     Returns:
-        Grey values in 0..1 of shape (fonts * letters, 1, GLYPH, GLYPH), and their classes.
+        Gray values in 0..1 of shape (fonts * letters, 1, GLYPH, GLYPH), and their classes.
     """
     glyphs = []
     for font in fonts:

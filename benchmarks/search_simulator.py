@@ -40,7 +40,7 @@ class Strategy(Protocol):
     def sampler(self, seed: int) -> BaseSampler:
         """Make the sampler of one worker."""
 
-    def exhausted(self, sampler: BaseSampler, study: Study) -> str:
+    def exhausted_reason(self, sampler: BaseSampler, study: Study) -> str:
         """Say why no further plan can be drawn; empty: go on."""
 
     def suggest(self, trial: Trial) -> Params:
@@ -68,7 +68,7 @@ class Ours:
         """Make autotune's sampler."""
         return make_sampler(self.config, self.space, seed)
 
-    def exhausted(self, sampler: BaseSampler, study: Study) -> str:
+    def exhausted_reason(self, sampler: BaseSampler, study: Study) -> str:
         """Ask the sampler, where it is one that can run out of plans."""
         ask: Callable[[Study], str] = getattr(sampler, "exhausted", lambda study: "")
         return ask(study)
@@ -107,7 +107,7 @@ class Rival:
         """Make Optuna's sampler."""
         return self.make(seed)
 
-    def exhausted(self, sampler: BaseSampler, study: Study) -> str:
+    def exhausted_reason(self, sampler: BaseSampler, study: Study) -> str:
         """Never end before the budget does."""
         return ""
 
@@ -235,7 +235,7 @@ class Simulation:
         if self.asked == self.trials:
             return
         self.study.sampler = self.samplers[worker]
-        reason = self.strategy.exhausted(self.samplers[worker], self.study)
+        reason = self.strategy.exhausted_reason(self.samplers[worker], self.study)
         if reason:
             self.course.ended = reason
             self.idle.append(worker)

@@ -18,11 +18,11 @@ EVERY_S = 0.005
 #: Stage -> what stands in its stacks, as ``path:function``; the first stage that fits is taken.
 STAGES: dict[str, tuple[str, ...]] = {
     "validation": (":validate",),
-    "features": ("autotune/training/features", "autotune/data/features"),
-    "decode": ("torchvision/datasets/folder.py:pil_loader", "autotune/data/cache/decoding.py"),
-    "augment": ("torchvision/transforms/", "autotune/data/views/views.py"),
+    "features": ("autotune/training/features",),
+    "decode": ("torchvision/datasets/folder.py:pil_loader", "autotune/data/cache/reading.py"),
+    "augment": ("torchvision/transforms/", "views/views.py:render", "views/views.py:_render"),
     "backward": ("torch/_tensor.py:backward",),
-    "optimizer": ("torch/optim/", ":clip_grad_norm_", "training/loop.py:_update"),
+    "optimizer": ("torch/optim/", ":clip_grad_norm_", "training/trainer.py:_update"),
     "forward": ("torch/nn/modules/module.py:_call_impl",),
 }
 REST = "rest"

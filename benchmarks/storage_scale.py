@@ -149,11 +149,11 @@ def work_ours(side: Side, worker: str, seed: int, sampler: str) -> Callable[[], 
     study = optuna.load_study(study_name=NAME, storage=storage)
     study.sampler = make_sampler(config, the_space(), seed)
     study.pruner = make_pruner("none", EPOCHS, 1)
-    claims = TrialQueue(study, storage, absolute_url(side.url), the_space())
+    queue = TrialQueue(study, storage, absolute_url(side.url), the_space())
 
     def run() -> tuple[int, float]:
         start = time.perf_counter()
-        claim = claims.claim(worker)
+        claim = queue.claim(worker)
         assert isinstance(claim, Claim), claim
         waited = time.perf_counter() - start
         trial = claim.trial
@@ -161,7 +161,7 @@ def work_ours(side: Side, worker: str, seed: int, sampler: str) -> Callable[[], 
             for epoch, value in enumerate(values_of(trial), 1):
                 trial.report(value, epoch)
                 trial.should_prune()
-        claims.finish(claim, TrialState.COMPLETE, value)
+        queue.finish(claim, TrialState.COMPLETE, value)
         return trial.number, waited
 
     return run

@@ -123,7 +123,7 @@ def time_under_lock(
         between = time.perf_counter()
         upcoming = create_trial(state=TrialState.RUNNING)
         upcoming.number = len(trials)
-        sampler.settle(study, upcoming, trials, proposal, last=False)
+        sampler.accept(study, upcoming, trials, proposal, last=False)
         ahead.append(between - start)
         under.append(time.perf_counter() - between)
     return statistics.median(ahead[1:]), statistics.median(under[1:])

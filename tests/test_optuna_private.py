@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ ATTRIBUTES = {
     "trial": {"_trial_id", "_cached_frozen_trial"},
     "frozen trial": {"_trial_id", "_system_attrs"},
     "database storage": {"_get_trials", "_create_new_trial"},
+    "distribution": {"_contains"},
+    "GP sampler": {"_get_constraints_acqf_args", "_constraints_gprs_cache_list"},
 }
 #: Tables and columns that autotune reads and writes in statements of its own.
 TABLES = {
@@ -52,11 +55,16 @@ WAY_OUT = "autotune/optuna_private.py must follow this release"
 def owners() -> dict[str, Any]:
     study = optuna.create_study()
     trial = study.ask()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        gp = optuna.samplers.GPSampler()
     return {
         "study": study,
         "trial": trial,
         "frozen trial": study.trials[0],
         "database storage": optuna.storages.RDBStorage("sqlite://"),
+        "distribution": optuna.distributions.IntDistribution(0, 1),
+        "GP sampler": gp,
         "cache": optuna.storages.get_storage("sqlite://"),
     }
 

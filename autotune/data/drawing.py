@@ -28,15 +28,9 @@ def draw_text(
     color: str,
     width: int,
 ) -> None:
-    """Draw a line of text; what does not fit is cut off. Letters that the font lacks are boxes.
+    """Draw a line of text from its upper left corner; sizes are in pixels.
 
-    Args:
-        pen: Draws on the sheet.
-        corner: Upper left corner, in pixels.
-        text: The line.
-        size: Height of the letters, in pixels.
-        color: Color of the letters.
-        width: Limits the line, in pixels.
+    What does not fit into ``width`` is cut off. Letters that the font lacks are boxes.
     """
     font = _font(size)
     line = visible(" ".join(text.split()))

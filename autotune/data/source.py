@@ -1,4 +1,4 @@
-"""The interface of a source of labelled images."""
+"""The interface of a source of labeled images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Shrink = Callable[[Image.Image], Image.Image]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One labelled image of a source.
+    """One labeled image of a source.
 
     Args:
         key: Stable name: a path relative to the folder, or e.g. ``digits/0017``.
@@ -31,7 +31,7 @@ class Sample:
 
 
 class Source(ABC):
-    """Labelled images that can be read one by one, from any thread.
+    """Labeled images that can be read one by one, from any thread.
 
     Attributes:
         name: The data set as the user named it.

@@ -46,9 +46,10 @@ def print_summary(console: Console, opened: OpenStudy, *, trained: bool) -> None
     results = StudyResults.from_study(opened.study)
     best, closest = results.best, results.closest_to_feasible
     console.print()
-    if not trained and results.ended is not None:
+    if not trained and results.stop_reason is not None:
         console.print(
-            f"The study {opened.name!r} is over ({results.ended.text}); nothing was trained.",
+            f"The study {opened.name!r} is over ({results.stop_reason.text}); nothing was "
+            "trained.",
             highlight=False,
             markup=False,
         )
@@ -61,7 +62,7 @@ def print_summary(console: Console, opened: OpenStudy, *, trained: bool) -> None
     if len(results.front) > 1:
         console.print(_front(results))
     console.print(f"trials: {results.describe_progress()}", highlight=False)
-    ended = f"ended: {results.ended.text}" if results.ended else ""
+    ended = f"ended: {results.stop_reason.text}" if results.stop_reason else ""
     for line in (ended, describe_saved_epochs(results)):
         if line:
             console.print(Text(line))

@@ -87,7 +87,7 @@ def load_backbone(name: str, weights: str = "hub", image_size: int | None = None
     Args:
         name: timm model name, with or without a pretrained tag.
         weights: ``hub``, ``none``, or the path of a ``.safetensors``, ``.pth`` or ``.pt`` file.
-        image_size: Side of the square input in pixels; ``None`` for the backbone's own.
+        image_size: Side of the square input in pixels; ``None`` for its default size.
 
     Raises:
         BackboneError: When the backbone is unknown, the hub cannot be reached, or the file

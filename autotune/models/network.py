@@ -128,7 +128,7 @@ class Network(nn.Module):
         """Return the logits ``(N, classes)``.
 
         Args:
-            images: Normalised images ``(N, C, H, W)``, or the crossing tensors of the attached
+            images: Normalized images ``(N, C, H, W)``, or the crossing tensors of the attached
                 split, each ``(N, *shape)``.
         """
         if isinstance(images, tuple):
@@ -186,8 +186,8 @@ def build_network(
         plan: The plan.
         classes: Number of classes.
         seed: Seed of the head's initial weights and of what inheritance draws.
-        sample: Returns normalised training images ``(N, C, H, W)``; needed by plans with
-            ``init: activations``.
+        sample: Returns normalized training images ``(N, C, H, W)``; needed by plans with
+            ``inherit: data``.
 
     Raises:
         PlanError: When the plan does not fit the backbone.

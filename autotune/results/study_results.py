@@ -169,8 +169,8 @@ class StudyResults:
         )
 
     @property
-    def ended(self) -> StopReason | None:
-        """What has ended the study; ``None`` while a trial runs or can start."""
+    def stop_reason(self) -> StopReason | None:
+        """Why no new trial starts; ``None`` while a trial runs or can start."""
         return None if self.progress.running else StopReason.from_attributes(self.attributes)
 
     @cached_property

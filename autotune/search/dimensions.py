@@ -1,4 +1,4 @@
-"""One dimension of a study file and its Optuna distribution: made, asked, and put into words."""
+"""Dimensions of a study file and Optuna distributions: conversion, membership, description."""
 
 from __future__ import annotations
 
@@ -15,36 +15,31 @@ from optuna.distributions import (
 )
 from optuna.trial import Trial
 
+from autotune import optuna_private
 from autotune.plan import KEEP
 
 
 def to_distribution(dimension: Any, integer: bool = False) -> BaseDistribution | None:
-    """Turn a dimension of the study file into an Optuna distribution.
-
-    Args:
-        dimension: A single value, a list, or a range with ``low`` and ``high``.
-        integer: Whether the numbers are whole.
-
-    Returns:
-        The distribution, or ``None`` when only one value is possible.
-    """
+    """Convert a dimension of the study file to an Optuna distribution."""
     if isinstance(dimension, list):
         return CategoricalDistribution(dimension) if len(dimension) > 1 else None
     if not isinstance(dimension, dict) or dimension["low"] == dimension["high"]:
         return None
+    low, high, log = dimension["low"], dimension["high"], dimension.get("log", False)
     if integer:
-        return IntDistribution(
-            dimension["low"],
-            dimension["high"],
-            log=dimension.get("log", False),
-            step=dimension.get("step", 1),
-        )
-    return FloatDistribution(
-        dimension["low"],
-        dimension["high"],
-        log=dimension.get("log", False),
-        step=dimension.get("step"),
-    )
+        return IntDistribution(low, high, log=log, step=dimension.get("step", 1))
+    return FloatDistribution(low, high, log=log, step=dimension.get("step"))
+
+
+def to_dimension(distribution: BaseDistribution) -> Any:
+    """Write a distribution as a study file would."""
+    if isinstance(distribution, CategoricalDistribution):
+        return list(distribution.choices)
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    dimension = {"low": distribution.low, "high": distribution.high}
+    if distribution.log:
+        return {**dimension, "log": True}
+    return {**dimension, "step": distribution.step} if _has_grid(distribution) else dimension
 
 
 def only_value(dimension: Any) -> Any:
@@ -54,81 +49,81 @@ def only_value(dimension: Any) -> Any:
     return dimension["low"] if isinstance(dimension, dict) else dimension
 
 
-def suggest(trial: Trial, name: str, found: BaseDistribution) -> Any:
+def suggest(trial: Trial, name: str, distribution: BaseDistribution) -> Any:
     """Have a trial suggest a parameter with a given distribution."""
-    if isinstance(found, CategoricalDistribution):
-        return trial.suggest_categorical(name, found.choices)
-    if isinstance(found, IntDistribution):
-        return trial.suggest_int(name, found.low, found.high, step=found.step, log=found.log)
-    assert isinstance(found, FloatDistribution)
-    return trial.suggest_float(name, found.low, found.high, step=found.step, log=found.log)
+    if isinstance(distribution, CategoricalDistribution):
+        return trial.suggest_categorical(name, distribution.choices)
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    low, high, log = distribution.low, distribution.high, distribution.log
+    if isinstance(distribution, IntDistribution):
+        return trial.suggest_int(name, int(low), int(high), step=distribution.step, log=log)
+    return trial.suggest_float(name, low, high, step=distribution.step, log=log)
 
 
-def contains(found: BaseDistribution, value: Any) -> bool:
+def contains(distribution: BaseDistribution, value: Any) -> bool:
     """Tell whether a distribution can take a value."""
-    if isinstance(found, CategoricalDistribution):
-        return value in found.choices
-    try:
-        return found._contains(found.to_internal_repr(value))
-    except ValueError:  # 0 on a logarithmic range
-        return False
+    if isinstance(distribution, CategoricalDistribution):
+        return value in distribution.choices
+    return optuna_private.contains(distribution, value)
 
 
-def integer_values(found: BaseDistribution) -> Sequence[int]:
-    """List the values of a distribution of whole numbers, in its order."""
-    if isinstance(found, CategoricalDistribution):
-        return [int(one) for one in found.choices if one is not None]
-    assert isinstance(found, IntDistribution)
-    return range(found.low, found.high + 1, found.step)
+def integer_values(distribution: BaseDistribution) -> Sequence[int]:
+    """List the values of a distribution of integers, in its order."""
+    if isinstance(distribution, CategoricalDistribution):
+        return [int(choice) for choice in distribution.choices if choice is not None]
+    assert isinstance(distribution, IntDistribution)
+    return range(distribution.low, distribution.high + 1, distribution.step)
 
 
-def describe(found: BaseDistribution) -> str:
-    """Write a distribution as one reads it: ``0.001 to 0.1, log``."""
-    if isinstance(found, CategoricalDistribution):
-        return ", ".join(map(str, found.choices))
-    assert isinstance(found, IntDistribution | FloatDistribution)
-    text = f"{found.low} to {found.high}"
-    if found.log:
+def describe(distribution: BaseDistribution) -> str:
+    """Describe a distribution: ``0.001 to 0.1, log``."""
+    if isinstance(distribution, CategoricalDistribution):
+        return ", ".join(map(str, distribution.choices))
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    text = f"{distribution.low} to {distribution.high}"
+    if distribution.log:
         return f"{text}, log"
-    whole = isinstance(found, IntDistribution) and found.step == 1
-    return text if whole or found.step is None else f"{text} in steps of {found.step}"
+    return f"{text} in steps of {distribution.step}" if _has_grid(distribution) else text
 
 
-def nearest_in(found: BaseDistribution, value: Any) -> Any:
-    """Return the value itself when a distribution can take it, else the nearest that it can.
+def nearest_in(distribution: BaseDistribution, value: Any) -> Any:
+    """Return a value if a distribution can take it, else the nearest one that it can take.
 
-    Near is meant by ratio on a logarithmic range and among positive choices, which are learning
-    rates and the like. Among names none is near: the first one is returned.
+    On a logarithmic range and among positive choices (learning rates and the like), the distance
+    is a ratio. Among names it is the first one.
     """
-    if contains(found, value):
+    if contains(distribution, value):
         return value
-    if isinstance(found, CategoricalDistribution):
-        numbers = [one for one in found.choices if isinstance(one, int | float)]
-        if isinstance(value, str) or len(numbers) < len(found.choices):
-            return found.choices[0]
-        return _nearest(numbers, value, by_ratio=min(numbers) > 0 < value)
-    assert isinstance(found, IntDistribution | FloatDistribution)
-    clipped = min(max(value, found.low), found.high)
-    if found.step is None or contains(found, clipped):
+    if isinstance(distribution, CategoricalDistribution):
+        numbers = [choice for choice in distribution.choices if isinstance(choice, int | float)]
+        if isinstance(value, str) or len(numbers) < len(distribution.choices):
+            return distribution.choices[0]
+        if min(numbers) > 0 < value:
+            return min(numbers, key=lambda number: abs(math.log(number / value)))
+        return min(numbers, key=lambda number: abs(number - value))
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    low, high, step = distribution.low, distribution.high, distribution.step
+    clipped = min(max(value, low), high)
+    if step is None or contains(distribution, clipped):
         return clipped
-    steps = round((clipped - found.low) / found.step)
     # In decimals, as Optuna counts its steps.
-    on_grid = Decimal(str(found.low)) + steps * Decimal(str(found.step))
-    return min(type(found.low)(on_grid), found.high)
+    on_grid = Decimal(str(low)) + round((clipped - low) / step) * Decimal(str(step))
+    return min(type(low)(on_grid), high)
 
 
-def _nearest(numbers: Sequence[float], value: float, by_ratio: bool) -> float:
-    if by_ratio:
-        return min(numbers, key=lambda one: abs(math.log(one / value)))
-    return min(numbers, key=lambda one: abs(one - value))
-
-
-def inactive_value(found: BaseDistribution) -> Any:
-    """Return the value that a parameter without meaning takes: its first choice or upper end.
+def inactive_value(distribution: BaseDistribution) -> Any:
+    """Return the value of an inactive parameter: ``keep``, the first choice or the upper end.
 
     Any value would do, as long as it is always the same; the upper end of a layer decay is 1.
     """
-    if isinstance(found, CategoricalDistribution):
-        return KEEP if KEEP in found.choices else found.choices[0]
-    assert isinstance(found, IntDistribution | FloatDistribution)
-    return found.high
+    if isinstance(distribution, CategoricalDistribution):
+        return KEEP if KEEP in distribution.choices else distribution.choices[0]
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    return distribution.high
+
+
+def _has_grid(distribution: IntDistribution | FloatDistribution) -> bool:
+    """Tell whether values lie on a grid other than that of all integers."""
+    return distribution.step is not None and not (
+        isinstance(distribution, IntDistribution) and distribution.step == 1
+    )

@@ -1,4 +1,4 @@
-"""What a trial that was pruned would have reached, told from its curve and those of the others."""
+"""Predict what a pruned trial would have reached, from its curve and the curves of others."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from statistics import StatisticsError, linear_regression, mean, median
 
 Curve = Mapping[int, float]
-#: So many complete trials make a line; fewer tell no more than what they gained.
+#: Minimum number of complete trials for a regression line; with fewer, only the gain is used.
 MIN_TRIALS = 4
 
 
@@ -18,16 +18,13 @@ def last_value(curve: Curve) -> tuple[int, float] | None:
 
 
 class FinalValuePredictor:
-    """Foresees the final value of pruned trials by regression on the complete ones of a study.
+    """Predicts the final value of pruned trials by regression on the complete trials of a study.
 
-    Of the trials that were at a step and went on, the final value is regressed on the one at that
-    step. A line and not what they gained: plans that are behind early, above all those with a high
-    learning rate, gain more than others, and with the gain alone they look as bad as they were
-    when they were pruned (the GP then learns from its pruner; benchmarks/search_quality.py). That
-    the better ones were kept does not bend the line: they were chosen by what is regressed on.
-
-    Args:
-        complete: Curve and final value of every complete trial.
+    Of the trials that continued beyond a step, the final value is regressed on the value at that
+    step. A line, not the mean gain: plans that are behind early, above all those with a high
+    learning rate, gain more than others. With the gain alone they look as bad as they were when
+    they were pruned (the GP then learns from its pruner; benchmarks/search_quality.py). Selection
+    by the pruner does not bend the line: it selects by the variable that is regressed on.
     """
 
     def __init__(self, complete: Iterable[tuple[Curve, float]]) -> None:
@@ -35,9 +32,9 @@ class FinalValuePredictor:
         self._lines: dict[int, tuple[float, float]] = {}
 
     def predict(self, curve: Curve) -> float | None:
-        """Return what a curve promises, ``None`` where it has no finite value.
+        """Return the predicted final value, ``None`` for a curve without a finite value.
 
-        Where no complete trial has a value at its last step, that is its last value.
+        If no complete trial has a value at the last step of the curve, it is the last value.
         """
         last = last_value(curve)
         if last is None:
@@ -49,7 +46,7 @@ class FinalValuePredictor:
         return slope * value + intercept
 
     def _line(self, step: int) -> tuple[float, float]:
-        """Return slope and intercept; a lead at a step neither turns round nor grows."""
+        """Return slope and intercept; the slope is limited to 0 to 1."""
         pairs = [
             (curve[step], final)
             for curve, final in self._complete
@@ -57,11 +54,11 @@ class FinalValuePredictor:
         ]
         if not pairs:
             return 1.0, 0.0
-        then, finally_ = zip(*pairs, strict=True)
         if len(pairs) < MIN_TRIALS:
-            return 1.0, median(after - before for before, after in pairs)
+            return 1.0, median(final - value for value, final in pairs)
+        values, finals = zip(*pairs, strict=True)
         try:
-            slope = min(1.0, max(0.0, linear_regression(then, finally_).slope))
-        except StatisticsError:  # all of them were at the same value
+            slope = min(1.0, max(0.0, linear_regression(values, finals).slope))
+        except StatisticsError:  # all values are equal
             slope = 1.0
-        return slope, mean(finally_) - slope * mean(then)
+        return slope, mean(finals) - slope * mean(values)

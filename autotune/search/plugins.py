@@ -1,15 +1,12 @@
-"""Samplers, pruners and spaces of one's own: what ``my_file.py:name`` in a study file names.
+"""Custom samplers, pruners and spaces: what ``my_file.py:name`` in a study file refers to.
 
-A file is run as it lies there, under a private name: its folder is not put on the path, so that
-it cannot stand in the way of anybody else's module, and all of its code is in the one file whose
-contents a study remembers.
+A file runs where it lies, under a private module name. Its folder is not put on ``sys.path``, so
+it shadows no other module, and all of its code is in the one file whose contents a study stores.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.abc
-import importlib.util
 import json
 import sys
 import traceback
@@ -20,12 +17,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
 
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
 from optuna.exceptions import StorageInternalError
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
@@ -44,28 +35,26 @@ from autotune.config.schema import (
 )
 from autotune.errors import UserError, did_you_mean, join_sentences
 from autotune.plan import KEEP
-from autotune.search.dimensions import contains, describe
+from autotune.search.dimensions import contains, describe, to_dimension
 from autotune.search.space import KEY_NAMES, Space
 
 if TYPE_CHECKING:
     from autotune.models.surgery.capabilities import LayerCapabilities
 
+#: Parameters of integers, ``head.units.N`` apart.
+_INTEGERS = ("depth", "head.hidden_layers", "training.head_epochs")
+
 
 @dataclass(frozen=True)
 class PluginRef:
-    """What ``my_file.py:name`` names.
-
-    Args:
-        path: The file.
-        name: What to take from it.
-    """
+    """A parsed ``my_file.py:name``."""
 
     path: Path
     name: str
 
     @staticmethod
     def from_text(text: str) -> PluginRef:
-        """Read ``my_file.py:name``."""
+        """Parse ``my_file.py:name``."""
         path, _, name = text.rpartition(":")
         return PluginRef(Path(path), name)
 
@@ -81,12 +70,12 @@ class PluginRef:
         try:
             return self.path.read_bytes()
         except FileNotFoundError:
-            beside = sorted(path.name for path in self.path.parent.glob("*.py"))
+            siblings = sorted(path.name for path in self.path.parent.glob("*.py"))
             raise UserError(
                 join_sentences(
                     f"there is no file {self.path}; a path is relative to the study file, on the "
                     "command line to the working directory",
-                    did_you_mean(self.path.name, beside),
+                    did_you_mean(self.path.name, siblings),
                 )
             ) from None
         except OSError as error:
@@ -97,13 +86,13 @@ class PluginRef:
         return hashlib.sha256(self.source()).hexdigest()
 
     def load(self) -> Callable[..., Any]:
-        """Run the file, once a process, and return what the name stands for.
+        """Run the file, once a process, and return the object of that name.
 
         Raises:
             UserError: When the file fails, or has no such name that can be called.
         """
         module = self._module()
-        own = [
+        names = [
             name
             for name, value in vars(module).items()
             if callable(value) and getattr(value, "__module__", None) == module.__name__
@@ -111,59 +100,55 @@ class PluginRef:
         if not hasattr(module, self.name):
             raise UserError(
                 join_sentences(
-                    f"{self.path} has no {self.name!r}; it has {', '.join(own) or 'nothing'}",
-                    did_you_mean(self.name, own),
+                    f"{self.path} has no {self.name!r}; it has {', '.join(names) or 'nothing'}",
+                    did_you_mean(self.name, names),
                 )
             )
-        found: Any = getattr(module, self.name)
-        if not callable(found):
+        value: Any = getattr(module, self.name)
+        if not callable(value):
             raise UserError(
-                f"{self} must be a class or a function, but is {type(found).__name__} {found!r}"
+                f"{self} must be a class or a function, but is {type(value).__name__} {value!r}"
             )
-        return self._blamed(found)
+        return self._wrap(value)
 
-    def call(self, **arguments: Any) -> Any:
-        """Load what the name stands for and call it.
+    def check(self, made: Any, kind: type, name: str) -> Any:
+        """Return what the file made if it is an instance of a class, given with its name."""
+        if isinstance(made, kind):
+            return made
+        raise UserError(f"{self} must make an instance of {name}, but made {type(made).__name__}")
 
-        Raises:
-            UserError: When loading or the call fails.
-        """
-        return self.load()(**arguments)
-
-    def guard(self, thing: Any, *names: str) -> None:
-        """Have some methods of an object blame this file for what they raise."""
-        for name in names:
-            setattr(thing, name, self._blamed(getattr(thing, name)))
+    def attribute_errors_to_file(self, thing: Any, *methods: str) -> None:
+        """Have errors in some methods of an object name this file."""
+        for method in methods:
+            setattr(thing, method, self._wrap(getattr(thing, method)))
 
     def _module(self) -> ModuleType:
         source = self.source()
-        # Of the path too, so that a traceback names the file that was meant.
+        # The path is part of the key, so that a traceback names the file that was meant.
         key = hashlib.sha256(bytes(self.path) + b"\0" + source).hexdigest()[:16]
         name = f"_autotune_own_{key}"
         if name not in sys.modules:
-            loader = _Source(self.path, source)
-            spec = importlib.util.spec_from_loader(name, loader, origin=str(self.path))
-            assert spec is not None
-            module = importlib.util.module_from_spec(spec)
+            module = ModuleType(name)
+            module.__file__ = str(self.path)
             sys.modules[name] = module  # dataclasses look themselves up there
             try:
-                with self._blame():
-                    loader.exec_module(module)
+                with self._errors_name_file():
+                    exec(compile(source, str(self.path), "exec"), vars(module))
             except UserError:
                 del sys.modules[name]
                 raise
         return sys.modules[name]
 
-    def _blamed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
-            with self._blame():
+            with self._errors_name_file():
                 return function(*arguments, **named)
 
         return call
 
     @contextmanager
-    def _blame(self) -> Iterator[None]:
-        """Turn what the code of the file raises into one message that says where.
+    def _errors_name_file(self) -> Iterator[None]:
+        """Turn what the code of the file raises into one message.
 
         Raises:
             UserError: With file, line and error.
@@ -173,188 +158,147 @@ class PluginRef:
         except (UserError, StorageInternalError):
             raise
         except (Exception, SystemExit) as error:
-            # The file itself is loaded below a path of Python's own; the last frame in it counts.
-            lines = [
-                frame.lineno
-                for frame in traceback.extract_tb(error.__traceback__)
-                if frame.filename == str(self.path)
-            ]
-            if isinstance(error, SyntaxError) and error.filename == str(self.path):
-                lines = [error.lineno]
+            # The last frame in the file counts, whatever it calls.
+            frames = traceback.extract_tb(error.__traceback__)
+            lines = [frame.lineno for frame in frames if frame.filename == str(self.path)]
+            message = str(error)
+            if isinstance(error, SyntaxError):
+                message = error.msg
+                if error.filename == str(self.path):
+                    lines = [error.lineno]
             where = f"{self.path}:{lines[-1]}" if lines else f"{self.path} ({self.name})"
-            message = error.msg if isinstance(error, SyntaxError) else str(error)
             raise UserError(f"{where} raises {type(error).__name__}: {message}") from error
 
 
-class _Source(importlib.abc.SourceLoader):
-    """Loads a module from text that was read already; writes no bytecode beside the file."""
-
-    def __init__(self, path: Path, source: bytes) -> None:
-        self._path = path
-        self._source = source
-
-    def get_filename(self, fullname: str) -> str:
-        return str(self._path)
-
-    def get_data(self, path: str | bytes) -> bytes:
-        return self._source
-
-
 def plugin_refs(config: StudyConfig) -> dict[str, PluginRef]:
-    """Return what a study file names of one's own, by key."""
+    """Return the plugins of a study file, by key."""
     values = config.model_dump()
     named = {key: get_dotted(values, key) for key in PLUGIN_KEYS}
     return {key: PluginRef.from_text(text) for key, text in named.items() if is_plugin_ref(text)}
 
 
 def load_sampler_plugin(reference: str, space: Space, seed: int) -> BaseSampler:
-    """Make a sampler of one's own: ``MySampler(space=space, seed=seed)``.
-
-    Args:
-        reference: ``/path/to/my_file.py:MySampler``.
-        space: The static space of the study.
-        seed: Seed of this worker.
+    """Make a custom sampler: ``MySampler(space=space, seed=seed)``.
 
     Returns:
-        The sampler. It sees canonical trials of the space when ``CanonicalSampler`` wraps it, and
-        what it raises or proposes outside of the space is one message that names the file.
+        The sampler. It sees canonical trials of the space when ``CanonicalSampler`` wraps it. An
+        error in it, or a value outside of the space, is one message that names the file.
 
     Raises:
         UserError: When the file or the class fails, or it makes no sampler.
     """
-    own = PluginRef.from_text(reference)
-    sampler = own.call(space=space, seed=seed)
-    if not isinstance(sampler, BaseSampler):
-        raise UserError(_not_a(own, "optuna.samplers.BaseSampler", sampler))
+    ref = PluginRef.from_text(reference)
+    made = ref.load()(space=space, seed=seed)
+    sampler: BaseSampler = ref.check(made, BaseSampler, "optuna.samplers.BaseSampler")
     relative, independent = sampler.sample_relative, sampler.sample_independent
 
     def sample_relative(study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
         params = dict(relative(study, trial, search_space))
         for name, value in params.items():
-            _check_proposed(own, space, name, value)
+            _check_proposed(ref, space, name, value)
         return params
 
     def sample_independent(study: Any, trial: Any, param_name: str, distribution: Any) -> Any:
         value = independent(study, trial, param_name, distribution)
-        _check_proposed(own, space, param_name, value)
+        _check_proposed(ref, space, param_name, value)
         return value
 
     sampler.sample_relative = sample_relative  # type: ignore[method-assign]
     sampler.sample_independent = sample_independent  # type: ignore[method-assign, assignment]
-    own.guard(sampler, "sample_relative", "sample_independent", "before_trial", "after_trial")
+    ref.attribute_errors_to_file(
+        sampler, "sample_relative", "sample_independent", "before_trial", "after_trial"
+    )
     return sampler
 
 
-def _check_proposed(own: PluginRef, space: Space, name: str, value: Any) -> None:
-    found = space.distributions.get(name)
-    if found is None:
+def _check_proposed(ref: PluginRef, space: Space, name: str, value: Any) -> None:
+    distribution = space.distributions.get(name)
+    if distribution is None:
         raise UserError(
             join_sentences(
-                f"{own} proposes {name!r} = {value!r}, which is no parameter of the space",
+                f"{ref} proposes {name!r} = {value!r}, which is no parameter of the space",
                 did_you_mean(name, space.distributions),
             )
         )
-    if not contains(found, value):
-        raise UserError(f"{own} proposes {name} = {value!r}, but it must be of {describe(found)}")
+    if not contains(distribution, value):
+        raise UserError(
+            f"{ref} proposes {name} = {value!r}, but it must be of {describe(distribution)}"
+        )
 
 
 def load_pruner_plugin(reference: str, epochs: int, workers: int) -> BasePruner:
-    """Make a pruner of one's own: ``MyPruner(epochs=epochs, workers=workers)``.
-
-    Args:
-        reference: ``/path/to/my_file.py:MyPruner``.
-        epochs: Epochs of an unpruned trial.
-        workers: Workers of the study.
+    """Make a custom pruner: ``MyPruner(epochs=epochs, workers=workers)``.
 
     Raises:
         UserError: When the file or the class fails, or it makes no pruner.
     """
-    own = PluginRef.from_text(reference)
-    pruner = own.call(epochs=epochs, workers=workers)
-    if not isinstance(pruner, BasePruner):
-        raise UserError(_not_a(own, "optuna.pruners.BasePruner", pruner))
-    own.guard(pruner, "prune")
+    ref = PluginRef.from_text(reference)
+    made = ref.load()(epochs=epochs, workers=workers)
+    pruner: BasePruner = ref.check(made, BasePruner, "optuna.pruners.BasePruner")
+    ref.attribute_errors_to_file(pruner, "prune")
     return pruner
 
 
 def load_space_plugin(reference: str, space: Space, offers: Sequence[LayerCapabilities]) -> Space:
-    """Have a function of one's own change a space: ``function(space)`` returns another one.
+    """Have a custom function change a space: ``function(space)`` returns another one.
 
-    It may replace distributions and fix or free parameters; the parameters stay the same, and
+    It may replace distributions and fix or free parameters. The parameters stay the same, and
     their values keep to the rules of the study file and to what each layer can take.
 
-    Args:
-        reference: ``/path/to/my_file.py:function``.
-        space: The space made from all other keys.
-        offers: What the last layers can become.
-
     Raises:
-        UserError: When the function fails, or with the first thing that is wrong with its space.
+        UserError: When the function fails, or with the first problem of its space.
     """
-    own = PluginRef.from_text(reference)
-    changed = own.load()(space)
-    if not isinstance(changed, Space):
-        raise UserError(_not_a(own, "autotune.search.space.Space", changed))
+    ref = PluginRef.from_text(reference)
+    changed: Space = ref.check(ref.load()(space), Space, "autotune.search.space.Space")
     if problem := _space_problem(changed, space, offers):
-        raise UserError(f"the space of {own}: {problem}")
+        raise UserError(f"the space of {ref}: {problem}")
     return changed
 
 
-def _not_a(own: PluginRef, kind: str, got: Any) -> str:
-    return f"{own} must make an instance of {kind}, but made {type(got).__name__}"
-
-
 def _space_problem(changed: Space, space: Space, offers: Sequence[LayerCapabilities]) -> str:
-    """Say what is wrong with a changed space first, in an empty string if nothing is."""
+    """Describe the first problem of a changed space; empty if there is none."""
     before = {*space.fixed, *space.distributions}
-    now = [*changed.fixed, *changed.distributions]
-    for name in now:
+    names = [*changed.fixed, *changed.distributions]
+    for name in names:
         if name not in before:
             return join_sentences(
                 f"{name!r} is no parameter of the space", did_you_mean(name, before)
             )
-        if now.count(name) > 1:
+        if names.count(name) > 1:
             return f"{name} must be fixed or searched, but is both"
-    if missing := sorted(before - set(now)):
+    if missing := sorted(before - set(names)):
         return f"{', '.join(missing)} must be fixed or searched, but is missing"
     if changed.backbone != space.backbone:
         return f"the backbone must stay {space.backbone!r}, but is {changed.backbone!r}"
-    offer_of = {offer.index: offer for offer in offers}
-    for name in now:
+    offer_by_index = {offer.index: offer for offer in offers}
+    for name in names:
         dimension = dimension_of(changed, name)
-        if problem := _rule_problem(name, dimension) or _offer_problem(name, dimension, offer_of):
+        problem = _rule_problem(name, dimension) or _offer_problem(name, dimension, offer_by_index)
+        if problem:
             return f"{name}: {problem}"
     hidden = largest(dimension_of(changed, "head.hidden_layers"))
-    units = sum(name.startswith("head.units.") for name in now)
+    units = sum(name.startswith("head.units.") for name in names)
     if hidden > units:
         return (
             f"head.hidden_layers: must be at most {units}, that of space.head.hidden_layers, but "
             f"got {hidden}"
         )
     try:
-        read = Space.from_json(json.loads(json.dumps(changed.to_json())))
+        reread = Space.from_json(json.loads(json.dumps(changed.to_json())))
     except (TypeError, ValueError) as error:
         return f"must be plain JSON values, but {error}"
-    return "" if read == changed else "must be plain JSON values: lists for tuples, texts for keys"
+    return (
+        "" if reread == changed else "must be plain JSON values: lists for tuples, texts for keys"
+    )
 
 
 def dimension_of(space: Space, name: str) -> Any:
-    """Write what a space has of a parameter as a study file would."""
-    if name in space.fixed:
-        return space.fixed[name]
-    found: BaseDistribution = space.distributions[name]
-    if isinstance(found, CategoricalDistribution):
-        return list(found.choices)
-    assert isinstance(found, IntDistribution | FloatDistribution)
-    ends = {"low": found.low, "high": found.high}
-    if found.log:
-        return {**ends, "log": True}
-    whole = isinstance(found, IntDistribution) and found.step == 1
-    return ends if whole or found.step is None else {**ends, "step": found.step}
+    """Write a parameter of a space as a study file would."""
+    return space.fixed[name] if name in space.fixed else to_dimension(space.distributions[name])
 
 
 def _rule_problem(name: str, dimension: Any) -> str:
-    """Hold a parameter against the rule of its key in the study file."""
+    """Check a parameter against the rule of its key in the study file."""
     section, _, field = name.partition(".")
     models: Mapping[str, tuple[type[BaseModel], str]] = {
         "layer": (LayerSpace, field.partition(".")[2]),
@@ -365,7 +309,8 @@ def _rule_problem(name: str, dimension: Any) -> str:
     }
     model, key = models[section]
     key = KEY_NAMES.get(key, key)
-    if _is_whole(name) and isinstance(dimension, dict) and isinstance(dimension["low"], float):
+    is_integer = name in _INTEGERS or name.startswith("head.units.")
+    if is_integer and isinstance(dimension, dict) and isinstance(dimension["low"], float):
         return "must be an IntDistribution or a choice of whole numbers, but is of any numbers"
     rule: TypeAdapter[Any] = TypeAdapter(model.model_fields[key].rebuild_annotation())
     if name == "inherit":  # a space has the values of plans
@@ -373,18 +318,13 @@ def _rule_problem(name: str, dimension: Any) -> str:
     try:
         rule.validate_python(dimension)
     except ValidationError as error:
-        one = error.errors()[0]
-        return str(one.get("ctx", {}).get("error", one["msg"]))
+        first = error.errors()[0]
+        return str(first.get("ctx", {}).get("error", first["msg"]))
     return ""
 
 
-def _is_whole(name: str) -> bool:
-    whole = ("depth", "head.hidden_layers", "training.head_epochs")
-    return name in whole or name.startswith("head.units.")
-
-
 def _offer_problem(name: str, dimension: Any, offers: Mapping[int, LayerCapabilities]) -> str:
-    """Find the first value of a layer's field that the layer cannot take."""
+    """Describe the first value of a layer's field that the layer cannot take."""
     section, _, rest = name.partition(".")
     if section != "layer":
         return ""
@@ -392,7 +332,6 @@ def _offer_problem(name: str, dimension: Any, offers: Mapping[int, LayerCapabili
     values = dimension if isinstance(dimension, list) else [dimension]
     if isinstance(dimension, dict):
         values = [dimension["low"], dimension["high"]]
-    for value in values:
-        if value != KEEP and (problem := offers[int(index)].reason_unsupported(field, value)):
-            return problem
-    return ""
+    offer = offers[int(index)]
+    problems = (offer.reason_unsupported(field, value) for value in values if value != KEEP)
+    return next(filter(None, problems), "")

@@ -1,4 +1,4 @@
-"""Pruners by name, with the settings that fit a study of short trainings."""
+"""Pruners by name, with settings that fit a study of short trainings."""
 
 from __future__ import annotations
 
@@ -13,27 +13,25 @@ from autotune.config.fields import is_plugin_ref
 from autotune.optuna_private import StudyProxy
 from autotune.search.plugins import load_pruner_plugin
 
-#: So many other trials must have a value at an epoch before they are a measure for it.
+#: Minimum number of other trials with a value at an epoch before a trial is pruned there.
 N_MIN_TRIALS = 5
 
 
 def make_pruner(name: str, epochs: int, workers: int, head_epochs: int = 0) -> BasePruner:
     """Make the pruner of a study; steps are epochs, counted from 1.
 
+    Every trial first gets its head-only epochs and a tenth of the others, in which the learning
+    rate warms up. To wait longer saves less and tells no more: until the rate has come down far,
+    later epochs predict the last one as badly (benchmarks/search_quality.py). ``median`` ends the
+    worse half of the trials, ``percentile`` the worst quarter; both compare with all trials,
+    running ones included, see :class:`AllTrialsPruner`. They wait for :data:`N_MIN_TRIALS` other
+    trials at the epoch: so the first trials finish, and with many workers those in the lead.
+
     Args:
         name: ``median``, ``percentile``, ``hyperband``, ``none`` or ``my_file.py:MyPruner``.
         epochs: Epochs of an unpruned trial.
-        workers: Workers of the study, for a pruner of one's own.
-        head_epochs: The most epochs for which a trial trains its head alone.
-
-    Returns:
-        A pruner that leaves every trial, after the epochs of its head alone, a tenth of the
-        others, in which the learning rate warms up. Waiting longer saves less and tells no more:
-        until the rate has come down far, the values of later epochs say as little of the last one
-        (benchmarks/search_quality.py). ``median`` ends the worse half of the trials and
-        ``percentile`` the worst quarter; both are measured by all trials, running ones included,
-        see :class:`AllTrialsPruner`. :data:`N_MIN_TRIALS` others must have come as far:
-        so the first trials finish, and with many workers those that are ahead.
+        workers: Workers of the study, for a custom pruner.
+        head_epochs: The most epochs for which a trial trains its head only.
 
     Raises:
         KeyError: When there is no such pruner; the study file has been checked before.
@@ -44,9 +42,8 @@ def make_pruner(name: str, epochs: int, workers: int, head_epochs: int = 0) -> B
     if name == "median":
         return AllTrialsPruner(MedianPruner(0, warmup, n_min_trials=N_MIN_TRIALS), epochs)
     if name == "percentile":
-        return AllTrialsPruner(
-            PercentilePruner(75.0, 0, warmup, n_min_trials=N_MIN_TRIALS), epochs
-        )
+        base = PercentilePruner(75.0, 0, warmup, n_min_trials=N_MIN_TRIALS)
+        return AllTrialsPruner(base, epochs)
     if name == "hyperband":
         return HyperbandPruner(min_resource=warmup, max_resource=epochs, reduction_factor=3)
     if name == "none":
@@ -55,15 +52,10 @@ def make_pruner(name: str, epochs: int, workers: int, head_epochs: int = 0) -> B
 
 
 class AllTrialsPruner(BasePruner):
-    """Let a pruner compare a trial with every other that has a value at its epoch.
+    """Let a pruner compare a trial with every other trial that has a value at its epoch.
 
-    A pruned trial counts as one that would have stayed where it was: at later epochs it is among
-    the worst, so survivors have only to be better than what was given up. A running one counts as
-    far as it has come.
-
-    Args:
-        base: A pruner that compares with complete trials.
-        epochs: Epochs of an unpruned trial.
+    A pruned trial keeps its last value in later epochs: it is among the worst there, so survivors
+    only have to be better than what was given up. A running trial counts as far as it has come.
     """
 
     def __init__(self, base: BasePruner, epochs: int) -> None:
@@ -71,13 +63,13 @@ class AllTrialsPruner(BasePruner):
         self._epochs = epochs
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        """Tell whether a trial is to end here."""
-        view: Any = _Others(study, trial, self._epochs)
-        return self._base.prune(view, trial)
+        """Tell whether to prune a trial."""
+        others: Any = _Others(study, trial, self._epochs)
+        return self._base.prune(others, trial)
 
 
 class _Others(StudyProxy):
-    """A study in which all trials but one are complete."""
+    """A study in which all trials except one are complete."""
 
     def __init__(self, study: Study, trial: FrozenTrial, epochs: int) -> None:
         super().__init__(study)
@@ -88,17 +80,16 @@ class _Others(StudyProxy):
         """Return the trials with a curve."""
         states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
         return [
-            self._extended(one)
-            for one in self._study.get_trials(deepcopy=False, states=states)
-            if one.intermediate_values and one.number != self._trial.number
+            self._extend(trial)
+            for trial in self._study.get_trials(deepcopy=False, states=states)
+            if trial.intermediate_values and trial.number != self._trial.number
         ]
 
-    def _extended(self, trial: FrozenTrial) -> FrozenTrial:
+    def _extend(self, trial: FrozenTrial) -> FrozenTrial:
         if trial.state != TrialState.PRUNED:
             return trial
-        shown = copy.copy(trial)
-        curve = trial.intermediate_values
+        extended, curve = copy.copy(trial), trial.intermediate_values
         last = max(curve)
         later = dict.fromkeys(range(last + 1, self._epochs + 1), curve[last])
-        shown.intermediate_values = {**curve, **later}
-        return shown
+        extended.intermediate_values = {**curve, **later}
+        return extended

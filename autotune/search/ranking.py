@@ -1,4 +1,4 @@
-"""Which of some trials is the best: the order that the search and the reports share."""
+"""The order of trials from best to worst, shared by the search and the reports."""
 
 from __future__ import annotations
 
@@ -14,65 +14,51 @@ def is_infeasible(trial: FrozenTrial) -> bool:
 
 
 def best_trial(trials: Iterable[FrozenTrial], direction: StudyDirection) -> FrozenTrial | None:
-    """Return the best completed trial within the limits, or ``None``.
-
-    Of two objectives that is the one with the best metric. Among equals it is the one that costs
-    less, then the earliest.
-
-    Args:
-        trials: The trials.
-        direction: Direction of the metric.
-    """
+    """Return the first trial of :func:`rank_trials`, or ``None``."""
     return next(iter(rank_trials(trials, direction)), None)
 
 
+def rank_trials(trials: Iterable[FrozenTrial], direction: StudyDirection) -> list[FrozenTrial]:
+    """Return the complete, feasible trials, best first.
+
+    Trials with equal metrics are ordered by cost (with two objectives), then by number.
+    """
+    sign = _sign(direction)
+    return sorted(
+        _feasible(trials),
+        key=lambda trial: (sign * trial.values[0], *trial.values[1:], trial.number),
+    )
+
+
 def pareto_front(trials: Iterable[FrozenTrial], direction: StudyDirection) -> list[FrozenTrial]:
-    """Return the Pareto front: no other trial has a better metric and costs no more.
+    """Return the Pareto front of trials with two objectives, from best metric to lowest cost.
 
-    Args:
-        trials: The trials, of two objectives; of those with equal values the first counts.
-        direction: Direction of the metric.
-
-    Returns:
-        The trials from the best metric to the lowest cost.
+    Of trials with equal values it has the first.
     """
     front: list[FrozenTrial] = []
-    for one in rank_trials(trials, direction):
-        if not front or one.values[1] < front[-1].values[1]:
-            front.append(one)
+    for trial in rank_trials(trials, direction):
+        if not front or trial.values[1] < front[-1].values[1]:
+            front.append(trial)
     return front
 
 
 def is_dominated(
     values: Sequence[float], trials: Iterable[FrozenTrial], direction: StudyDirection
 ) -> bool:
-    """Tell whether some trial within the limits is as good as these values in all objectives."""
+    """Tell whether a feasible trial is at least as good as these values in all objectives."""
     sign = _sign(direction)
     return any(
-        sign * one.values[0] <= sign * values[0]
-        and all(has <= new for has, new in zip(one.values[1:], values[1:], strict=True))
-        for one in _feasible(trials)
-    )
-
-
-def rank_trials(trials: Iterable[FrozenTrial], direction: StudyDirection) -> list[FrozenTrial]:
-    """Return the completed trials within the limits, the best one first; see :func:`best_trial`.
-
-    Args:
-        trials: The trials.
-        direction: Direction of the metric.
-    """
-    sign = _sign(direction)
-    return sorted(
-        _feasible(trials), key=lambda one: (sign * one.values[0], *one.values[1:], one.number)
+        sign * trial.values[0] <= sign * values[0]
+        and all(old <= new for old, new in zip(trial.values[1:], values[1:], strict=True))
+        for trial in _feasible(trials)
     )
 
 
 def _feasible(trials: Iterable[FrozenTrial]) -> Iterator[FrozenTrial]:
     return (
-        one
-        for one in trials
-        if one.state == TrialState.COMPLETE and one.values and not is_infeasible(one)
+        trial
+        for trial in trials
+        if trial.state == TrialState.COMPLETE and trial.values and not is_infeasible(trial)
     )
 
 

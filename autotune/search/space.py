@@ -1,15 +1,15 @@
 """The static space of a study: dimensions of the study file <-> Optuna distributions <-> plans.
 
 Every trial of a study suggests the same parameters with the same distributions (TPE and the GP
-model jointly only what all trials share, optuna issue 5299). A parameter that a choice makes
-meaningless takes its inert value: the *canonical form*. Equal canonical parameters mean equal
-plans, and the samplers learn from all of them.
+model jointly only what all trials share, optuna issue 5299). A parameter that another choice
+makes inactive takes a fixed value: the *canonical form*. Equal canonical parameters mean equal
+plans, and the samplers learn from all trials.
 
 A layer has only the values that it can take, and the one that it has already is called ``keep``.
-What a layer can take is worked out once; a study stores its space.
+What a layer can take is found out once; a study stores its space.
 
-Where a study has several backbones, ``backbone`` is the first parameter, and
-:mod:`autotune.search.backbone_limits` says what the others mean to each of them.
+In a study of several backbones, ``backbone`` is the first parameter, and
+:mod:`autotune.search.backbone_limits` resolves the others for each of them.
 """
 
 from __future__ import annotations
@@ -21,11 +21,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from optuna.distributions import (
-    BaseDistribution,
-    distribution_to_json,
-    json_to_distribution,
-)
+from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
 
 from autotune.config.fields import Dimension, largest, values_of_dimension
 from autotune.config.schema import BaselineConfig, SpaceConfig
@@ -70,7 +66,7 @@ _PARAMETER = re.compile(
     rf"|layer\.\d+\.({'|'.join(LAYER_FIELDS)})|training\.({'|'.join(POLICY_FIELDS)})"
 )
 
-#: Fields of the policy that mean nothing without trainable layers (``momentum``: without SGD),
+#: Fields of the policy that are inactive without trainable layers (``momentum``: without SGD),
 #: with the value that they have then.
 INACTIVE_POLICY = {
     name: getattr(TrainingPolicy(), name)
@@ -81,7 +77,7 @@ INACTIVE_POLICY = {
 def num_shaped_layers(config: SpaceConfig) -> int:
     """Return how many of the last layers a space may reshape: 0 where all fields are ``keep``."""
     dimensions = [getattr(config.layers, KEY_NAMES.get(name, name)) for name in LAYER_FIELDS]
-    if all(values_of_dimension(one) == [KEEP] for one in dimensions):
+    if all(values_of_dimension(dimension) == [KEEP] for dimension in dimensions):
         return 0
     return min(int(largest(config.trainable_layers)), config.layers.max_layers)
 
@@ -91,10 +87,10 @@ class Space:
     """The static space of one study.
 
     Args:
-        backbone: timm model name with its pretrained tag; of several, the one of the baseline.
+        backbone: timm model name with its pretrained tag; of several, that of the baseline.
         fixed: Parameters that have one value, by name.
         distributions: The searched parameters, by name, always in the same order.
-        limits: What each of several backbones takes of it, by name; empty where there is one.
+        limits: What each of several backbones takes of it, by name; empty if there is only one.
     """
 
     backbone: str
@@ -108,59 +104,57 @@ class Space:
         return tuple(self.limits) or (self.backbone,)
 
     @property
-    def deepest(self) -> int:
+    def max_depth(self) -> int:
         """The greatest depth of any plan of any backbone."""
-        searched = self.distributions.get("depth")
-        return int(self.fixed["depth"]) if searched is None else max(integer_values(searched))
+        return self._largest("depth")
+
+    @property
+    def max_head_epochs(self) -> int:
+        """The most epochs for which a plan trains its head only."""
+        return self._largest("training.head_epochs")
+
+    def _largest(self, name: str) -> int:
+        searched = self.distributions.get(name)
+        return int(self.fixed.get(name, 0)) if searched is None else max(integer_values(searched))
 
     @staticmethod
     def from_config(
         backbone: str, config: SpaceConfig, inherit: Dimension, offers: Sequence[LayerCapabilities]
     ) -> Space:
-        """Build the space that a study file with one backbone describes.
-
-        Args:
-            backbone: timm model name with its pretrained tag.
-            config: The ``space`` section.
-            inherit: The ``init`` key, as plans store it.
-            offers: What the last :func:`reach` layers can become; a layer without an offer keeps
-                its shape.
-        """
+        """Build the space of a study file with one backbone."""
         return Space.from_candidates([Candidate(backbone, len(offers), offers)], config, inherit)
 
     @staticmethod
     def from_candidates(
         candidates: Sequence[Candidate], config: SpaceConfig, inherit: Dimension
     ) -> Space:
-        """Build the space that a study file describes.
+        """Build the space of a study file.
 
-        Parameters that no trial could give a meaning (the units of a hidden layer that is never
-        there, a field that the layer has to keep) are left out.
-
-        Args:
-            candidates: The backbones, that of the baseline first.
-            config: The ``space`` section.
-            inherit: The ``init`` key, as plans store it.
+        Parameters that are inactive in every trial (the units of a hidden layer that no head has,
+        a field that the layer has to keep) are left out.
         """
         names = [candidate.name for candidate in candidates]
         dimensions: dict[str, tuple[Any, bool]] = {}
-        own: dict[str, AllowedValues] = {}
+        allowed: dict[str, AllowedValues] = {}
         if len(names) > 1:
             dimensions["backbone"] = (names, False)
         dimensions["depth"] = (config.trainable_layers, True)
         for index in range(1, num_shaped_layers(config) + 1):
             for name in LAYER_FIELDS:
-                meanings = [partial(one.in_layer, index, name) for one in candidates]
+                resolvers = [
+                    partial(candidate.resolve_layer_value, index, name) for candidate in candidates
+                ]
                 shared, values = shared_dimension(
-                    getattr(config.layers, KEY_NAMES.get(name, name)), meanings
+                    getattr(config.layers, KEY_NAMES.get(name, name)), resolvers
                 )
                 if values_of_dimension(shared) != [KEEP]:
                     dimensions[f"layer.{index}.{name}"] = (shared, False)
-                    own[f"layer.{index}.{name}"] = values
+                    allowed[f"layer.{index}.{name}"] = values
         if any(name.endswith(INHERITING) for name in dimensions):
             dimensions["inherit"] = (inherit, False)
         head = config.head
-        pool, own["head.pool"] = shared_dimension(head.pool, [one.in_head for one in candidates])
+        pools = [candidate.resolve_pool for candidate in candidates]
+        pool, allowed["head.pool"] = shared_dimension(head.pool, pools)
         dimensions["head.pool"] = (pool, False)
         dimensions["head.hidden_layers"] = (head.hidden_layers, True)
         hidden = largest(head.hidden_layers)
@@ -171,41 +165,32 @@ class Space:
             dimensions[f"head.units.{layer}"] = (head.units, True)
             dimensions[f"head.dropout.{layer}"] = (head.dropout, False)
         for name in POLICY_FIELDS:
-            whole = isinstance(getattr(TrainingPolicy(), name), int)
+            is_integer = isinstance(getattr(TrainingPolicy(), name), int)
             dimensions[f"training.{name}"] = (
                 getattr(config.training, KEY_NAMES.get(name, name)),
-                whole,
+                is_integer,
             )
         fixed: Params = {}
         distributions: dict[str, BaseDistribution] = {}
-        for name, (dimension, integer) in dimensions.items():
-            found = to_distribution(dimension, integer)
-            if found is None:
+        for name, (dimension, is_integer) in dimensions.items():
+            distribution = to_distribution(dimension, is_integer)
+            if distribution is None:
                 fixed[name] = only_value(dimension)
             else:
-                distributions[name] = found
-        limits = limits_by_backbone(candidates, own) if len(names) > 1 else {}
+                distributions[name] = distribution
+        limits = limits_by_backbone(candidates, allowed) if len(names) > 1 else {}
         return Space(names[0], fixed, distributions, limits)
-
-    @property
-    def most_head_epochs(self) -> int:
-        """The most epochs for which a plan of the space trains its head alone."""
-        name = "training.head_epochs"
-        found = self.distributions.get(name)
-        if found is None:
-            return int(self.fixed.get(name, 0))
-        return max(integer_values(found))
 
     def to_json(self) -> dict[str, Any]:
         """Return the space as plain JSON values, ready for a study's user attributes."""
-        limits = {name: one.to_json() for name, one in self.limits.items()}
+        limits = {name: own.to_json() for name, own in self.limits.items()}
         return {
             "backbone": self.backbone,
             **({"limits": limits} if limits else {}),
             "fixed": dict(self.fixed),
             "distributions": {
-                name: json.loads(distribution_to_json(found))
-                for name, found in self.distributions.items()
+                name: json.loads(distribution_to_json(distribution))
+                for name, distribution in self.distributions.items()
             },
         }
 
@@ -213,8 +198,8 @@ class Space:
     def from_json(values: Mapping[str, Any]) -> Space:
         """Build a space from what :meth:`to_json` returned.
 
-        A field of the training policy that it does not have, because it was stored before there
-        was one, has its default.
+        A field of the training policy that is missing, because the space was stored before the
+        field existed, has its default.
 
         Raises:
             KeyError: When a part is missing.
@@ -222,83 +207,70 @@ class Space:
             ValueError: When there is a distribution that Optuna does not know.
         """
         refuse_unknown(values, ("backbone", "limits", "fixed", "distributions"), "a space")
+        given = {*values["distributions"], *values["fixed"]}
         for name in (*values["distributions"], *values["fixed"]):
             if not _PARAMETER.fullmatch(name):
                 raise TypeError(f"a space has no parameter {name!r}")
-        distributions = {
-            name: json_to_distribution(json.dumps(found))
-            for name, found in values["distributions"].items()
-        }
-        policy = asdict(TrainingPolicy())
-        unknown = {
-            f"training.{name}": policy[name]
-            for name in POLICY_FIELDS
-            if f"training.{name}" not in {*distributions, *values["fixed"]}
-        }
+        policy = {f"training.{name}": value for name, value in asdict(TrainingPolicy()).items()}
+        missing = {name: value for name, value in policy.items() if name not in given}
         return Space(
             values["backbone"],
-            {**values["fixed"], **unknown},
-            distributions,
+            {**values["fixed"], **missing},
             {
-                name: BackboneLimits.from_json(one)
-                for name, one in values.get("limits", {}).items()
+                name: json_to_distribution(json.dumps(distribution))
+                for name, distribution in values["distributions"].items()
+            },
+            {
+                name: BackboneLimits.from_json(own)
+                for name, own in values.get("limits", {}).items()
             },
         )
 
     def canonical(self, params: Mapping[str, Any]) -> Params:
-        """Replace parameters that have no meaning under the others by their inert value.
-
-        Args:
-            params: A value for every searched parameter.
-
-        Returns:
-            The same parameters in canonical form, in the order of the space.
-        """
-        values = self._meant(params)
+        """Replace the values of inactive parameters by their fixed value."""
+        values = self._resolve(params)
         result = {
-            name: self._written(name, values) if is_active(name, values) else inactive_value(found)
-            for name, found in self.distributions.items()
+            name: self._write(name, values)
+            if is_active(name, values)
+            else inactive_value(distribution)
+            for name, distribution in self.distributions.items()
         }
         if result.get("inherit") == "data" and not _changes(values, ("width",)):
-            # There is nothing that training images could choose.
-            chosen = self.distributions["inherit"]
-            result["inherit"] = "weights" if contains(chosen, "weights") else "data"
+            # There are no channels that training images could choose.
+            inherit = self.distributions["inherit"]
+            result["inherit"] = "weights" if contains(inherit, "weights") else "data"
         return result
 
-    def _meant(self, params: Mapping[str, Any]) -> Params:
+    def _resolve(self, params: Mapping[str, Any]) -> Params:
         """Return the values of all parameters as the chosen backbone takes them."""
         values = {**self.fixed, **params}
-        return self.limits[values["backbone"]].meaning(values) if self.limits else values
+        return self.limits[values["backbone"]].resolve(values) if self.limits else values
 
-    def _written(self, name: str, values: Mapping[str, Any]) -> Any:
-        """Return the value by which a parameter says what the chosen backbone makes of it.
+    def _write(self, name: str, values: Mapping[str, Any]) -> Any:
+        """Return a value of the distribution that the chosen backbone resolves to a value.
 
-        That is another one only where the distribution does not have it: the depth of all of its
-        layers where one can only ask for more, and ``keep`` where no other backbone has that.
+        It is another one only if the distribution does not have the value: the depth of all of its
+        layers if one can only ask for more, and ``keep`` if no other backbone has that.
         """
-        found, value = self.distributions[name], values[name]
-        if not self.limits or contains(found, value):
+        distribution, value = self.distributions[name], values[name]
+        if not self.limits or contains(distribution, value):
             return value
         limits = self.limits[values["backbone"]]
         if name == "depth" and value == limits.layers:
-            return min((one for one in integer_values(found) if one > value), default=value)
-        return inactive_value(found) if name in limits.allowed else value
+            return min((n for n in integer_values(distribution) if n > value), default=value)
+        return inactive_value(distribution) if name in limits.allowed else value
 
     def plan(self, params: Mapping[str, Any]) -> TrialPlan:
-        """Build the trial plan that parameters describe.
-
-        Args:
-            params: A value for every searched parameter.
-        """
-        values = self._meant(self.canonical(params))
+        """Build the trial plan of parameters, a value for every searched one."""
+        values = self._resolve(self.canonical(params))
         hidden = tuple(
             HiddenLayer(int(values[f"head.units.{i}"]), float(values[f"head.dropout.{i}"]))
             for i in range(1, values["head.hidden_layers"] + 1)
         )
         policy = {name: values[f"training.{name}"] for name in POLICY_FIELDS}
-        for name, inert in INACTIVE_POLICY.items():
+        for name, value in INACTIVE_POLICY.items():
             if not is_active(f"training.{name}", values):
-                policy[name] = inert
+                policy[name] = value
         layers = tuple(
             LayerPlan(**{name: values.get(f"layer.{i}.{name}", KEEP) for name in LAYER_FIELDS})
             for i in range(1, values["depth"] + 1)
@@ -319,60 +291,62 @@ class Space:
         )
 
     def params(self, plan: TrialPlan) -> Params | None:
-        """Return the canonical parameters of a plan, ``None`` when it is not in the space."""
+        """Return the canonical parameters of a plan, ``None`` if it is not in the space."""
         if plan.backbone not in self.backbones:
             return None
-        values = plan_values(plan)
-        searched = {
-            name: values.get(name, inactive_value(found))
-            for name, found in self.distributions.items()
-        }
-        canonical = self.canonical(searched)
-        if not all(contains(found, canonical[name]) for name, found in self.distributions.items()):
+        canonical = self.canonical(self._values(plan))
+        searched = self.distributions.items()
+        if not all(contains(distribution, canonical[name]) for name, distribution in searched):
             return None
         return canonical if self.plan(canonical) == plan else None
 
     def nearest(self, plan: TrialPlan) -> Params:
-        """Return the canonical parameters of what is nearest to a plan in the space."""
-        values = plan_values(plan)
+        """Return the canonical parameters of the plan in the space that is nearest to a plan."""
+        values = self._values(plan)
         return self.canonical(
             {
-                name: nearest_in(found, values.get(name, inactive_value(found)))
-                for name, found in self.distributions.items()
+                name: nearest_in(distribution, values[name])
+                for name, distribution in self.distributions.items()
             }
         )
 
+    def _values(self, plan: TrialPlan) -> Params:
+        """Return a value for every searched parameter, from a plan if it has one."""
+        values = plan_values(plan)
+        return {
+            name: values.get(name, inactive_value(distribution))
+            for name, distribution in self.distributions.items()
+        }
+
     def baseline(self, config: BaselineConfig | None = None) -> TrialPlan:
-        """Return the plan of trial 0: the untouched backbone, only a linear head trained.
+        """Return the plan of trial 0: the unchanged backbone, only a linear head trained.
 
         This is step 1 of AutoTune (Basha et al. 2020): replace the softmax layer, train it
         alone. Of several backbones it is the first one.
 
         Args:
-            config: The ``baseline`` section of the study file. What it leaves out takes the
-                study's own value where that is fixed, and the default or the value of the space
-                nearest to it where it is searched.
+            config: The ``baseline`` section of the study file. For a key that it omits, the value
+                is that of the study if fixed, else the value of the space nearest to the default.
         """
         given = (config or BaselineConfig()).model_dump(exclude_none=True)
         policy: dict[str, Any] = {}
-        for name in POLICY_FIELDS:
+        for name, default in asdict(TrainingPolicy()).items():
             key = f"training.{name}"
-            default = getattr(TrainingPolicy(), name)
             if name in given:
                 policy[name] = given[name]
             elif key in self.fixed:
                 policy[name] = self.fixed[key]
             else:
                 policy[name] = nearest_in(self.distributions[key], default)
-        momentum = (
-            policy["momentum"] if policy["optimizer"] == "sgd" else INACTIVE_POLICY["momentum"]
-        )
-        policy |= {**INACTIVE_POLICY, "momentum": momentum}
+        momentum = policy["momentum"]
+        policy |= INACTIVE_POLICY
+        if policy["optimizer"] == "sgd":
+            policy["momentum"] = momentum
         return TrialPlan(self.backbone, policy=TrainingPolicy(**policy))
 
 
 def plan_values(plan: TrialPlan) -> Params:
-    """Return what a plan says, under the names that parameters of a space have."""
+    """Return the values of a plan, under the names that parameters of a space have."""
     values: Params = {
         "backbone": plan.backbone,
         "depth": plan.depth,
@@ -383,14 +357,10 @@ def plan_values(plan: TrialPlan) -> Params:
         "head.batch_norm": plan.head.batch_norm,
     }
     for index, planned in enumerate(plan.layers, start=1):
-        for name in LAYER_FIELDS:
-            values[f"layer.{index}.{name}"] = getattr(planned, name)
+        values |= {f"layer.{index}.{name}": getattr(planned, name) for name in LAYER_FIELDS}
     for index, layer in enumerate(plan.head.hidden, start=1):
-        values[f"head.units.{index}"] = layer.units
-        values[f"head.dropout.{index}"] = layer.dropout
-    for name in POLICY_FIELDS:
-        values[f"training.{name}"] = getattr(plan.policy, name)
-    return values
+        values |= {f"head.units.{index}": layer.units, f"head.dropout.{index}": layer.dropout}
+    return values | {f"training.{name}": getattr(plan.policy, name) for name in POLICY_FIELDS}
 
 
 def is_active(name: str, values: Mapping[str, Any]) -> bool:

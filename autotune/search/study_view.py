@@ -1,19 +1,18 @@
 """The trials of a study as a sampler should see them.
 
-Optuna's GP looks at complete trials only and would sample at random for as long as most trials
-are pruned; neither it nor TPE learns from a plan that diverged. So both are shown what such trials
-are worth:
+Optuna's GP uses complete trials only and would sample at random while most trials are pruned;
+neither the GP nor TPE learns from a plan that diverged. So they see:
 
-- a pruned trial (to the GP) as a complete one with the value that its curve promises, see
-  :class:`autotune.search.extrapolation.FinalValuePredictor`;
-- a plan that failed (:data:`FAILED_PLAN`) as a complete one with the worst value there is;
-- a plan beyond a constraint, which was never trained (to the GP), with the median value and its
-  constraints: what is wrong with it is not its value.
+- a pruned trial (GP only) as complete, with the value that
+  :class:`autotune.search.extrapolation.FinalValuePredictor` predicts from its curve;
+- a plan that failed (:data:`FAILED_PLAN`) as complete, with the worst value of the study;
+- a plan beyond a constraint, which was never trained (GP only), with the median value and its
+  constraints: its value is not what is wrong with it.
 
-The memory of its device is a constraint (:data:`DEVICE_MEMORY`) that only a plan tells which did
-not fit. From the first such plan on, all ended trials are shown with the same constraints, which
-the GP insists on: with what is known of their memory, or else with what is usual. A study that
-never met one is shown as it is.
+The memory of the device is a constraint (:data:`DEVICE_MEMORY`) that is known only of plans that
+did not fit. The GP requires the same constraints of all trials, so from the first such plan on,
+all ended trials have them: as measured, else the usual value. A study without such a plan is shown
+as it is.
 """
 
 from __future__ import annotations
@@ -34,30 +33,29 @@ from autotune.search.extrapolation import FinalValuePredictor
 #: User attribute (true) of a trial that failed because of its plan: it diverged, or does not fit
 #: its backbone.
 FAILED_PLAN = "failed_plan"
-#: Constraint of a plan that did not fit into the memory of its device: what it wanted beyond
-#: that, as a share of it.
+#: Constraint of a plan that did not fit into device memory: the excess as a share of the memory.
 DEVICE_MEMORY = "device_memory"
-#: User attributes: what a trial held on its device at most, and what the device has.
+#: User attributes: peak memory of a trial on its device, and the memory of the device.
 PEAK_MEMORY_MB = "peak_memory_mb"
 DEVICE_MEMORY_MB = "device_memory_mb"
-#: What is taken of the memory by trials that fit where no trial tells: half of it.
+#: Excess that is assumed for trials that fit, if none was measured: half of the memory is free.
 _UNKNOWN_EXCESS = -0.5
-#: Most trials that a GP is shown; the time of a suggestion grows with their third power.
+#: Most trials that a GP sees; the time of a suggestion grows with their third power.
 MAX_TRIALS = 120
-#: Id of a trial that is yet to be made, as Optuna has it.
+#: Optuna's id of a trial that is not created yet.
 UPCOMING = -1
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 class _Storage(StorageProxy):
-    """The storage of a study for a base sampler.
+    """The storage of a study, for a base sampler.
 
     Optuna's samplers write what they draw to the trial at once, for others to see while its
-    parameters are suggested one by one. A trial that is not there yet will have them all.
+    parameters are suggested one by one. A trial that does not exist yet gets all of them later.
     """
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """Write to a trial that is there."""
+        """Write to a trial that exists."""
         if trial_id != UPCOMING:
             self._storage.set_trial_system_attr(trial_id, key, value)
 
@@ -67,10 +65,10 @@ class StudyView(StudyProxy):
 
     Args:
         study: The study.
-        names: The parameters that are sampled; trials that do not have them all are left out.
-        impute: Whether pruned and infeasible trials are shown as complete ones.
-        matches: Tells by its parameters whether a trial is shown at all.
-        trials: The trials of the study, where they are at hand.
+        names: The sampled parameters; trials without all of them are hidden.
+        impute: Whether pruned and infeasible trials are shown as complete.
+        matches: Tells by its parameters whether a trial is shown.
+        trials: The trials of the study, if they have been read already.
     """
 
     def __init__(
@@ -84,97 +82,99 @@ class StudyView(StudyProxy):
         super().__init__(study, _Storage(optuna_private.storage(study)))
         if trials is None:
             trials = study.get_trials(deepcopy=False)
-        self._shown = [
+        self._visible = [
             trial
             for trial in _equally_constrained(_imputed(study, trials, impute))
             if set(names) <= trial.params.keys() and matches(trial.params)
         ]
         if impute:
-            self._shown = _thinned(self._shown, study)
+            self._visible = _thinned(self._visible, study)
 
     def get_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
         """Return the trials to show."""
-        return [one for one in self._shown if states is None or one.state in states]
+        return [trial for trial in self._visible if states is None or trial.state in states]
 
 
 def _imputed(study: Study, trials: Sequence[FrozenTrial], impute: bool) -> list[FrozenTrial]:
-    """Return all trials that say something, with a value where they have none."""
+    """Return all informative trials, with a value where they have none."""
     if len(study.directions) > 1:
-        left = [one for one in trials if one.state != TrialState.FAIL]
+        left = [trial for trial in trials if trial.state != TrialState.FAIL]
         return _with_medians(left) if impute else left
-    promises = FinalValuePredictor(
-        (one.intermediate_values, one.value)
-        for one in trials
-        if one.state == TrialState.COMPLETE and one.value is not None
+    predictor = FinalValuePredictor(
+        (trial.intermediate_values, trial.value)
+        for trial in trials
+        if trial.state == TrialState.COMPLETE and trial.value is not None
     )
-    shown: list[FrozenTrial] = []
-    bad: list[FrozenTrial] = []
-    unmeasured: list[FrozenTrial] = []
+    visible: list[FrozenTrial] = []
+    failed: list[FrozenTrial] = []
+    untrained: list[FrozenTrial] = []
     for trial in trials:
         if trial.state == TrialState.FAIL and trial.user_attrs.get(FAILED_PLAN):
-            bad.append(trial)
+            failed.append(trial)
         elif trial.state == TrialState.PRUNED and impute:
-            value = promises.predict(trial.intermediate_values)
+            value = predictor.predict(trial.intermediate_values)
             if value is None:
-                unmeasured.append(trial)
+                untrained.append(trial)
             else:
-                shown.append(_as_complete(trial, value))
+                visible.append(_as_complete(trial, value))
         elif trial.state != TrialState.FAIL:
-            shown.append(trial)
-    values = [one.value for one in shown if one.value is not None and math.isfinite(one.value)]
+            visible.append(trial)
+    values = [v for trial in visible if (v := trial.value) is not None and math.isfinite(v)]
     if values:
         worst = max(values) if study.direction == StudyDirection.MINIMIZE else min(values)
-        shown += [_as_complete(one, worst) for one in bad]
-        shown += [_as_complete(one, median(values)) for one in unmeasured]
-    return sorted(shown, key=lambda one: one.number)
+        visible += [_as_complete(trial, worst) for trial in failed]
+        visible += [_as_complete(trial, median(values)) for trial in untrained]
+    return sorted(visible, key=lambda trial: trial.number)
 
 
 def _with_medians(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Show the plans that did not fit into memory as complete ones, of several objectives."""
-    values = [one.values for one in trials if one.state == TrialState.COMPLETE]
+    """Show plans that did not fit into memory as complete, in a study of several objectives."""
+    values = [trial.values for trial in trials if trial.state == TrialState.COMPLETE]
     if not values:
         return list(trials)
-    usual = [median(column) for column in zip(*values, strict=True)]
+    medians = [median(column) for column in zip(*values, strict=True)]
     return [
-        _as_complete(one, *usual)
-        if one.state == TrialState.PRUNED and DEVICE_MEMORY in one.constraints
-        else one
-        for one in trials
+        _as_complete(trial, *medians)
+        if trial.state == TrialState.PRUNED and DEVICE_MEMORY in trial.constraints
+        else trial
+        for trial in trials
     ]
 
 
 def _as_complete(trial: FrozenTrial, *values: float) -> FrozenTrial:
-    shown = copy.copy(trial)
-    shown.state = TrialState.COMPLETE
-    shown.values = list(values)
-    return shown
+    copied = copy.copy(trial)
+    copied.state = TrialState.COMPLETE
+    copied.values = list(values)
+    return copied
 
 
 def _equally_constrained(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Give all ended trials the same constraints, where one did not fit into memory."""
-    ended = [one for one in trials if one.state in _ENDED]
-    if not any(DEVICE_MEMORY in one.constraints for one in ended):
+    """Give all ended trials the same constraints, if one of them did not fit into memory."""
+    ended = [trial for trial in trials if trial.state in _ENDED]
+    if not any(DEVICE_MEMORY in trial.constraints for trial in ended):
         return list(trials)
-    told = {one.number: {**_excess_of(one), **one.constraints} for one in ended}
-    names = sorted({name for known in told.values() for name in known})
+    constraints = {trial.number: {**_excess(trial), **trial.constraints} for trial in ended}
+    names = sorted({name for own in constraints.values() for name in own})
     usual = {
-        name: median(known[name] for known in told.values() if name in known) for name in names
+        name: median(own[name] for own in constraints.values() if name in own) for name in names
     }
-    # Who tells nothing of its memory did fit.
-    fits = [known[DEVICE_MEMORY] for known in told.values() if known.get(DEVICE_MEMORY, 1.0) <= 0]
+    # A trial of unknown memory did fit.
+    fits = [own[DEVICE_MEMORY] for own in constraints.values() if own.get(DEVICE_MEMORY, 1.0) <= 0]
     usual[DEVICE_MEMORY] = median(fits) if fits else _UNKNOWN_EXCESS
     return [
-        _constrained(one, {name: told[one.number].get(name, usual[name]) for name in names})
-        if one.number in told
-        else one
-        for one in trials
+        _constrained(
+            trial, {name: constraints[trial.number].get(name, usual[name]) for name in names}
+        )
+        if trial.number in constraints
+        else trial
+        for trial in trials
     ]
 
 
-def _excess_of(trial: FrozenTrial) -> dict[str, float]:
-    """Return how the memory of a trial that fit lies to that of its device, if it is known."""
+def _excess(trial: FrozenTrial) -> dict[str, float]:
+    """Return the memory constraint of a trial that fit, if its memory is known."""
     attributes = trial.user_attrs
     if PEAK_MEMORY_MB not in attributes or DEVICE_MEMORY_MB not in attributes:
         return {}
@@ -183,21 +183,21 @@ def _excess_of(trial: FrozenTrial) -> dict[str, float]:
 
 
 def _constrained(trial: FrozenTrial, constraints: Mapping[str, float]) -> FrozenTrial:
-    """Copy a trial with these constraints in place of its own; their order counts to the GP."""
-    shown = optuna_private.without_constraints(trial)
+    """Copy a trial with these constraints instead of its own; the GP relies on their order."""
+    copied = optuna_private.without_constraints(trial)
     for name, value in constraints.items():
-        shown.set_constraint(name, value)
-    return shown
+        copied.set_constraint(name, value)
+    return copied
 
 
 def _thinned(trials: Sequence[FrozenTrial], study: Study) -> list[FrozenTrial]:
-    """Leave at most ``MAX_TRIALS`` ended ones: the best half of them, and the newest."""
-    ended = [one for one in trials if one.state in _ENDED]
+    """Keep at most ``MAX_TRIALS`` ended trials: half of them the best, half the newest others."""
+    ended = [trial for trial in trials if trial.state in _ENDED]
     if len(ended) <= MAX_TRIALS or len(study.directions) > 1:
         return list(trials)
     sign = 1.0 if study.direction == StudyDirection.MINIMIZE else -1.0
-    by_value = sorted(ended, key=lambda one: sign * (one.value or 0.0))
-    best = {one.number for one in by_value[: MAX_TRIALS // 2]}
-    newest = [one.number for one in ended if one.number not in best][-(MAX_TRIALS // 2) :]
+    by_value = sorted(ended, key=lambda trial: sign * (trial.value or 0.0))
+    best = {trial.number for trial in by_value[: MAX_TRIALS // 2]}
+    newest = [trial.number for trial in ended if trial.number not in best][-(MAX_TRIALS // 2) :]
     kept = best | set(newest)
-    return [one for one in trials if one.state not in _ENDED or one.number in kept]
+    return [trial for trial in trials if trial.state not in _ENDED or trial.number in kept]

@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -120,16 +120,13 @@ def read_reference(key: str, value_json: str) -> tuple[str, str] | None:
 
 def list_files(folder: Path) -> tuple[StoredFile, ...]:
     """Return the files in a folder, without those in folders of it; none if there is no folder."""
-    return tuple(sorted(_scan(folder), key=lambda file: file.path)) if folder.is_dir() else ()
-
-
-def _scan(folder: Path) -> Iterator[StoredFile]:
-    now = time.time()
+    if not folder.is_dir():
+        return ()
+    now, files = time.time(), []
     with os.scandir(folder) as entries:
         for entry in entries:
-            try:
+            with suppress(FileNotFoundError):  # its worker has removed it meanwhile
                 if entry.is_file(follow_symlinks=False):
                     stat = entry.stat(follow_symlinks=False)
-                    yield StoredFile(Path(entry.path), stat.st_size, now - stat.st_mtime)
-            except FileNotFoundError:  # its worker has removed it meanwhile
-                continue
+                    files.append(StoredFile(Path(entry.path), stat.st_size, now - stat.st_mtime))
+    return tuple(sorted(files, key=lambda file: file.path))

@@ -79,9 +79,9 @@ class StudyPaths:
         """Return the folder of a study's refitted model."""
         return self.root / "models" / study
 
-    def report(self, study: str, form: str = REPORT_FORMATS[0]) -> Path:
+    def report(self, study: str, format: str = REPORT_FORMATS[0]) -> Path:
         """Return the file of a study's report in one of the :data:`REPORT_FORMATS`."""
-        return self.root / "reports" / f"{study}.{form}"
+        return self.root / "reports" / f"{study}.{format}"
 
     def studies(self) -> set[str]:
         """Return the names of the studies that have files here, apart from artifacts."""
@@ -96,5 +96,5 @@ class StudyPaths:
         """Return what belongs to one study alone; its artifacts are among those of others."""
         return (
             *(self.checkpoints(study), self.confirmed(study), self.logs(study), self.model(study)),
-            *(self.report(study, form) for form in REPORT_FORMATS),
+            *(self.report(study, format) for format in REPORT_FORMATS),
         )

@@ -1,12 +1,11 @@
-"""Features: what the frozen part of a network makes of its images, computed once for all.
+"""Features: the outputs of the frozen prefix of a network, computed once and shared.
 
-Trials that lock the same layers see the same features, in every epoch that shows the same views.
-They are kept on disk, a file for the images of an epoch, and mapped by all workers. The first
-trial that wants them computes them; others wait for it.
+Trials that freeze the same layers see the same features in every epoch that shows the same views.
+Features are stored on disk, a file for the images of an epoch, and mapped by all workers. The
+first trial that needs them computes them; others wait for it.
 
-Where features of another trial's cut were kept does not decide what is computed: every cut is
-computed from the *root*, the cut of the deepest plan of the study, or from the images. So the
-values are the same whatever was tried before.
+The features of a split never depend on what was tried before: each split is computed from the
+*root*, the split of the deepest plan of the study, or from the images, whatever the cache holds.
 """
 
 from __future__ import annotations
@@ -43,17 +42,17 @@ from autotune.training.trainer import Normalizer
 
 logger = logging.getLogger(__name__)
 
-#: Raised whenever the same features would be computed otherwise.
+#: Raised whenever the same features would be computed differently.
 _FORMAT = 1
 #: Images that go through the prefix at a time: always the same, because a convolution rounds
-#: differently in another batch. Only where the memory of a GPU gives out there are fewer. The
+#: differently in another batch. Only if the memory of a GPU is not enough there are fewer. The
 #: features are those of the whole batch then, to the precision in which they are computed and
-#: kept, as they are on another GPU.
+#: stored, as they are on another GPU.
 _BATCH = 32
-#: Memory that a set of images takes on the CPU for features: what heads of small data sets read.
+#: Most CPU memory that a set of images keeps for features: what heads of small data sets read.
 _CPU_BYTES = 32 << 20
-#: Bytes of kept features that are taken from an entry at a time, or one batch: they are still in
-#: the cache of a CPU when a step comes to them.
+#: Bytes of stored features gathered at a time, or one batch: they are still in the cache of a CPU
+#: when a step uses them. Each gather has a fixed overhead.
 _GATHERED_BYTES = 1 << 21
 
 Block = tuple[Tensor, ...]
@@ -65,16 +64,16 @@ class _TooLargeError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class FeatureCache:
-    """Where the features of a backbone are kept, and how they are computed.
+    """Computes and stores the features of a backbone.
 
     Args:
-        array_cache: Where they lie.
+        array_cache: The cache that stores them.
         weights_hash: Fingerprint of the backbone's weights.
-        normalize: Brings images to what the backbone expects.
+        normalize: Normalizes images for the backbone.
         amp: Mixed precision of the training.
-        root: The cut from which all others are computed; ``None`` takes the images.
+        root: The split from which all others are computed; ``None`` starts from the images.
         loader_workers: Processes that prepare images which do not fit into memory.
-        on_device: Whether the features of an epoch may lie in the memory of a GPU.
+        on_device: Whether the features of an epoch may stay in the memory of a GPU.
     """
 
     array_cache: ArrayCache
@@ -86,10 +85,10 @@ class FeatureCache:
     on_device: bool = True
 
     def open(self, split: PrefixSplit, views: Views, positions: Tensor, numbers: Tensor) -> Entry:
-        """Open the features of some views, and compute them first if nobody has.
+        """Open the features of some views; compute them first if they are not stored yet.
 
         Args:
-            split: The network that is cut.
+            split: The split of the network.
             views: The images.
             positions: int64, ``(M,)``: which of them, rising.
             numbers: int64, ``(M,)``: which view of each.
@@ -101,21 +100,17 @@ class FeatureCache:
             DiskFullError: When there is no room for them.
         """
         images = views.fingerprint(positions, numbers)
-        home = f"features/{_digest(_FORMAT, self.weights_hash, images, *self._way())}"
+        root = self.root.keys if self.root is not None else ()
+        context = (*describe_compute(self.amp), *root)
+        home = f"features/{_digest(_FORMAT, self.weights_hash, images, *context)}"
         half, single = (f"{home}/{_digest(*split.keys)}{tail}" for tail in ("", "-float32"))
         for key in (half, single):
-            kept = self.array_cache.get(key)
-            if kept is not None:
-                return kept
+            if (entry := self.array_cache.get(key)) is not None:
+                return entry
         try:
             return self._open(half, split, views, positions, numbers, torch.float16)
         except _TooLargeError:
             return self._open(single, split, views, positions, numbers, torch.float32)
-
-    def _way(self) -> tuple[str, ...]:
-        """Say by what features of the same network may differ."""
-        root = self.root.keys if self.root is not None else ()
-        return *describe_compute(self.amp), *root
 
     def _open(
         self,
@@ -126,23 +121,21 @@ class FeatureCache:
         numbers: Tensor,
         dtype: torch.dtype,
     ) -> Entry:
-        dtypes = [stored_dtype(one, dtype) for one in split.dtypes]
-        row = sum(
-            one.itemsize * prod(shape) for one, shape in zip(dtypes, split.shapes, strict=True)
-        )
+        dtypes = [_stored_dtype(crossing, dtype) for crossing in split.dtypes]
+        row_bytes = sum(d.itemsize * prod(s) for d, s in zip(dtypes, split.shapes, strict=True))
 
         def make(writer: EntryWriter) -> dict[str, str]:
-            rows = [
-                writer.array(str(index), _numpy(one), shape)
-                for index, (one, shape) in enumerate(zip(dtypes, split.shapes, strict=True))
+            arrays = [
+                writer.array(str(index), torch.empty((), dtype=stored).numpy().dtype, shape)
+                for index, (stored, shape) in enumerate(zip(dtypes, split.shapes, strict=True))
             ]
             for block in self._computed(split, views, positions, numbers):
-                for array, tensor, one in zip(rows, block, dtypes, strict=True):
-                    array.append(to_stored_dtype(tensor, one).cpu().numpy())
+                for array, tensor, stored in zip(arrays, block, dtypes, strict=True):
+                    array.append(_to_stored(tensor, stored).cpu().numpy())
             return {"weights": self.weights_hash}
 
         what = f"features of {len(positions)} images"
-        return self.array_cache.get_or_create(key, make, row * len(positions), what)
+        return self.array_cache.get_or_create(key, make, row_bytes * len(positions), what)
 
     def _computed(
         self, split: PrefixSplit, views: Views, positions: Tensor, numbers: Tensor
@@ -153,23 +146,20 @@ class FeatureCache:
             onward = split.prefix(root.keys)
             if onward is not None:
                 entry = self.open(root, views, positions, numbers)
-                wanted = [root.keys.index(key) for key in onward.needs]
-                arrays = [entry.array(str(index)) for index in wanted]
+                arrays = [entry.array(str(root.keys.index(key))) for key in onward.needs]
                 rows = torch.split(torch.arange(len(positions)), _BATCH)
                 yield from self._mapped(onward, self.rows(arrays, rows))
                 return
-        first = split.prefix()
-        assert first is not None, "the images suffice"
         by_position = torch.zeros_like(views.labels)
         by_position[positions] = numbers
         batches = views.batches(positions, by_position, _BATCH, self.loader_workers)
-        yield from self._mapped(first, ((images,) for images, _ in batches))
+        yield from self._mapped(_image_prefix(split), ((images,) for images, _ in batches))
 
     def _mapped(self, prefix: Prefix, blocks: Iterable[Block]) -> Iterator[Block]:
         """Send blocks through a prefix, on the CPU one in each thread.
 
-        One thread a block, and not all of them for each: convolutions of small images do not
-        share well, and what is computed does not depend on how many threads there are.
+        One thread a block, not all threads for each: convolutions of small images do not share
+        well, and the result does not depend on the number of threads.
         """
 
         def work(block: Inputs) -> Block:
@@ -177,40 +167,34 @@ class FeatureCache:
                 return prefix(*map(self.prepare, block))
 
         if self.amp.device.type != "cpu":
-            halving = MicroBatcher("features", self.amp.device)
+            batcher = MicroBatcher("features", self.amp.device)
             for block in blocks:
-                yield from halving.run(work, block)
+                yield from batcher.run(work, block)
             return
         with (
             single_threaded(),
-            ThreadPoolExecutor(available_cpus(), initializer=_be_one_thread) as pool,
+            ThreadPoolExecutor(
+                available_cpus(), initializer=torch.set_num_threads, initargs=(1,)
+            ) as pool,
         ):
-            yield from _ahead(pool, work, blocks)
+            yield from _prefetched_map(pool, work, blocks)
 
     def rows(self, arrays: Sequence[np.ndarray], wanted: Sequence[Tensor]) -> Iterator[Block]:
-        """Read rows of kept features, for a GPU ahead of their use.
-
-        Args:
-            arrays: What is kept of each crossing tensor.
-            wanted: int64, ``(B,)`` each: which rows, batch by batch.
-
-        Yields:
-            The rows, each ``(B, *shape)``; on a GPU where that computes.
-        """
+        """Read rows of stored features, for a GPU ahead of their use."""
 
         def gather(rows: Tensor, out: Sequence[Tensor]) -> None:
-            for one, target in zip(arrays, out, strict=True):
-                # Without "clip" numpy would write to a buffer first; all rows are there.
-                np.take(one, rows.numpy(), axis=0, out=target.numpy(), mode="clip")
+            for array, target in zip(arrays, out, strict=True):
+                # Without "clip" numpy would write to a buffer first; all rows are valid.
+                np.take(array, rows.numpy(), axis=0, out=target.numpy(), mode="clip")
 
         if self.amp.device.type == "cuda":
             yield from prefetch(wanted, _layouts(arrays), gather, self.amp.device)
             return
         for rows in wanted:
-            yield tuple(torch.from_numpy(one[rows.numpy()]) for one in arrays)
+            yield tuple(torch.from_numpy(array[rows.numpy()]) for array in arrays)
 
     def prepare(self, tensor: Tensor) -> Tensor:
-        """Bring images or kept features to the device as the network takes them."""
+        """Bring images or stored features to the device, in the form that the network takes."""
         moved = upload(tensor, self.amp.device)
         if tensor.dtype == torch.uint8:
             return self.normalize(moved)
@@ -219,14 +203,14 @@ class FeatureCache:
 
 
 class Features:
-    """The features of a set of images: what :class:`Views` is of the images themselves.
+    """The features of a set of images, with the interface of :class:`Views`.
 
     Args:
-        cache: Where they are kept.
-        split: The network that is cut.
+        cache: Computes and stores them.
+        split: The split of the network.
         views: The images.
-        online: Whether features are computed whenever they are asked for, and not kept.
-        together: Whether those of all images are computed with the first that are asked for.
+        online: Whether features are computed whenever they are used, and not stored.
+        together: Whether those of all images are computed with the first ones.
 
     Attributes:
         labels: int64 tensor, ``(N,)``.
@@ -246,7 +230,7 @@ class Features:
         self._views = views
         self._online = online
         self._together = together
-        self._halving = MicroBatcher("features", cache.amp.device)
+        self._batcher = MicroBatcher("features", cache.amp.device)
         self._resident: dict[bytes, list[Tensor]] = {}
 
     def __len__(self) -> int:
@@ -259,60 +243,61 @@ class Features:
     def batches(
         self, order: Tensor, views: Tensor, batch_size: int, num_workers: int = 0
     ) -> Iterator[tuple[Block, Tensor]]:
-        """Go through images in batches, see :meth:`Views.batches`.
-
-        Yields:
-            The crossing tensors, each ``(B, *shape)``, and labels, int64 ``(B,)``.
-        """
+        """Iterate over batches, see :meth:`Views.batches`."""
+        device = self._cache.amp.device
         if not self._online:
             # A whole epoch is an entry of all images, whichever of them it draws: so it is the
             # same entry in every epoch that shows the same views.
-            whole = self._together or len(order) >= len(self)
-            positions = torch.arange(len(self)) if whole else torch.unique(order)
+            is_whole = self._together or len(order) >= len(self)
+            positions = torch.arange(len(self)) if is_whole else torch.unique(order)
             try:
-                arrays = self._open(positions, views[positions], whole)
+                arrays = self._open(positions, views[positions], is_whole)
             except DiskFullError as error:
-                logger.warning("features are computed anew in every epoch: %s", error)
+                logger.warning("features are computed again in every epoch: %s", error)
                 self._online = True
             else:
-                parts = split_batches(order, batch_size)
-                rows = [torch.searchsorted(positions, part) for part in parts]
-                features = self._batches(arrays, rows)
-                yield from zip(features, self._labels_of(order, parts), strict=True)
+                batches = split_batches(order, batch_size)
+                rows = [torch.searchsorted(positions, batch) for batch in batches]
+                labels = torch.split(
+                    upload(self.labels[order], device), [len(batch) for batch in batches]
+                )
+                yield from zip(self._batches(arrays, rows), labels, strict=True)
                 return
-        prefix = self._split.prefix()
-        assert prefix is not None, "the images suffice"
+        prefix = _image_prefix(self._split)
 
         def work(images: Inputs) -> Block:
-            assert isinstance(images, Tensor), "nothing was computed of them before"
+            assert isinstance(images, Tensor)
             return prefix(self._cache.prepare(images))
 
-        for images, labels in self._views.batches(order, views, batch_size, num_workers):
+        for images, goals in self._views.batches(order, views, batch_size, num_workers):
             with self._cache.amp.autocast():
-                block = _joined(self._halving.run(work, images))
+                parts = self._batcher.run(work, images)
+                block = parts[0]
+                if len(parts) > 1:
+                    block = tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
             # Outside of the context: it would last until the next batch, over a whole step.
-            yield block, self._there(labels)
+            yield block, upload(goals, device)
 
     def _open(
-        self, positions: Tensor, numbers: Tensor, whole: bool
+        self, positions: Tensor, numbers: Tensor, is_whole: bool
     ) -> Sequence[Tensor] | Sequence[np.ndarray]:
-        """Return the features of some views: where they stay, or as they lie on disk."""
-        which = positions.numpy().tobytes() + numbers.numpy().tobytes()
-        if which in self._resident:
-            return self._resident[which]
+        """Return the features of some views: resident tensors, or the arrays on disk."""
+        key = positions.numpy().tobytes() + numbers.numpy().tobytes()
+        if key in self._resident:
+            return self._resident[key]
         entry = self._cache.open(self._split, self._views, positions, numbers)
         arrays = [entry.array(str(index)) for index in range(len(self._split.keys))]
-        kept = self._keep(arrays) if whole else None  # others are asked for once
-        if kept is None:
+        resident = self._keep(arrays) if is_whole else None  # others are used once
+        if resident is None:
             return arrays
-        self._resident[which] = kept
-        return kept
+        self._resident[key] = resident
+        return resident
 
     def _keep(self, arrays: Sequence[np.ndarray]) -> list[Tensor] | None:
-        """Keep an epoch on the device while there is room; the CPU keeps small ones.
+        """Keep an epoch on the device while there is room; on the CPU if it is small.
 
-        What is kept stays. Epochs show the views in turn, so that giving one up for the next
-        would give up each before it comes again.
+        What is kept stays. Epochs show the views in turn, so to drop one for the next would drop
+        each before it comes again.
         """
         device = self._cache.amp.device
         if device.type == "cuda":
@@ -322,90 +307,74 @@ class Features:
             for array, target in zip(arrays, kept or (), strict=kept is not None):
                 copy_in_chunks(array, target)
             return kept
-        size = sum(one.nbytes for one in arrays)
-        held = sum(one.nbytes for some in self._resident.values() for one in some)
+        size = sum(array.nbytes for array in arrays)
+        held = sum(tensor.nbytes for tensors in self._resident.values() for tensor in tensors)
         if held + size > _CPU_BYTES:
             return None
-        # Small ones: without the way from half precision in every epoch.
-        return [self._cache.prepare(torch.from_numpy(one.copy())) for one in arrays]
+        # Converted once, not from half precision in every epoch.
+        return [self._cache.prepare(torch.from_numpy(array.copy())) for array in arrays]
 
     def _batches(
         self, arrays: Sequence[Tensor] | Sequence[np.ndarray], wanted: list[Tensor]
     ) -> Iterator[Block]:
-        """Take batches of rows.
-
-        Of what lies at hand, several small batches at a time: taking has a price of its own.
-        """
+        """Gather batches of rows, several small batches at a time."""
         if not wanted:
             return
-        of_batch = bytes_per_image(self._split) * len(wanted[0])
-        at_once = max(1, _GATHERED_BYTES // max(1, of_batch))
-        groups = [wanted[start : start + at_once] for start in range(0, len(wanted), at_once)]
-        sizes = [[len(one) for one in some] for some in groups]
-        joined = [torch.cat(some) if len(some) > 1 else some[0] for some in groups]
-        for block, lengths in zip(self._taken(arrays, joined), sizes, strict=True):
-            prepared = [torch.split(self._cache.prepare(one), lengths) for one in block]
+        batch_bytes = bytes_per_image(self._split) * len(wanted[0])
+        count = max(1, _GATHERED_BYTES // max(1, batch_bytes))
+        groups = [wanted[start : start + count] for start in range(0, len(wanted), count)]
+        joined = [torch.cat(group) if len(group) > 1 else group[0] for group in groups]
+        for block, group in zip(self._gather(arrays, joined), groups, strict=True):
+            lengths = [len(rows) for rows in group]
+            prepared = [torch.split(self._cache.prepare(tensor), lengths) for tensor in block]
             yield from zip(*prepared, strict=True)
 
-    def _taken(
+    def _gather(
         self, arrays: Sequence[Tensor] | Sequence[np.ndarray], wanted: list[Tensor]
     ) -> Iterator[Block]:
-        tensors = [one for one in arrays if isinstance(one, Tensor)]
+        tensors = [array for array in arrays if isinstance(array, Tensor)]
         if not tensors:
-            mapped = [one for one in arrays if isinstance(one, np.ndarray)]
+            mapped = [array for array in arrays if isinstance(array, np.ndarray)]
             yield from self._cache.rows(mapped, wanted)
             return
-        device = tensors[0].device
         # The numbers of all rows cross at once, before the first step.
-        there = torch.split(upload(torch.cat(wanted), device), [len(one) for one in wanted])
-        for rows in there:
-            yield tuple(one[rows] for one in tensors)
-
-    def _labels_of(self, order: Tensor, parts: list[Tensor]) -> Sequence[Tensor]:
-        return torch.split(self._there(self.labels[order]), [len(one) for one in parts])
-
-    def _there(self, labels: Tensor) -> Tensor:
-        return upload(labels, self._cache.amp.device)
+        numbers = upload(torch.cat(wanted), tensors[0].device)
+        for rows in torch.split(numbers, [len(batch) for batch in wanted]):
+            yield tuple(tensor[rows] for tensor in tensors)
 
 
-def _layouts(arrays: Sequence[np.ndarray]) -> list[Layout]:
-    """Say what a row of each array is."""
-    return [(one.shape[1:], torch.from_numpy(one[:0].copy()).dtype) for one in arrays]
-
-
-def _joined(parts: list[Block]) -> Block:
-    """Put the features of the parts of a batch together."""
-    if len(parts) == 1:
-        return parts[0]
-    return tuple(torch.cat(one) for one in zip(*parts, strict=True))
+def _image_prefix(split: PrefixSplit) -> Prefix:
+    """Return the prefix that starts from the images."""
+    prefix = split.prefix()
+    assert prefix is not None, "the images suffice"
+    return prefix
 
 
 def bytes_per_image(split: PrefixSplit) -> int:
-    """Return the bytes that the features of one image take."""
+    """Return the bytes that the stored features of one image take."""
     return sum(
-        stored_dtype(dtype, torch.float16).itemsize * prod(shape)
+        _stored_dtype(dtype, torch.float16).itemsize * prod(shape)
         for dtype, shape in zip(split.dtypes, split.shapes, strict=True)
     )
 
 
-def stored_dtype(dtype: torch.dtype, floating: torch.dtype) -> torch.dtype:
-    """Return the dtype in which a crossing tensor is kept."""
+def _layouts(arrays: Sequence[np.ndarray]) -> list[Layout]:
+    return [(array.shape[1:], torch.from_numpy(array[:0].copy()).dtype) for array in arrays]
+
+
+def _stored_dtype(dtype: torch.dtype, floating: torch.dtype) -> torch.dtype:
     return floating if dtype.is_floating_point else dtype
 
 
-def to_stored_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Bring a crossing tensor to the dtype in which it is kept.
-
-    Raises:
-        _TooLargeError: When a value is finite and does not stay so.
-    """
-    kept = tensor.to(dtype)
-    if dtype == torch.float16 and not torch.isfinite(kept).all() and torch.isfinite(tensor).all():
+def _to_stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Convert a crossing tensor to the dtype in which it is stored."""
+    stored = tensor.to(dtype)
+    if dtype == torch.float16 and not stored.isfinite().all() and tensor.isfinite().all():
         raise _TooLargeError
-    return kept
+    return stored
 
 
-def _ahead(
+def _prefetched_map(
     pool: ThreadPoolExecutor, work: Callable[[Block], Block], blocks: Iterable[Block]
 ) -> Iterator[Block]:
     """Map in threads, a few blocks ahead, in order."""
@@ -419,14 +388,6 @@ def _ahead(
             yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _be_one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-def _numpy(dtype: torch.dtype) -> np.dtype[np.generic]:
-    return np.dtype(torch.empty((), dtype=dtype).numpy().dtype)
 
 
 def _digest(*parts: object) -> str:

@@ -1,7 +1,7 @@
-"""Folds: networks of one plan, each trained on all images but its own validation part.
+"""Cross-validation: one network for each fold, trained on all images except its validation images.
 
-They train in lockstep, an epoch of each and then the next. So an epoch has one value, the mean of
-the folds, and whoever judges a trial by its epochs judges all folds at once.
+The networks train in lockstep, an epoch of each before the next epoch. So an epoch has one value,
+the mean over the folds, and a trial is judged by all folds at once.
 """
 
 from __future__ import annotations
@@ -23,31 +23,33 @@ from autotune.training.trainer import EpochResult, Trainer
 
 
 class CrossValidationTrainer:
-    """The trainings of a plan, one a fold, as one training.
+    """Trains a plan on all folds, with the interface of :class:`Trainer`.
 
-    The tensors that no training changes are held once for all: the networks share those of the
-    first.
+    The networks share the tensors that training does not change: those of the first network.
 
     Args:
-        trainings: One a fold. Each may be made when it is asked for, so that the memory of one
+        trainers: One for each fold. Each may be made when it is requested, so memory for one
             network more than is kept is enough.
         train: Positions of the training images of each fold, int64.
         validation: Positions of its validation images, likewise; together they are all images.
+
+    Attributes:
+        folds: The trainers.
+        unsplit_reason: Why the backbone cannot be split; empty if it can.
     """
 
     def __init__(
         self,
-        trainings: Iterable[Trainer],
+        trainers: Iterable[Trainer],
         train: Sequence[Tensor],
         validation: Sequence[Tensor],
     ) -> None:
         self.folds: tuple[Trainer, ...] = ()
-        for one in trainings:
-            _share_frozen((self.folds or (one,))[0].network, one)
-            self.folds += (one,)
+        for trainer in trainers:
+            _share_frozen((self.folds or (trainer,))[0].network, trainer)
+            self.folds += (trainer,)
         self._train = train
         self._validation = validation
-        #: Why the backbone cannot be split, where it cannot.
         self.unsplit_reason = ""
 
     @property
@@ -57,52 +59,36 @@ class CrossValidationTrainer:
 
     @property
     def config(self) -> TrainingConfig:
-        """What all trials of the study share."""
+        """Settings that all trials of the study share."""
         return self.folds[0].config
 
     def use_features(self, split: PrefixSplit, train: Batches, validation: Batches) -> None:
-        """Train on features in place of images, with the same values to rounding.
-
-        Args:
-            split: Of the first network; it serves all of them.
-            train: Features of the images that take turns, as they are trained on.
-            validation: Features of the same images, as they are evaluated.
-        """
-        for one, trained, judged in zip(self.folds, self._train, self._validation, strict=True):
-            one.use_features(
-                split, SubsetBatches(train, trained), SubsetBatches(validation, judged)
+        """Train on features instead of images; the values are the same up to rounding."""
+        for fold, trained, held_out in zip(self.folds, self._train, self._validation, strict=True):
+            fold.use_features(
+                split, SubsetBatches(train, trained), SubsetBatches(validation, held_out)
             )
 
     def run(self, checkpoint: Checkpoint | None = None) -> Iterator[EpochResult]:
-        """Train to the last epoch, yielding after each one of all folds.
+        """Train, yielding after each epoch of all folds; see :meth:`Trainer.run`.
 
-        See :meth:`Trainer.run`. What is interrupted between two folds of an epoch repeats the
-        epoch from the first.
-
-        Args:
-            checkpoint: Where the state after the last finished epoch is kept.
+        A training that is interrupted between two folds repeats the epoch from the first fold.
         """
-        if checkpoint is not None:
-            state = checkpoint.load(self.state())
-            if state is not None:
-                self.load_state(state)
+        if checkpoint is not None and (state := checkpoint.load(self.state())) is not None:
+            self.load_state(state)
         for results in zip(*map(_epochs, self.folds), strict=True):
             yield EpochResult(
                 results[0].epoch,
-                statistics.fmean(one.loss for one in results),
+                statistics.fmean(result.loss for result in results),
                 self.metrics,
-                sum(one.seconds for one in results),
+                sum(result.seconds for result in results),
             )
             if checkpoint is not None:
                 checkpoint.save(self.state(), results[0].epoch)
 
     def validate(self) -> Metrics:
-        """Score every network on the images that it has not trained on; return the mean.
-
-        Raises:
-            DivergedError: When logits are not finite.
-        """
-        return mean_metrics([one.validate() for one in self.folds])
+        """Score every network on its validation images; return the mean."""
+        return mean_metrics([fold.validate() for fold in self.folds])
 
     @property
     def metrics(self) -> Metrics | None:
@@ -117,54 +103,53 @@ class CrossValidationTrainer:
         return std_metrics(scores) if scores else None
 
     def _scores(self) -> list[Metrics]:
-        scores = [one.metrics for one in self.folds if one.metrics is not None]
+        scores = [fold.metrics for fold in self.folds if fold.metrics is not None]
         return scores if len(scores) == len(self.folds) else []
 
     @property
     def validation_logits(self) -> Tensor | None:
         """Logits ``(N, classes)`` of all images, each by the network that did not train on it."""
-        logits = [one.validation_logits for one in self.folds if one.validation_logits is not None]
+        logits = [f.validation_logits for f in self.folds if f.validation_logits is not None]
         if len(logits) < len(self.folds):
             return None
         joined = torch.cat(logits)
-        return torch.empty_like(joined).index_copy_(
-            0, torch.cat(list(self._validation)).to(joined.device), joined
-        )
+        positions = torch.cat(list(self._validation)).to(joined.device)
+        return torch.empty_like(joined).index_copy_(0, positions, joined)
 
     def eval_state(self) -> dict[str, Tensor]:
-        """Return what training has changed of all networks to judge: ``fold1.`` and so on."""
+        """Return the changed tensors of all models to evaluate: ``fold1.`` and so on."""
         return {
             f"fold{number}.{name}": value
-            for number, one in enumerate(self.folds, start=1)
-            for name, value in one.eval_state().items()
+            for number, fold in enumerate(self.folds, start=1)
+            for name, value in fold.eval_state().items()
         }
 
     def state(self) -> dict[str, Any]:
         """Return everything that resumed trainings need."""
-        return {"folds": [one.state() for one in self.folds]}
+        return {"folds": [fold.state() for fold in self.folds]}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from what :meth:`state` returned."""
-        for one, its in zip(self.folds, state["folds"], strict=True):
-            one.load_state(its)
+        for fold, own in zip(self.folds, state["folds"], strict=True):
+            fold.load_state(own)
 
 
-def trainers_of(training: Trainer | CrossValidationTrainer) -> tuple[Trainer, ...]:
-    """Return the trainings that a trial consists of: one, or one a fold."""
-    return training.folds if isinstance(training, CrossValidationTrainer) else (training,)
+def trainers_of(trainer: Trainer | CrossValidationTrainer) -> tuple[Trainer, ...]:
+    """Return the trainers of a trial: one, or one for each fold."""
+    return trainer.folds if isinstance(trainer, CrossValidationTrainer) else (trainer,)
 
 
-def _epochs(training: Trainer) -> Iterator[EpochResult]:
-    for result in training.run():
-        training.optimizer.zero_grad(set_to_none=True)  # one fold's gradients at a time
+def _epochs(trainer: Trainer) -> Iterator[EpochResult]:
+    for result in trainer.run():
+        trainer.optimizer.zero_grad(set_to_none=True)  # one fold's gradients at a time
         yield result
 
 
-def _share_frozen(network: Network, training: Trainer) -> None:
-    """Have the networks of a training hold the frozen tensors of another one of the plan."""
-    theirs = dict(network.named_parameters()) | dict(network.named_buffers())
+def _share_frozen(network: Network, trainer: Trainer) -> None:
+    """Have the networks of a trainer hold the frozen tensors of another network of the plan."""
+    shared = dict(network.named_parameters()) | dict(network.named_buffers())
     changing = network.trainable_state().keys()
-    for copy in {training.network, training.eval_model}:
+    for copy in {trainer.network, trainer.eval_model}:
         for name, tensor in (*copy.named_parameters(), *copy.named_buffers()):
             if name not in changing:
-                tensor.data = theirs[name].data
+                tensor.data = shared[name].data

@@ -22,7 +22,7 @@ from autotune.errors import DivergedError
 
 @dataclass(frozen=True)
 class Metrics:
-    """What a classifier scored on one part of the data.
+    """Scores of a classifier on one split of the data.
 
     Args:
         accuracy: Share of images whose most likely class is right (top-1).
@@ -41,31 +41,31 @@ class Metrics:
         return asdict(self)
 
     def objective(self, name: str) -> float:
-        """Return the metric that a study optimises."""
+        """Return the metric that a study optimizes."""
         return float(getattr(self, name))
 
 
 def mean_metrics(scores: Sequence[Metrics]) -> Metrics:
     """Return the mean of each metric over folds."""
-    return _each(statistics.fmean, scores)
+    return _aggregate(statistics.fmean, scores)
 
 
 def std_metrics(scores: Sequence[Metrics]) -> Metrics:
     """Return the standard deviation of each metric over folds, estimated from two or more."""
-    return _each(statistics.stdev, scores)
+    return _aggregate(statistics.stdev, scores)
 
 
-def _each(of: Callable[[Sequence[float]], float], scores: Sequence[Metrics]) -> Metrics:
-    names = [field.name for field in fields(Metrics)]
-    return Metrics(**{name: float(of([one.objective(name) for one in scores])) for name in names})
+def _aggregate(function: Callable[[list[float]], float], scores: Sequence[Metrics]) -> Metrics:
+    return Metrics(
+        **{
+            field.name: float(function([score.objective(field.name) for score in scores]))
+            for field in fields(Metrics)
+        }
+    )
 
 
 def compute_metrics(logits: Tensor, labels: Tensor) -> Metrics:
     """Compute all metrics.
-
-    Args:
-        logits: ``(N, classes)``.
-        labels: ``(N,)`` class indices; every class must occur.
 
     Raises:
         DivergedError: When a logit is not finite.

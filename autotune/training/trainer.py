@@ -1,13 +1,12 @@
-"""The training loop: every trial, every refit and every rerun goes through here.
+"""The training loop of every trial, refit and confirmation.
 
-Randomness is derived from (seed, epoch) at the start of every epoch, so that a training resumed
-at an epoch continues exactly as one that was never interrupted, without any generator state in
-the checkpoint.
+The random state is derived from (seed, epoch) at the start of every epoch. So a training that
+resumes at an epoch continues exactly like one that was never interrupted, and a checkpoint needs
+no generator state.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -34,9 +33,14 @@ from autotune.training.compute.cuda_graphs import (
     make_capture,
 )
 from autotune.training.compute.micro_batches import MicroBatcher, empty_cache, run_halving
-from autotune.training.inputs.batches import Batches, Inputs, micro_batches, to_channels_last
-from autotune.training.inputs.epoch_sampler import epoch_order
-from autotune.training.inputs.mixup import make_mixing
+from autotune.training.inputs.batches import (
+    Batches,
+    Inputs,
+    epoch_order,
+    make_mixing,
+    micro_batches,
+    to_channels_last,
+)
 from autotune.training.inputs.placement import place_on_device, release_copy
 from autotune.training.metrics import Metrics, compute_metrics
 from autotune.training.optim.ema import WeightAverage
@@ -48,23 +52,21 @@ from autotune.training.optim.norm_recalibration import (
 from autotune.training.optim.optimizer import make_optimizer, make_schedule
 from autotune.training.optim.phases import Phases
 
-logger = logging.getLogger(__name__)
-
 #: Training images on which stale norm statistics are measured.
 NORM_IMAGES = 512
-#: Fewer images are no batch for a norm that trains.
-LEAST_BATCH = 2
+#: Smallest batch of a norm that trains.
+MIN_BATCH = 2
 
 
 @dataclass(frozen=True)
 class EpochResult:
-    """What one epoch brought.
+    """The result of one epoch.
 
     Args:
         epoch: Counted from 1.
-        loss: Mean training loss per image: the cross-entropy with what the policy makes of the
-            labels (smoothed, mixed), without weight decay or L2-SP.
-        metrics: Scores on the validation part, ``None`` where there is none (the final fit).
+        loss: Mean training loss per image: the cross-entropy with the labels of the policy
+            (smoothed, mixed), without weight decay or L2-SP.
+        metrics: Scores on the validation split, ``None`` without one (the refit).
         seconds: Wall time of the epoch, validation included.
     """
 
@@ -76,12 +78,7 @@ class EpochResult:
 
 @dataclass(frozen=True)
 class Normalizer:
-    """Bring uint8 images to what the backbone expects.
-
-    Args:
-        mean: ``(1, C, 1, 1)``, of values between 0 and 255.
-        std: ``(1, C, 1, 1)``, of values between 0 and 255.
-    """
+    """Normalizes uint8 images for the backbone; ``(1, C, 1, 1)`` each, between 0 and 255."""
 
     mean: Tensor
     std: Tensor
@@ -102,25 +99,35 @@ class Normalizer:
 
 
 class Trainer:
-    """The training of one network under one policy.
+    """Trains one network under one policy.
 
     Args:
-        network: The network, already on ``device``.
+        network: The network, already on its device.
         policy: Optimizer, learning rates and so on.
-        config: What all trials of the study share.
+        config: Settings that all trials of the study share.
         train: Training images and their views.
-        validation: Validation images, or ``None`` in the final fit.
-        normalize: Brings images to what the backbone expects.
+        validation: Validation images, or ``None`` in the refit.
+        normalize: Normalizes images for the backbone.
         seed: Seed of batches, dropout and views.
-        stopped: Asked after every batch; true interrupts the training.
+        stopped: Called after every batch; true interrupts the training.
         loader_workers: Processes that prepare images which do not fit into memory.
         micro_batch_size: Images that go through the network at a time; by default the whole
             batch. The gradients of its micro-batches add up; batch norm sees one micro-batch.
-        amp: Mixed precision; by default what ``config.precision`` names, and none for ``auto``.
+        amp: Mixed precision; by default that of ``config.precision``, and none for ``auto``.
         cuda_graphs: Whether steps may be captured in CUDA graphs, see
-            :class:`autotune.training.compute.cuda_graphs.CapturedStep`: of trainings that are long
-            enough, on a GPU, of batches that go through the network as a whole. Not with fp16,
-            whose scaler decides on the host what a step does.
+            :class:`autotune.training.compute.cuda_graphs.CapturedStep`: in trainings that are long
+            enough, on a GPU, if batches go through the network as a whole. Not with fp16, whose
+            scaler decides on the host what a step does.
+
+    Attributes:
+        raw_train: The training images, also after :meth:`use_features`.
+        unsplit_reason: Why the backbone cannot be split; empty if it can.
+        defers_skip_check: Whether only the device knows, until the epoch ends, that fp16 skipped a
+            step: to ask at once would make the host wait for every step. The fused kernel skips
+            such a step by itself; for other optimizers the scaler asks in any case.
+        capture: Captures a step; ``None`` if all steps are plain.
+        validation_logits: Logits ``(N, classes)`` of the last :meth:`validate`.
+        metrics: Scores of the last :meth:`validate`.
 
     Raises:
         PlanError: When the policy would never train the trainable layers.
@@ -144,26 +151,23 @@ class Trainer:
         self.network = network
         self.policy = policy
         self.config = config
-        #: Why the backbone cannot be split, where it cannot.
-        self.unsplit_reason = ""
         self.normalize = normalize
         self.seed = seed
         self.stopped = stopped
         self.loader_workers = loader_workers
-        self.micro_batch_size = config.batch_size if micro_batch_size is None else micro_batch_size
+        self.micro_batch_size = micro_batch_size or config.batch_size
         self.device = next(network.parameters()).device
-        # What did not fit as a whole batch leaves no memory for images that stay on the device.
-        stays = self.micro_batch_size >= config.batch_size
-        for one in (train, validation):
-            if one is not None and not stays:
-                release_copy(one)
-        #: The training images themselves, also where features take their place.
-        self.raw_train = place_on_device(train, self.device, stays)
-        self.train = self.raw_train
+        self.unsplit_reason = ""
+        # If a whole batch did not fit, there is no memory for images that stay on the device.
+        is_whole = self.micro_batch_size >= config.batch_size
+        for images in (train, validation):
+            if images is not None and not is_whole:
+                release_copy(images)
+        self.raw_train = self.train = place_on_device(train, self.device, is_whole)
         self.validation = (
-            None if validation is None else place_on_device(validation, self.device, stays)
+            None if validation is None else place_on_device(validation, self.device, is_whole)
         )
-        self.amp = AmpPolicy.from_mode(config.precision, self.device) if amp is None else amp
+        self.amp = amp or AmpPolicy.from_mode(config.precision, self.device)
         keep_slow_convs_fp32(network, self.amp)
         self.loss = nn.CrossEntropyLoss(label_smoothing=policy.label_smoothing)
         self.mixing = make_mixing(policy, network.head.classes)
@@ -174,37 +178,24 @@ class Trainer:
         self.schedule = make_schedule(
             self.optimizer, self.steps, config.warmup, self.phases.head_steps
         )
-        self.scaler = torch.amp.GradScaler(
-            self.device.type, enabled=self.amp.dtype is torch.float16
-        )
-        #: Whether a step that fp16 leaves out is known on the device alone, until the epoch ends:
-        #: to ask at once would make the host wait for every step. The fused kernel leaves such a
-        #: step out by itself; for other optimizers the scaler asks in any case.
-        self.defers_skip_check = self.device.type == "cuda" and bool(
-            self.optimizer.defaults.get("fused")
-        )
-        self._left_out = torch.zeros((), dtype=torch.int64, device=self.device)
+        uses_fp16, on_gpu = self.amp.dtype is torch.float16, self.device.type == "cuda"
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=uses_fp16)
+        self.defers_skip_check = on_gpu and bool(self.optimizer.defaults.get("fused"))
+        self._skipped = torch.zeros((), dtype=torch.int64, device=self.device)
         self._unit = torch.ones((), device=self.device)
         self.ema = WeightAverage(network, config.ema) if config.ema else None
-        fits = cuda_graphs and self.device.type == "cuda" and stays and self.steps >= MIN_STEPS
-        plain = self.mixing is not None or self.scaler.is_enabled()
-        #: Captures a step; ``None`` where all steps are plain.
-        self.record: Capture | None = make_capture(self.device) if fits and not plain else None
+        can_capture = on_gpu and is_whole and self.mixing is None and not uses_fp16
+        self.capture: Capture | None = None
+        if cuda_graphs and can_capture and self.steps >= MIN_STEPS:
+            self.capture = make_capture(self.device)
         self._captured: dict[bool, CapturedStep] = {}
         self.epoch = 0
-        self._judging = MicroBatcher("validation", self.device)
-        # Of the last validate(): logits (N, classes) and scores.
+        self._eval_batcher = MicroBatcher("validation", self.device)
         self.validation_logits: Tensor | None = None
         self.metrics: Metrics | None = None
 
     def use_features(self, split: PrefixSplit, train: Batches, validation: Batches) -> None:
-        """Train on features in place of images, with the same values to rounding.
-
-        Args:
-            split: What the features are of.
-            train: Features of the training images.
-            validation: Features of the validation images.
-        """
+        """Train on features instead of images; the values are the same up to rounding."""
         self.network.attach(split)
         if self.ema is not None:
             self.ema.module.attach(split)
@@ -212,23 +203,21 @@ class Trainer:
         self.validation = validation
 
     def to_inputs(self, batch: Inputs) -> Inputs:
-        """Bring what a batch holds to what the network takes: features are that already."""
+        """Return the network's inputs for a batch: normalized images, or features as they are."""
         return batch if isinstance(batch, tuple) else self.normalize(batch)
 
     def run(self, checkpoint: Checkpoint | None = None) -> Iterator[EpochResult]:
         """Train to the last epoch, yielding after each; resume where a checkpoint ends.
 
         Args:
-            checkpoint: Where the state after the last finished epoch is kept.
+            checkpoint: Stores the state after the last finished epoch.
 
         Raises:
             DivergedError: When the loss or the validation logits are not finite.
-            TrialInterruptedError: When a stop was asked for; the checkpoint keeps what was done.
+            TrialInterruptedError: When a stop was asked for; the checkpoint has the epochs before.
         """
-        if checkpoint is not None:
-            state = checkpoint.load(self.state())
-            if state is not None:
-                self.load_state(state)
+        if checkpoint is not None and (state := checkpoint.load(self.state())) is not None:
+            self.load_state(state)
         if self.epoch == 0:
             self.recalibrate_norms()
         while self.epoch < self.config.epochs:
@@ -237,34 +226,35 @@ class Trainer:
             self.epoch += 1
             metrics = None if self.validation is None else self.validate()
             yield EpochResult(self.epoch, loss, metrics, time.perf_counter() - start)
-            # After the caller has taken the result in: a crash between the two repeats the
-            # epoch, where the other order would lose its result.
+            # After the caller has taken the result: a crash between the two repeats the epoch,
+            # where the other order would lose its result.
             if checkpoint is not None:
                 checkpoint.save(self.state(), self.epoch)
 
     def recalibrate_norms(self) -> None:
         """Measure the norm statistics that the plan has made stale, on training images.
 
-        Where a batch does not fit into the memory of a GPU, it begins again with half as many
-        images in each. That is no matter of rounding alone, because the norms see other batches:
-        the statistics are means over more and smaller ones, as good an estimate of the same.
+        If a batch does not fit into GPU memory, it starts over with half as many images in each.
+        This changes more than rounding, because the norms see other batches; the statistics are
+        means over more and smaller ones, an equally good estimate of the same.
         """
         if not self.network.stale_norms:
             return
 
-        def measured(batch: int) -> None:
+        def recalibrate(batch_size: int) -> None:
             images = sample_batches(
-                self.train, NORM_IMAGES, self.to_inputs, self.seed, self.loader_workers, batch
+                self.train, NORM_IMAGES, self.to_inputs, self.seed, self.loader_workers, batch_size
             )
             with self.amp.autocast():
                 recalibrate_batch_norms(self.network, images)
 
-        run_halving(measured, BATCH_SIZE, LEAST_BATCH, "norm statistics", self.device)
+        run_halving(recalibrate, BATCH_SIZE, MIN_BATCH, "norm statistics", self.device)
         if self.ema is not None:
-            self.ema.set()
+            self.ema.reset()
 
     def _train_epoch(self) -> float:
-        torch.manual_seed(_mix(self.seed, self.epoch))
+        # Neighboring seeds and epochs must not meet.
+        torch.manual_seed((self.seed * 1_000_003 + self.epoch * 7_919 + 1) % (2**63))
         order = epoch_order(self.train.labels, self.config.sampling)
         views = self.train.views_for_epoch(self.epoch)
         self.network.freeze_all_but_head(self.phases.is_head_only(self.epoch))
@@ -279,126 +269,128 @@ class Trainer:
                 inputs, targets = self.mixing(inputs, targets)
             total += self._step(inputs, targets) * len(labels)
         mean = float(total) / len(self.train)
-        self._take_back(int(self._left_out) if self.scaler.is_enabled() else 0)
+        if self.scaler.is_enabled():
+            self._take_back(int(self._skipped))
         if not math.isfinite(mean):
             raise DivergedError(f"the loss is {mean} in epoch {self.epoch + 1}")
         return mean
 
     def _step(self, inputs: Inputs, targets: Tensor) -> Tensor:
         """Take one step on a batch; return its mean loss."""
-        loss = self._gradients_again(inputs, targets)
-        if loss is None:
+        captured = self._captured_step(inputs, targets)
+        if captured is not None and isinstance(inputs, tuple):
+            loss = captured(inputs, targets)
+        else:
             loss = self._gradients(inputs, targets)
         self._update()
         return loss
 
-    def _gradients_again(self, inputs: Inputs, targets: Tensor) -> Tensor | None:
-        """Compute the gradients of a batch by a captured step, where there can be one.
-
-        Returns:
-            Its mean loss, or ``None`` where a plain step has to be taken.
-        """
+    def _captured_step(self, inputs: Inputs, targets: Tensor) -> CapturedStep | None:
+        """Return the captured step for a batch, ``None`` if it needs a plain step."""
         if (
-            self.record is None
+            self.capture is None
             or not is_usable(self.device)
             or not isinstance(inputs, tuple)
             or len(targets) != self.config.batch_size
-            # Weights in half precision, which autocast keeps while it lasts, would be captured.
+            # Autocast would cache weights in half precision, and they would be captured.
             or torch.is_autocast_enabled(self.device.type)
         ):
             return None
-        alone = self.phases.is_head_only(self.epoch)
-        if alone not in self._captured:
+        head_only = self.phases.is_head_only(self.epoch)
+        if head_only not in self._captured:
             self._captured.clear()  # of the phase before
-            trainable = [p for group in self.optimizer.param_groups for p in group["params"]]
-            single = self.amp.dtype is None
             try:
-                self._captured[alone] = CapturedStep(
-                    self._gradients, self.network, trainable, inputs, targets, self.record, single
+                self._captured[head_only] = CapturedStep(
+                    self._gradients,
+                    self.network,
+                    self._trainable(),
+                    inputs,
+                    targets,
+                    self.capture,
+                    self.amp.dtype is None,
                 )
             except CaptureError as error:
                 log_not_captured(str(error))
-                self.record = None
-            if self.record is None:  # outside of the except block, which holds its memory
+                self.capture = None
+            if self.capture is None:  # outside of the except block, which holds its memory
                 empty_cache(self.device)
                 return None
-        return self._captured[alone](inputs, targets)
+        return self._captured[head_only]
+
+    def _trainable(self) -> list[nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _gradients(self, inputs: Inputs, targets: Tensor) -> Tensor:
         """Compute and clip the gradients of a batch; return its mean loss.
 
-        This is captured where it can be: what changes from step to step on the host belongs into
+        This is captured where possible: what changes on the host from step to step belongs into
         :meth:`_update`.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        parts = num_micro_batches(len(targets), self.micro_batch_size)
-        total: Tensor | None = None
-        for some, goals in zip(
-            micro_batches(inputs, parts), targets.tensor_split(parts), strict=True
+        count = num_micro_batches(len(targets), self.micro_batch_size)
+        losses: list[Tensor] = []
+        for part, labels in zip(
+            micro_batches(inputs, count), targets.tensor_split(count), strict=True
         ):
             with self.amp.autocast():
-                logits = self.network(some)
-            loss = self.loss(logits.float(), goals) * (len(goals) / len(targets))
+                logits = self.network(part)
+            loss = self.loss(logits.float(), labels) * (len(labels) / len(targets))
             self.scaler.scale(loss).backward()
-            total = loss.detach() if total is None else total + loss.detach()
+            losses.append(loss.detach())
         self._clip()
-        assert total is not None, "a batch has at least one micro-batch"
-        return total
+        return sum(losses[1:], losses[0])
 
     def _clip(self) -> None:
         if self.config.clip_grad_norm is not None:
             self.scaler.unscale_(self.optimizer)
-            trainable = [p for group in self.optimizer.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grad_norm_(trainable, self.config.clip_grad_norm)
+            torch.nn.utils.clip_grad_norm_(self._trainable(), self.config.clip_grad_norm)
 
     def _update(self) -> None:
-        if self._step_is_left_out():
+        if self._is_skipped():
             return
         self.schedule.step()
         if self.ema is not None:
-            # Counted from the unfreezing: the average of the trainable layers must not be held
-            # back by the steps in which they could not move.
+            # Counted within the phase: steps in which the trainable layers could not move must
+            # not hold back their average.
             self.ema.update(self.phases.steps_of_phase(self.schedule.last_epoch))
 
-    def _step_is_left_out(self) -> bool:
-        """Take the optimizer's step; tell whether it was left out, where that is known."""
+    def _is_skipped(self) -> bool:
+        """Take the optimizer's step; tell whether it is known that fp16 skipped it."""
         if not self.scaler.is_enabled():
             self.optimizer.step()
             return False
         scale = self.scaler.scale(self._unit)  # get_scale() would wait for the device
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        left_out = self.scaler.scale(self._unit) < scale  # a gradient overflowed in fp16
+        skipped = self.scaler.scale(self._unit) < scale  # a gradient overflowed in fp16
         if not self.defers_skip_check:
-            return bool(left_out)
-        self._left_out += left_out
+            return bool(skipped)
+        self._skipped += skipped
         return False
 
     def _take_back(self, steps: int) -> None:
-        """Take back steps of the schedule that fp16 has left out in an epoch.
+        """Take back steps of the schedule that fp16 has skipped in an epoch.
 
         Until then the rate was that many steps ahead, and the average of the weights took in
         unchanged weights as often.
         """
         if not steps:
             return
-        self._left_out.zero_()
-        self.schedule.last_epoch -= steps
+        self._skipped.zero_()
+        schedule = self.schedule
+        schedule.last_epoch -= steps
         for group, peak, factor in zip(
-            self.optimizer.param_groups,
-            self.schedule.base_lrs,
-            self.schedule.lr_lambdas,
-            strict=True,
+            self.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
         ):
-            group["lr"] = peak * factor(self.schedule.last_epoch)
+            group["lr"] = peak * factor(schedule.last_epoch)
 
     @property
     def eval_model(self) -> Network:
-        """The network to judge: the moving average of the weights where one is kept."""
+        """The model to evaluate: that of the averaged weights if there is an average."""
         return self.network if self.ema is None else self.ema.module
 
     def validate(self) -> Metrics:
-        """Score the network as it is now on the validation part.
+        """Score the model as it is now on the validation split.
 
         Raises:
             DivergedError: When its logits are not finite.
@@ -408,34 +400,30 @@ class Trainer:
         self.metrics = compute_metrics(self.validation_logits, labels)
         return self.metrics
 
-    @property
-    def _eval_batch_size(self) -> int:
-        """Images of a batch without gradients: a GPU wants many, the caches of a CPU do not."""
-        return 4 * self.micro_batch_size if self.device.type == "cuda" else self.micro_batch_size
-
     @torch.no_grad()
     def predict(self, views: Batches) -> tuple[Tensor, Tensor]:
         """Return logits ``(N, classes)`` and labels ``(N,)`` of the evaluation views."""
         network = self.eval_model.eval()
-        order = torch.arange(len(views))
         outputs: list[Tensor] = []
 
-        def judged(images: Inputs) -> Tensor:
+        def evaluate(images: Inputs) -> Tensor:
             with self.amp.autocast():
                 logits: Tensor = network(self.to_inputs(images))
             return logits.float()
 
-        there = place_on_device(views, self.device, stays=False)
-        for images, _ in there.batches(
-            order, views.views_for_epoch(None), self._eval_batch_size, self.loader_workers
+        # Larger on GPUs; small batches stay in the caches of a CPU.
+        batch_size = self.micro_batch_size * (4 if self.device.type == "cuda" else 1)
+        placed = place_on_device(views, self.device, stays=False)
+        for images, _ in placed.batches(
+            torch.arange(len(views)), views.views_for_epoch(None), batch_size, self.loader_workers
         ):
             if self.stopped():
                 raise TrialInterruptedError(f"stopped in the validation of epoch {self.epoch}")
-            outputs += self._judging.run(judged, images)
+            outputs += self._eval_batcher.run(evaluate, images)
         return torch.cat(outputs), views.labels
 
     def eval_state(self) -> dict[str, Tensor]:
-        """Return what training has changed of the network to judge."""
+        """Return the tensors of the model to evaluate that training has changed."""
         return self.eval_model.trainable_state()
 
     def state(self) -> dict[str, Any]:
@@ -462,11 +450,6 @@ class Trainer:
             self.ema.module.load_trainable_state(state["ema"])
 
 
-def _mix(seed: int, epoch: int) -> int:
-    """Derive the seed of an epoch; neighbouring seeds and epochs must not meet."""
-    return (seed * 1_000_003 + epoch * 7_919 + 1) % (2**63)
-
-
 def num_batches(images: int, batch_size: int) -> int:
     """Count the batches of an epoch: a single image left over joins the batch before it."""
     batches = math.ceil(images / batch_size)
@@ -475,5 +458,5 @@ def num_batches(images: int, batch_size: int) -> int:
 
 
 def num_micro_batches(images: int, micro_batch_size: int) -> int:
-    """Count the parts of a batch: none has a single image, which batch norm refuses."""
+    """Count the micro-batches of a batch: none has a single image, which batch norm refuses."""
     return max(1, min(math.ceil(images / micro_batch_size), images // 2))

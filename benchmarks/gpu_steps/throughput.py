@@ -61,7 +61,7 @@ def _measure(context: Context, ctx: WorkerContext, depth: int, way: str) -> None
     watch = Watch(context.gpu)
     with ExitStack() as stack:
         # These trainings are short; those of a study are long enough to capture their steps.
-        stack.enter_context(patch("autotune.training.trainer.LEAST_STEPS", 1))
+        stack.enter_context(patch("autotune.training.trainer.MIN_STEPS", 1))
         if way == NOT_RESIDENT:  # as where they take more than their share of the device
             stack.enter_context(patch("autotune.training.inputs.transfer.DEVICE_SHARE", 0.0))
         real = build_trainer(plan, ctx, watch.mark)

@@ -26,7 +26,7 @@ from autotune.results.figures.layer_diagram import LayerRow, layer_rows
 from autotune.results.figures.style import BLUE, GREEN, GREY, ORANGE, PURPLE
 
 IMAGES = Path(__file__).parents[1] / "images"
-#: Colours of the hidden units of the small network; a copy has that of its original.
+#: Colors of the hidden units of the small network; a copy has that of its original.
 UNITS = (BLUE, ORANGE, GREEN, PURPLE)
 #: The convolution of the packaged backbone whose strongest filter is shown.
 CONV = "layer2.0.conv1"

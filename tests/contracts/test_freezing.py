@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from autotune.models.network import Network, build_network
 from autotune.training.optim.norm_recalibration import recalibrate_batch_norms
@@ -120,11 +123,16 @@ def test_nothing_is_dropped_in_the_frozen_part(name: str) -> None:
     net = build_network(backbone(name, True), plan(name, 2, 8, dropout=0.5), 3, seed=0).train()
     frozen = {key for layer in net.layers[2:] for key in layer.modules}
     seen: dict[str, list[Tensor]] = {}
+
+    def note(key: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            seen.setdefault(key, []).extend(o for o in tree_leaves(output) if torch.is_tensor(o))
+
+        return hook
+
     for key, module in net.backbone.named_modules():
         if key in frozen:
-            module.register_forward_hook(
-                lambda _module, _inputs, output, key=key: seen.setdefault(key, []).append(output)
-            )
+            module.register_forward_hook(note(key))
     batch = images(name, 16)
     first, second = net(batch), net(batch)
     assert not torch.equal(first, second)

@@ -14,27 +14,20 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from autotune.config.loading import validate
-from autotune.config.schema import PRUNERS, SAMPLERS, SpaceConfig
+from autotune.config.schema import PRUNERS, SAMPLERS
 from autotune.errors import ConfigError
 from autotune.plan import TrialPlan
 from autotune.search.dimensions import contains
 from autotune.search.pruners import make_pruner
-from autotune.search.samplers import ATTEMPTS, STARTUP_TRIALS, CanonicalSampler, make_sampler
+from autotune.search.samplers import ATTEMPTS, STARTUP_TRIALS, CanonicalSampler
 from autotune.search.space import Params, Space
 from autotune.search.study_view import DEVICE_MEMORY, FAILED_PLAN
-from tests.support.capabilities import fake_capabilities
+from tests.support.spaces import sampler_of, space_of_three, start_of
 
 MODELS = tuple(name for name in SAMPLERS if name != "random")
 
 
-def space_of(**config: Any) -> Space:
-    return Space.from_config(
-        "resnet18", SpaceConfig.model_validate(config), ["weights", "none"], fake_capabilities(3)
-    )
-
-
-FULL = space_of(
+FULL = space_of_three(
     trainable_layers={"low": 0, "high": 3},
     head={
         "hidden_layers": {"low": 0, "high": 1},
@@ -48,7 +41,7 @@ FULL = space_of(
         "label_smoothing": [0, 0.1, 0.25],
     },
 )
-LAYERS = space_of(
+LAYERS = space_of_three(
     trainable_layers={"low": 0, "high": 3},
     layers={
         "kernel": ["keep", 1, 5],
@@ -58,11 +51,11 @@ LAYERS = space_of(
     },
     head={"hidden_layers": [0, 1], "activation": ["relu", "tanh"], "batch_norm": [True, False]},
 )
-ONE = space_of(trainable_layers={"low": 0, "high": 5})
-ONE_CHOICE = space_of(head={"pool": ["keep", "max"]})
-NOTHING = space_of(trainable_layers=2)
-ONE_RATE = space_of(training={"lr": {"low": 1e-4, "high": 1, "log": True}})
-NO_BASELINE = space_of(
+ONE = space_of_three(trainable_layers={"low": 0, "high": 5})
+ONE_CHOICE = space_of_three(head={"pool": ["keep", "max"]})
+NOTHING = space_of_three(trainable_layers=2)
+ONE_RATE = space_of_three(training={"lr": {"low": 1e-4, "high": 1, "log": True}})
+NO_BASELINE = space_of_three(
     trainable_layers={"low": 1, "high": 4}, training={"lr": {"low": 1e-4, "high": 1}}
 )
 SPACES = {
@@ -73,15 +66,6 @@ SPACES = {
     "nothing": NOTHING,
     "no baseline": NO_BASELINE,
 }
-
-
-def start_of(space: Space) -> Params:
-    return space.nearest(space.baseline())
-
-
-def sampler_of(name: str, space: Space, seed: int) -> CanonicalSampler:
-    study = {"dataset": "digits", "backbone": "resnet18", "search": {"sampler": name}}
-    return make_sampler(validate(study, "test"), space, seed)
 
 
 @pytest.fixture(autouse=True)
@@ -149,7 +133,7 @@ def check_static(study: optuna.Study, space: Space) -> None:
 @pytest.mark.parametrize("which", SPACES)
 def test_every_trial_has_all_parameters_in_canonical_form(name: str, which: str) -> None:
     space = SPACES[which]
-    study = new_study(space, sampler_of(name, space, 0))
+    study = new_study(space, sampler_of(space, sampler=name))
     run(study, space, STARTUP_TRIALS + 4)
     assert all(trial.state == TrialState.COMPLETE for trial in study.trials)
     check_static(study, space)
@@ -160,7 +144,7 @@ def test_every_trial_has_all_parameters_in_canonical_form(name: str, which: str)
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("pruner", PRUNERS)
 def test_every_pruner_goes_with_every_sampler(name: str, pruner: str) -> None:
-    study = new_study(ONE, sampler_of(name, ONE, 0), pruner=pruner)
+    study = new_study(ONE, sampler_of(ONE, sampler=name), pruner=pruner)
     for number in range(STARTUP_TRIALS + 6):
         trial = study.ask()
         depth = suggest(trial, ONE)["depth"]
@@ -177,7 +161,7 @@ def test_every_pruner_goes_with_every_sampler(name: str, pruner: str) -> None:
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_seeds(name: str) -> None:
     def draws(seed: int) -> list[Params]:
-        return run(new_study(FULL, sampler_of(name, FULL, seed)), FULL, STARTUP_TRIALS + 3)
+        return run(new_study(FULL, sampler_of(FULL, seed, sampler=name)), FULL, STARTUP_TRIALS + 3)
 
     first, again, other = draws(0), draws(0), draws(1)
     assert first == again
@@ -188,7 +172,7 @@ def test_seeds(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(("direction", "sign"), [("maximize", 1.0), ("minimize", -1.0)])
 def test_it_learns_in_both_directions(name: str, direction: str, sign: float) -> None:
-    study = new_study(ONE, sampler_of(name, ONE, 0), direction)
+    study = new_study(ONE, sampler_of(ONE, sampler=name), direction)
     late = run(study, ONE, STARTUP_TRIALS + 10, sign)[STARTUP_TRIALS:]
     assert sum(one["depth"] for one in late) / len(late) > 3.5
 
@@ -245,7 +229,7 @@ def test_after_the_start_all_parameters_are_sampled_jointly(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_baseline_outside_of_the_space_is_not_shown(name: str) -> None:
-    study = new_study(NO_BASELINE, sampler_of(name, NO_BASELINE, 0))
+    study = new_study(NO_BASELINE, sampler_of(NO_BASELINE, sampler=name))
     late = run(study, NO_BASELINE, STARTUP_TRIALS + 8)[STARTUP_TRIALS + 1 :]
     check_static(study, NO_BASELINE)
     assert study.trials[0].params == {}
@@ -279,7 +263,7 @@ def test_pruned_trials_are_learned_from(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_pruned_trials_without_a_number_are_left_out(name: str) -> None:
-    study = new_study(FULL, sampler_of(name, FULL, 0))
+    study = new_study(FULL, sampler_of(FULL, sampler=name))
     run(study, FULL, STARTUP_TRIALS)
     for _ in range(3):
         trial = study.ask()
@@ -295,7 +279,7 @@ def test_pruned_trials_without_a_number_are_left_out(name: str) -> None:
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_running_failed_and_waiting_trials_are_tolerated(name: str) -> None:
-    study = new_study(FULL, sampler_of(name, FULL, 0))
+    study = new_study(FULL, sampler_of(FULL, sampler=name))
     run(study, FULL, STARTUP_TRIALS)
     signed, unsigned = study.ask(), study.ask()  # two workers, one has no parameters yet
     suggest(signed, FULL)
@@ -310,7 +294,7 @@ def test_running_failed_and_waiting_trials_are_tolerated(name: str) -> None:
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_retry_keeps_its_parameters_and_is_not_sampled_again(name: str) -> None:
-    study = new_study(FULL, sampler_of(name, FULL, 0))
+    study = new_study(FULL, sampler_of(FULL, sampler=name))
     run(study, FULL, STARTUP_TRIALS)
     lost = study.ask()
     params = suggest(lost, FULL)
@@ -335,7 +319,7 @@ def test_a_retry_keeps_its_parameters_and_is_not_sampled_again(name: str) -> Non
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_queued_parameters_are_taken(name: str) -> None:
-    study = new_study(FULL, sampler_of(name, FULL, 0))
+    study = new_study(FULL, sampler_of(FULL, sampler=name))
     run(study, FULL, STARTUP_TRIALS)
     wanted = FULL.canonical({**study.trials[3].params, "depth": 2, "training.lr": 0.5})
     study.enqueue_trial(wanted)
@@ -344,19 +328,19 @@ def test_queued_parameters_are_taken(name: str) -> None:
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_reseeding_changes_the_draws(name: str) -> None:
-    sampler = sampler_of(name, FULL, 0)
+    sampler = sampler_of(FULL, sampler=name)
     sampler.reseed_rng()
     assert run(new_study(FULL, sampler), FULL, 4) != run(
-        new_study(FULL, sampler_of(name, FULL, 0)), FULL, 4
+        new_study(FULL, sampler_of(FULL, sampler=name)), FULL, 4
     )
 
 
 def test_there_is_no_other_sampler() -> None:
     with pytest.raises(ConfigError, match=r"search\.sampler: must be one of gp, tpe, random"):
-        sampler_of("grid", FULL, 0)
+        sampler_of(FULL, sampler="grid")
 
 
-SMALL = space_of(
+SMALL = space_of_three(
     trainable_layers={"low": 0, "high": 2},
     head={"pool": ["keep", "max"]},
     training={"layer_decay": [0.5, 1]},
@@ -365,22 +349,24 @@ SMALL = space_of(
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_no_plan_is_trained_twice_and_the_last_one_ends_the_study(name: str) -> None:
-    sampler = sampler_of(name, SMALL, 0)
+    sampler = sampler_of(SMALL, sampler=name)
     study = new_study(SMALL, sampler)
     for _ in range(10):
-        assert sampler.exhausted(study) == ""
+        assert sampler.exhausted_reason(study) == ""
         run(study, SMALL, 1)
     drawn = {tuple(one.params.values()) for one in study.trials}
     assert len(drawn) == 10  # the head alone, and two depths with two decays, times two poolings
-    assert sampler.exhausted(study) == "every plan of the space has been tried"
+    assert sampler.exhausted_reason(study) == "every plan of the space has been tried"
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_what_others_are_training_is_not_trained_again(name: str) -> None:
-    study = new_study(SMALL, sampler_of(name, SMALL, 0))
+    study = new_study(SMALL, sampler_of(SMALL, sampler=name))
     running = []
     for worker in range(10):
-        study.sampler = sampler_of(name, SMALL, worker % 2)  # two workers of equal seeds as well
+        study.sampler = sampler_of(
+            SMALL, worker % 2, sampler=name
+        )  # two workers of equal seeds as well
         running.append(study.ask())
         suggest(running[-1], SMALL)
     assert len({tuple(one.params.values()) for one in running}) == 10
@@ -389,7 +375,7 @@ def test_what_others_are_training_is_not_trained_again(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_a_plan_that_failed_is_learned_from(name: str) -> None:
     """A learning rate above 0.01 diverges; the model must keep away from there."""
-    study = new_study(ONE_RATE, sampler_of(name, ONE_RATE, 0))
+    study = new_study(ONE_RATE, sampler_of(ONE_RATE, sampler=name))
     for _ in range(60 if name == "tpe" else 40):
         trial = study.ask()
         rate = suggest(trial, ONE_RATE)["training.lr"]
@@ -423,25 +409,11 @@ def test_a_sampler_is_asked_again_before_another_plan_is_chosen() -> None:
     assert params[2] != params[0]  # what is nearest to the proposal and new
 
 
-def test_an_infeasible_plan_is_shown_to_the_gp_with_its_constraints() -> None:
-    sampler = sampler_of("gp", FULL, 0)
-    study = new_study(FULL, sampler)
-    for number in range(STARTUP_TRIALS + 3):
-        trial = study.ask()
-        plan = FULL.plan(suggest(trial, FULL))
-        trial.set_constraint("parameters", plan.depth - 2.5)
-        if plan.depth > 2:
-            study.tell(trial, state=TrialState.PRUNED)
-        else:
-            study.tell(trial, float(number))
-    check_static(study, FULL)
-
-
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("limited", [False, True], ids=["no limits", "limits"])
 def test_plans_that_do_not_fit_into_memory_are_kept_away_from(name: str, limited: bool) -> None:
     """A learning rate above 0.01 wants too much; the higher it is, the better the value."""
-    study = new_study(ONE_RATE, sampler_of(name, ONE_RATE, 0))
+    study = new_study(ONE_RATE, sampler_of(ONE_RATE, sampler=name))
     for number in range(60 if name == "tpe" else 40):
         trial = study.ask()
         rate = suggest(trial, ONE_RATE)["training.lr"]
@@ -460,7 +432,7 @@ def test_plans_that_do_not_fit_into_memory_are_kept_away_from(name: str, limited
 
 def test_a_gp_goes_on_when_a_stage_hides_the_plans_that_did_not_fit() -> None:
     """The number of constraints goes up and down with what it is shown."""
-    sampler = sampler_of("gp", FULL, 0)
+    sampler = sampler_of(FULL, sampler="gp")
     study = new_study(FULL, sampler)
     for number in range(STARTUP_TRIALS + 6):
         trial = study.ask()
@@ -475,7 +447,7 @@ def test_a_gp_goes_on_when_a_stage_hides_the_plans_that_did_not_fit() -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_two_objectives_can_be_searched(name: str) -> None:
     study = optuna.create_study(
-        directions=["maximize", "minimize"], sampler=sampler_of(name, FULL, 0)
+        directions=["maximize", "minimize"], sampler=sampler_of(FULL, sampler=name)
     )
     for _ in range(STARTUP_TRIALS + 3):
         trial = study.ask()
@@ -487,7 +459,7 @@ def test_two_objectives_can_be_searched(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("value", [0.0, 1e6, -1e6])
 def test_constant_and_huge_values(name: str, value: float) -> None:
-    study = new_study(ONE, sampler_of(name, ONE, 0))
+    study = new_study(ONE, sampler_of(ONE, sampler=name))
     for _ in range(STARTUP_TRIALS + 3):
         trial = study.ask()
         suggest(trial, ONE)

@@ -16,12 +16,10 @@ import optuna
 import pytest
 import sqlalchemy
 
-from autotune.errors import StorageError
 from autotune.storage.rdb.connection import open_storage, storage_errors
 from autotune.storage.rdb.heartbeat import Heartbeat
 from autotune.storage.rdb.retry import RetryingStorage
 from autotune.storage.rdb.study_lock import study_lock
-from autotune.storage.url import absolute_url
 from tests.support.runs import wait_for
 
 #: What every child process starts with; the URL and the folder come as arguments.
@@ -263,26 +261,8 @@ def test_a_heartbeat_outlives_a_write_that_fails(
 # Errors
 
 
-def test_the_tables_of_another_optuna_are_refused(url: str, storage: RetryingStorage) -> None:
-    with storage.engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'v99.0.0.a'")
-    with pytest.raises(StorageError, match="was made by another Optuna: The runtime optuna"):
-        open_storage(url)
-
-
 def test_other_errors_pass(url: str) -> None:
     with pytest.raises(RuntimeError, match="of another kind"), storage_errors(url):
         raise RuntimeError("of another kind")
     with pytest.raises(optuna.exceptions.DuplicatedStudyError), storage_errors(url):
         raise optuna.exceptions.DuplicatedStudyError
-
-
-def test_the_absolute_url_opens_the_same_database(
-    url: str, storage: RetryingStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    new_study(storage)
-    (tmp_path / "elsewhere").mkdir()
-    absolute = absolute_url(url)
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    assert absolute_url(absolute) == absolute
-    assert optuna.get_all_study_names(open_storage(absolute)) == ["s"]

@@ -21,7 +21,7 @@ def pixels(path: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "webp", "gif", "jpg"])
-def test_colour_files_of_every_format_become_rgb(tmp_path: Path, suffix: str) -> None:
+def test_color_files_of_every_format_become_rgb(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
     image = photo(24, 16)
     image.save(path, lossless=True) if suffix == "webp" else image.save(path)
@@ -52,16 +52,16 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, upright: 
         assert np.array_equal(pixels(path), upright(np.asarray(photo(12, 7)))), ending
 
 
-def test_grey_and_bilevel_become_three_equal_channels(tmp_path: Path) -> None:
-    photo(8, 8).convert("L").save(tmp_path / "grey.png")
+def test_gray_and_bilevel_become_three_equal_channels(tmp_path: Path) -> None:
+    photo(8, 8).convert("L").save(tmp_path / "gray.png")
     photo(8, 8).convert("1").save(tmp_path / "two.png")
-    for name in ("grey.png", "two.png"):
+    for name in ("gray.png", "two.png"):
         array = pixels(tmp_path / name)
         assert (array == array[..., :1]).all()
     assert set(np.unique(pixels(tmp_path / "two.png"))) == {0, 255}
 
 
-def test_cmyk_keeps_its_colours(tmp_path: Path) -> None:
+def test_cmyk_keeps_its_colors(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8), (200, 30, 60)).convert("CMYK").save(tmp_path / "a.jpg", quality=100)
     assert np.abs(pixels(tmp_path / "a.jpg").astype(int) - [200, 30, 60]).max() < 8
 
@@ -76,17 +76,17 @@ def test_cmyk_means_the_same_with_and_without_the_mark_of_adobe(tmp_path: Path) 
     assert np.array_equal(pixels(tmp_path / "a.jpg"), pixels(tmp_path / "b.jpg"))
 
 
-def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
+def test_16_bit_gray_is_scaled_not_clipped(tmp_path: Path) -> None:
     values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
     Image.fromarray(values).save(tmp_path / "a.png")
     assert pixels(tmp_path / "a.png")[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
 def png(
-    width: int, depth: int, colour: int, row: bytes, *more: tuple[bytes, bytes], height: int = 1
+    width: int, depth: int, color: int, row: bytes, *more: tuple[bytes, bytes], height: int = 1
 ) -> bytes:
-    """Write by hand what Pillow cannot: 16-bit colour, and damage in any place."""
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    """Write by hand what Pillow cannot: 16-bit color, and damage in any place."""
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     content = b"\x89PNG\r\n\x1a\n"
     for name, data in (
         *((b"IHDR", header), *more, (b"IDAT", zlib.compress(b"\0" + row))),
@@ -111,7 +111,7 @@ def tiff(bits: int, samples: int, photometric: int, data: bytes) -> bytes:
     return content + bytes(4) + struct.pack("<H", bits) * samples + data
 
 
-def test_16_bit_colour_is_scaled_not_clipped(tmp_path: Path) -> None:
+def test_16_bit_color_is_scaled_not_clipped(tmp_path: Path) -> None:
     row = struct.pack(">6H", 0, 257 * 128, 65535, 65535, 0, 257)
     (tmp_path / "a.png").write_bytes(png(2, 16, 2, row))
     little = np.frombuffer(row, ">u2").astype("<u2").tobytes()
@@ -122,13 +122,13 @@ def test_16_bit_colour_is_scaled_not_clipped(tmp_path: Path) -> None:
 
 def test_16_bits_and_transparency_together(tmp_path: Path) -> None:
     clear, solid = 0, 65535
-    grey = struct.pack(">4H", 257 * 100, solid, 0, clear)
-    colour = struct.pack(">8H", 257 * 100, 0, 0, solid, 0, 0, 0, clear)
-    (tmp_path / "la.png").write_bytes(png(2, 16, 4, grey))
-    (tmp_path / "rgba.png").write_bytes(png(2, 16, 6, colour))
-    little = np.frombuffer(colour, ">u2").astype("<u2").tobytes()
+    gray = struct.pack(">4H", 257 * 100, solid, 0, clear)
+    color = struct.pack(">8H", 257 * 100, 0, 0, solid, 0, 0, 0, clear)
+    (tmp_path / "la.png").write_bytes(png(2, 16, 4, gray))
+    (tmp_path / "rgba.png").write_bytes(png(2, 16, 6, color))
+    little = np.frombuffer(color, ">u2").astype("<u2").tobytes()
     (tmp_path / "rgba.tif").write_bytes(tiff(16, 4, 2, little))
-    key = (b"tRNS", struct.pack(">H", 0))  # this grey is transparent
+    key = (b"tRNS", struct.pack(">H", 0))  # this gray is transparent
     (tmp_path / "l.png").write_bytes(png(2, 16, 0, struct.pack(">2H", 257 * 100, 0), key))
     for name, left in (("la.png", 100), ("l.png", 100), ("rgba.png", None), ("rgba.tif", None)):
         expected = [100, 0, 0] if left is None else [left] * 3
@@ -144,7 +144,7 @@ def test_16_bits_and_transparency_together(tmp_path: Path) -> None:
         (12, 1, b"\x00\x0f\xff", [0, 255]),
     ],
 )
-def test_grey_tiffs_are_as_bright_as_they_say(
+def test_gray_tiffs_are_as_bright_as_they_say(
     tmp_path: Path, bits: int, white: int, data: bytes, expected: list[int]
 ) -> None:
     (tmp_path / "a.tif").write_bytes(tiff(bits, 1, white, data))
@@ -192,7 +192,7 @@ def test_palette_with_transparency_is_laid_on_white(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", ["gif", "webp", "png", "tif"])
 def test_of_an_animation_or_a_document_the_first_is_read(tmp_path: Path, ending: str) -> None:
-    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
     options = {"lossless": True} if ending == "webp" else {}
     path = tmp_path / f"a.{ending}"
     frames[0].save(path, save_all=True, append_images=frames[1:], **options)

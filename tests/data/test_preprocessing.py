@@ -24,7 +24,7 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def centre(array: np.ndarray, size: int) -> np.ndarray:
+def center(array: np.ndarray, size: int) -> np.ndarray:
     edge = (array.shape[1] - size) // 2
     return array[:, edge : edge + size, edge : edge + size]
 
@@ -85,7 +85,7 @@ def test_view_0_is_the_evaluation_transform_of_timm(crop_mode: str, crop_pct: fl
         decoded = to_store_array(image, spec)
         assert decoded.dtype == np.uint8
         assert decoded.shape == (3, spec.store_size, spec.store_size)
-        assert np.array_equal(centre(decoded, size), expected), (spec, image.size)
+        assert np.array_equal(center(decoded, size), expected), (spec, image.size)
 
 
 def test_large_photos_agree_too() -> None:
@@ -95,7 +95,7 @@ def test_large_photos_agree_too() -> None:
     )
     for width, height in ((500, 375), (375, 501), (257, 256), (333, 777)):
         image = photo(width, height)
-        assert np.array_equal(centre(to_store_array(image, spec), 224), transform(image).numpy())
+        assert np.array_equal(center(to_store_array(image, spec), 224), transform(image).numpy())
 
 
 def test_an_image_like_a_thread_is_refused() -> None:

@@ -77,7 +77,6 @@ def test_weights_are_downloaded_once_and_then_the_cache_is_enough(
     assert "\n" not in refused.refusal
     assert f"weights of {CONVNEXT!r} from the hub (Connect" in refused.refusal
     assert WAY_OUT in refused.refusal
-    assert refused.seconds < 10
 
     # A file gives what the hub gives, its position table resized in the same way.
     file = tmp_path / "vit.safetensors"
@@ -94,7 +93,8 @@ def test_a_hub_that_fails(hub: Hub, process: Loader, status: int, size: int | No
     assert str(status) in answer.refusal
     assert WAY_OUT in answer.refusal
     assert " px" not in answer.refusal
-    assert answer.seconds < 10
+    if status >= 500:  # one request: with retries it would take most of a minute
+        assert hub.requests == [f"HEAD /timm/{CONVNEXT}/resolve/main/model.safetensors"]
 
 
 def test_a_wrong_size_is_refused_before_the_download(hub: Hub, process: Loader) -> None:

@@ -60,7 +60,7 @@ def check_partition(model: nn.Module, layers: tuple[Layer, ...]) -> None:
     of = {name: layer.index for layer in layers for name in layer.modules}
     for layer in layers:
         for name in layer.names:
-            # A norm goes into training mode with its layer: it holds what it normalises with.
+            # A norm goes into training mode with its layer: it holds what it normalizes with.
             holder = name.rpartition(".")[0]
             leaf = not any(model.get_submodule(holder).children())
             assert not leaf or of[holder] == layer.index, name

@@ -48,7 +48,7 @@ def test_the_head_depends_on_the_seed_alone() -> None:
     assert not torch.equal(first.head[0].weight, other.head[0].weight)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", SMALL[:2])
 def test_a_new_network_knows_nothing(name: str) -> None:
     """The output layer starts near zero: the first loss is that of a guess."""
     net = network(name).eval()
@@ -100,7 +100,7 @@ def test_features_must_be_vectors() -> None:
         feature_count(maps, (3, 32, 32))
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", SMALL[:2])
 def test_trainable_parameters_know_their_layer(name: str) -> None:
     net = network(name, 2)
     listed = list(net.layer_of_parameters())

@@ -52,7 +52,7 @@ def test_values_follow_from_the_trials() -> None:
     assert len(results.last_attempts) == len(results.trials) - len(results.superseded)
     assert results.space is not None
     assert results.parameter_names == tuple(results.space.distributions)
-    assert results.ended is None  # a trial runs
+    assert results.stop_reason is None  # a trial runs
 
 
 @pytest.mark.parametrize(

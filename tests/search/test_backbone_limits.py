@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import (
-    BaseDistribution,
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
@@ -19,9 +17,10 @@ from optuna.distributions import (
 from autotune.config.schema import SpaceConfig
 from autotune.plan import HeadPlan, LayerPlan, TrialPlan
 from autotune.search.backbone_limits import BackboneLimits, Candidate, shared_dimension
-from autotune.search.dimensions import contains, inactive_value
+from autotune.search.dimensions import inactive_value
 from autotune.search.space import Params, Space
 from tests.support.capabilities import FakeCapabilities, fake_capabilities
+from tests.support.spaces import check_canonical_form, check_json, value_in
 
 CONFIG: dict[str, Any] = {
     "trainable_layers": {"low": 0, "high": 5},
@@ -283,15 +282,6 @@ def _some(values: tuple[Any, ...]) -> st.SearchStrategy[tuple[Any, ...]]:
     return st.lists(st.sampled_from(values), unique=True).map(tuple)
 
 
-def value_in(found: BaseDistribution) -> st.SearchStrategy[Any]:
-    if isinstance(found, CategoricalDistribution):
-        return st.sampled_from(found.choices)
-    if isinstance(found, IntDistribution):
-        return st.sampled_from(range(found.low, found.high + 1, found.step))
-    assert isinstance(found, FloatDistribution)
-    return st.floats(found.low, found.high)
-
-
 inherits = choice("weights", "data", "none")
 
 
@@ -306,16 +296,9 @@ def drawn(draw: st.DrawFn) -> tuple[Space, Params, Params, list[Candidate], Spac
 
 
 @given(drawn())
-def test_canonical_form(given: tuple[Any, ...]) -> None:
-    space, one, other, *_ = given
-    canonical = space.canonical(one)
-    assert list(canonical) == list(space.distributions)
-    assert space.canonical(canonical) == canonical
-    assert all(contains(space.distributions[name], value) for name, value in canonical.items())
-    plan = space.plan(one)
-    assert space.plan(canonical) == plan
-    assert space.params(plan) == canonical
-    assert (canonical == space.canonical(other)) == (plan == space.plan(other))
+def test_canonical_form_and_json(given: tuple[Any, ...]) -> None:
+    check_canonical_form(*given[:3])
+    check_json(*given[:2])
 
 
 @given(drawn())
@@ -331,15 +314,5 @@ def test_each_backbone_has_the_plans_of_a_study_of_its_own(given: tuple[Any, ...
     assert alone.params(plan) is not None
     for index, layer in enumerate(plan.layers, start=1):
         for name, value in layer.changes().items():
-            assert candidate.in_layer(index, name, value) == value
-    assert candidate.in_head(plan.head.pool) or plan.head.pool == "keep"
-
-
-@given(drawn())
-def test_a_space_comes_back_from_json_as_it_was(given: tuple[Any, ...]) -> None:
-    space, one, *_ = given
-    again = Space.from_json(json.loads(json.dumps(space.to_json())))
-    assert again == space
-    assert list(again.limits) == list(space.limits)
-    assert list(again.distributions) == list(space.distributions)
-    assert again.plan(one) == space.plan(one)
+            assert candidate.resolve_layer_value(index, name, value) == value
+    assert candidate.resolve_pool(plan.head.pool) or plan.head.pool == "keep"

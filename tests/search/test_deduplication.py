@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import itertools
 import random
-from typing import Any
 
 import optuna
 import pytest
@@ -11,31 +10,21 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import TrialState, create_trial
 
-from autotune.config.schema import SpaceConfig
 from autotune.search.deduplication import Key, _walk, canonical_key, nearest_unseen, seen_keys
-from autotune.search.space import Params, Space
-from tests.support.capabilities import fake_capabilities
+from autotune.search.space import Space
+from tests.support.spaces import space_of_three, start_of
 
-
-def space_of(**config: Any) -> Space:
-    return Space.from_config(
-        "resnet18",
-        SpaceConfig.model_validate(config),
-        ["weights", "data", "none"],
-        fake_capabilities(3),
-    )
-
-
-SMALL = space_of(
+SMALL = space_of_three(
+    ["weights", "data", "none"],
     trainable_layers={"low": 0, "high": 2},
     layers={"kernel": ["keep", 5], "width": ["keep", 0.5]},
     head={"hidden_layers": [0, 1], "dropout": {"low": 0, "high": 0.2, "step": 0.1}},
     training={"optimizer": ["adamw", "sgd"], "momentum": [0.5, 0.9], "layer_decay": [0.5, 1.0]},
 )
-CONTINUOUS = space_of(
+CONTINUOUS = space_of_three(
     trainable_layers=[0, 1], training={"lr": {"low": 1e-4, "high": 1, "log": True}}
 )
-GRIDS = space_of(
+GRIDS = space_of_three(
     trainable_layers={"low": 1, "high": 3, "log": True},
     training={"weight_decay": {"low": 0.1, "high": 0.8, "step": 0.1}},
 )
@@ -56,10 +45,6 @@ def every_plan(space: Space) -> set[Key]:
         canonical_key(space, dict(zip(names, chosen, strict=True)))
         for chosen in itertools.product(*values)
     }
-
-
-def start_of(space: Space) -> Params:
-    return space.nearest(space.baseline())
 
 
 @pytest.mark.parametrize("space", [SMALL, GRIDS])

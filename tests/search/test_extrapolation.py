@@ -5,31 +5,46 @@ import random
 
 import pytest
 
-from autotune.search.extrapolation import FinalValuePredictor, last_value
+from autotune.search.extrapolation import Curve, FinalValuePredictor, last_value
+
+FEW = [({1: 0.5, 2: 0.6, 3: 0.9}, 0.9), ({1: 0.2, 2: 0.3, 3: 0.8}, 0.8), ({2: 0.5}, 0.5)]
+#: Who is behind gains more: half of what was missing at the first step is made good.
+LINE = [({1: at}, 0.5 + at / 2) for at in (0.2, 0.4, 0.6, 0.8)]
+ODD = [({1: 0.5, 2: math.nan}, 0.9), ({1: 0.5, 2: 0.7}, 0.9), ({2: 0.1}, math.inf)]
 
 
-def test_the_last_value_that_is_one() -> None:
+def finals(*values: float) -> list[tuple[Curve, float]]:
+    return [({1: at}, end) for at, end in zip((0.1, 0.2, 0.3, 0.4), values, strict=True)]
+
+
+def test_the_last_finite_value() -> None:
     assert last_value({3: 0.3, 1: 0.1, 4: math.inf}) == (3, 0.3)
-    assert last_value({1: math.nan}) is None
-    assert last_value({}) is None
+    assert last_value({1: math.nan}) is last_value({}) is None
 
 
-def test_few_trials_promise_what_they_gained() -> None:
-    promises = FinalValuePredictor(
-        [({1: 0.5, 2: 0.6, 3: 0.9}, 0.9), ({1: 0.2, 2: 0.3, 3: 0.8}, 0.8), ({2: 0.5}, 0.5)]
-    )
-    assert promises.predict({1: 0.4, 2: 0.4}) == pytest.approx(0.4 + 0.3)  # of 0.3, 0.5 and 0
-    assert promises.predict({1: 0.4}) == pytest.approx(0.4 + 0.5)  # of 0.4 and 0.6
-    assert promises.predict({1: 0.4, 3: 0.4}) == pytest.approx(0.4)
-    assert promises.predict({7: 0.4}) == 0.4  # nobody was there
-    assert FinalValuePredictor([]).predict({1: 0.4}) == 0.4
-
-
-def test_many_trials_promise_what_the_line_through_them_says() -> None:
-    """Who is behind gains more: half of what was missing at the first step is made good."""
-    promises = FinalValuePredictor([({1: at}, 0.5 + at / 2) for at in (0.2, 0.4, 0.6, 0.8)])
-    assert promises.predict({1: 0.3}) == pytest.approx(0.65)
-    assert promises.predict({1: 0.1}) == pytest.approx(0.55)
+@pytest.mark.parametrize(
+    ("complete", "curve", "predicted"),
+    [
+        (FEW, {1: 0.4, 2: 0.4}, 0.4 + 0.3),  # few trials: the median gain, of 0.3, 0.5 and 0
+        (FEW, {1: 0.4}, 0.4 + 0.5),  # of 0.4 and 0.6
+        (FEW, {1: 0.4, 3: 0.4}, 0.4),
+        (FEW, {7: 0.4}, 0.4),  # no other has come there
+        ([], {1: 0.4}, 0.4),
+        (LINE, {1: 0.3}, 0.65),
+        (LINE, {1: 0.1}, 0.55),
+        (finals(0.9, 0.8, 0.7, 0.6), {1: 0.1}, 0.75),  # the order turned round: it says nothing
+        (finals(0.2, 0.5, 0.8, 1.1), {1: 0.1}, 0.65 + (0.1 - 0.25)),  # a lead does not grow
+        ([({1: 0.5}, end) for end in (0.6, 0.7, 0.8, 0.9)], {1: 0.4}, 0.65),  # no line
+        (ODD, {1: 0.1, 2: 0.3, 3: math.nan}, 0.3 + 0.2),
+        (ODD, {1: math.nan, 2: math.inf}, None),
+        (ODD, {}, None),
+    ],
+)
+def test_the_prediction(
+    complete: list[tuple[Curve, float]], curve: Curve, predicted: float | None
+) -> None:
+    expected = predicted if predicted is None else pytest.approx(predicted)
+    assert FinalValuePredictor(complete).predict(curve) == expected
 
 
 def test_what_pruning_left_out_does_not_bend_the_line() -> None:
@@ -41,32 +56,3 @@ def test_what_pruning_left_out_does_not_bend_the_line() -> None:
     assert FinalValuePredictor(survivors).predict({1: 0.2}) == pytest.approx(0.68, abs=0.02)
     gained = sorted(final - curve[1] for curve, final in survivors)[len(survivors) // 2]
     assert abs(0.2 + gained - 0.68) > 0.1  # the gain of the survivors is another one
-
-
-@pytest.mark.parametrize(
-    ("finals", "promised"),
-    [
-        ([0.9, 0.8, 0.7, 0.6], 0.75),  # the order turned round: the step says nothing
-        ([0.2, 0.5, 0.8, 1.1], 0.65 + (0.1 - 0.25)),  # a lead does not grow
-    ],
-)
-def test_a_lead_neither_turns_round_nor_grows(finals: list[float], promised: float) -> None:
-    starts = (0.1, 0.2, 0.3, 0.4)
-    promises = FinalValuePredictor(
-        [({1: at}, end) for at, end in zip(starts, finals, strict=True)]
-    )
-    assert promises.predict({1: 0.1}) == pytest.approx(promised)
-
-
-def test_equal_starts_make_no_line() -> None:
-    promises = FinalValuePredictor([({1: 0.5}, end) for end in (0.6, 0.7, 0.8, 0.9)])
-    assert promises.predict({1: 0.4}) == pytest.approx(0.65)
-
-
-def test_numbers_that_are_none_promise_nothing() -> None:
-    promises = FinalValuePredictor(
-        [({1: 0.5, 2: math.nan}, 0.9), ({1: 0.5, 2: 0.7}, 0.9), ({2: 0.1}, math.inf)]
-    )
-    assert promises.predict({1: 0.1, 2: 0.3, 3: math.nan}) == pytest.approx(0.3 + 0.2)
-    assert promises.predict({1: math.nan, 2: math.inf}) is None
-    assert promises.predict({}) is None

@@ -9,40 +9,27 @@ import pytest
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.config.loading import validate
-from autotune.config.schema import GreedyConfig, SpaceConfig
+from autotune.config.schema import GreedyConfig
 from autotune.plan import KEEP
 from autotune.search.dimensions import suggest
 from autotune.search.greedy import STAGE, GreedyState, greedy_state, list_stages
-from autotune.search.samplers import CanonicalSampler, make_sampler
+from autotune.search.samplers import CanonicalSampler
 from autotune.search.space import Params, Space
 from autotune.search.study_view import FAILED_PLAN
-from tests.support.capabilities import fake_capabilities
+from tests.support.spaces import sampler_of, space_of_three, start_of
 
 LAYERS = {"kernel": ["keep", 1, 5], "width": ["keep", 0.5]}
 TRAINING = {"lr": {"low": 1e-4, "high": 1, "log": True}, "label_smoothing": [0, 0.1]}
 HEAD = {"hidden_layers": [0, 1], "units": [8, 16]}
 
 
-def space_of(**config: Any) -> Space:
-    return Space.from_config(
-        "resnet18", SpaceConfig.model_validate(config), ["weights", "none"], fake_capabilities(3)
-    )
-
-
-FULL = space_of(
+FULL = space_of_three(
     trainable_layers={"low": 0, "high": 3}, layers=LAYERS, head=HEAD, training=TRAINING
 )
 
 
-def sampler_of(space: Space, **greedy: Any) -> CanonicalSampler:
-    search = {"sampler": "random", "strategy": "greedy", "trials": 40, "greedy": greedy}
-    study = {"dataset": "digits", "backbone": "resnet18", "search": search}
-    return make_sampler(validate(study, "test"), space, 0)
-
-
-def start_of(space: Space) -> Params:
-    return space.nearest(space.baseline())
+def greedy_sampler(space: Space, **greedy: Any) -> CanonicalSampler:
+    return sampler_of(space, sampler="random", strategy="greedy", trials=40, greedy=greedy)
 
 
 def where(study: Study, space: Space, budget: int = 40, **config: Any) -> GreedyState:
@@ -79,7 +66,7 @@ def search(
     """Run trials one after the other, at most ``n``."""
     study.sampler = sampler
     for _ in range(n):
-        if sampler.exhausted(study):
+        if sampler.exhausted_reason(study):
             return
         trial = study.ask()
         params = {name: suggest(trial, name, one) for name, one in space.distributions.items()}
@@ -101,19 +88,19 @@ def test_the_stages_go_from_the_last_layer_to_the_first_then_head_and_training()
 
 
 def test_layers_that_have_nothing_to_search_are_trainable_as_they_are() -> None:
-    plain = list_stages(space_of(trainable_layers={"low": 0, "high": 4, "step": 2}))
+    plain = list_stages(space_of_three(trainable_layers={"low": 0, "high": 4, "step": 2}))
     assert [(one.name, one.free, one.depth) for one in plain] == [
         ("layers 1-2", (), 2),
         ("layers 3-4", (), 4),
     ]
-    chosen = list_stages(space_of(trainable_layers=[3, 1], layers={"kernel": ["keep", 5]}))
+    chosen = list_stages(space_of_three(trainable_layers=[3, 1], layers={"kernel": ["keep", 5]}))
     assert [(one.name, one.depth) for one in chosen] == [("layer 1", 1), ("layers 2-3", 3)]
-    fixed = list_stages(space_of(trainable_layers=2, layers={"kernel": ["keep", 5]}))
+    fixed = list_stages(space_of_three(trainable_layers=2, layers={"kernel": ["keep", 5]}))
     assert [(one.name, one.free, one.depth) for one in fixed] == [
         ("layer 1", ("layer.1.kernel", "inherit"), None),
         ("layer 2", ("layer.2.kernel", "inherit"), None),
     ]
-    assert list_stages(space_of()) == ()
+    assert list_stages(space_of_three()) == ()
 
 
 def test_every_stage_varies_its_own_part_and_the_rest_is_the_incumbent() -> None:
@@ -123,7 +110,7 @@ def test_every_stage_varies_its_own_part_and_the_rest_is_the_incumbent() -> None
     def score(params: Params) -> float:
         return sum(params[f"layer.{i}.kernel"] == 5 for i in (1, 2, 3)) + params["depth"]
 
-    search(study, FULL, sampler_of(FULL, trials_per_stage=6), score, 100)
+    search(study, FULL, greedy_sampler(FULL, trials_per_stage=6), score, 100)
     by_stage: dict[str, list[FrozenTrial]] = {}
     for trial in study.trials[1:]:
         by_stage.setdefault(trial.user_attrs[STAGE], []).append(trial)
@@ -151,7 +138,7 @@ def test_every_stage_varies_its_own_part_and_the_rest_is_the_incumbent() -> None
 def test_the_layers_end_with_the_first_that_does_not_help(stop: str) -> None:
     study = optuna.create_study(direction="maximize")
     add(study, FULL, 0.5)
-    sampler = sampler_of(FULL, trials_per_stage=2, stop=stop)
+    sampler = greedy_sampler(FULL, trials_per_stage=2, stop=stop)
     search(study, FULL, sampler, lambda params: 0.6 if params["depth"] == 1 else 0.4, 100)
     stages = [one.user_attrs[STAGE] for one in study.trials[1:]]
     layers = ["layer 1", "layer 2"] + ["layer 3"] * (stop == "never")
@@ -205,14 +192,16 @@ def test_what_is_left_of_the_budget_is_shared_among_the_stages_left() -> None:
 
 
 def test_workers_do_not_wait_for_a_stage_whose_plans_are_all_taken() -> None:
-    space = space_of(trainable_layers={"low": 0, "high": 2}, training={"weight_decay": [0.0, 0.1]})
+    space = space_of_three(
+        trainable_layers={"low": 0, "high": 2}, training={"weight_decay": [0.0, 0.1]}
+    )
     study = optuna.create_study(direction="maximize")
     add(study, space, 0.5)
     add(study, space, None, "layer 1", depth=1)  # its only plan, and it runs
     ahead = where(study, space)
     assert ahead.current is not None
     assert ahead.current.name == "layer 2"
-    assert not ahead.results[0].over
+    assert not ahead.results[0].is_finished
     study.tell(1, 0.4)
     assert where(study, space).current.name == "training"  # type: ignore[union-attr]
 
@@ -268,11 +257,11 @@ def test_the_course_is_the_same_for_every_worker_and_after_every_crash(seed: int
     add(study, FULL, 0.3)
     running = []
     for _ in range(120):
-        sampler = sampler_of(FULL, trials_per_stage=4)  # a fresh worker each time
+        sampler = greedy_sampler(FULL, trials_per_stage=4)  # a fresh worker each time
         if running and (len(running) >= 4 or rng.random() < 0.5):
             trial = running.pop(rng.randrange(len(running)))
             study.tell(trial, rng.random())
-        elif not sampler.exhausted(study):
+        elif not sampler.exhausted_reason(study):
             study.sampler = sampler
             trial = study.ask()
             for name, one in FULL.distributions.items():

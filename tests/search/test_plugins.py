@@ -66,7 +66,7 @@ def write(folder: Path, text: str, name: str = "mine.py") -> Path:
 def message(folder: Path, text: str, name: str, **arguments: Any) -> str:
     path = write(folder, text)
     with pytest.raises(UserError) as caught:
-        PluginRef.from_text(f"{path}:{name}").call(**arguments)
+        PluginRef.from_text(f"{path}:{name}").load()(**arguments)
     return str(caught.value).replace(f"{folder}/", "")
 
 
@@ -78,13 +78,16 @@ def test_a_file_is_run_once_under_a_name_of_its_own(tmp_path: Path) -> None:
         tmp_path, "import sys\ncalls = []\ndef name():\n    calls.append(1)\n    return calls"
     )
     before, modules = list(sys.path), set(sys.modules)
-    assert PluginRef.from_text(f"{path}:name").call() is PluginRef.from_text(f"{path}:name").call()
+    assert (
+        PluginRef.from_text(f"{path}:name").load()()
+        is PluginRef.from_text(f"{path}:name").load()()
+    )
     assert sys.path == before
     (made,) = set(sys.modules) - modules
     assert made.startswith("_autotune_own_")
     assert [one.name for one in tmp_path.iterdir()] == ["mine.py"]
     path.write_text("def name():\n    return 'changed'")
-    assert PluginRef.from_text(f"{path}:name").call() == "changed"
+    assert PluginRef.from_text(f"{path}:name").load()() == "changed"
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

@@ -9,10 +9,9 @@ import pytest
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from autotune.config.loading import validate
-from autotune.config.schema import StudyConfig
-from autotune.search.samplers import CanonicalSampler, Draw, make_sampler
+from autotune.search.samplers import CanonicalSampler, Draw
 from autotune.search.space import Space
+from tests.support.spaces import sampler_of, space_of
 
 SPACE: dict[str, Any] = {
     "trainable_layers": {"low": 0, "high": 3},
@@ -21,14 +20,11 @@ SPACE: dict[str, Any] = {
 SMALL: dict[str, Any] = {"trainable_layers": {"low": 0, "high": 2}}
 
 
-def config_of(space: dict[str, Any], **search: Any) -> StudyConfig:
-    values = {"dataset": "digits", "backbone": "resnet18", "space": space, "search": search}
-    return validate(values, "test")
-
-
-def sampler_of(config: StudyConfig, seed: int = 0) -> tuple[CanonicalSampler, Space]:
-    space = Space.from_config("resnet18", config.space, "weights", ())
-    return make_sampler(config, space, seed), space
+def proposer(
+    config: dict[str, Any], seed: int = 0, **search: Any
+) -> tuple[CanonicalSampler, Space]:
+    space = space_of(of=(), **config)
+    return sampler_of(space, seed, **search), space
 
 
 def new_study() -> Study:
@@ -61,13 +57,13 @@ def add(
 def test_one_worker_draws_ahead_what_it_would_draw_under_the_lock(name: str) -> None:
     drawn: list[list[dict[str, Any]]] = []
     for ahead in (False, True):
-        sampler, space = sampler_of(config_of(SPACE, sampler=name))
+        sampler, space = proposer(SPACE, sampler=name)
         study = new_study()
         for _ in range(14):
             trials = study.get_trials(deepcopy=False)
             if ahead:
                 proposal = sampler.propose(study, trials)
-                found = sampler.settle(study, upcoming(trials), trials, proposal, last=False)
+                found = sampler.accept(study, upcoming(trials), trials, proposal, last=False)
                 assert found is not None
             else:
                 found = sampler.draw(study, upcoming(trials), trials)
@@ -78,13 +74,13 @@ def test_one_worker_draws_ahead_what_it_would_draw_under_the_lock(name: str) -> 
 
 @pytest.mark.parametrize("state", [TrialState.RUNNING, TrialState.COMPLETE])
 def test_a_plan_that_another_worker_has_taken_is_not_drawn_again(state: TrialState) -> None:
-    sampler, space = sampler_of(config_of(SMALL, sampler="random"))
+    sampler, space = proposer(SMALL, sampler="random")
     study = new_study()
     proposal = sampler.propose(study, [])
     add(study, space, proposal.draw, state)
     trials = study.get_trials(deepcopy=False)
-    assert sampler.settle(study, upcoming(trials), trials, proposal, last=False) is None
-    found = sampler.settle(study, upcoming(trials), trials, proposal, last=True)
+    assert sampler.accept(study, upcoming(trials), trials, proposal, last=False) is None
+    found = sampler.accept(study, upcoming(trials), trials, proposal, last=True)
     assert found is not None
     assert found.params != proposal.draw.params
 
@@ -93,8 +89,8 @@ def test_a_plan_that_another_worker_has_taken_is_not_drawn_again(state: TrialSta
 def test_a_further_trial_counts_where_the_sampler_keeps_away_from_it(
     name: str, holds: bool
 ) -> None:
-    sampler, space = sampler_of(config_of(SPACE, sampler=name))
-    other, _ = sampler_of(config_of(SPACE, sampler="random"), seed=1)
+    sampler, space = proposer(SPACE, sampler=name)
+    other, _ = proposer(SPACE, sampler="random", seed=1)
     study = new_study()
     for _ in range(12):
         trials = study.get_trials(deepcopy=False)
@@ -103,14 +99,14 @@ def test_a_further_trial_counts_where_the_sampler_keeps_away_from_it(
     proposal = sampler.propose(study, trials)
     add(study, space, other.draw(study, upcoming(trials), trials), TrialState.RUNNING)
     trials = study.get_trials(deepcopy=False)
-    found = sampler.settle(study, upcoming(trials), trials, proposal, last=False)
+    found = sampler.accept(study, upcoming(trials), trials, proposal, last=False)
     assert found == (proposal.draw if holds else None)
     # Not for ever: with many workers there is always a further trial.
-    assert sampler.settle(study, upcoming(trials), trials, proposal, last=True) == proposal.draw
+    assert sampler.accept(study, upcoming(trials), trials, proposal, last=True) == proposal.draw
 
 
 def test_a_trial_that_has_ended_in_between_is_no_reason_to_draw_anew() -> None:
-    sampler, space = sampler_of(config_of(SPACE, sampler="gp"))
+    sampler, space = proposer(SPACE, sampler="gp")
     study = new_study()
     for _ in range(12):
         trials = study.get_trials(deepcopy=False)
@@ -119,13 +115,13 @@ def test_a_trial_that_has_ended_in_between_is_no_reason_to_draw_anew() -> None:
     proposal = sampler.propose(study, study.get_trials(deepcopy=False))
     study.tell(running, 0.5)
     trials = study.get_trials(deepcopy=False)
-    found = sampler.settle(study, upcoming(trials), trials, proposal, last=False)
+    found = sampler.accept(study, upcoming(trials), trials, proposal, last=False)
     assert found == proposal.draw
 
 
 def test_a_search_in_stages_draws_in_the_stage_of_now() -> None:
-    greedy = {"order": "greedy", "greedy": {"trials_per_stage": 1}, "trials": 9}
-    sampler, space = sampler_of(config_of(SPACE, sampler="random", **greedy))
+    greedy = {"strategy": "greedy", "greedy": {"trials_per_stage": 1}, "trials": 9}
+    sampler, space = proposer(SPACE, sampler="random", **greedy)
     study = new_study()
     start = Draw(space.nearest(space.baseline()), None)
     add(study, space, start)
@@ -135,7 +131,7 @@ def test_a_search_in_stages_draws_in_the_stage_of_now() -> None:
     # Another worker has the only trial of that stage, which gains.
     add(study, space, sampler.draw(study, upcoming(trials), trials))
     trials = study.get_trials(deepcopy=False)
-    assert sampler.settle(study, upcoming(trials), trials, proposal, last=False) is None
-    found = sampler.settle(study, upcoming(trials), trials, proposal, last=True)
+    assert sampler.accept(study, upcoming(trials), trials, proposal, last=False) is None
+    found = sampler.accept(study, upcoming(trials), trials, proposal, last=True)
     assert found is not None
     assert found.stage == "layer 2"

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -20,9 +19,10 @@ from tests.support.capabilities import FakeCapabilities
 from tests.support.spaces import (
     FULL,
     SHAPES,
+    check_canonical_form,
+    check_json,
     space_of,
     spaces,
-    with_params,
     with_two,
 )
 
@@ -59,12 +59,6 @@ def test_every_key_is_either_searched_or_fixed_under_its_dotted_name() -> None:
         "training.label_smoothing": 0.0,
         **off,
     }
-
-
-@pytest.mark.parametrize(("hidden", "count"), [(0, 0), (2, 2), ([0, 3], 3), ([1], 1)])
-def test_there_are_as_many_hidden_layers_as_there_can_be(hidden: Any, count: int) -> None:
-    space = space_of(head={"hidden_layers": hidden, "units": [1, 2]})
-    assert sum(name.startswith("head.units.") for name in space.distributions) == count
 
 
 @given(spaces)
@@ -215,17 +209,13 @@ def test_a_linear_head_has_no_activation_and_no_batch_norm() -> None:
     assert not linear.distributions
 
 
-# JSON
+# Canonical form and JSON
 
 
-@given(with_params)
-def test_a_space_comes_back_from_json_as_it_was(given: tuple[Space, Params]) -> None:
-    space, params = given
-    again = Space.from_json(json.loads(json.dumps(space.to_json())))
-    assert again == space
-    assert list(again.distributions) == list(space.distributions)
-    assert json.dumps(again.to_json()) == json.dumps(space.to_json())
-    assert again.plan(params) == space.plan(params)
+@given(with_two)
+def test_canonical_form_and_json(given: tuple[Space, Params, Params]) -> None:
+    check_canonical_form(*given)
+    check_json(*given[:2])
 
 
 @pytest.mark.parametrize(
@@ -239,33 +229,6 @@ def test_a_space_comes_back_from_json_as_it_was(given: tuple[Space, Params]) -> 
 def test_from_json_refuses_what_is_no_space(values: dict[str, Any]) -> None:
     with pytest.raises((KeyError, ValueError)):
         Space.from_json(values)
-
-
-# Canonical form
-
-
-@given(with_params)
-def test_canonical_form(given: tuple[Space, Params]) -> None:
-    space, params = given
-    canonical = space.canonical(params)
-    assert list(canonical) == list(space.distributions)
-    assert space.canonical(canonical) == canonical
-    assert all(contains(space.distributions[name], value) for name, value in canonical.items())
-    assert space.plan(canonical) == space.plan(params)
-
-
-@given(with_params)
-def test_a_plan_leads_back_to_the_canonical_parameters(given: tuple[Space, Params]) -> None:
-    space, params = given
-    assert space.params(space.plan(params)) == space.canonical(params)
-
-
-@given(with_two)
-def test_equal_canonical_parameters_are_equal_plans(given: tuple[Space, Params, Params]) -> None:
-    space, one, other = given
-    assert (space.canonical(one) == space.canonical(other)) == (
-        space.plan(one) == space.plan(other)
-    )
 
 
 def test_what_has_no_meaning_takes_its_inert_value() -> None:
@@ -309,13 +272,6 @@ POLICY: dict[str, Any] = {
 }
 
 
-def test_epochs_are_whole_numbers() -> None:
-    space = space_of(**POLICY)
-    assert space.distributions["training.head_epochs"] == IntDistribution(0, 4)
-    plan = space.plan({**_largest_params(space), "training.head_epochs": 3})
-    assert json.dumps(plan.policy.head_epochs) == "3"
-
-
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("depth", [0, 2])
 def test_policy_that_means_nothing_has_its_default(optimizer: str, depth: int) -> None:
@@ -357,56 +313,55 @@ def test_a_fixed_policy_that_means_nothing_has_its_default() -> None:
     assert space.params(replace(trainable, policy=TrainingPolicy(mixup=0.2))) is None
 
 
-def test_the_plan_of_parameters() -> None:
-    space = space_of(
-        trainable_layers=2,
-        head={"hidden_layers": 1, "units": [8, 16], "dropout": 0.5, "pool": "max"},
-    )
-    assert space.plan({"head.units.1": 16}) == TrialPlan(
-        "resnet18",
-        2,
-        (LayerPlan(), LayerPlan()),
-        HeadPlan((HiddenLayer(16, 0.5),), "max"),
-        TrainingPolicy(),
-    )
+def outside(*layers: LayerPlan) -> tuple[dict[str, Any], TrialPlan]:
+    return SHAPES, TrialPlan("resnet18", len(layers), layers)
 
 
 @pytest.mark.parametrize(
-    "plan",
+    ("config", "plan"),
     [
-        TrialPlan("resnet34"),
-        TrialPlan("resnet18", 6, (LayerPlan(),) * 6),
-        TrialPlan("resnet18", head=HeadPlan(pool="avgmax")),
-        TrialPlan("resnet18", head=HeadPlan((HiddenLayer(65),))),
-        TrialPlan("resnet18", head=HeadPlan((HiddenLayer(64, 0.35),))),
-        TrialPlan("resnet18", head=HeadPlan((HiddenLayer(64),) * 3)),
-        TrialPlan("resnet18", policy=TrainingPolicy("adagrad")),
-        TrialPlan("resnet18", policy=TrainingPolicy(lr=2.0)),
-        TrialPlan("resnet18", policy=TrainingPolicy(weight_decay=1e-4)),
-        TrialPlan("resnet18", 1, (LayerPlan(kernel=3),), policy=TrainingPolicy(weight_decay=0)),
-        TrialPlan("resnet18", 2, (LayerPlan(),), policy=TrainingPolicy(weight_decay=0)),
-        TrialPlan("resnet18", 1, (LayerPlan(),), inherit="none"),
-        TrialPlan("resnet18", head=HeadPlan((HiddenLayer(64),), activation="gelu")),
-        TrialPlan("resnet18", head=HeadPlan(batch_norm=False)),
+        outside(LayerPlan(pool="max2", kernel=3), LayerPlan()),
+        outside(LayerPlan(pool="max2", kernel=1)),
+        outside(LayerPlan(pool="max2", dropout=0.1)),
+        outside(LayerPlan(pool="max2"), LayerPlan(pool="max2"), LayerPlan(pool="max2")),
+        outside(LayerPlan(pool="max2", width="0.5")),
+        *[
+            (FULL, plan)
+            for plan in (
+                TrialPlan("resnet34"),
+                TrialPlan("resnet18", 6, (LayerPlan(),) * 6),
+                TrialPlan("resnet18", head=HeadPlan(pool="avgmax")),
+                TrialPlan("resnet18", head=HeadPlan((HiddenLayer(65),))),
+                TrialPlan("resnet18", head=HeadPlan((HiddenLayer(64, 0.35),))),
+                TrialPlan("resnet18", head=HeadPlan((HiddenLayer(64),) * 3)),
+                TrialPlan("resnet18", policy=TrainingPolicy("adagrad")),
+                TrialPlan("resnet18", policy=TrainingPolicy(lr=2.0)),
+                TrialPlan("resnet18", policy=TrainingPolicy(weight_decay=1e-4)),
+                TrialPlan(
+                    "resnet18", 1, (LayerPlan(kernel=3),), policy=TrainingPolicy(weight_decay=0)
+                ),
+                TrialPlan("resnet18", 2, (LayerPlan(),), policy=TrainingPolicy(weight_decay=0)),
+                TrialPlan("resnet18", 1, (LayerPlan(),), inherit="none"),
+                TrialPlan("resnet18", head=HeadPlan((HiddenLayer(64),), activation="gelu")),
+                TrialPlan("resnet18", head=HeadPlan(batch_norm=False)),
+            )
+        ],
+        # Spaces without the baseline.
+        *[
+            (config, TrialPlan("resnet18"))
+            for config in (
+                {"trainable_layers": 2},
+                {"trainable_layers": {"low": 1, "high": 8, "log": True}},
+                {"head": {"pool": ["avg", "max"]}},
+                {"head": {"hidden_layers": [1, 2], "units": [8, 16]}},
+            )
+        ],
     ],
 )
-def test_a_plan_outside_of_the_space_has_no_parameters(plan: TrialPlan) -> None:
-    assert space_of(**FULL).params(plan) is None
-
-
-@pytest.mark.parametrize(
-    "layers",
-    [
-        (LayerPlan(pool="max2", kernel=3), LayerPlan()),
-        (LayerPlan(pool="max2", kernel=1),),
-        (LayerPlan(pool="max2", dropout=0.1),),
-        (LayerPlan(pool="max2"), LayerPlan(pool="max2"), LayerPlan(pool="max2")),
-        (LayerPlan(pool="max2", width="0.5"),),
-    ],
-)
-def test_layers_outside_of_the_space_have_no_parameters(layers: tuple[LayerPlan, ...]) -> None:
-    plan = TrialPlan("resnet18", len(layers), layers)
-    assert space_of(**SHAPES).params(plan) is None
+def test_a_plan_outside_of_the_space_has_no_parameters(
+    config: dict[str, Any], plan: TrialPlan
+) -> None:
+    assert space_of(**config).params(plan) is None
 
 
 # Baseline
@@ -478,21 +433,3 @@ def test_the_baseline_is_the_untouched_backbone_with_a_linear_head(space: Space)
         for name, wanted in {"depth": 0, "head.hidden_layers": 0, "head.pool": "keep"}.items()
     )
     assert inside == (params is not None)
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        {"trainable_layers": 2},
-        {"trainable_layers": {"low": 1, "high": 3}},
-        {"trainable_layers": [1, 2]},
-        {"trainable_layers": {"low": 1, "high": 8, "log": True}},
-        {"head": {"pool": ["avg", "max"]}},
-        {"head": {"pool": "avg"}},
-        {"head": {"hidden_layers": 1}},
-        {"head": {"hidden_layers": [1, 2], "units": [8, 16]}},
-    ],
-)
-def test_a_space_can_exclude_the_baseline(config: dict[str, Any]) -> None:
-    space = space_of(**config)
-    assert space.params(space.baseline()) is None

@@ -8,45 +8,32 @@ from autotune.errors import StorageError
 from autotune.storage.paths import StudyPaths
 
 
-def test_the_files_of_sqlite_lie_beside_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("url", "root", "expected"),
+    [
+        ("sqlite:///storage/autotune.db", None, "storage/autotune.files"),
+        ("sqlite:////data/a.db", None, "/data/a.files"),
+        ("sqlite:///~/a.db", None, "/home/me/a.files"),
+        # Two databases never share their files.
+        ("sqlite:////data/a.sqlite", None, "/data/a.sqlite.files"),
+        ("sqlite:////data/exp.1", None, "/data/exp.1.files"),
+        # Those of a server are under the working directory.
+        ("postgresql://u:secret@host/team", None, "storage/team.files"),
+        ("postgresql://host", None, "storage/autotune.files"),
+        ("sqlite:///a.db", "/shared/x", "/shared/x"),
+        ("postgresql://host/team", "x", "x"),
+        ("postgresql://host/team", "~/x", "/home/me/x"),
+    ],
+)
+def test_the_folder_of_the_files(
+    url: str, root: str | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")
-    assert (
-        StudyPaths.from_url("sqlite:///storage/autotune.db").root
-        == tmp_path / "storage/autotune.files"
-    )
-    assert StudyPaths.from_url("sqlite:////data/a.db").root == Path("/data/a.files")
-    assert StudyPaths.from_url("sqlite:///~/a.db").root == Path("/home/me/a.files")
+    assert StudyPaths.from_url(url, root).root == tmp_path / expected
 
 
-def test_two_databases_never_share_their_files() -> None:
-    names = ("a.db", "a.sqlite", "exp.1", "exp.2")
-    assert len({StudyPaths.from_url(f"sqlite:////data/{name}").root for name in names}) == len(
-        names
-    )
-
-
-def test_the_files_of_a_server_lie_under_the_working_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    root = tmp_path / "storage"
-    assert StudyPaths.from_url("postgresql://u:secret@host/team").root == root / "team.files"
-    assert StudyPaths.from_url("postgresql://host").root == root / "autotune.files"
-
-
-def test_an_explicit_folder_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", "/home/me")
-    for url in ("sqlite:///a.db", "postgresql://host/team"):
-        assert StudyPaths.from_url(url, "/shared/x").root == Path("/shared/x")
-        assert StudyPaths.from_url(url, "x").root == tmp_path / "x"
-        assert StudyPaths.from_url(url, "~/x").root == Path("/home/me/x")
-
-
-def test_what_lies_where() -> None:
+def test_the_files_in_it() -> None:
     files = StudyPaths(Path("/f"))
     assert files.artifacts == Path("/f/artifacts")
     assert files.cache == Path("/f/cache")
@@ -69,4 +56,4 @@ def test_the_files_of_a_study_are_found_by_its_name(tmp_path: Path) -> None:
 
 def test_no_url() -> None:
     with pytest.raises(StorageError, match="is no storage URL"):
-        StudyPaths.from_url("storage/autotune.db")
+        StudyPaths.from_url("autotune.db")

@@ -32,7 +32,7 @@ for name in sys.argv[1:]:
         source = open_source(name)
         samples = [[one.key, one.label, one.split, one.group] for one in source.samples]
         reads = [np.asarray(source.read(one)).mean(axis=(0, 1)).tolist() for one in source.samples]
-        answer = {"classes": source.classes, "samples": samples, "colours": reads,
+        answer = {"classes": source.classes, "samples": samples, "colors": reads,
                   "fingerprint": source.fingerprint}
     except UserError as error:
         answer = {"refusal": str(error)}

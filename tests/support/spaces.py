@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from hypothesis import strategies as st
@@ -12,7 +13,10 @@ from optuna.distributions import (
     IntDistribution,
 )
 
+from autotune.config.loading import validate
 from autotune.config.schema import SpaceConfig
+from autotune.search.dimensions import contains
+from autotune.search.samplers import CanonicalSampler, make_sampler
 from autotune.search.space import KEY_NAMES, LAYER_FIELDS, Params, Space
 from tests.support.capabilities import FakeCapabilities, fake_capabilities
 
@@ -44,6 +48,20 @@ SHAPES: dict[str, Any] = {
 def space_of(inherit: Any = "weights", of: Any = None, **config: Any) -> Space:
     found = fake_capabilities(8) if of is None else of
     return Space.from_config("resnet18", SpaceConfig.model_validate(config), inherit, found)
+
+
+def space_of_three(inherit: Any = ("weights", "none"), **config: Any) -> Space:
+    """Make a space of a backbone with three layers."""
+    return space_of(list(inherit), fake_capabilities(3), **config)
+
+
+def start_of(space: Space) -> Params:
+    return space.nearest(space.baseline())
+
+
+def sampler_of(space: Space, seed: int = 0, **search: Any) -> CanonicalSampler:
+    study = {"dataset": "digits", "backbone": "resnet18", "search": search}
+    return make_sampler(validate(study, "test"), space, seed)
 
 
 def dimension(low: float, high: float, integer: bool) -> st.SearchStrategy[Any]:
@@ -159,7 +177,27 @@ def params_in(space: Space) -> st.SearchStrategy[Params]:
     )
 
 
-with_params = spaces.flatmap(lambda space: st.tuples(st.just(space), params_in(space)))
 with_two = spaces.flatmap(
     lambda space: st.tuples(st.just(space), params_in(space), params_in(space))
 )
+
+
+def check_canonical_form(space: Space, params: Params, other: Params) -> None:
+    """Parameters in canonical form and plans correspond one to one."""
+    canonical, plan = space.canonical(params), space.plan(params)
+    assert list(canonical) == list(space.distributions)
+    assert space.canonical(canonical) == canonical
+    assert all(contains(space.distributions[name], value) for name, value in canonical.items())
+    assert space.plan(canonical) == plan
+    assert space.params(plan) == canonical
+    assert (canonical == space.canonical(other)) == (plan == space.plan(other))
+
+
+def check_json(space: Space, params: Params) -> None:
+    """A space comes back from JSON as it was, in the same order."""
+    again = Space.from_json(json.loads(json.dumps(space.to_json())))
+    assert again == space
+    assert list(again.limits) == list(space.limits)
+    assert list(again.distributions) == list(space.distributions)
+    assert json.dumps(again.to_json()) == json.dumps(space.to_json())
+    assert again.plan(params) == space.plan(params)

@@ -44,7 +44,7 @@ FAMILIES: dict[str, Family] = {
     "test_convnext": Family(),
     "test_efficientnet": Family(),
     "test_byobnet": Family(),
-    "test_nfnet": Family(),  # weight standardised, grouped
+    "test_nfnet": Family(),  # weight standardized, grouped
     "mobilenetv3_small_050": Family(),
     "levit_128s": Family(96, {"img_size": 96}),
     "densenet121": Family(64, {"block_config": (2, 2, 2, 2)}),
@@ -136,7 +136,7 @@ def built(plan: TrialPlan, seed: int = 0, classes: int = 3) -> Network:
 
 
 def pictures(name: str, count: int = 2, seed: int = 0) -> Tensor:
-    """Draw normalised images ``(count, 3, size, size)``."""
+    """Draw normalized images ``(count, 3, size, size)``."""
     size = FAMILIES[name].size
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
 

@@ -120,16 +120,16 @@ def test_values_do_not_depend_on_what_was_kept_before(
     alone = cache_of(run, tmp_path / "a", root)
     later = cache_of(run, tmp_path / "b", root)
     found = rows_of(alone, last)
-    assert len(alone.shelf.keys()) == 2  # with those of the root
+    assert len(alone.array_cache.keys()) == 2  # with those of the root
     rows_of(later, cut("test_resnet", 1))
     rows_of(later, root)
-    monkeypatch.setattr(features_module, "cores", lambda: 3)
+    monkeypatch.setattr(features_module, "available_cpus", lambda: 3)
     assert np.array_equal(found, rows_of(later, last))
     # From the images they are the same to rounding, and kept apart.
     direct = cache_of(run, tmp_path / "b")
     images_alone = rows_of(direct, last)
     assert images_alone == pytest.approx(found, rel=0.02, abs=0.01)
-    assert len(later.shelf.keys()) == 4
+    assert len(later.array_cache.keys()) == 4
 
 
 def test_other_weights_and_other_images_are_other_features(tmp_path: Path) -> None:
@@ -162,9 +162,9 @@ def test_what_half_precision_cannot_hold_is_kept_in_single(tmp_path: Path) -> No
     found = rows_of(cache, parts)
     assert found.dtype == np.float32
     assert np.isfinite(found).all() and found.max() > 65504
-    (key,) = cache.shelf.keys()
+    (key,) = cache.array_cache.keys()
     assert np.array_equal(rows_of(cache, parts), found)
-    assert cache.shelf.keys() == [key]
+    assert cache.array_cache.keys() == [key]
 
 
 def test_without_room_features_are_computed_whenever_they_are_needed(
@@ -175,7 +175,7 @@ def test_without_room_features_are_computed_whenever_they_are_needed(
         run = on_features(found, tmp_path, limit=1000, num_views=2)
         expected = np.array(course(training(found, num_views=2)))
         assert np.array(course(run)) == pytest.approx(expected, rel=1e-3)
-    said = [one.getMessage() for one in caplog.records if "computed anew" in one.getMessage()]
+    said = [one.getMessage() for one in caplog.records if "computed again" in one.getMessage()]
     assert len(said) == 2  # of training and of validation images, once each
     assert "cache.disk_gb" in said[0]
     assert ArrayCache(tmp_path).keys() == []

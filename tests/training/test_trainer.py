@@ -157,48 +157,6 @@ def test_the_gradients_of_parts_add_up_to_that_of_the_batch(mixup: float) -> Non
         torch.testing.assert_close(state[key], value, atol=1e-4, rtol=1e-3)
 
 
-def test_label_smoothing() -> None:
-    run = training(plan("test_resnet", label_smoothing=0.2))
-    logits, labels = torch.randn(5, 10), torch.arange(5)
-    log = logits.log_softmax(1)
-    expected = -(0.8 * log[torch.arange(5), labels] + 0.2 * log.mean(1)).mean()
-    assert float(run.loss(logits, labels)) == pytest.approx(float(expected))
-
-
-def test_the_moving_average_of_the_weights() -> None:
-    run = training(plan("test_resnet", 2, lr=0.01), ema=0.9, epochs=2)
-    average: dict[str, Tensor] = {}
-    update = run._update
-    steps = 0
-
-    def follow() -> None:
-        nonlocal steps
-        update()
-        steps += 1
-        # Of the first n weights at first (timm's warm-up), later with the full decay.
-        decay = min(0.9, 1 - steps ** (-2 / 3)) if steps > 1 else 0.0
-        for key, value in run.network.state_dict().items():
-            old = average.get(key, value)
-            new = decay * old + (1 - decay) * value if value.is_floating_point() else value
-            average[key] = new.clone()
-
-    run._update = follow  # type: ignore[method-assign]
-    list(run.run())
-    assert steps == 6
-    assert run.eval_model is not run.network
-    found = run.eval_model.state_dict()
-    for key, value in average.items():
-        assert torch.allclose(found[key].double(), value.double(), atol=1e-5), key
-    pretrained = backbone("test_resnet").pretrained.state_dict()
-    for layer in run.network.layers[2:]:
-        for name in layer.names:
-            assert torch.equal(found[f"backbone.{name}"], pretrained[name])
-    assert not any(
-        torch.equal(found[f"head.{i}"], run.network.state_dict()[f"head.{i}"])
-        for i in ("0.weight", "0.bias")
-    )
-
-
 def test_the_learning_rate_ends_at_zero() -> None:
     run = training(plan("test_resnet", 1, lr=0.01), epochs=2, count=33)
     assert run.steps == 2 * 2  # 33 images in batches of 16: the last one joins the second
@@ -257,16 +215,6 @@ def test_predictions_come_in_the_order_of_the_images() -> None:
     results = list(run.run())
     assert run.validation_logits is not None
     assert results[-1].metrics == compute_metrics(run.validation_logits, run.validation.labels)
-
-
-def test_frozen_layers_survive_a_real_training() -> None:
-    run = training(plan("test_efficientnet", 2, 8, dropout=0.3), dropping=True, ema=0.9)
-    list(run.run())
-    pretrained = state_of(backbone("test_efficientnet").pretrained)
-    for net in (run.network, run.eval_model):
-        own = state_of(net.backbone)
-        for layer in net.layers[2:]:
-            assert all(torch.equal(own[name], pretrained[name]) for name in layer.names)
 
 
 def test_a_finished_training_leaves_nothing_behind() -> None:

@@ -81,7 +81,7 @@ def copy(
     if files is not None:
         check_folder(Path(files).expanduser())
     copy_studies(_url(source), target, study, files, _print_copied)
-    _print(f"go on with --storage {redact(target)}; {redact(_url(source))} keeps what it has")
+    _print(f"continue with --storage {redact(target)}; {redact(_url(source))} is unchanged")
 
 
 def _print_copied(copied: Copied) -> None:
@@ -97,8 +97,8 @@ def _print_copied(copied: Copied) -> None:
         _print(f"  without {plural(files.missing, 'artifact')} that could not be found")
     if copied.running:
         _print(
-            f"  {plural(copied.running, 'trial was', 'trials were')} running: the next 'autotune "
-            "run' there starts them again; stop the workers of the old storage"
+            f"  {plural(copied.running, 'trial was', 'trials were')} running: to continue there, "
+            "stop the workers of the old storage; the next 'autotune run' there restarts them"
         )
 
 

@@ -34,7 +34,7 @@ def report(
             help="File to write, - for standard output; default: beside the study.",
         ),
     ] = None,
-    form: Annotated[
+    format: Annotated[
         Literal["html", "md", "json", "csv", "parquet"] | None,
         typer.Option(
             "--format", help="What to write; default: what the file's ending says, else html."
@@ -56,7 +56,7 @@ def report(
     from autotune.storage.url import redact
     from autotune.study.setup.opening import open_existing
 
-    chosen = resolve_format(output, form)
+    chosen = resolve_format(output, format)
     if output == "-" and chosen not in _STREAMED:
         raise UserError(
             f"--output -: standard output takes {', '.join(_STREAMED)}, but got {chosen}; name "

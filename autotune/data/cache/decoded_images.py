@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from autotune.data.cache.array_cache import ArrayCache
-from autotune.data.cache.decoding import ordered_thread_map, retry_read, silence_pillow
 from autotune.data.cache.entry import Entry, EntryWriter
+from autotune.data.cache.reading import ordered_thread_map, retry_read, silence_pillow
 from autotune.data.preprocessing import ImageSpec, draft_decode, to_store_array
 from autotune.data.source import Source
 from autotune.errors import DatasetError, InsufficientSpaceError
@@ -40,11 +40,7 @@ _LIST_BYTES = 64
 class LazyImages:
     """Images that are decoded whenever they are needed.
 
-    Args:
-        source: The images.
-        indices: int64, ``(N,)``: indices into its samples.
-        spec: What the backbone expects.
-        fast: Whether large JPEGs are decoded at a part of their size.
+    Where ``fast``, large JPEGs are decoded at a part of their size.
     """
 
     source: Source

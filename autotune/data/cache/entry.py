@@ -59,12 +59,9 @@ class Entry:
 
 
 class ArrayWriter:
-    """Writes one array. Plain writes, not a mapping: a full disk raises OSError, not SIGBUS.
+    """Writes one array, row after row.
 
-    Args:
-        path: Its file.
-        dtype: Of its values.
-        shape: Of one row.
+    Plain writes, not a mapping: a full disk raises OSError, not SIGBUS.
     """
 
     def __init__(self, path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
@@ -75,10 +72,7 @@ class ArrayWriter:
         self._crc = 0
 
     def append(self, rows: np.ndarray) -> None:
-        """Write the next rows.
-
-        Args:
-            rows: ``(n, *shape)``, of the dtype of the array.
+        """Write the next rows, ``(n, *shape)``.
 
         Raises:
             ValueError: When they are of another shape or dtype.
@@ -108,11 +102,7 @@ class ArrayWriter:
 
 
 class EntryWriter:
-    """Writes the arrays of an entry.
-
-    Args:
-        folder: Folder of the files.
-    """
+    """Writes the arrays of an entry into its folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -24,10 +24,7 @@ from autotune.text import format_bytes, plural
 class Downloadable(ABC):
     """A data set that is downloaded once and kept for all studies.
 
-    Args:
-        name: Its name in study files.
-        title: Its full name.
-        page: Address of its description.
+    ``name`` is its name in study files, ``page`` the address of its description.
     """
 
     name: str

@@ -134,14 +134,7 @@ def remove(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class _Member:
-    """A file or folder of an archive.
-
-    Args:
-        name: Its name in the archive.
-        path: Its place, relative to the folder.
-        size: Of its content, in bytes.
-        open: Opens a file; ``None`` of a folder.
-    """
+    """A file of an archive, or a folder, which has no ``open``; its size is in bytes."""
 
     name: str
     path: PurePosixPath

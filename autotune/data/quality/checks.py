@@ -133,7 +133,7 @@ def _duplicates(values: Mapping[str, Any]) -> Iterator[str]:
     if leaks:
         way_out = (
             "The data set is already split, which is kept"
-            if counts["mode"] in ("group", "together")  # the latter before version 0.2
+            if counts["mode"] in ("group", "together")  # the name in earlier studies
             else "They stay in one split with data.duplicates: group"
         )
         yield (

@@ -62,13 +62,9 @@ def compute_statistics(
     test: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> DatasetStatistics:
-    """Compute the statistics of a data set.
+    """Compute the statistics of a data set; ``duplicates`` is the setting ``data.duplicates``.
 
-    Args:
-        dataset: Images and their split.
-        duplicates: The setting ``data.duplicates``.
-        test: Whether test images are decoded too; otherwise they are only counted.
-        on_progress: Called with the number of images decoded and their total.
+    Test images are only counted, or decoded too with ``test``.
     """
     source, split = dataset.source, dataset.split
     splits = ("train", "validation", *(("test",) if test else ()))

@@ -1,1 +1,1 @@
-"""Sources of labelled images: folders, tables, archives, the hub, registered data sets."""
+"""Sources of labeled images: folders, tables, archives, the hub, registered data sets."""

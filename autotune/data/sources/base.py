@@ -52,7 +52,7 @@ class FileSource(Source):
     Args:
         name: The data set as the user named it.
         files: The files, sorted by key.
-        labelled: Whether classes, splits and groups do not follow from the keys, so that they are
+        labeled: Whether classes, splits and groups do not follow from the keys, so that they are
             part of the fingerprint.
         progress: Called while the files are read for the fingerprint.
 
@@ -64,7 +64,7 @@ class FileSource(Source):
         self,
         name: str,
         files: Sequence[ImageFile],
-        labelled: bool = False,
+        labeled: bool = False,
         progress: Progress = no_progress,
     ) -> None:
         self.name = name
@@ -82,7 +82,7 @@ class FileSource(Source):
                 f"every image needs its own name, but two of {name!r} are written {repeated!r}; "
                 "rename one of them"
             )
-        self._labelled = labelled
+        self._labeled = labeled
         self._digests = digest_files(self._paths, progress)
 
     def fingerprint_of(self, samples: Sequence[Sample]) -> str:
@@ -92,7 +92,7 @@ class FileSource(Source):
             row_of = {sample.key: row for row, sample in enumerate(self.samples)}
             rows = [row_of[sample.key] for sample in samples]
         digest = hashlib.blake2b(self._digests[rows].tobytes(), digest_size=16)
-        if not self._labelled:
+        if not self._labeled:
             return digest.hexdigest()
         digest = hashlib.blake2b(digest.hexdigest().encode(), digest_size=16)
         for row in rows:
@@ -116,13 +116,7 @@ def open_folder(name: str, root: str, progress: Progress = no_progress) -> FileS
 
 
 class SubsetSource(Source):
-    """Some images of another source, with other labels and splits where wanted.
-
-    Args:
-        source: The other source.
-        classes: Names of the classes.
-        samples: The images; a label is an index into ``classes``.
-    """
+    """Some images of another source, with their own classes, labels and splits."""
 
     def __init__(
         self, source: Source, classes: tuple[str, ...], samples: tuple[Sample, ...]

@@ -39,14 +39,7 @@ _ADDRESS = re.compile(
 
 @dataclass(frozen=True)
 class _Address:
-    """The parts of an address.
-
-    Args:
-        repository: ``owner/name``.
-        revision: Branch, tag or commit.
-        configuration: One of several data sets of the repository.
-        columns: Names of the columns ``image`` and ``label``, where the address has them.
-    """
+    """The parts of an address: ``owner/name``; branch, tag or commit; configuration; columns."""
 
     repository: str
     revision: str | None
@@ -70,7 +63,7 @@ class HubSource(Source):
         progress: Called when the download begins.
 
     Raises:
-        DatasetError: When it cannot be downloaded, or holds no labelled images.
+        DatasetError: When it cannot be downloaded, or holds no labeled images.
         DiskFullError: When the disk has no room for it.
     """
 

@@ -50,7 +50,7 @@ def read_dogs(root: Path, progress: Progress = no_progress) -> FileSource:
             breed = key.partition("/")[0].partition("-")[2].replace("_", " ")
             files.append(ImageFile(key, str(folder / key), breed, split))
     files.sort(key=lambda file: file.key)
-    return FileSource("dogs", files, labelled=True, progress=progress)
+    return FileSource("dogs", files, labeled=True, progress=progress)
 
 
 def imagenet_overlap_warning(backbone: str) -> str:

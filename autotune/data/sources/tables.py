@@ -80,7 +80,7 @@ def open_table(name: str, path: str, progress: Progress = no_progress) -> FileSo
         )
     ]
     images.sort(key=lambda image: image.key)
-    return FileSource(name, images, labelled=True, progress=progress)
+    return FileSource(name, images, labeled=True, progress=progress)
 
 
 def _load(path: str) -> pd.DataFrame:

@@ -114,23 +114,17 @@ class TorchvisionDataset(Downloadable):
             return ArraySource(self.name, classes, loaded)
         files = []
         for split, dataset in loaded.items():
-            for path, label in _labelled_paths(dataset):
+            for path, label in _labeled_paths(dataset):
                 if not os.path.exists(path):
                     raise DatasetError(f"{self.title} needs {path}, but it is not there")
                 key = Path(path).relative_to(root).as_posix()
                 files.append(ImageFile(key, path, classes[label], split))
         files.sort(key=lambda file: file.key)
-        return FileSource(self.name, files, labelled=True, progress=progress)
+        return FileSource(self.name, files, labeled=True, progress=progress)
 
 
 class ArraySource(Source):
-    """Images that a loader holds in memory.
-
-    Args:
-        name: The data set as the user named it.
-        classes: Names of the classes, in the loader's order.
-        loaded: Split -> loader.
-    """
+    """Images that loaders hold in memory; ``classes`` are in the loader's order."""
 
     def __init__(
         self, name: str, classes: Sequence[str], loaded: Mapping[str | None, Any]
@@ -162,7 +156,7 @@ class ArraySource(Source):
         return Image.fromarray(np.ascontiguousarray(self._images[sample.key]))
 
 
-def _labelled_paths(dataset: Any) -> Iterator[tuple[str, int]]:
+def _labeled_paths(dataset: Any) -> Iterator[tuple[str, int]]:
     """Yield path and label of every image of a loader that holds no images."""
     if hasattr(dataset, "loader"):
         yield from (dataset[index] for index in range(len(dataset)))
@@ -285,7 +279,7 @@ TORCHVISION_DATASETS = (
     ),
     TorchvisionDataset(
         "stl10",
-        "STL-10 (its labelled images)",
+        "STL-10 (its labeled images)",
         "https://cs.stanford.edu/~acoates/stl10/",
         "STL10",
         _SPLITS,

@@ -21,11 +21,9 @@ from autotune.text import join_some
 
 @dataclass(frozen=True, eq=False)
 class Fold:
-    """The training and validation images of one fold.
+    """The training and validation images of one fold, int64, ascending.
 
-    Args:
-        train: int64, ascending: training images.
-        validation: int64, ascending: validation images; those of all folds together are all.
+    The validation images of all folds together are all images.
     """
 
     train: np.ndarray

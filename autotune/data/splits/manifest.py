@@ -20,13 +20,9 @@ _HEADER = ["key", "label", "class", "part", "group"]
 
 @dataclass(frozen=True)
 class ManifestRow:
-    """One image of a manifest.
+    """One image of a manifest: its split is empty where it is in none.
 
-    Args:
-        key: Its key in the source.
-        label: Index into the classes.
-        split: ``train``, ``validation`` or ``test``; empty where it is in none.
-        group: Number of its group; images that stay together have the same.
+    Images that stay together have the same number of a group.
     """
 
     key: str

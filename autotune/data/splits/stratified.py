@@ -25,13 +25,7 @@ _MAX_CARVED = 0.999
 
 @dataclass(frozen=True)
 class SplitIndices:
-    """Three disjoint splits of a source.
-
-    Args:
-        train: Training images: sorted indices into the source's samples.
-        validation: Validation images, to choose among trials.
-        test: Test images, for the final fit alone.
-    """
+    """Three disjoint splits of a source: sorted indices into its samples."""
 
     train: tuple[int, ...]
     validation: tuple[int, ...]

@@ -33,14 +33,9 @@ _INTERPOLATIONS = {
 
 @dataclass(frozen=True, eq=False)
 class ViewRenderer:
-    """Renders views; small enough to be sent to a data-loading process.
+    """Renders views of the images in some rows of a store.
 
-    Args:
-        store: Decoded images.
-        rows: int64, ``(N,)``: rows of the store.
-        spec: What the backbone expects.
-        augment: The augmentation.
-        seed: Seed of all views.
+    It is small enough to be sent to a data-loading process.
     """
 
     store: ImageStore

@@ -96,7 +96,7 @@ class Prefix:
         """Return the tensors that cross, each ``(N, *shape)``.
 
         Args:
-            given: Normalised images ``(N, C, H, W)``, or the tensors that ``needs`` names, each
+            given: Normalized images ``(N, C, H, W)``, or the tensors that ``needs`` names, each
                 ``(N, *shape)``. They are not changed.
         """
         crossing: tuple[Tensor, ...] = self._subgraph(self._owner, given)
@@ -161,7 +161,7 @@ def split_network(network: Network, images: Tensor) -> PrefixSplit:
     Args:
         network: The network, already on its device; it is not changed. Where it trains under
             autocast, this has to run under it too: crossing tensors get the present types.
-        images: Normalised images ``(N, C, H, W)``; only the first is used.
+        images: Normalized images ``(N, C, H, W)``; only the first is used.
 
     Raises:
         SplitError: When the backbone cannot be traced, or no cut gives a tensor for each image.

@@ -27,20 +27,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from autotune.models.surgery.aten_ops import (
-    ALONG,
-    BATCH_NORMS,
-    COPYING,
-    ELEMENTWISE,
-    LAYER_NORMS,
-    MOVING,
-    NORMS,
-    POOLING,
-    RESHAPING,
-    STATISTICS,
-    SUMS,
-    aten,
-)
+from autotune.models.surgery import aten_ops as ops
 from autotune.runtime import single_threaded
 
 #: The number of entries that are tied to a fixed size.
@@ -188,7 +175,7 @@ class _ChannelTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _trace(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         operands, outputs = _tensors(args, kwargs), _tensors(result)
         packet = func.overloadpacket
-        moving = packet in MOVING
+        moving = packet in ops.MOVING
         if not any(
             self.ids(operand) is not None or (moving and id(operand) in self._names)
             for operand in operands
@@ -196,15 +183,15 @@ class _ChannelTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         if moving:
             self._move(func, args, kwargs, outputs)
-        elif packet in NORMS:
+        elif packet in ops.NORMS:
             self._norm(packet, args, outputs[0])
-        elif packet in POOLING:
+        elif packet in ops.POOLING:
             self._reduce(args[0], outputs[0], (-1, -2), keep=True)
-        elif packet in STATISTICS:
-            position = 2 if packet is aten.linalg_vector_norm else 1
+        elif packet in ops.STATISTICS:
+            position = 2 if packet is ops.aten.linalg_vector_norm else 1
             dims = args[position] if len(args) > position else None
             self._statistic(packet, args[0], outputs, dims)
-        elif packet in ALONG:
+        elif packet in ops.ALONG:
             ids = self._ids_or_new(args[0])
             if ids is not None and args[0].shape[args[1]] <= MAX_BRANCHES:
                 self._unite_branches(args[0], ids, args[1], outputs)
@@ -212,9 +199,9 @@ class _ChannelTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._fix(operands, outputs, f"{packet.__name__} runs along them")
             else:
                 self.mark(outputs[0], ids)
-        elif torch.Tag.pointwise in func.tags or packet in ELEMENTWISE:
+        elif torch.Tag.pointwise in func.tags or packet in ops.ELEMENTWISE:
             self._unite(operands, outputs)
-        elif packet is not aten.convolution or not self._fixed_filter(args, outputs[0]):
+        elif packet is not ops.aten.convolution or not self._fixed_filter(args, outputs[0]):
             self._fix(operands, outputs, f"{packet.__name__} mixes them")
 
     def _varies_along(self, tensor: Tensor, ids: Tensor, dims: Iterable[int]) -> bool:
@@ -230,10 +217,10 @@ class _ChannelTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _move(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor]) -> None:
         """Run an operation that only moves data on the numbers themselves."""
         packet = func.overloadpacket
-        if packet in COPYING:
+        if packet in ops.COPYING:
             self.mark(outputs[0], self._ids_or_new(args[0]))
             return
-        if packet in RESHAPING:
+        if packet in ops.RESHAPING:
             reshaped = self._reshape(args[0], outputs[0])
             if reshaped is not None:
                 self.mark(outputs[0], reshaped)
@@ -247,7 +234,7 @@ class _ChannelTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         ignored = ("dtype", "layout", "device", "memory_format", "pin_memory")
         options = {key: value for key, value in kwargs.items() if key not in ignored}
         given = tree_map_only(Tensor, numbers, list(args))
-        if packet is aten.constant_pad_nd:
+        if packet is ops.aten.constant_pad_nd:
             given = [given[0], args[1], PADDING]
         try:
             moved = _tensors(func(*given, **options))
@@ -283,9 +270,9 @@ class _ChannelTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if own is None:
                 self.unions.fix(ids, "a norm without parameters of its own")
             else:
-                shape = own.shape if packet in LAYER_NORMS else (-1, *(1,) * (tensor.ndim - 2))
+                shape = own.shape if packet in ops.LAYER_NORMS else (-1, *(1,) * (tensor.ndim - 2))
                 self.unions.unite(ids, own.view(shape))
-        if packet not in BATCH_NORMS:
+        if packet not in ops.BATCH_NORMS:
             self.unions.mark_inexact(ids)
         self.mark(output, ids)
 
@@ -311,7 +298,7 @@ class _ChannelTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif not self._varies_along(tensor, ids, chosen):
             for output in outputs:
                 self._reduce(tensor, output, chosen, output.ndim == tensor.ndim)
-        elif packet in SUMS:
+        elif packet in ops.SUMS:
             self._fix([tensor], outputs, "they are summed")
         else:
             self.unions.mark_inexact(ids)

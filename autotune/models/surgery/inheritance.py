@@ -96,7 +96,7 @@ def channel_norms(
     Args:
         model: The network in evaluation mode.
         readers: Names of convolutions and linear layers.
-        images: ``(N, C, H, W)``, normalised, on the device of the network.
+        images: ``(N, C, H, W)``, normalized, on the device of the network.
 
     Returns:
         Vectors ``(in,)`` by module.

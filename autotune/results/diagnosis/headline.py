@@ -79,8 +79,8 @@ def key_figures(results: StudyResults) -> list[tuple[str, str, str]]:
         share = f"{100 * (images - computed) / images:.0f} %"
         passes = f"{images - computed:,} of {images:,} passes of an image through frozen layers"
         figures.append(("features reused", share, passes))
-    if results.ended is not None:
-        figures.append(("ended by", results.ended.kind, results.ended.text))
+    if results.stop_reason is not None:
+        figures.append(("ended by", results.stop_reason.kind, results.stop_reason.text))
     return figures
 
 
@@ -193,7 +193,7 @@ def action_items(results: StudyResults, diagnostics: Sequence[Diagnostic]) -> li
     """Say what should be done next."""
     progress, texts = results.progress, []
     missing = progress.budget - progress.finished
-    if results.ended is None and missing > 0:
+    if results.stop_reason is None and missing > 0:
         texts.append(
             f"The study is not at its end: {missing} of {progress.budget} trials are missing."
         )

@@ -20,6 +20,7 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial
 from pydantic import ValidationError
 
+from autotune.config.old_names import with_new_names
 from autotune.config.schema import SpaceConfig
 from autotune.results.study_results import StudyResults, is_active
 
@@ -113,7 +114,9 @@ def _is_allowed(parameter: str, value: float) -> bool:
     else:
         key = key.rsplit(".", 1)[0]  # head.units.1 is the key head.units
     try:
-        SpaceConfig.model_validate({section: {key: value} if key else value})
+        # Parameters are stored under the names that keys had in version 0.1.
+        values, _ = with_new_names({"space": {section: {key: value} if key else value}})
+        SpaceConfig.model_validate(values["space"])
     except ValidationError:
         return False
     return True

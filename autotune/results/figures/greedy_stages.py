@@ -57,8 +57,8 @@ def stage_rows(results: StudyResults) -> tuple[StageRow, ...]:
 
 def _row(result: StageResult, objective: Objective, margin: float) -> StageRow:
     best, gain = result.best, ""
-    if best is not None and best.value is not None and result.before is not None:
-        gain = objective.format_difference(best.value, result.before)
+    if best is not None and best.value is not None and result.value_before is not None:
+        gain = objective.format_difference(best.value, result.value_before)
     return StageRow(
         name=result.stage.name,
         searched=_searched(result),
@@ -81,7 +81,7 @@ def _searched(result: StageResult) -> str:
 def _verdict(result: StageResult, margin: float) -> str:
     if result.skipped:
         return "skipped: the layer before it gained nothing"
-    if not result.over:
+    if not result.is_finished:
         return "in progress"
     if result.accepted:
         return "accepted"

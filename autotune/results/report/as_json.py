@@ -34,7 +34,7 @@ def render_json(results: StudyResults, storage_url: str = "") -> str:
 
 
 def _document(results: StudyResults, storage_url: str) -> Any:
-    attributes, progress, ended = results.attributes, results.progress, results.ended
+    attributes, progress, ended = results.attributes, results.progress, results.stop_reason
     trials = [
         {
             **record,

@@ -35,23 +35,19 @@ def resolve_format(path: str | Path | None, given: str | None = None) -> str:
     allowed = ", ".join(REPORT_FORMATS)
     if given is not None and given not in REPORT_FORMATS:
         raise UserError(f"format: must be one of {allowed}, but got {given!r}")
-    if path is None or str(path) == "-":
-        return given or REPORT_FORMATS[0]
-    ending = Path(path).suffix[1:].lower()
+    ending = "" if path is None or str(path) == "-" else Path(path).suffix[1:].lower()
     ending = "html" if ending == "htm" else ending
-    if ending in REPORT_FORMATS:
-        if given not in (None, ending):
-            raise UserError(
-                f"format: {given} and the file {path} contradict each other; leave the format "
-                f"out, or let the file end in .{given}"
-            )
-        return ending
-    if ending and given is None:
+    if ending in REPORT_FORMATS and given not in (None, ending):
+        raise UserError(
+            f"format: {given} and the file {path} contradict each other; leave the format out, or "
+            f"let the file end in .{given}"
+        )
+    if ending and ending not in REPORT_FORMATS and given is None:
         raise UserError(
             f"{path}: the ending of a report must be one of {allowed}; name the format for any "
             "other one: --format md"
         )
-    return given or REPORT_FORMATS[0]
+    return given or ending or REPORT_FORMATS[0]
 
 
 def write_report(

@@ -12,21 +12,18 @@ from pathlib import Path
 
 import psycopg
 import sqlalchemy
-from sqlalchemy.pool import NullPool
 
 from autotune.errors import UserError
-from autotune.storage.admin.read_only import has_tables, sqlite_damage
+from autotune.storage.admin.read_only import has_tables, plain_engine, sqlite_damage
 from autotune.storage.admin.schema import schema_problem, schema_version
 from autotune.storage.filesystem import file_system_of, is_network
 from autotune.storage.rdb.connection import (
-    BUSY_TIMEOUT_S,
-    CONNECT_TIMEOUT_S,
     POOL_OVERFLOW,
     POOL_SIZE,
     check_database_exists,
     storage_errors,
 )
-from autotune.storage.url import database_path, is_sqlite, parse_url
+from autotune.storage.url import database_path, is_sqlite
 
 #: The oldest server that is tested and still gets fixes (https://www.postgresql.org/support/).
 MIN_POSTGRES = 14
@@ -53,7 +50,7 @@ def check(url: str) -> Iterator[CheckResult]:
     sqlite = is_sqlite(url)
     if sqlite:
         yield from _check_disk(database_path(url))
-    engine = _engine(url)
+    engine = plain_engine(url, "rw")
     is_reached = False
     try:
         with storage_errors(url):
@@ -68,22 +65,6 @@ def check(url: str) -> Iterator[CheckResult]:
         yield CheckResult("reading" if is_reached else "reachable", _bare(error), True)
     else:
         yield from _check_writing(url, engine)
-
-
-def _engine(url: str) -> sqlalchemy.Engine:
-    """Return an engine with the settings of the server, not those of autotune."""
-    if is_sqlite(url):
-        uri = f"{database_path(url).as_uri()}?mode=rw"
-
-        def connect() -> sqlite3.Connection:
-            return sqlite3.connect(uri, BUSY_TIMEOUT_S, uri=True, isolation_level=None)
-
-        return sqlalchemy.create_engine("sqlite://", creator=connect, poolclass=NullPool)
-    return sqlalchemy.create_engine(
-        parse_url(url),
-        connect_args={"connect_timeout": CONNECT_TIMEOUT_S},
-        poolclass=NullPool,
-    )
 
 
 def _check_disk(path: Path) -> Iterator[CheckResult]:

@@ -6,7 +6,7 @@ A copy into an SQLite file is the backup of a storage, and copying it back resto
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,9 +26,9 @@ from autotune.storage.admin.read_only import (
 from autotune.storage.admin.schema import check_schema
 from autotune.storage.admin.study_files import (
     CopiedFiles,
-    CopyPlan,
     check_no_conflict,
     copied_files,
+    plan_copy,
 )
 from autotune.storage.admin.study_rows import StudyRows, read_attribute, read_study, write_study
 from autotune.storage.filesystem import check_not_network
@@ -76,23 +76,32 @@ def copy_studies(
         check_schema(connection, source)
         names = select_studies(connection, source, studies)
         check_names_free(target, names)
-        plans: dict[str, CopyPlan] = {}
+        plans: dict[str, tuple[StudyPaths, StudyPaths] | None] = {}
         for name in names:
             # A later version may keep files that this one would leave behind.
             check_format(read_attribute(connection, name, FORMAT), STUDY, f"the study {name!r}")
             stored = read_attribute(connection, name, ATTRIBUTE)
-            plans[name] = CopyPlan.decide(stored, source_files, target_files, files is not None)
-            if plans[name].target:
+            is_chosen = files is not None
+            plan = stored and plan_copy(stored, source_files, target_files, is_chosen)
+            plans[name] = plan or None
+            if plan and plan[0] != plan[1]:
                 check_no_conflict(name, target_files)
         with _writing(target) as engine:
             for name, plan in plans.items():
                 on_copied(_copy(read_study(connection, name), plan, engine, target))
 
 
-def _copy(study: StudyRows, plan: CopyPlan, engine: sqlalchemy.Engine, target: str) -> Copied:
-    copying = plan.origin and plan.target and copied_files(study, plan.origin, plan.target)
-    stay = nullcontext(CopiedFiles(plan.origin.root if plan.origin else None))
-    with copying or stay as files:
+def _copy(
+    study: StudyRows,
+    plan: tuple[StudyPaths, StudyPaths] | None,
+    engine: sqlalchemy.Engine,
+    target: str,
+) -> Copied:
+    if plan and plan[0] != plan[1]:
+        copying: AbstractContextManager[CopiedFiles] = copied_files(study, *plan)
+    else:
+        copying = nullcontext(CopiedFiles(plan[0].root if plan else None))
+    with copying as files:
         add_study(engine, target, study, files.folder)
     return Copied(study.name, len(study.trials), study.running, files)
 

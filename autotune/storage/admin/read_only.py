@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy
 from sqlalchemy import event
@@ -26,26 +27,38 @@ from autotune.storage.rdb.connection import (
 from autotune.storage.url import database_path, is_sqlite, parse_url, redact
 
 
-def reading_engine(url: str) -> sqlalchemy.Engine:
-    """Return an engine that can only read; each transaction sees the storage at one moment."""
+def plain_engine(url: str, mode: str = "ro", **options: Any) -> sqlalchemy.Engine:
+    """Return an engine with the settings of the database, not those of autotune.
+
+    Its transactions begin where SQLAlchemy says. An SQLite file must be there, and is opened in
+    the mode ``ro`` or ``rw``; the options are for a server.
+    """
     if not is_sqlite(url):
         return sqlalchemy.create_engine(
             parse_url(url),
             connect_args={"connect_timeout": CONNECT_TIMEOUT_S},
             poolclass=NullPool,
-            isolation_level="REPEATABLE READ",
-            execution_options={"postgresql_readonly": True},
+            **options,
         )
-    path = database_path(url)
-    check_database_exists(path)
+    uri = f"{database_path(url).as_uri()}?mode={mode}"
 
     def connect() -> sqlite3.Connection:
-        connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", BUSY_TIMEOUT_S, uri=True)
-        connection.isolation_level = None  # transactions begin where SQLAlchemy says
-        return connection
+        return sqlite3.connect(uri, BUSY_TIMEOUT_S, uri=True, isolation_level=None)
 
-    engine = sqlalchemy.create_engine("sqlite://", creator=connect, poolclass=NullPool)
-    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    return sqlalchemy.create_engine("sqlite://", creator=connect, poolclass=NullPool)
+
+
+def reading_engine(url: str) -> sqlalchemy.Engine:
+    """Return an engine that can only read; each transaction sees the storage at one moment."""
+    if is_sqlite(url):
+        check_database_exists(database_path(url))
+    engine = plain_engine(
+        url,
+        isolation_level="REPEATABLE READ",
+        execution_options={"postgresql_readonly": True},
+    )
+    if is_sqlite(url):
+        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
     return engine
 
 

@@ -30,33 +30,23 @@ class CopiedFiles:
     missing: int = 0
 
 
-@dataclass(frozen=True)
-class CopyPlan:
-    """Where the files of a study are, if it has any, and where to copy them unless they stay."""
+def plan_copy(
+    stored: str, source: StudyPaths, target: StudyPaths, is_chosen: bool
+) -> tuple[StudyPaths, StudyPaths]:
+    """Decide from where and to where the files of a study are copied; equal where they stay.
 
-    origin: StudyPaths | None
-    target: StudyPaths | None = None
-
-    @staticmethod
-    def decide(
-        stored: str | None, source: StudyPaths, target: StudyPaths, is_chosen: bool
-    ) -> CopyPlan:
-        """Decide where the files of a study go, from the folder that the study remembers.
-
-        If that folder is gone, its storage's default folder counts, as after both were moved; or
-        the target, if somebody chose it and the files are there already. If nobody chose the
-        target, a study in a folder that somebody chose for it stays there.
-        """
-        if stored is None:
-            return CopyPlan(None)
-        origin = StudyPaths(Path(stored))
-        if not origin.root.exists():
-            if is_chosen and target.root.exists():
-                return CopyPlan(target)
-            if source.root.exists():
-                origin = source
-        stays = origin == target or (origin != source and not is_chosen)
-        return CopyPlan(origin, None if stays else target)
+    If the folder that the study remembers is gone, its storage's default folder counts, as after
+    both were moved; or the target, if somebody chose it and the files are there already. If nobody
+    chose the target, a study in a folder that somebody chose for it stays there.
+    """
+    origin = StudyPaths(Path(stored))
+    if not origin.root.exists():
+        if is_chosen and target.root.exists():
+            return target, target
+        if source.root.exists():
+            origin = source
+    stays = origin != source and not is_chosen
+    return origin, origin if stays else target
 
 
 def check_no_conflict(study: str, target: StudyPaths) -> None:

@@ -44,7 +44,7 @@ def study_lock(
         try:
             lock.acquire(timeout=-1 if timeout_s is None else timeout_s, poll_interval=POLL_S)
         except Timeout as error:
-            raise LockedError.of(study, timeout_s) from error
+            raise LockedError.for_study(study, timeout_s) from error
         try:
             with no_retry():
                 yield
@@ -88,7 +88,7 @@ def _lock(
     except sqlalchemy.exc.OperationalError as error:
         if not isinstance(error.orig, psycopg.errors.LockNotAvailable):
             raise
-        raise LockedError.of(study, timeout_s) from error
+        raise LockedError.for_study(study, timeout_s) from error
     finally:
         if not connection.invalidated:  # connections are used again
             connection.execute(sqlalchemy.text("RESET lock_timeout"))

@@ -136,7 +136,7 @@ class TrialQueue:
         sampler = self.study.sampler
         if not isinstance(sampler, CanonicalSampler):
             return None
-        if (proposes and not sampler.ahead) or (draws and sampler.writes):
+        if (proposes and not sampler.proposes_ahead) or (draws and sampler.writes_trials):
             return None
         return sampler
 
@@ -230,7 +230,7 @@ class TrialQueue:
             upcoming.number = len(trials)
             drawn: Draw | None = None
             if proposal is not None:
-                drawn = sampler.settle(self.study, upcoming, trials, proposal, last=last)
+                drawn = sampler.accept(self.study, upcoming, trials, proposal, last=last)
             elif last:
                 drawn = sampler.draw(self.study, upcoming, trials)
             return None if drawn is None else self._create(drawn, worker, since)
@@ -310,7 +310,7 @@ class TrialQueue:
             if all(attrs.trial_plan(trial) != only for trial in trials):
                 return None
         sampler = self._sampler()
-        text = sampler.exhausted(self.study, trials) if sampler else ""
+        text = sampler.exhausted_reason(self.study, trials) if sampler else ""
         return StopReason(EXHAUSTED, text) if text else None
 
     def _store_stop_reason(self, reason: StopReason | None) -> None:

@@ -25,7 +25,7 @@ from autotune.training.compute.amp import (
     half_precision_for,
     set_float32_precision,
 )
-from autotune.training.compute.half_products import (
+from autotune.training.compute.half_precision_check import (
     Operation,
     is_inaccurate,
     keep_inaccurate_fp32,
@@ -104,8 +104,8 @@ def keep_in_float32(
 ) -> AmpPolicy:
     """Keep in float32 what half precision computes wrongly on this machine.
 
-    See :mod:`autotune.training.compute.half_products`. Each convolution and matrix product is
-    compared once for all studies of the machine.
+    See :mod:`autotune.training.compute.half_precision_check`. Each convolution and matrix product
+    is compared once for all studies of the machine.
 
     Returns:
         The precision in which the network can train.
@@ -126,7 +126,7 @@ def keep_in_float32(
 def _fastest(ctx: WorkerContext, resources: BackboneResources, kind: str) -> str:
     """Return the fastest precision on this machine, which is timed once."""
     backbone, size = resources.backbone, resources.data.spec.size
-    depth = min(ctx.space.deepest, len(list_layers(backbone.fresh())))
+    depth = min(ctx.space.max_depth, len(list_layers(backbone.fresh())))
     count = min(ctx.config.training.batch_size, max(_MIN_IMAGES, _PIXELS // size**2))
     shape = (max(2, count), 3, size, size)
     identity = (socket.gethostname(), kind, torch.__version__, backbone.name, depth, shape)

@@ -15,7 +15,7 @@ from autotune.models.network import Network, build_network
 from autotune.models.prefix.split import PrefixSplit, split_network
 from autotune.plan import LayerPlan, TrialPlan
 from autotune.study.trial.amp_choice import keep_in_float32
-from autotune.study.trial.cache_stats import CountingArrayCache
+from autotune.study.trial.context import CountingArrayCache, WorkerContext
 from autotune.training.features import FeatureCache, Features, bytes_per_image
 from autotune.training.folds import CrossValidationTrainer, trainers_of
 from autotune.training.optim.norm_recalibration import sample_batches
@@ -23,7 +23,6 @@ from autotune.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from autotune.study.setup.resources import BackboneResources
-    from autotune.study.trial.context import WorkerContext
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +92,7 @@ def _find_root(
 ) -> PrefixSplit | None:
     """Split the backbone as the deepest plan of the study does, or later if that is too large."""
     backbone, size = resources.backbone, resources.data.spec.size
-    depth = min(ctx.space.deepest, len(list_layers(backbone.fresh())))
+    depth = min(ctx.space.max_depth, len(list_layers(backbone.fresh())))
     while depth > 0:
         unchanged = TrialPlan(plan.backbone, depth, (LayerPlan(),) * depth)
         network = build_network(backbone, unchanged, trainer.network.head.classes, seed=0)

@@ -1,4 +1,4 @@
-"""Mixed precision: in which dtype a network computes, and whether that is worth it."""
+"""Mixed precision: the dtype that a network computes in, and whether that is worth it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-#: So many times as fast has a step to be in half precision. On two cores of an EPYC with AVX-512
-#: bf16 it is 1.5 (MobileNetV2) to 2 times (ResNet-18, ViT, ConvNeXt) as fast.
+#: Minimum speedup of a step in half precision. On two cores of an EPYC with AVX-512 bf16 it is
+#: 1.5 (MobileNetV2) to 2 times (ResNet-18, ViT, ConvNeXt) as fast.
 MIN_SPEEDUP = 1.3
 #: Steps of each precision that are timed; the shortest counts.
 _ROUNDS = 3
 #: GPUs from here on (Ampere) compute bf16 and TF32 in hardware.
 #: https://docs.nvidia.com/cuda/cuda-c-programming-guide/#features-and-technical-specifications
 BF16_CAPABILITY = (8, 0)
-#: How a GPU computes what is not in half precision: norms, losses, and all of it without autocast.
+#: Precision on GPUs of what is not in half precision: norms, losses, everything without autocast.
 FLOAT32_PRECISION = "tf32"
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -32,8 +32,8 @@ class AmpPolicy:
     """Mixed precision of a training.
 
     Args:
-        device: Where it trains.
-        dtype: What convolutions and matrix products compute in; ``None`` is float32 throughout.
+        device: The device that trains.
+        dtype: Type of convolutions and matrix products; ``None`` is float32 throughout.
     """
 
     device: torch.device
@@ -41,13 +41,13 @@ class AmpPolicy:
 
     @staticmethod
     def from_mode(mode: str, device: torch.device) -> AmpPolicy:
-        """Make what a mode names: ``off``, ``bf16`` or ``fp16``."""
+        """Make the policy of a mode: ``off``, ``bf16`` or ``fp16``."""
         return AmpPolicy(device, _HALF.get(mode))
 
     @property
     def mode(self) -> str:
-        """What names it: ``off``, ``bf16`` or ``fp16``."""
-        return next((name for name, one in _HALF.items() if one is self.dtype), "off")
+        """Its mode: ``off``, ``bf16`` or ``fp16``."""
+        return next((name for name, dtype in _HALF.items() if dtype is self.dtype), "off")
 
     def autocast(self) -> torch.autocast:
         """Return the context in which the forward pass runs."""
@@ -55,7 +55,7 @@ class AmpPolicy:
 
 
 def half_precision_for(device: torch.device) -> str:
-    """Name the half precision that suits a device: fp16 only where a GPU has no bf16."""
+    """Name the half precision of a device: fp16 only for a GPU without bf16."""
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < BF16_CAPABILITY:
         return "fp16"
     return "bf16"
@@ -66,12 +66,8 @@ def set_float32_precision(device: torch.device, precision: str = FLOAT32_PRECISI
 
     TF32 rounds the factors of a product to 10 bits and adds in float32. A matrix product takes an
     eighth of the time on an A100 (https://pytorch.org/docs/stable/notes/cuda.html#tf32-on-ampere).
-    torch has it on for convolutions and off for matrix products. Older GPUs ignore it. The CPU is
+    torch enables it for convolutions, not for matrix products. Older GPUs ignore it. The CPU is
     left as it is.
-
-    Args:
-        device: Where networks train.
-        precision: ``tf32``, or ``ieee`` for all bits.
     """
     if device.type != "cuda":
         return
@@ -88,37 +84,34 @@ def float32_precision(device: torch.device) -> str:
     if device.type != "cuda":
         return "ieee"
     if hasattr(torch.backends, "fp32_precision"):  # torch 2.9 and later
-        set_to = str(torch.backends.cuda.matmul.fp32_precision)
-        return "ieee" if set_to == "none" else set_to
+        current = str(torch.backends.cuda.matmul.fp32_precision)
+        return "ieee" if current == "none" else current
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 def describe_compute(amp: AmpPolicy) -> tuple[str, ...]:
-    """Say by what the values of one network may differ from device to device.
-
-    Args:
-        amp: The device, and the mixed precision in force on it.
+    """Return what the values of one network depend on besides the network.
 
     Returns:
         The type of the device and the half precision; of a GPU also its name, its capability and
         the precision of what stays in float32.
     """
     device = amp.device
-    said = (device.type, str(amp.dtype))
+    facts = (device.type, str(amp.dtype))
     if device.type != "cuda":
-        return said
+        return facts
     major, minor = torch.cuda.get_device_capability(device)
     name = torch.cuda.get_device_name(device)
-    return (*said, name, f"{major}.{minor}", float32_precision(device))
+    return (*facts, name, f"{major}.{minor}", float32_precision(device))
 
 
 def fastest_precision(network: nn.Module, images: Tensor) -> str:
-    """Find out by a few steps in which precision a network trains faster.
+    """Time a few steps in each precision.
 
     Args:
-        network: The network on its device, as it trains; it gathers gradients, which are taken
-            away again, and batch norm sees the images.
-        images: Normalised images ``(N, C, H, W)``, at least two.
+        network: The network on its device, as it trains. Its gradients are removed afterwards;
+            batch norm sees the images.
+        images: Normalized images ``(N, C, H, W)``, at least two.
 
     Returns:
         ``off``, or the half precision of the device if that is ``MIN_SPEEDUP`` times as fast.
@@ -127,10 +120,10 @@ def fastest_precision(network: nn.Module, images: Tensor) -> str:
     network.train()
     keep_slow_convs_fp32(network, AmpPolicy.from_mode(half, images.device))
     best = {"off": math.inf, half: math.inf}
-    for timed in [False, *[True] * _ROUNDS]:  # the first steps of all choose their kernels
+    for is_timed in [False, *[True] * _ROUNDS]:  # the first steps of all choose their kernels
         for mode in best:
             seconds = _step_s(network, images, AmpPolicy.from_mode(mode, images.device))
-            if timed:
+            if is_timed:
                 best[mode] = min(best[mode], seconds)
     return half if best["off"] >= MIN_SPEEDUP * best[half] else "off"
 
@@ -149,25 +142,22 @@ def _step_s(network: nn.Module, images: Tensor, amp: AmpPolicy) -> float:
 
 
 def keep_slow_convs_fp32(network: nn.Module, amp: AmpPolicy) -> None:
-    """Leave those convolutions in float32 whose gradients have no fast kernel in half precision.
+    """Keep those convolutions in float32 whose gradients have no fast kernel in half precision.
 
     On the CPU those are depthwise ones with a stride or a kernel of five or more: 2 to 90 times
-    slower (torch 2.15, oneDNN on AVX-512). Which modules the network has, their names and states
-    stay the same.
+    slower (torch 2.15, oneDNN on AVX-512). Modules, their names and states stay the same.
     """
     if amp.device.type != "cpu" or amp.dtype is None:
         return
     for module in network.modules():
-        if isinstance(module, nn.Conv2d) and _is_slow(module):
+        if not isinstance(module, nn.Conv2d) or not module.groups == module.in_channels > 1:
+            continue
+        if max(module.stride) > 1 or max(module.kernel_size) >= 5:
             keep_fp32(module)
 
 
 def keep_fp32(module: nn.Module) -> None:
-    """Have a module compute in float32 under autocast on the CPU; a second time changes nothing.
-
-    Args:
-        module: The module. Copies of it do so as well.
-    """
+    """Have a module and its copies compute in float32 under autocast on the CPU."""
     if not is_kept_fp32(module):
         module.register_forward_pre_hook(_enter, with_kwargs=True)
         module.register_forward_hook(_leave, always_call=True)
@@ -178,13 +168,8 @@ def is_kept_fp32(module: nn.Module) -> bool:
     return _enter in module._forward_pre_hooks.values()
 
 
-def _is_slow(convolution: nn.Conv2d) -> bool:
-    depthwise = convolution.groups == convolution.in_channels > 1
-    return depthwise and (max(convolution.stride) > 1 or max(convolution.kernel_size) >= 5)
-
-
 class _Contexts(threading.local):
-    """The contexts that the modules of a thread are in."""
+    """The open contexts of the modules of a thread."""
 
     def __init__(self) -> None:
         self.open: list[torch.autocast] = []
@@ -197,12 +182,10 @@ def _enter(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
     context = torch.autocast("cpu", enabled=False)
     context.__enter__()  # type: ignore[no-untyped-call]
     _contexts.open.append(context)
-    in_single = partial(tree_map_only, Tensor, _single)
-    return in_single(args), in_single(kwargs)
-
-
-def _single(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor
+    to_float32 = partial(
+        tree_map_only, Tensor, lambda t: t.float() if t.is_floating_point() else t
+    )
+    return to_float32(args), to_float32(kwargs)
 
 
 def _leave(module: nn.Module, inputs: Any, output: Any) -> None:

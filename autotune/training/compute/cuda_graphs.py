@@ -1,13 +1,13 @@
-"""The gradients of a batch by one replay of a CUDA graph, in place of some hundred launches.
+"""Compute the gradients of a batch by one replay of a CUDA graph, not by hundreds of launches.
 
-A head, or a shallow tail on features that stay on the GPU, computes less long than the host needs
-to launch its kernels. So what a step launches is captured once and replayed: forward pass, loss,
-backward pass and clipping. What changes from step to step on the host stays outside and is the
-same code for both ways: learning rate, optimizer, schedule, moving average.
+A head, or a shallow tail on features that stay on the GPU, computes faster than the host can
+launch its kernels. So what a step launches is captured once and replayed: forward pass, loss,
+backward pass and clipping. What changes on the host from step to step stays outside, the same code
+for captured and plain steps: learning rate, optimizer, schedule, moving average.
 
 Before it is used, a captured step is compared with a plain one, twice: from the same state, on
-two batches. Neither that nor the capture itself changes a weight, a norm statistic or a random
-number. Where anything differs, or capturing fails, the plain steps go on.
+two batches. Neither that nor the capture changes a weight, a norm statistic or a random number. If
+anything differs, or the capture fails, training continues with plain steps.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from autotune.training.compute.micro_batches import empty_cache
 
 logger = logging.getLogger(__name__)
 
-#: A training of fewer steps is over before a capture has paid: it costs about as much as 10 plain
-#: steps, and a tenth of a second.
+#: Minimum steps of a training that is captured. A capture costs about as much as 10 plain steps,
+#: and a tenth of a second.
 MIN_STEPS = 300
-#: Plain steps on a stream of their own before a capture, as torch asks for: libraries choose their
-#: kernels and take their workspaces.
+#: Plain steps on a separate stream before a capture, as torch asks for: libraries choose their
+#: kernels and allocate their workspaces.
 WARM_UPS = 3
-#: Share of the memory of a GPU that a captured step may hold for its activations, which stay as
-#: long as its training. What holds more computes long enough for the host.
+#: Largest share of the memory of a GPU that a captured step may hold for its activations, as long
+#: as its training. A step that needs more computes long enough for the host.
 MEMORY_SHARE = 0.02
 #: Largest relative difference between a captured step and a plain one: sums in another order, in
 #: single precision (TF32 has 11 bits) and in half precision (bf16 has 8).
@@ -44,7 +44,7 @@ _broken: set[torch.device] = set()
 
 #: Computes the gradients of a batch; returns its loss.
 Compute = Callable[[tuple[Tensor, ...], Tensor], Tensor]
-#: Captures a function and returns what does its work again on the same tensors.
+#: Captures a function and returns a function that replays it on the same tensors.
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
 
 
@@ -53,20 +53,20 @@ class CaptureError(RuntimeError):
 
 
 class CapturedStep:
-    """The gradients of batches of one size, by a replay.
+    """Computes the gradients of batches of one size by a replay.
 
     Args:
         compute: Computes the gradients of a batch, from features ``(B, *shape)`` each and labels.
         network: The network; its buffers may change in a step.
         parameters: All parameters that may have a gradient.
-        features: Features of a batch; a copy of them is where the batches to come are put.
+        features: Features of a batch; later batches are copied into a copy of them.
         labels: Its labels, likewise.
-        record: Captures a function.
+        capture: Captures a function.
         single: Whether the network computes in single precision throughout.
 
     Raises:
-        CaptureError: When the step cannot be captured, or gives something else than a plain one.
-            Network, gradients and generators are as they were before.
+        CaptureError: When the step cannot be captured, or differs from a plain one. Network,
+            gradients and generators are as they were before.
     """
 
     def __init__(
@@ -76,147 +76,126 @@ class CapturedStep:
         parameters: Sequence[nn.Parameter],
         features: tuple[Tensor, ...],
         labels: Tensor,
-        record: Capture,
+        capture: Capture,
         single: bool,
     ) -> None:
         self._parameters = list(parameters)
         self._buffers = list(network.buffers())
         self._device = labels.device
-        self._features = tuple(one.clone() for one in features)
+        self._features = tuple(feature.clone() for feature in features)
         self._labels = labels.clone()
         begin = self._state()
-        # Other images for the same labels: what a capture has fixed of the first batch shows.
-        others = tuple(one.roll(1, 0) for one in features)
+        # Other images with the same labels show what a capture has fixed of the first batch.
+        others = tuple(feature.roll(1, 0) for feature in features)
         expected = []
         try:
-            for some in (features, others):
+            for batch in (features, others):
                 before = self._state()
-                loss = compute(some, labels)
-                expected.append((some, before, self._outcome(loss)))
-            self._put_back(begin)
+                loss = compute(batch, labels)
+                expected.append((batch, before, self._outcome(loss)))
+            self._restore(begin)
 
             def step() -> None:
                 self._loss = compute(self._features, self._labels)
 
-            self._again = record(step)
-            self._gradients = [one.grad for one in self._parameters]
-            for some, before, outcome in expected:
-                self._put_back(before)
-                off = outcome.difference(self._outcome(self(some, labels)), ROUNDING[single])
-                if off:
-                    raise CaptureError(off)
+            self._replay = capture(step)
+            self._gradients = [parameter.grad for parameter in self._parameters]
+            for batch, before, outcome in expected:
+                self._restore(before)
+                problem = outcome.difference(self._outcome(self(batch, labels)), ROUNDING[single])
+                if problem:
+                    raise CaptureError(problem)
         except RuntimeError as error:
             raise CaptureError(str(error).splitlines()[0] if str(error) else "") from error
         finally:
-            for one in self._parameters:
-                one.grad = None
-            self._put_back(begin)
+            for parameter in self._parameters:
+                parameter.grad = None
+            self._restore(begin)
 
     def __call__(self, features: tuple[Tensor, ...], labels: Tensor) -> Tensor:
-        """Compute the gradients of a batch of the size that was captured; return its loss."""
-        for one, some in zip(self._features, features, strict=True):
-            one.copy_(some)
+        """Compute the gradients of a batch of the captured size; return its loss."""
+        for target, feature in zip(self._features, features, strict=True):
+            target.copy_(feature)
         self._labels.copy_(labels)
-        self._again()
+        self._replay()
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient  # a plain step in between has put others there
         return self._loss
 
     def _state(self) -> _State:
-        there = self._device.type == "cuda"
+        on_gpu = self._device.type == "cuda"
         return _State(
-            [one.clone() for one in self._buffers],
+            [buffer.clone() for buffer in self._buffers],
             torch.get_rng_state(),
-            torch.cuda.get_rng_state(self._device) if there else None,
+            torch.cuda.get_rng_state(self._device) if on_gpu else None,
         )
 
     @torch.no_grad()
-    def _put_back(self, state: _State) -> None:
-        for one, before in zip(self._buffers, state.buffers, strict=True):
-            one.copy_(before)
-        torch.set_rng_state(state.generator)
-        if state.of_gpu is not None:
-            torch.cuda.set_rng_state(state.of_gpu, self._device)
+    def _restore(self, state: _State) -> None:
+        for buffer, before in zip(self._buffers, state.buffers, strict=True):
+            buffer.copy_(before)
+        torch.set_rng_state(state.cpu_rng)
+        if state.gpu_rng is not None:
+            torch.cuda.set_rng_state(state.gpu_rng, self._device)
 
     def _outcome(self, loss: Tensor) -> _Outcome:
-        gradients = [None if one.grad is None else one.grad.clone() for one in self._parameters]
+        gradients = [None if p.grad is None else p.grad.clone() for p in self._parameters]
         return _Outcome(loss.clone(), gradients, self._state())
 
 
 @dataclass(frozen=True, eq=False)
 class _State:
-    """What a step changes beside gradients.
-
-    Args:
-        buffers: Of the network.
-        generator: State of the generator of the CPU.
-        of_gpu: State of that of the GPU, ``None`` without one.
-    """
+    """What a step changes besides gradients: buffers and generators."""
 
     buffers: list[Tensor]
-    generator: Tensor
-    of_gpu: Tensor | None
+    cpu_rng: Tensor
+    gpu_rng: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
 class _Outcome:
-    """What a step gives.
-
-    Args:
-        loss: Mean loss of the batch.
-        gradients: Of each parameter, ``None`` where it has none.
-        state: What else it has changed.
-    """
+    """Mean loss of a batch, gradient of each parameter or ``None``, state afterwards."""
 
     loss: Tensor
     gradients: list[Tensor | None]
     state: _State
 
     def difference(self, other: _Outcome, rounding: float) -> str:
-        """Say in what another outcome differs by more than rounding; empty where it does not."""
-        if [one is None for one in self.gradients] != [one is None for one in other.gradients]:
+        """Describe a difference to another outcome beyond rounding; empty if there is none."""
+        if [g is None for g in self.gradients] != [g is None for g in other.gradients]:
             return "other parameters have gradients"
         pairs = {
             "loss": ([self.loss], [other.loss]),
             "gradients": (_present(self.gradients), _present(other.gradients)),
             "norm statistics": (self.state.buffers, other.state.buffers),
         }
-        for what, (mine, theirs) in pairs.items():
-            off = _relative(mine, theirs)
-            if not off <= rounding:
-                return f"its {what} differ by {off:.1e} from those of a plain step"
-        mine_there, theirs_there = self.state.of_gpu, other.state.of_gpu
-        same = torch.equal(self.state.generator, other.state.generator)
-        if mine_there is not None and theirs_there is not None:
-            same = same and torch.equal(mine_there, theirs_there)
+        for what, (expected, values) in pairs.items():
+            relative = _relative(expected, values)
+            if not relative <= rounding:
+                return f"its {what} differ by {relative:.1e} from those of a plain step"
+        same = torch.equal(self.state.cpu_rng, other.state.cpu_rng)
+        if self.state.gpu_rng is not None and other.state.gpu_rng is not None:
+            same = same and torch.equal(self.state.gpu_rng, other.state.gpu_rng)
         return "" if same else "it draws other random numbers than a plain step"
 
 
 def _present(gradients: list[Tensor | None]) -> list[Tensor]:
-    return [one for one in gradients if one is not None]
+    return [gradient for gradient in gradients if gradient is not None]
 
 
-def _relative(expected: list[Tensor], found: list[Tensor]) -> float:
+def _relative(expected: list[Tensor], values: list[Tensor]) -> float:
     """Return the norm of the difference of lists of tensors, relative to that of the first."""
-    pairs = [(one.double(), two.double()) for one, two in zip(expected, found, strict=True)]
+    pairs = [(one.double(), other.double()) for one, other in zip(expected, values, strict=True)]
     if not pairs:
         return 0.0
-    # Summed where they are: the host waits for two numbers, and not for two of each tensor.
-    square = float(torch.stack([(one - two).square().sum() for one, two in pairs]).sum())
+    # Summed on the device: the host waits for two numbers, not for two of each tensor.
+    square = float(torch.stack([(one - other).square().sum() for one, other in pairs]).sum())
     size = float(torch.stack([one.square().sum() for one, _ in pairs]).sum())
     return float((square / size) ** 0.5) if size else square
 
 
 def capture_graph(device: torch.device, compute: Callable[[], None]) -> Callable[[], None]:
     """Capture what a function launches on a GPU.
-
-    Args:
-        device: The GPU.
-        compute: The function: it may not make the host wait. It is called ``WARM_UPS`` times
-            first, and is not done by the call that is captured.
-
-    Returns:
-        What launches all of it again.
 
     Raises:
         RuntimeError: When it cannot be captured, or holds too much memory.
@@ -225,7 +204,7 @@ def capture_graph(device: torch.device, compute: Callable[[], None]) -> Callable
     side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     side.wait_stream(current)
     # What would make a capture fail fails here already, where nothing is left half done.
-    with torch.cuda.stream(side), _waits_refused():
+    with torch.cuda.stream(side), _refuse_waits():
         for _ in range(WARM_UPS):
             compute()
     current.wait_stream(side)
@@ -249,9 +228,9 @@ def capture_graph(device: torch.device, compute: Callable[[], None]) -> Callable
 def _end_capture(device: torch.device) -> None:
     """Have a GPU draw random numbers again after a capture broke off.
 
-    torch may take the generator for one that is captured still: "Offset increment outside graph
-    capture encountered unexpectedly". A copy of its state is free of that. Steps that were
-    captured before would go on with the old state, so none of them is replayed any more.
+    torch may still treat the generator as captured: "Offset increment outside graph capture
+    encountered unexpectedly". A copy of its state is free of that. Steps that were captured before
+    would continue with the old state, so none of them is replayed any more.
     """
     _broken.add(device)
     try:
@@ -267,13 +246,13 @@ def is_usable(device: torch.device) -> bool:
 
 
 def make_capture(device: torch.device) -> Capture:
-    """Return what captures functions on a GPU."""
+    """Return a function that captures functions on a GPU."""
     return functools.partial(capture_graph, device)
 
 
 @contextmanager
-def _waits_refused() -> Iterator[None]:
-    """Have torch refuse what makes the host wait for the GPU."""
+def _refuse_waits() -> Iterator[None]:
+    """Have torch refuse operations that make the host wait for the GPU."""
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch calls this mode a prototype

@@ -1,9 +1,9 @@
-"""Batches that nothing is learnt from, in smaller parts where the memory of a GPU gives out.
+"""Smaller batches where the memory of a GPU is not enough and nothing is learned from the batch.
 
-A training that does not fit starts again with fewer images at a time. Here that is not needed:
-features, validation and norm statistics go on with the batch at hand. In evaluation mode every
-image is computed by itself, so parts differ from the whole by rounding alone: another batch size
-may choose another kernel.
+A training that does not fit starts over with fewer images at a time. Features, validation and norm
+statistics need not: they continue with the batch at hand. In evaluation mode every image is
+computed by itself, so smaller batches differ only by rounding: another batch size may choose
+another kernel.
 """
 
 from __future__ import annotations
@@ -23,14 +23,10 @@ T = TypeVar("T")
 
 
 class MicroBatcher:
-    """In how many parts batches go through a network: in twice as many where memory gives out.
-
-    Args:
-        what: What is computed, for the log: ``features``.
-        device: Where.
+    """Splits batches into twice as many micro-batches whenever memory is not enough.
 
     Attributes:
-        parts: Parts of a batch; the batches to come have as many.
+        parts: Micro-batches of a batch, also of the batches to come.
     """
 
     def __init__(self, what: str, device: torch.device) -> None:
@@ -39,14 +35,10 @@ class MicroBatcher:
         self.parts = 1
 
     def run(self, work: Callable[[Inputs], T], batch: Inputs) -> list[T]:
-        """Compute something of a batch, part by part.
-
-        Args:
-            work: What to compute of images.
-            batch: Images ``(N, ...)``, or a tuple of tensors of them.
+        """Compute a batch, images ``(N, ...)`` or a tuple of features, and return the results.
 
         Returns:
-            What comes of each part, in order; of one part where memory suffices.
+            The result of each micro-batch, in order; only one if memory is enough.
 
         Raises:
             RuntimeError: When not even one image fits.
@@ -55,15 +47,14 @@ class MicroBatcher:
         while True:
             parts = max(1, min(self.parts, images))
             try:
-                return [work(some) for some in micro_batches(batch, parts)]
+                return [work(part) for part in micro_batches(batch, parts)]
             except RuntimeError as error:
                 if parts >= images or not is_out_of_memory(error):
                     raise
             # Outside of the except block, which would keep the frames and their tensors alive.
             self.parts = 2 * parts
             logger.warning(
-                "%s: %d images at a time do not fit into the memory of the device; going on with "
-                "parts of %d",
+                "%s: %d images at a time do not fit into device memory; continuing with %d",
                 self.what,
                 -(-images // parts),
                 -(-images // self.parts),
@@ -74,17 +65,10 @@ class MicroBatcher:
 def run_halving(
     work: Callable[[int], T], count: int, least: int, what: str, device: torch.device
 ) -> T:
-    """Do something with so many images at a time, from its beginning with half as many.
-
-    Args:
-        work: What to do, told how many images go through a network at a time.
-        count: How many at first.
-        least: Fewer are not tried.
-        what: What is done, for the log.
-        device: Where.
+    """Work with ``count`` images at a time; start over with half as many if they do not fit.
 
     Raises:
-        RuntimeError: When not even so few fit.
+        RuntimeError: When not even ``least`` images fit.
     """
     while True:
         try:
@@ -92,18 +76,18 @@ def run_halving(
         except RuntimeError as error:
             if count <= least or not is_out_of_memory(error):
                 raise
+        smaller = max(least, count // 2)
         logger.warning(
-            "%s: %d images at a time do not fit into the memory of the device; beginning again "
-            "with %d",
+            "%s: %d images at a time do not fit into device memory; starting over with %d",
             what,
             count,
-            max(least, count // 2),
+            smaller,
         )
-        count = max(least, count // 2)
+        count = smaller
         empty_cache(device)
 
 
 def empty_cache(device: torch.device) -> None:
-    """Give back what the allocator of a GPU keeps for later."""
+    """Return the unused memory of torch's allocator to a GPU."""
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""What a training goes through: images in batches, or features of them."""
+"""Batches of images or of their features: their order, micro-batches, mixing."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torchvision.transforms import v2
 
-#: What a network takes: normalized images ``(N, C, H, W)``, or features of images, each
-#: ``(N, *shape)``.
+from autotune.plan import TrainingPolicy
+
+#: The inputs of a network: normalized images ``(N, C, H, W)``, or features, each ``(N, *shape)``.
 Inputs = Tensor | tuple[Tensor, ...]
 
 
@@ -28,25 +30,11 @@ class Batches(Protocol):
     def batches(
         self, order: Tensor, views: Tensor, batch_size: int, num_workers: int = 0
     ) -> Iterator[tuple[Any, Tensor]]:
-        """Go through images in batches, see :meth:`Views.batches`.
-
-        Yields:
-            uint8 images ``(B, C, H, W)`` or features, and labels, int64 ``(B,)``.
-        """
+        """Iterate over batches, see :meth:`Views.batches`."""
 
 
 class SubsetBatches:
-    """Some images of a set, which share what is kept of them with the others.
-
-    Args:
-        whole: The set, or features of it.
-        positions: int64, ``(N,)``: which of its images.
-
-    Attributes:
-        labels: int64 tensor, ``(N,)``.
-        whole: The set.
-        positions: Which of its images.
-    """
+    """A subset of images, int64 positions ``(N,)``, that shares the cache of the full set."""
 
     def __init__(self, whole: Batches, positions: Tensor) -> None:
         self.labels = whole.labels[positions]
@@ -57,23 +45,13 @@ class SubsetBatches:
         return len(self.labels)
 
     def views_for_epoch(self, epoch: int | None) -> Tensor:
-        """Choose a view of each image of the whole set, as what is kept of an epoch has all."""
+        """Choose a view of each image of the full set: a cached epoch has all images."""
         return self.whole.views_for_epoch(epoch)
 
     def batches(
         self, order: Tensor, views: Tensor, batch_size: int, num_workers: int = 0
     ) -> Iterator[tuple[Any, Tensor]]:
-        """Go through some of the images in batches, see :meth:`Views.batches`.
-
-        Args:
-            order: int64, ``(M,)``: positions among these images, in the order wanted.
-            views: What :meth:`views_for_epoch` returned.
-            batch_size: Images in a batch.
-            num_workers: Processes that prepare images.
-
-        Yields:
-            What those of the whole set are.
-        """
+        """Iterate over batches, see :meth:`Views.batches`; ``order`` counts within the subset."""
         return self.whole.batches(self.positions[order], views, batch_size, num_workers)
 
 
@@ -85,8 +63,43 @@ def to_channels_last(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
-def micro_batches(inputs: Inputs, parts: int) -> list[Inputs]:
-    """Cut what a network takes for a batch into nearly equal parts."""
+def micro_batches(inputs: Inputs, count: int) -> list[Inputs]:
+    """Split the inputs of a batch into nearly equal micro-batches."""
     if isinstance(inputs, tuple):
-        return list(zip(*(one.tensor_split(parts) for one in inputs), strict=True))
-    return list(inputs.tensor_split(parts))
+        return list(zip(*(tensor.tensor_split(count) for tensor in inputs), strict=True))
+    return list(inputs.tensor_split(count))
+
+
+def epoch_order(labels: Tensor, sampling: str) -> Tensor:
+    """Draw the order of an epoch from torch's generator, which the caller has seeded.
+
+    Args:
+        labels: int64, ``(N,)``: the class of every image.
+        sampling: ``uniform`` takes each image once. ``balanced`` draws ``N`` images with
+            replacement, on average equally many of every class: some images are left out, and
+            those of a small class come several times.
+
+    Returns:
+        int64, ``(N,)``: positions of the images.
+    """
+    if sampling == "balanced":
+        weights = 1.0 / torch.bincount(labels).double()[labels]
+        return torch.multinomial(weights, len(labels), replacement=True)
+    return torch.randperm(len(labels))
+
+
+def make_mixing(policy: TrainingPolicy, classes: int) -> v2.Transform | None:
+    """Make the transform that mixes a batch with itself, shifted by one image.
+
+    It takes normalized images ``(N, C, H, W)`` and labels ``(N,)``, and returns images and the
+    share of each class in them ``(N, classes)``. If mixup (Zhang et al. 2018) and CutMix (Yun et
+    al. 2019) are both on, one of them is drawn for every batch. All draws (which of the two, the
+    share, the box) come from torch's global generator of the CPU, wherever the images are: the
+    seed of an epoch decides them, and no device waits for them.
+
+    Returns:
+        The transform, or ``None`` if nothing is mixed.
+    """
+    kinds = ((v2.MixUp, policy.mixup), (v2.CutMix, policy.cutmix))
+    chosen = [kind(alpha=alpha, num_classes=classes) for kind, alpha in kinds if alpha]
+    return v2.RandomChoice(chosen) if chosen else None

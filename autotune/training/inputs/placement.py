@@ -1,7 +1,7 @@
-"""Where the images of a training lie: in the memory of its GPU, or on the way to it.
+"""Where the images of a training are: in the memory of its GPU, or on the way to it.
 
-A batch of a network that trains whole is a selection from views that stay on the GPU. Where they
-do not fit, a thread gathers them ahead. Neither makes the host wait in a step.
+A batch of an unsplit network is selected from views that stay on the GPU. If they do not fit, a
+thread gathers them ahead. Neither makes the host wait in a step.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class _Copy:
 
     Args:
         views: uint8, ``(N * views, 3, size, size)``.
-        there: bool, ``(N, views)``, in the memory of the host: which of them have been copied.
+        is_copied: bool, ``(N, views)``, in the memory of the host: the views copied so far.
     """
 
     views: Tensor
-    there: Tensor
+    is_copied: Tensor
 
 
 #: One copy serves all trials of a study, and all folds. It goes when its views do.
@@ -36,11 +36,11 @@ _copies: weakref.WeakKeyDictionary[Views, _Copy] = weakref.WeakKeyDictionary()
 
 
 def place_on_device(batches: Batches, device: torch.device, stays: bool = True) -> Batches:
-    """Have the batches of a set of images come on the device that trains.
+    """Have the batches of a set of images arrive on the device that trains.
 
     Args:
         batches: The images. What is not made of views is returned as it is.
-        device: Where a network trains; for the CPU the images are returned as they are.
+        device: The device that trains; for the CPU the images are returned as they are.
         stays: Whether they may stay in the memory of the GPU.
     """
     if device.type != "cuda":
@@ -51,7 +51,7 @@ def place_on_device(batches: Batches, device: torch.device, stays: bool = True) 
 
 
 def release_copy(batches: Batches) -> None:
-    """Give the memory back that images take on a GPU: a training has run out of it."""
+    """Free the memory of a GPU that images take, after a training has run out of it."""
     if isinstance(batches, SubsetBatches):
         release_copy(batches.whole)
     elif isinstance(batches, DeviceViews):
@@ -61,20 +61,11 @@ def release_copy(batches: Batches) -> None:
 
 
 class DeviceViews:
-    """Views whose batches come on a GPU: what :class:`Views` is on the CPU.
+    """Views whose batches arrive on a GPU, with the interface of :class:`Views`.
 
-    Where there is room, all views that the host keeps stay on the GPU. Each is copied there with
-    the first batch that shows it. Views are made in the thread of the caller, or by loader
-    processes: they use torch's generator, which belongs to the steps as well.
-
-    Args:
-        views: The views.
-        device: The GPU.
-        stays: Whether they may stay there.
-
-    Attributes:
-        labels: int64 tensor, ``(N,)``, in the memory of the host.
-        views: The views.
+    If there is room, all views that the host caches stay on the GPU. Each is copied with the first
+    batch that shows it. Views are made in the thread of the caller, or by loader processes: they
+    use torch's generator, which belongs to the steps as well.
     """
 
     def __init__(self, views: Views, device: torch.device, stays: bool = True) -> None:
@@ -93,64 +84,60 @@ class DeviceViews:
     def batches(
         self, order: Tensor, views: Tensor, batch_size: int, num_workers: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Go through images in batches, see :meth:`Views.batches`.
-
-        Yields:
-            Images, uint8 ``(B, 3, size, size)``, and labels, int64 ``(B,)``, on the device.
-        """
+        """Iterate over batches, see :meth:`Views.batches`."""
         parts = split_batches(order, batch_size)
         if not parts:
             return
         numbers = [views[part] for part in parts]
-        rows = [part * self.views.views + some for part, some in zip(parts, numbers, strict=True)]
-        labels = self._sent([self.labels[part] for part in parts])
-        shown = views[order]
-        copy = self._copy(len(parts) > 1)
-        if copy is not None and bool(copy.there[order, shown].all()):
-            for some, goals in zip(self._sent(rows), labels, strict=True):
-                yield copy.views.index_select(0, some), goals
-        elif copy is None and len(parts) > 1 and self.views.are_cached(order, shown):
-            yield from zip(self._gathered(rows), labels, strict=True)
+        rows = [part * self.views.views + view for part, view in zip(parts, numbers, strict=True)]
+        labels = self._send([self.labels[part] for part in parts])
+        wanted = views[order]
+        copy = self._get_copy(create=len(parts) > 1)
+        if copy is not None and bool(copy.is_copied[order, wanted].all()):
+            for row, goals in zip(self._send(rows), labels, strict=True):
+                yield copy.views.index_select(0, row), goals
+        elif copy is None and len(parts) > 1 and self.views.are_cached(order, wanted):
+            yield from zip(self._prefetch(rows), labels, strict=True)
         else:
             made = self.views.batches(order, views, batch_size, num_workers)
-            there = self._sent(rows) if copy is not None else rows
-            for part, some, row, (images, _), goals in zip(
-                parts, numbers, there, made, labels, strict=True
+            sent_rows = self._send(rows) if copy is not None else rows
+            for part, view, row, (images, _), goals in zip(
+                parts, numbers, sent_rows, made, labels, strict=True
             ):
                 sent = upload(images, self._device)
                 if copy is not None:
                     copy.views.index_copy_(0, row, sent)
-                    copy.there[part, some] = True
+                    copy.is_copied[part, view] = True
                 yield sent, goals
 
-    def _copy(self, several: bool) -> _Copy | None:
-        """Return the copy on the device; make it for more than a look at some images."""
+    def _get_copy(self, create: bool) -> _Copy | None:
+        """Return the copy on the device; create it for more than a few images."""
         if not self._stays:
             return None
-        found = _copies.get(self.views)
-        if found is not None and found.views.device == self._device:
-            return found
-        if not several:
+        copy = _copies.get(self.views)
+        if copy is not None and copy.views.device == self._device:
+            return copy
+        if not create:
             return None
         count = len(self) * self.views.views
         made = allocate_resident([(self.views.shape, torch.uint8)], count, self._device)
         if made is None:
             return None
-        there = torch.zeros((len(self), self.views.views), dtype=torch.bool)
-        _copies[self.views] = _Copy(made[0], there)
+        is_copied = torch.zeros((len(self), self.views.views), dtype=torch.bool)
+        _copies[self.views] = _Copy(made[0], is_copied)
         return _copies[self.views]
 
-    def _gathered(self, rows: list[Tensor]) -> Iterator[Tensor]:
-        assert self.views.cached is not None, "all of them are made"
-        kept = self.views.cached.flatten(0, 1)
+    def _prefetch(self, rows: list[Tensor]) -> Iterator[Tensor]:
+        assert self.views.cached is not None, "all of them are cached"
+        cached = self.views.cached.flatten(0, 1)
 
-        def gather(some: Tensor, out: Sequence[Tensor]) -> None:
-            torch.index_select(kept, 0, some, out=out[0])
+        def gather(row: Tensor, out: Sequence[Tensor]) -> None:
+            torch.index_select(cached, 0, row, out=out[0])
 
         layout = (self.views.shape, torch.uint8)
         for (images,) in prefetch(rows, [layout], gather, self._device):
             yield images
 
-    def _sent(self, tensors: list[Tensor]) -> tuple[Tensor, ...]:
-        """Send what belongs to all batches at once, before the first step."""
-        return torch.split(upload(torch.cat(tensors), self._device), [len(one) for one in tensors])
+    def _send(self, tensors: list[Tensor]) -> tuple[Tensor, ...]:
+        """Send the tensors of all batches at once, before the first step."""
+        return torch.split(upload(torch.cat(tensors), self._device), [len(t) for t in tensors])

@@ -1,4 +1,4 @@
-"""From the memory of the host to that of a GPU, without a wait in between.
+"""Copies from the memory of the host to a GPU, without a wait in between.
 
 A copy from pageable memory makes the host wait. So everything goes through pinned memory, which
 torch keeps for the next copy: it hands a buffer out again only after the copy from it has ended
@@ -30,10 +30,10 @@ logger = logging.getLogger(__name__)
 #: free, and of what they take already. What others hold is not free, so a second worker on the
 #: same GPU gets a quarter of what the first one leaves. Networks need the rest.
 DEVICE_SHARE = 0.25
-#: Bytes that are copied to the device at a time. One more buffer of this size is all that an
-#: entry of features takes in the memory of the host.
+#: Bytes copied to the device at a time. One more buffer of this size is all that an entry of
+#: features takes in the memory of the host.
 CHUNK_BYTES = 64 << 20
-#: Batches that are gathered at the same time as others are used, see :func:`prefetch`.
+#: Batches that are gathered while others are used, see :func:`prefetch`.
 PREFETCHED_BATCHES = 2
 
 #: Shape of a row and its type.
@@ -41,53 +41,44 @@ Layout = tuple[tuple[int, ...], torch.dtype]
 #: Writes rows into tensors, one for each layout.
 Gather = Callable[[Tensor, Sequence[Tensor]], None]
 
-#: What stays on devices, for as long as somebody uses it.
-_staying: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()
+#: Tensors that stay on devices while they are used.
+_resident: weakref.WeakValueDictionary[int, Tensor] = weakref.WeakValueDictionary()
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor to a device without making the host wait for it.
-
-    Args:
-        tensor: The tensor; on the device it is returned as it is.
-        device: The device.
-    """
+    """Copy a tensor to a device without making the host wait; return it if it is there."""
     if device.type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
     return empty_pinned(tensor.shape, tensor.dtype).copy_(tensor).to(device, non_blocking=True)
 
 
 def empty_pinned(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Make a tensor in memory of the host that a GPU can read by itself.
+    """Make an empty tensor in memory of the host that a GPU can read by itself.
 
-    Where the machine has none left for that, it is ordinary memory: copies from it make the host
-    wait, and are as right. That is no lack of memory of the GPU, though CUDA says the same.
-
-    Args:
-        shape: Its shape.
-        dtype: Its type.
+    If the machine has none left, it is ordinary memory: copies from it make the host wait, and are
+    as correct. The GPU does not lack memory then, though CUDA reports the same error.
     """
     try:
         return torch.empty(shape, dtype=dtype, pin_memory=True)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        _tell_of_pageable()
+        _log_pageable()
         return torch.empty(shape, dtype=dtype)
 
 
 @cache
-def _tell_of_pageable() -> None:
+def _log_pageable() -> None:
     logger.warning("the machine has no memory left to pin: copies to the GPU are slow")
 
 
 def resident_bytes(device: torch.device) -> int:
     """Count the bytes that stay on a device because of :func:`allocate_resident`."""
-    return sum(one.nbytes for one in _staying.values() if one.device == device)
+    return sum(tensor.nbytes for tensor in _resident.values() if tensor.device == device)
 
 
 def has_room(size: int, device: torch.device) -> bool:
-    """Tell whether so many bytes more may stay on a GPU, see ``DEVICE_SHARE``."""
+    """Tell whether that many more bytes may stay on a GPU, see ``DEVICE_SHARE``."""
     free, _ = torch.cuda.mem_get_info(device)
     # What torch keeps for its next tensors is free for them.
     free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -98,15 +89,15 @@ def has_room(size: int, device: torch.device) -> bool:
 def allocate_resident(
     layouts: Sequence[Layout], rows: int, device: torch.device
 ) -> list[Tensor] | None:
-    """Make tensors on a GPU that stay there, where there is room for all of them.
+    """Make tensors that stay on a GPU, if there is room for all of them.
 
     Args:
         layouts: Shape and type of a row of each.
-        rows: How many rows each has.
+        rows: Number of rows of each.
         device: The GPU.
 
     Returns:
-        Tensors ``(rows, *shape)``, of any content, or ``None`` where there is no room.
+        Uninitialized tensors ``(rows, *shape)``, or ``None`` if there is no room.
     """
     size = rows * sum(prod(shape) * dtype.itemsize for shape, dtype in layouts)
     if not has_room(size, device):
@@ -115,46 +106,35 @@ def allocate_resident(
         made = [
             torch.empty((rows, *shape), dtype=dtype, device=device) for shape, dtype in layouts
         ]
-    except RuntimeError as error:  # taken meanwhile, or in pieces
+    except RuntimeError as error:  # taken meanwhile, or fragmented
         if not is_out_of_memory(error):
             raise
         return None
-    _staying.update({id(one): one for one in made})
+    _resident.update({id(tensor): tensor for tensor in made})
     return made
 
 
 def copy_in_chunks(array: np.ndarray, target: Tensor) -> None:
-    """Copy an array to a tensor on a GPU, a chunk at a time.
+    """Copy an array to a tensor of its shape and type on a GPU, a chunk at a time.
 
-    Args:
-        array: The array; of one that is mapped from disk no more than a chunk is in memory.
-        target: The tensor, of its shape and type.
+    Of an array that is mapped from disk, no more than a chunk is in memory.
     """
     row = max(1, array.nbytes // max(1, len(array)))
     step = max(1, CHUNK_BYTES // row)
     for start in range(0, len(array), step):
-        some = array[start : start + step]
-        chunk = empty_pinned(some.shape, target.dtype)
-        np.copyto(chunk.numpy(), some)
+        rows = array[start : start + step]
+        chunk = empty_pinned(rows.shape, target.dtype)
+        np.copyto(chunk.numpy(), rows)
         target[start : start + step].copy_(chunk, non_blocking=True)
 
 
 def prefetch(
     wanted: Sequence[Tensor], layouts: Sequence[Layout], gather: Gather, device: torch.device
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Bring batches of rows to a GPU, each while the ones before it are used.
+    """Bring batches of rows to a GPU, each while the batches before it are used.
 
     A thread gathers ``PREFETCHED_BATCHES`` batches into pinned memory. Only the caller's thread
-    talks to the GPU: it copies a batch on a stream of its own before it gives out the one before.
-
-    Args:
-        wanted: int64, ``(B,)`` each: the rows of each batch.
-        layouts: Shape and type of a row.
-        gather: Writes rows into pinned memory; called in a thread.
-        device: The GPU.
-
-    Yields:
-        Tensors ``(B, *shape)`` on the device, one for each layout.
+    talks to the GPU: it copies a batch on a separate stream before it yields the one before.
     """
     side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     waiting: deque[tuple[list[Tensor], Future[None]]] = deque()
@@ -169,31 +149,31 @@ def prefetch(
         batch, gathered = waiting.popleft()
         gathered.result()
         with torch.cuda.stream(side):
-            sent = tuple(one.to(device, non_blocking=True) for one in batch)
-            return sent, side.record_event()
+            return tuple(t.to(device, non_blocking=True) for t in batch), side.record_event()
+
+    def send_all() -> Iterator[tuple[tuple[Tensor, ...], torch.cuda.Event]]:
+        for rows in wanted:
+            begin(rows)
+            if len(waiting) > PREFETCHED_BATCHES:
+                yield send()
+        while waiting:
+            yield send()
 
     def receive(sent: tuple[Tensor, ...], copied: torch.cuda.Event) -> tuple[Tensor, ...]:
         current = torch.cuda.current_stream(device)
         current.wait_event(copied)
-        for one in sent:
-            # Its memory is of the other stream, which may reuse it once this one is done with it.
-            one.record_stream(current)
+        for tensor in sent:
+            # Its memory belongs to the other stream, which may reuse it once this one is done.
+            tensor.record_stream(current)
         return sent
 
     try:
-        on_the_way = None
-        for index, rows in enumerate(wanted):
-            begin(rows)
-            if index < PREFETCHED_BATCHES:
-                continue
-            before, on_the_way = on_the_way, send()
-            if before is not None:
-                yield receive(*before)
-        while waiting:
-            before, on_the_way = on_the_way, send()
-            if before is not None:
-                yield receive(*before)
-        if on_the_way is not None:
-            yield receive(*on_the_way)
+        in_flight = None
+        for batch in send_all():
+            if in_flight is not None:
+                yield receive(*in_flight)
+            in_flight = batch
+        if in_flight is not None:
+            yield receive(*in_flight)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""L2-SP: trainable layers are pulled towards the weights that they start from.
+"""L2-SP: trainable layers are pulled towards their initial weights.
 
 Li et al. 2018, Explicit Inductive Bias for Transfer Learning with Convolutional Networks: the
 penalty ``l2_sp / 2 * ||w - w0||^2`` takes the place of weight decay, which pulls towards zero and
@@ -22,17 +22,17 @@ from autotune.plan import TrainingPolicy
 
 @dataclass(frozen=True, eq=False)
 class L2SP:
-    """A pull on parameters, given before every step of an optimizer (a hook of torch's).
+    """The L2-SP penalty, applied before every step of an optimizer (a hook of torch's).
 
     It enters where the optimizer's own weight decay does: after clipping, which bounds what a
-    batch says and is no business of a term that is known exactly, and not in a step that fp16
-    leaves out. For SGD and Adagrad that is the gradient. For AdamW it is the weight itself,
-    decoupled: divided by the size of a parameter's gradients, the pull would be weakest where the
-    data push hardest (Loshchilov and Hutter 2019, section 2, who say it of decay).
+    batch says and not a term that is known exactly, and not in a step that fp16 skips. For SGD and
+    Adagrad it changes the gradient. For AdamW it changes the weight itself, decoupled: divided by
+    the size of a parameter's gradients, the pull would be weakest where the data push hardest
+    (Loshchilov and Hutter 2019, section 2, who say it of decay).
 
     Args:
         strength: ``l2_sp``.
-        starts: What each pulled parameter started from: one copy of the trainable layers.
+        starts: Initial values of each pulled parameter: one copy of the trainable layers.
         decoupled: Whether it moves the weights, by ``lr * strength``, and not the gradients.
     """
 
@@ -42,13 +42,13 @@ class L2SP:
 
     @staticmethod
     def from_policy(network: Network, policy: TrainingPolicy) -> L2SP | None:
-        """Make the pull of a policy on a network that has not been trained yet.
+        """Make the penalty of a policy for a network that has not been trained yet.
 
-        That goes for a resumed training too: its network is built, and only then loaded. So a
-        checkpoint needs no copy of the starting weights.
+        A resumed training builds its network first and loads it then, so a checkpoint needs no
+        copy of the initial weights.
 
         Returns:
-            The pull, or ``None`` where there is none, which then costs no memory.
+            The penalty, or ``None`` if there is none, which costs no memory.
         """
         if not policy.l2_sp:
             return None
@@ -65,7 +65,7 @@ class L2SP:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 start = self.starts.get(parameter)
-                if start is None or parameter.grad is None:  # while the head trains alone
+                if start is None or parameter.grad is None:  # in head-only epochs
                     continue
                 if self.decoupled:
                     parameter.lerp_(start, group["lr"] * self.strength)

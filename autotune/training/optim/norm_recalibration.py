@@ -1,4 +1,4 @@
-"""Norm statistics of reshaped layers, measured anew before they are trained."""
+"""Measure the norm statistics of reshaped layers before they are trained."""
 
 from __future__ import annotations
 
@@ -22,23 +22,12 @@ def sample_batches(
     normalize: Callable[[Any], T],
     seed: int,
     loader_workers: int = 0,
-    batch: int = BATCH_SIZE,
+    batch_size: int = BATCH_SIZE,
 ) -> Iterator[T]:
-    """Draw some images as they are evaluated, always the same ones.
-
-    Args:
-        views: The images, or their features.
-        count: How many, or all where there are fewer.
-        normalize: Brings them to what the backbone expects.
-        seed: Of the draw.
-        loader_workers: Processes that prepare images which do not fit into memory.
-        batch: Images in a batch.
-
-    Yields:
-        What the network takes: normalized images ``(N, C, H, W)``, or features.
-    """
+    """Draw random images in their evaluation views, for one seed always the same."""
     order = torch.randperm(len(views), generator=torch.Generator().manual_seed(seed))[:count]
-    for images, _ in views.batches(order, views.views_for_epoch(None), batch, loader_workers):
+    numbers = views.views_for_epoch(None)
+    for images, _ in views.batches(order, numbers, batch_size, loader_workers):
         yield normalize(images)
 
 
@@ -47,18 +36,14 @@ def recalibrate_batch_norms(network: Network, batches: Iterable[Inputs]) -> None
     """Measure the statistics of batch norms that see other features than the pretrained ones.
 
     As after a weight average (Izmailov et al. 2018, section 3.2): one pass, the mean over the
-    batches. Frozen norms keep theirs.
-
-    Args:
-        network: The network; the buffers of ``network.stale_norms`` change.
-        batches: What the network takes, of at least two images in each.
+    batches. Frozen norms keep their statistics.
     """
     momenta = [norm.momentum for norm in network.stale_norms]
     network.eval()
     for norm in network.stale_norms:
         norm.reset_running_stats()
         norm.momentum = None  # counts every batch alike
-        norm.training = True  # alone: timm's norms hold activations and dropout
+        norm.training = True  # not its children: timm's norms hold activations and dropout
     try:
         for images in batches:
             network(images)

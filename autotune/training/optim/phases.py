@@ -1,4 +1,4 @@
-"""The two phases of a training: the head alone, then all trainable layers (LP-FT)."""
+"""The two phases of a training: the head only, then all trainable layers (LP-FT)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,9 @@ from autotune.plan import TrainingPolicy
 class Phases:
     """Linear probing, then fine-tuning (Kumar et al. 2022): two trainings, one after the other.
 
-    With the head of a fresh network, the first steps of fine-tuning would undo in the trainable
-    layers what was pretrained. Each phase has its own schedule of the learning rate and its own
-    moving average; a training without head epochs is the second phase alone.
-
-    Args:
-        head_epochs: Epochs of the first phase, in which the trainable layers are frozen.
-        batches: Steps of an epoch.
+    With a fresh head, the first steps of fine-tuning would destroy pretrained features in the
+    trainable layers. Each phase has its own learning-rate schedule and its own moving average; a
+    training without head-only epochs has only the second phase.
     """
 
     head_epochs: int
@@ -27,13 +23,7 @@ class Phases:
 
     @staticmethod
     def from_policy(network: Network, policy: TrainingPolicy, epochs: int, batches: int) -> Phases:
-        """Take the phases from a policy.
-
-        Args:
-            network: The network.
-            policy: The policy.
-            epochs: Epochs of the whole training.
-            batches: Steps of an epoch.
+        """Make the phases of a training of ``epochs`` epochs of ``batches`` steps.
 
         Raises:
             PlanError: When the trainable layers would never train.
@@ -57,9 +47,9 @@ class Phases:
         return epoch < self.head_epochs
 
     def steps_of_phase(self, steps: int) -> int:
-        """Count the steps of the current phase, of ``steps`` that were made in all.
+        """Count the steps of the current phase, from the steps of the training so far.
 
-        Steps that fp16 leaves out are not counted: where there were such, rate and average begin
-        their second phase that many steps after the unfreezing, with a rate near zero until then.
+        Steps that fp16 skips are not counted: after such steps, rate and average begin their
+        second phase that many steps late, with a rate near zero until then.
         """
         return steps - self.head_steps if steps > self.head_steps else steps

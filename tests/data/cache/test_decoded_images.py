@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from autotune.data.cache import decoded_images, decoding
+from autotune.data.cache import decoded_images, reading
 from autotune.data.cache.decoded_images import ImageStore, open_store
 from autotune.data.image_files import read_image
 from autotune.data.preprocessing import ImageSpec, to_store_array
@@ -284,7 +284,7 @@ def test_an_image_that_the_disk_would_not_give_is_read_again(
             raise OSError(code, os.strerror(code))
         return read(self, sample, shrink)
 
-    monkeypatch.setattr(decoding, "RETRY_PAUSES_S", (0.01, 0.01))
+    monkeypatch.setattr(reading, "RETRY_PAUSES_S", (0.01, 0.01))
     monkeypatch.setattr(type(source), "read", away)
     store = opened(source, folder, limit=0.5, workers=1)
     assert asked.count(source.samples[0].key) == reads

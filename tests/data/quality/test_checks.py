@@ -68,3 +68,21 @@ def test_what_was_compared(tmp_path: Path) -> None:
     values = check_dataset(Dataset.open(str(tmp_path), DataConfig()), "report")
     assert duplicate_summary(values).startswith("0 of 10 images are there more than once, ")
     assert duplicate_summary(values).endswith(" look alike; data.duplicates: report")
+
+
+@pytest.mark.parametrize(
+    ("mode", "way_out"),
+    [
+        ("report", "They stay in one split with data.duplicates: group."),
+        ("group", "The data set is already split, which is kept."),
+        ("together", "The data set is already split, which is kept."),  # of an earlier study
+    ],
+)
+def test_duplicates_across_splits(mode: str, way_out: str) -> None:
+    example = ["test/a.png", "test", "train/b.png", "train", "exact"]
+    counts = {"mode": mode, "exact": 2, "near": 0, "test": 1, "validation": 0, "classes": 0}
+    counts |= {"too_many": False, "examples": [example]}
+    assert dataset_warnings({"duplicates": counts}, {}) == [
+        "Duplicates across splits flatter what is measured: 1 test image is like one of training "
+        f"or validation (test/a.png (test) and train/b.png (train), exact). {way_out}"
+    ]

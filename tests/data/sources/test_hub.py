@@ -15,12 +15,12 @@ from autotune.data.sources.registry import open_source
 from autotune.errors import DatasetError
 from tests.support.dataset_hub import opened, running_hub
 
-COLOURS = {"cat": (200, 10, 10), "dog": (10, 200, 10)}
+COLORS = {"cat": (200, 10, 10), "dog": (10, 200, 10)}
 
 
 def picture(label: str, form: str = "PNG", **options: Any) -> bytes:
     stream = io.BytesIO()
-    Image.new("RGB", (6, 4), COLOURS[label]).save(stream, form, **options)
+    Image.new("RGB", (6, 4), COLORS[label]).save(stream, form, **options)
     return stream.getvalue()
 
 
@@ -103,8 +103,8 @@ def test_images_labels_and_parts_are_found_by_their_types(found: dict[str, Any])
             ["validation/0000001", 0, "validation", None],
         ),
     ]
-    for sample, colour in zip(pets["samples"], pets["colours"], strict=True):
-        assert colour == pytest.approx([*COLOURS.values()][sample[1]], abs=3)
+    for sample, color in zip(pets["samples"], pets["colors"], strict=True):
+        assert color == pytest.approx([*COLORS.values()][sample[1]], abs=3)
 
 
 def test_a_repository_of_class_folders(found: dict[str, Any]) -> None:

@@ -147,7 +147,7 @@ def test_the_images_found_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation", "Val", "dev"])
-def test_split_folders_are_recognised(tmp_path: Path, name: str) -> None:
+def test_split_folders_are_recognized(tmp_path: Path, name: str) -> None:
     counts = {"a": 1, "b": 2}
     make_split_folder(tmp_path, {"train": counts, name: counts, "test": counts})
     (tmp_path / "annotations").mkdir()

@@ -52,7 +52,7 @@ def variants(image: Image.Image, root: Path) -> None:
     image.resize((2 * width, 2 * height)).save(root / "x-large.jpg")
     image.resize((100, 75)).save(root / "x-small.png")
     image.resize((128, 128)).save(root / "x-square.png")
-    image.convert("L").save(root / "x-grey.png")
+    image.convert("L").save(root / "x-gray.png")
     image.crop((4, 3, width - 4, height - 3)).save(root / "x-cropped.png")
     image.save(root / "x-equal.png")
 
@@ -64,7 +64,7 @@ def test_copies_are_found_and_others_are_not(photos: Path) -> None:
     keys = [sample.key for sample in source.samples]
     assert [[keys[one] for one in pair] for pair in result.exact] == [["a/3.png", "a/x-equal.png"]]
     alike = {index for pair in result.near for index in pair.tolist()}
-    names = ("jpeg.jpg", "large.jpg", "small.png", "square.png", "grey.png", "cropped.png")
+    names = ("jpeg.jpg", "large.jpg", "small.png", "square.png", "gray.png", "cropped.png")
     assert {keys[index] for index in alike} == {"a/3.png", *(f"a/x-{name}" for name in names)}
     assert (result.images, result.unreadable, result.small, result.too_many) == (27, 0, 0, False)
 
@@ -107,12 +107,12 @@ def counted(photos: Path, mode: str = "report", **data: Any) -> dict[str, Any]:
     return values
 
 
-def test_together_keeps_them_in_one_part(photos: Path) -> None:
+def test_duplicates_of_a_group_are_in_one_split(photos: Path) -> None:
     for index in range(5):
         for one, other in (("a", "a"), ("b", "b")):
             image = Image.open(photos / one / f"{index}.png")
             image.resize((320, 240)).save(photos / other / f"again-{index}.jpg")
-    apart, together = counted(photos), counted(photos, "together")
+    apart, together = counted(photos), counted(photos, "group")
     assert apart["near"] == together["near"] == 20
     assert apart["test"] + apart["validation"] > 0
     assert together["test"] == together["validation"] == 0

@@ -47,7 +47,7 @@ def collect(views: Views, epoch: int, num_workers: int = 0, size: int = 4) -> to
     return torch.cat([images for images, _ in views.batches(order, plan, size, num_workers)])
 
 
-def test_view_0_is_the_centre_crop(store: ImageStore) -> None:
+def test_view_0_is_the_center_crop(store: ImageStore) -> None:
     views = make(store)
     assert len(views) == COUNT
     assert views.labels.dtype == torch.int64
@@ -139,7 +139,7 @@ class TestAugmentations:
         corners = {tuple(views.view(0, v)[:, 0, 0].tolist()) for v in range(1, 30)}
         assert (128, 102, 76) in corners
 
-    def test_jitter_changes_colours_alone(self, store: ImageStore) -> None:
+    def test_jitter_changes_colors_alone(self, store: ImageStore) -> None:
         plain = make(store, AugmentConfig(crop=1.0, flip=0.0))
         jittered = make(store, AugmentConfig(crop=1.0, flip=0.0, jitter=0.9))
         assert not torch.equal(plain.view(0, 1), jittered.view(0, 1))

@@ -441,7 +441,7 @@ def straight(self: Any, x: Tensor) -> Tensor:
     return pooled(self.end(x))
 
 
-class Centred(nn.Module):
+class Centered(nn.Module):
     """Subtracts a mean that it follows by itself, with no module of torch."""
 
     mean: Tensor
@@ -471,7 +471,7 @@ FLOWS = (
         *((flow, None) for flow in FLOWS),
         (straight, [nn.ReLU(inplace=True), nn.Conv2d(8, 8, 1)]),
         (straight, [nn.Dropout(0.5, inplace=True), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)]),
-        (straight, [nn.Conv2d(8, 8, 1), Centred()]),
+        (straight, [nn.Conv2d(8, 8, 1), Centered()]),
         (straight, [DropPath(0.5), nn.Conv2d(8, 8, 1), nn.Dropout2d(0.5)]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

@@ -91,10 +91,10 @@ def test_the_same_type_and_window_give_the_same_values(
 
 
 @given(pools(), st.integers(2, 3))
-def test_windows_lie_around_the_centres_of_the_original(
+def test_windows_lie_around_the_centers_of_the_original(
     drawn: tuple[nn.Module, Tensor], window: int
 ) -> None:
-    """On coordinates as input, means are centres; the original may not reach beyond its input."""
+    """On coordinates as input, means are centers; the original may not reach beyond its input."""
     pool, input = drawn
     kernel, stride, dilation, padding = (
         (getattr(pool, key, 1),) * 2
@@ -107,11 +107,11 @@ def test_windows_lie_around_the_centres_of_the_original(
     side = window if kernel[1] > 1 else 1
     columns = torch.arange(width, dtype=torch.float32).expand(1, 1, input.shape[-2], width)
     found = GridAlignedPool2d(pool, "avg", window)(columns)[0, 0, 0]
-    for index, centre in enumerate(found.tolist()):
+    for index, center in enumerate(found.tolist()):
         first = index * stride[1] - padding[1]
         wanted = first + dilation[1] * (kernel[1] - 1) / 2
         if side / 2 <= wanted <= width - 1 - side / 2:
-            assert -1e-4 <= centre - wanted <= 0.5 + 1e-4
+            assert -1e-4 <= center - wanted <= 0.5 + 1e-4
 
 
 def test_known_values() -> None:

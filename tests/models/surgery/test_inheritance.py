@@ -19,7 +19,6 @@ from autotune.models.surgery.inheritance import (
 )
 from tests.support.surgery import (
     capabilities,
-    each_family,
     group,
     member,
     pictures,
@@ -127,15 +126,6 @@ def test_magnitude_counts_the_halves_of_a_gated_unit_as_one() -> None:
     scores = magnitude_scores(model, channels)
     assert scores.shape == (8,)
     assert scores.argsort(descending=True)[:2].tolist() == [6, 2]
-
-
-@each_family
-def test_magnitude_of_real_groups(name: str) -> None:
-    for offer in capabilities(name):
-        for channels in offer.groups:
-            scores = magnitude_scores(source(name).pretrained, channels)
-            assert scores.shape == (channels.size,)
-            assert bool(torch.isfinite(scores).all()) and len(scores.unique()) > 1
 
 
 def test_activity_is_the_norm_of_what_a_channel_contributes() -> None:

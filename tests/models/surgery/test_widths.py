@@ -132,7 +132,7 @@ def test_a_grouped_convolution_takes_as_many_of_every_block() -> None:
     torch.testing.assert_close(model(batch), expected)
 
 
-def test_a_weight_standardised_convolution_becomes_plain() -> None:
+def test_a_weight_standardized_convolution_becomes_plain() -> None:
     model = nn.Sequential(ScaledStdConv2d(3, 8, 3), ScaledStdConv2d(8, 8, 3))
     with torch.no_grad():
         model[1].gain.uniform_(0.5, 1.5)
@@ -213,7 +213,7 @@ def _ends() -> dict[str, tuple[nn.Module, Tensor]]:
         ),
         "pointwise": (nn.Conv2d(12, 10, 1, bias=False), torch.randn(2, 12, 5, 5)),
         "linear": (nn.Linear(7, 10), torch.randn(2, 3, 7, generator=seeded())),
-        "standardised": (ScaledStdConv2d(6, 10, 3), torch.randn(2, 6, 9, 9)),
+        "standardized": (ScaledStdConv2d(6, 10, 3), torch.randn(2, 6, 9, 9)),
     }
 
 

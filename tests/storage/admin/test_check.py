@@ -10,6 +10,7 @@ import sqlalchemy
 from autotune.errors import StorageError
 from autotune.storage import filesystem
 from autotune.storage.admin import check as checks
+from autotune.storage.admin import read_only
 from autotune.storage.admin.check import check
 from autotune.storage.rdb.connection import open_storage
 from autotune.storage.url import parse_url
@@ -180,6 +181,6 @@ def test_a_check_beside_a_worker(new_url: NewUrl) -> None:
     with storage.engine.connect() as connection:
         connection.exec_driver_sql("SELECT 1")  # takes the write lock
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(checks, "BUSY_TIMEOUT_S", 0.1)
+            patch.setattr(read_only, "BUSY_TIMEOUT_S", 0.1)
             assert "database is locked" in problems(url)["write permission"]
     assert problems(url) == {}

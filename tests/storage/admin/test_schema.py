@@ -7,7 +7,6 @@ from autotune.errors import StorageError
 from autotune.storage.admin.schema import pending_upgrade, upgrade_tables
 from autotune.storage.rdb.connection import open_storage
 from tests.storage.conftest import NewUrl
-from tests.support.postgres import Server
 from tests.support.rows import everything, rich_study
 from tests.support.schema import OLDER, downgrade
 
@@ -52,11 +51,3 @@ def test_tables_of_a_newer_optuna(kind: str, new_url: NewUrl) -> None:
 def test_a_storage_without_tables(kind: str, new_url: NewUrl) -> None:
     with pytest.raises(StorageError, match=r"there is no database|holds no studies"):
         pending_upgrade(new_url(kind))
-
-
-def test_a_password_with_signs_of_every_kind(new_url: NewUrl, postgres: Server) -> None:
-    url = postgres.require_password("dora", "a@b{c}d")
-    rich_study(url)
-    downgrade(url)
-    upgrade_tables(url)
-    assert pending_upgrade(url) is None

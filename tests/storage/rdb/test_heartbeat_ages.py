@@ -42,7 +42,4 @@ def test_ages_and_clocks(storage: RDBStorage) -> None:
     assert 500 <= beats.age_s[ids[2]] < 510
     assert abs(beats.now - time.time()) < 5
     assert abs(beats.clock_skew_s) < 2
-
-
-def test_nothing_runs(storage: RDBStorage) -> None:
     assert read_heartbeat_ages(storage, []).age_s == {}

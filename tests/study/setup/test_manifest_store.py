@@ -144,7 +144,7 @@ def test_it_goes_along_to_another_storage(handle: OpenStudy, tmp_path: Path) -> 
     copied = open_existing(handle.name, target)
     assert copied.files == StudyPaths.from_url(target) != handle.files
     shutil.rmtree(handle.files.artifacts)
-    assert read_manifest(copied) == manifest
+    assert read_manifest(copied.study, copied.files) == manifest
     assert diagnose(copied).findings == ()
 
 
@@ -164,7 +164,7 @@ def test_fit_looks_at_the_test_part_s_fingerprint_before_it_reads(
     ctx.resources.get("test_resnet.letters")  # opened before the image changes
     key = next(line.key for line in manifest.rows if line.split == "test")
     (photos / key).write_bytes(b"another")
-    monkeypatch.setattr(fit_module, "prepare", lambda handle: ctx)
+    monkeypatch.setattr(fit_module, "build_context", lambda handle: ctx)
     with pytest.raises(DatasetError) as caught:
         fit_module.refit_study(again(handle), trial=0)
     assert str(caught.value).startswith(

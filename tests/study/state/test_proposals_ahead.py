@@ -49,6 +49,7 @@ def queue_with(
     depths: Sequence[int],
     meanwhile: Callable[[int], None] = lambda asked: None,
     sees_running: bool = False,
+    budget: int | None = None,
 ) -> TrialQueue:
     storage = open_storage(url, create=True)
     base = Base(depths, meanwhile)
@@ -60,7 +61,10 @@ def queue_with(
         direction="maximize",
         load_if_exists=True,
     )
-    return TrialQueue(study, storage, url, SPACE)
+    queue = TrialQueue(study, storage, url, SPACE)
+    if budget is not None:
+        queue.set_budget(Budget(budget))
+    return queue
 
 
 def depth_of(claim: object) -> int:
@@ -75,8 +79,7 @@ def asked(queue: TrialQueue) -> int:
 
 
 def test_others_can_claim_while_a_sampler_draws(url: str) -> None:
-    other = queue_with(url, [1])
-    other.set_budget(Budget(10))
+    other = queue_with(url, [1], budget=10)
     held: list[bool] = []
 
     def look(asked: int) -> None:
@@ -91,8 +94,7 @@ def test_others_can_claim_while_a_sampler_draws(url: str) -> None:
 def test_a_plan_that_another_worker_takes_meanwhile_is_not_trained_twice(
     url: str, sees_running: bool
 ) -> None:
-    other = queue_with(url, [3])
-    other.set_budget(Budget(10))
+    other = queue_with(url, [3], budget=10)
 
     def take(asked: int) -> None:
         if asked == 1:
@@ -105,8 +107,7 @@ def test_a_plan_that_another_worker_takes_meanwhile_is_not_trained_twice(
 
 def test_where_others_are_always_quicker_a_claim_still_ends(url: str) -> None:
     depths = list(range(1, MAX_PROPOSALS + 1))
-    other = queue_with(url, depths)
-    other.set_budget(Budget(20))
+    other = queue_with(url, depths, budget=20)
     queue = queue_with(
         url, depths, lambda asked: depth_of(other.claim(f"host/2/{asked}")), sees_running=True
     )
@@ -117,8 +118,7 @@ def test_where_others_are_always_quicker_a_claim_still_ends(url: str) -> None:
 
 
 def test_the_last_trial_of_a_budget_is_started_once(url: str) -> None:
-    other = queue_with(url, [3])
-    other.set_budget(Budget(1))
+    other = queue_with(url, [3], budget=1)
     queue = queue_with(url, [4], lambda asked: depth_of(other.claim("host/2/0")))
     ended = queue.claim("host/1/0")
     assert isinstance(ended, StopReason) and ended.kind == "trials"
@@ -126,8 +126,7 @@ def test_the_last_trial_of_a_budget_is_started_once(url: str) -> None:
 
 
 def test_what_is_queued_meanwhile_comes_first(url: str) -> None:
-    other = queue_with(url, [3])
-    other.set_budget(Budget(10))
+    other = queue_with(url, [3], budget=10)
     queue = queue_with(
         url, [4], lambda asked: other.study.enqueue_trial({"depth": 7}, skip_if_exists=True)
     )
@@ -153,8 +152,7 @@ def test_nothing_is_drawn_where_nothing_can_start(url: str, over: str) -> None:
 
 
 def test_a_worker_that_meets_a_queue_draws_nothing(url: str) -> None:
-    queue = queue_with(url, [4])
-    queue.set_budget(Budget(10))
+    queue = queue_with(url, [4], budget=10)
     queue.study.enqueue_trial({"depth": 7})
     assert depth_of(queue.claim("host/1/0")) == 7
     assert asked(queue) == 0

@@ -234,43 +234,30 @@ def test_the_doctor_finds_a_lost_trial(tmp_path: Path) -> None:
     assert states(queue)[-1] == "WAITING" and diagnose(handle).findings == ()
 
 
-def curve(
-    handle: OpenStudy, trial: Trial, epochs: list[int], state: TrialState, trained: int = 0
-) -> None:
-    for epoch in epochs:
-        trial.report(0.5, epoch)
-    trial.set_user_attr(attrs.EPOCHS, trained or max(epochs, default=0))
-    handle.study.tell(trial, 0.5 if state == TrialState.COMPLETE else None, state=state)
-
-
-@pytest.mark.parametrize(
-    ("epochs", "state", "missing"),
-    [
-        ([1, 2, 3, 4], TrialState.COMPLETE, ""),
-        ([1, 2], TrialState.PRUNED, ""),
-        ([1, 2, 4], TrialState.COMPLETE, "3"),
-        ([1, 2, 3], TrialState.COMPLETE, "4"),
-        ([2], TrialState.PRUNED, "1"),
-        ([4], TrialState.COMPLETE, "1, 2, 3"),
-        ([], TrialState.COMPLETE, "1, 2, 3, 4"),
-    ],
-)
-def test_the_doctor_finds_gaps_in_curves(
-    epochs: list[int], state: TrialState, missing: str, tmp_path: Path
-) -> None:
-    handle = open_small(tmp_path, training__epochs=4)
-    curve(handle, claim(handle.trial_queue()), epochs, state)
-    found = [one for one in diagnose(handle).findings if one.kind == FindingKind.CURVE]
-    assert [one.message.partition(":")[0] for one in found] == (
-        [f"the curve of trial 0 lacks the epochs {missing}"] if missing else []
+def test_the_doctor_finds_gaps_in_curves(tmp_path: Path) -> None:
+    handle = open_small(tmp_path, training__epochs=4, search__trials=8)
+    complete, pruned = TrialState.COMPLETE, TrialState.PRUNED
+    cases = (
+        ([1, 2, 3, 4], complete, 4, ""),
+        ([1, 2], pruned, 2, ""),
+        ([1, 2, 4], complete, 4, "3"),
+        ([1, 2, 3], complete, 3, "4"),
+        ([2], pruned, 2, "1"),
+        ([4], complete, 4, "1, 2, 3"),
+        ([], complete, 0, "1, 2, 3, 4"),
+        ([1, 2], pruned, 3, "3"),
     )
-
-
-def test_a_curve_without_its_end_is_a_gap(tmp_path: Path) -> None:
-    handle = open_small(tmp_path, training__epochs=4)
-    curve(handle, claim(handle.trial_queue()), [1, 2], TrialState.PRUNED, trained=3)
-    (found,) = [one for one in diagnose(handle).findings if one.kind == FindingKind.CURVE]
-    assert found.message.startswith("the curve of trial 0 lacks the epochs 3:")
+    expected = []
+    for epochs, state, trained, missing in cases:
+        trial = claim(handle.trial_queue())
+        for epoch in epochs:
+            trial.report(0.5, epoch)
+        trial.set_user_attr(attrs.EPOCHS, trained)
+        handle.study.tell(trial, 0.5 if state == complete else None, state=state)
+        if missing:
+            expected.append(f"the curve of trial {trial.number} lacks the epochs {missing}")
+    found = [one for one in diagnose(handle).findings if one.kind == FindingKind.CURVE]
+    assert [one.message.partition(":")[0] for one in found] == expected
 
 
 # A study that is deleted while somebody works at it

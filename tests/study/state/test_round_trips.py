@@ -45,18 +45,14 @@ def claimed(queue: TrialQueue) -> Claim:
     return found
 
 
-def test_a_new_trial_is_a_few_statements(postgres_url: str) -> None:
-    queue = make_queue(postgres_url)
-    claimed(queue)
-    with under_the_lock(queue) as statements:
-        claimed(queue)
-    assert 0 < len(statements) <= 8
-
-
-def test_a_queued_trial_is_a_few_statements_for_any_number_of_parameters(
+def test_claims_and_ends_are_few_statements_for_any_number_of_parameters(
     postgres_url: str,
 ) -> None:
     queue = make_queue(postgres_url)
+    claimed(queue)
+    with under_the_lock(queue) as statements:
+        new = claimed(queue)
+    assert 0 < len(statements) <= 8
     queue.study.enqueue_trial({"training.lr": 0.5})
     with under_the_lock(queue) as statements:
         trial = frozen(queue, claimed(queue).trial.number)
@@ -66,13 +62,8 @@ def test_a_queued_trial_is_a_few_statements_for_any_number_of_parameters(
     assert list(trial.params) == list(SPACE.distributions)
     assert trial.distributions == SPACE.distributions
     assert attrs.trial_plan(trial) == SPACE.plan(trial.params)
-
-
-def test_the_end_of_a_trial_is_a_few_statements(postgres_url: str) -> None:
-    queue = make_queue(postgres_url)
-    found = claimed(queue)
     with under_the_lock(queue) as statements:
-        queue.finish(found, TrialState.COMPLETE, 0.5)
+        queue.finish(new, TrialState.COMPLETE, 0.5)
     assert 0 < len(statements) <= 4
 
 

@@ -54,7 +54,7 @@ class Sampler(CanonicalSampler):
         super().__init__(SPACE, RandomSampler(seed=0), SPACE.nearest(SPACE.baseline()))
         self.text = ""
 
-    def exhausted(self, study: Study, trials: Sequence[FrozenTrial] | None = None) -> str:
+    def exhausted_reason(self, study: Study, trials: Sequence[FrozenTrial] | None = None) -> str:
         return self.text
 
 
@@ -173,7 +173,7 @@ def test_a_worker_that_dies_in_the_middle_of_a_claim(
 ) -> None:
     queue = make_queue(url, budget=2)
     queue.study.enqueue_trial({"depth": 3})
-    queue.study.sampler.writes = True  # type: ignore[attr-defined]  # as a plugin does
+    queue.study.sampler.writes_trials = True  # type: ignore[attr-defined]  # as a plugin does
 
     def half_way(trial: Trial, *_: Any) -> None:
         trial.suggest_int("depth", 0, 5)

@@ -18,7 +18,7 @@ from autotune.study.state import attrs
 from autotune.study.trial import amp_choice
 from autotune.study.trial.build import build_trainer
 from autotune.training.compute.amp import AmpPolicy, is_kept_fp32
-from autotune.training.compute.half_products import Operation
+from autotune.training.compute.half_precision_check import Operation
 from tests.support.backbones import CPU
 from tests.support.inline import run
 from tests.support.small import open_small

@@ -212,8 +212,8 @@ def test_copies_are_told_apart_and_name_who_asked(gpu: SimulatedGpu) -> None:
     pageable, pinned = gpu.traffic.of(*COPIES)
     assert pageable.kind == Kind.PAGEABLE_TO_DEVICE and pinned.kind == Kind.PINNED_TO_DEVICE
     assert (pageable.nbytes, pinned.nbytes) == (96, 48)
-    assert pageable.callers[0].startswith("training/loop.py:")
-    assert pageable.is_within("Normalise.__call__") and not pageable.is_within("measure_norms")
+    assert pageable.callers[0].startswith("training/trainer.py:")
+    assert pageable.is_within("Normalizer.__call__") and not pageable.is_within("recalibrate")
     assert gpu.traffic.of(Kind.WAIT) == []  # both do not block
     there = torch.ones(2, device=CUDA)
     there.to("cpu", non_blocking=True)
@@ -311,7 +311,7 @@ def test_out_of_memory_is_provoked_where_it_is_wanted(gpu: SimulatedGpu) -> None
     with pytest.raises(torch.OutOfMemoryError):
         network(images)
     network(images)
-    gpu.memory.provoke(3, inside="measure_norms")
+    gpu.memory.provoke(3, inside="recalibrate")
     network(images)
     assert rule.count == 1
 

@@ -37,7 +37,7 @@ class Record:
         kind: What it was.
         operation: What asked for it, in torch.
         callers: Lines of the product, the innermost first: ``training/loop.py:253
-            Training._update``.
+            Trainer._update``.
         nbytes: Bytes that were copied.
         in_main_thread: Whether the main thread asked.
     """

@@ -88,13 +88,13 @@ def slow_lines(gpu: SimulatedGpu) -> list[str]:
     return [
         one.line
         for one in gpu.traffic.of(*SLOW, within="_train_epoch")
-        if not one.is_within("FeatureCache.open") and "Training._train_epoch" not in one.callers[0]
+        if not one.is_within("FeatureCache.open") and "Trainer._train_epoch" not in one.callers[0]
     ]
 
 
 def waits_for_the_loss(gpu: SimulatedGpu) -> int:
     found = gpu.traffic.of(*SLOW, within="_train_epoch")
-    return sum("Training._train_epoch" in one.callers[0] for one in found)
+    return sum("Trainer._train_epoch" in one.callers[0] for one in found)
 
 
 WHOLE = {"there": True, "too many": False}
@@ -198,7 +198,7 @@ def test_a_look_at_some_images_copies_no_others(gpu: SimulatedGpu) -> None:
 def test_views_that_the_host_does_not_keep_do_not_stay(gpu: SimulatedGpu) -> None:
     """Those of ``views: online`` are shown once each."""
     kept = some_digits(44, 2)
-    maker = kept._maker
+    maker = kept._renderer
     online = Views(maker.store, maker.rows, maker.spec, maker.augment, 2, 0, memory_limit_bytes=0)
     order = torch.randperm(44)
     found = list(place_on_device(online, GPU).batches(order, online.views_for_epoch(1), 8))
@@ -324,7 +324,7 @@ def test_validation_goes_on_in_smaller_parts(gpu: SimulatedGpu) -> None:
     run = on_gpu(epochs=1)
     losses(run)
     logits, labels = run.predict(some_digits(20, start=600))
-    rule = gpu.memory.provoke(OOM, inside="Training.predict")
+    rule = gpu.memory.provoke(OOM, inside="Trainer.predict")
     again, same = run.predict(some_digits(20, start=600))
     torch.testing.assert_close(again.cpu(), logits.cpu(), atol=1e-5, rtol=1e-4)
     assert torch.equal(labels, same)
@@ -337,7 +337,7 @@ def test_norm_statistics_are_measured_on_smaller_batches(gpu: SimulatedGpu) -> N
     found = change("test_resnet", {1: {"width": 0.5}})
     run, whole = on_gpu(found), on_gpu(found)
     whole.recalibrate_norms()
-    rule = gpu.memory.provoke(16, inside="Training.measure_norms")
+    rule = gpu.memory.provoke(16, inside="Trainer.recalibrate_norms")
     run.recalibrate_norms()
     assert rule.count == 2  # 64 and 32
     momenta = {one.momentum for one in run.network.stale_norms}
@@ -359,12 +359,16 @@ def test_not_even_one_image_fits(gpu: SimulatedGpu, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedGpu]:
-    """A device that captures steps, also of trainings as short as these."""
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have steps captured also in trainings as short as these."""
     monkeypatch.setattr(trainer, "MIN_STEPS", 1)
     monkeypatch.setattr(cuda_graphs, "_broken", set())
     cuda_graphs.log_not_captured.cache_clear()
     gc.collect()
+
+
+@pytest.fixture
+def graphs(short: None) -> Iterator[SimulatedGpu]:
     with simulated_gpu(graphs=True) as device:
         yield device
 
@@ -390,7 +394,7 @@ def test_captured_steps_give_the_values_of_plain_ones(
     """Weights, optimizer, average and random numbers, bit by bit on the simulated device."""
     found, named = CAPTURED[case]
     plain = on_features(tmp_path, found, **named)
-    assert plain.record is None
+    assert plain.capture is None
     expected = losses(plain)
     run = on_features(tmp_path, found, graphs=True, **named)
     again = 0
@@ -405,13 +409,13 @@ def test_captured_steps_give_the_values_of_plain_ones(
         patch.setattr(CapturedStep, "__call__", count)
         graphs.traffic.reset()
         assert losses(run) == expected
-    assert run.record is not None
+    assert run.capture is not None
     captures = 2 if found.policy.head_epochs else 1
     assert again == 4 * 2 + 2 * captures  # two full batches an epoch, and two comparisons
     assert differing(flat(plain.state()), flat(run.state())) == []
     assert differing(flat(plain.eval_state()), flat(run.eval_state())) == []
     # Comparing waits, once; no step does.
-    waits = [one for one in slow_lines(graphs) if "capture.py" not in one]
+    waits = [one for one in slow_lines(graphs) if "cuda_graphs.py" not in one]
     assert waits == []
 
 
@@ -427,7 +431,7 @@ def test_a_resumed_training_captures_again(graphs: SimulatedGpu, tmp_path: Path)
             if result.epoch > last:
                 break
             seen.append(result.loss)
-        assert run.record is not None
+        assert run.capture is not None
     assert seen == expected
     final = on_features(tmp_path / "features", found, graphs=True)
     assert list(final.run(Checkpoint(path))) == []
@@ -458,9 +462,9 @@ def test_a_captured_step_that_differs_is_not_used(
 
     for _ in range(2):
         run = on_features(tmp_path, found, graphs=True)
-        run.record = functools.partial(wrong, GPU)
+        run.capture = functools.partial(wrong, GPU)
         assert losses(run) == expected
-        assert run.record is None
+        assert run.capture is None
     # Said once, though it happened twice.
     assert caplog.text.count("steps are launched one by one") == 1
     assert "its gradients differ by 1.0e-01 from those of a plain step" in caplog.text
@@ -483,25 +487,40 @@ def test_random_numbers_of_the_host_cannot_be_captured(
     expected = losses(noisy(False))
     run = noisy(True)
     assert losses(run) == expected
-    assert run.record is None
+    assert run.capture is None
     assert "steps are launched one by one" in caplog.text
 
 
+@pytest.mark.usefixtures("short")
 def test_a_device_that_captures_nothing_takes_plain_steps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(trainer, "MIN_STEPS", 1)
-    monkeypatch.setattr(cuda_graphs, "_broken", set())
-    cuda_graphs.log_not_captured.cache_clear()
     with simulated_gpu(graphs=False):
         found, _ = CAPTURED["tail"]
-        plain = on_features(tmp_path, found)
-        expected = losses(plain)
-        run = on_features(tmp_path, found, graphs=True)
-        assert losses(run) == expected
+        plain, run = (on_features(tmp_path, found, graphs=graphs) for graphs in (False, True))
+        assert losses(plain) == losses(run)
         assert differing(flat(plain.state()), flat(run.state())) == []
-    assert run.record is None
+    assert run.capture is None
     assert caplog.text.count("operation not supported") == 1
+
+
+def test_what_is_not_captured(graphs: SimulatedGpu, tmp_path: Path) -> None:
+    for mixup, named in [
+        (0.0, {"amp": "fp16"}),
+        (0.0, {"micro_batch_size": 8}),
+        (0.2, {}),
+        (0.0, {"graphs": False}),
+    ]:
+        found = plan("test_resnet", 1, mixup=mixup)
+        assert on_features(tmp_path, found, **{"graphs": True, **named}).capture is None
+    images = on_gpu(graphs=True)
+    losses(images)
+    assert not images._captured
+
+
+def test_short_trainings_are_not_captured(gpu: SimulatedGpu, tmp_path: Path) -> None:
+    assert on_features(tmp_path, graphs=True).capture is None  # 12 steps
+    assert on_features(tmp_path, graphs=True, epochs=100).capture is not None
 
 
 def test_a_capture_that_breaks_off_ends_all_replays_of_the_process(
@@ -523,37 +542,11 @@ def test_a_capture_that_breaks_off_ends_all_replays_of_the_process(
         return cuda_graphs.capture_graph(device, half)
 
     second = on_features(tmp_path, found, graphs=True)
-    second.record = functools.partial(broken, GPU)
+    second.capture = functools.partial(broken, GPU)
     assert losses(second) == expected
     assert not cuda_graphs.is_usable(GPU)
     seen += [one.loss for one in course]
     assert seen == expected
-
-
-@pytest.mark.parametrize(
-    ("found", "named"),
-    [
-        (plan("test_resnet", 1), {"amp": "fp16"}),
-        (plan("test_resnet", 1), {"micro_batch_size": 8}),
-        (plan("test_resnet", 1, mixup=0.2), {}),
-        (plan("test_resnet", 1), {"graphs": False}),
-    ],
-)
-def test_what_is_not_captured(
-    found: TrialPlan, named: dict[str, Any], graphs: SimulatedGpu, tmp_path: Path
-) -> None:
-    assert on_features(tmp_path, found, **{"graphs": True, **named}).record is None
-
-
-def test_images_are_not_captured(graphs: SimulatedGpu) -> None:
-    run = on_gpu(graphs=True)
-    losses(run)
-    assert not run._captured
-
-
-def test_short_trainings_are_not_captured(gpu: SimulatedGpu, tmp_path: Path) -> None:
-    assert on_features(tmp_path, graphs=True).record is None  # 12 steps
-    assert on_features(tmp_path, graphs=True, epochs=100).record is not None
 
 
 def test_a_training_of_captured_steps_leaves_nothing_behind(

@@ -11,7 +11,7 @@ from autotune.data.preprocessing import ImageSpec
 from autotune.data.views.study_data import StudyData
 from autotune.data.views.views import ViewRenderer
 from autotune.training.features import FeatureCache
-from autotune.training.inputs.epoch_sampler import epoch_order
+from autotune.training.inputs.batches import epoch_order
 from tests.support.backbones import plan
 from tests.support.images import make_class_folders
 from tests.training.test_features import on_features
@@ -59,7 +59,7 @@ def test_repeated_images_are_made_once(task: StudyData) -> None:
         made.extend(pairs)
         return real(self, pairs)
 
-    with patch.object(ViewRenderer, "make", spy):
+    with patch.object(ViewRenderer, "render", spy):
         batches = list(views.batches(positions, chosen, 4))
     assert sorted(position for position, _ in made) == [0, 1, 3]
     images = torch.cat([images for images, _ in batches])

@@ -18,7 +18,7 @@ def test_the_decay_is_that_of_timm(decay: float) -> None:
     net = network("test_resnet")
     mine, theirs = WeightAverage(net, decay), ModelEmaV3(net, decay, use_warmup=True)
     steps = [*range(1, 40), 1000, 10**6]
-    assert [mine.decay_of(step) for step in steps] == [theirs.get_decay(step) for step in steps]
+    assert [mine.decay_at(step) for step in steps] == [theirs.get_decay(step) for step in steps]
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet"])
@@ -69,10 +69,10 @@ def test_a_checkpoint_with_an_average_of_timm_is_loaded(tmp_path: Path) -> None:
     loaded = checkpoint.load(later.state())
     assert loaded is not None
     later.load_state(loaded)
-    kept = later.result.trainable_state()
+    kept = later.eval_model.trainable_state()
     assert all(torch.equal(kept[key], value) for key, value in state["ema"].items())
     assert later.epoch == 1
     assert later.ema is not None
     before = kept["head.0.weight"].clone()
     later.ema.update(step=5)
-    assert not torch.equal(later.result.trainable_state()["head.0.weight"], before)
+    assert not torch.equal(later.eval_model.trainable_state()["head.0.weight"], before)

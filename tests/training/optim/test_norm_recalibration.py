@@ -12,7 +12,7 @@ from autotune.models.network import Network, build_network
 from autotune.training.optim.norm_recalibration import recalibrate_batch_norms, sample_batches
 from autotune.training.trainer import NORM_IMAGES, Normalizer
 from tests.support.backbones import CPU, backbone, plan, some_digits, state_of, training
-from tests.support.surgery import built, change, pictures, source
+from tests.support.surgery import built, change, pictures
 
 PLAN = change("test_resnet", {1: {"width": 0.5}, 2: {"kernel": 5, "activation": "elu"}})
 
@@ -105,11 +105,6 @@ def test_what_leaves_the_function_as_it_is_makes_no_norm_stale() -> None:
     grown = {"kernel": 5, "width": 1.5, "bridge": 1.0, "drop_path": 0.2}
     assert built(change("test_resnet", {1: grown, 2: grown})).stale_norms == ()
     assert built(change("test_resnet", {1: grown, 2: grown}, inherit="none")).stale_norms
-
-
-def test_the_head_is_not_measured() -> None:
-    net = build_network(source("test_resnet"), PLAN, 3, 0)
-    assert all(not any(module is one for one in net.stale_norms) for module in net.head.modules())
 
 
 def test_the_drawn_images_are_the_same_every_time() -> None:

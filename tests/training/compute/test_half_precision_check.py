@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from autotune.training.compute.amp import AmpPolicy, is_kept_fp32
-from autotune.training.compute.half_products import (
+from autotune.training.compute.half_precision_check import (
     Operation,
     _Form,
     is_inaccurate,
