@@ -187,7 +187,7 @@ def build_network(
         classes: Number of classes.
         seed: Seed of the head's initial weights and of what inheritance draws.
         sample: Returns normalized training images ``(N, C, H, W)``; needed by plans with
-            ``inherit: data``.
+            ``init: activations``.
 
     Raises:
         PlanError: When the plan does not fit the backbone.
