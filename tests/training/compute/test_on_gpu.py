@@ -196,7 +196,7 @@ def test_a_look_at_some_images_copies_no_others(gpu: SimulatedGpu) -> None:
 
 
 def test_views_that_the_host_does_not_keep_do_not_stay(gpu: SimulatedGpu) -> None:
-    """Those of ``views: online`` are shown once each."""
+    """Those of ``num_views: online`` are shown once each."""
     kept = some_digits(44, 2)
     maker = kept._renderer
     online = Views(maker.store, maker.rows, maker.spec, maker.augment, 2, 0, memory_limit_bytes=0)
