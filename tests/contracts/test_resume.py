@@ -23,7 +23,10 @@ RECIPES: dict[str, tuple[TrialPlan, dict[str, Any]]] = {
     "adagrad": (plan("test_resnet", 1, 8, optimizer="adagrad"), {"num_views": 2, "ema": 0.9}),
     "dropout and ema": (plan("test_vit", 3, 8, dropout=0.5), {"ema": 0.98, "dropping": True}),
     "attention biases": (plan("levit_128s", 2, lr=0.01), {"ema": 0.9, "count": 20}),
-    "bf16": (plan("test_resnet", 1, 8, dropout=0.3), {"precision": "bf16", "clip_grad_norm": None}),
+    "bf16": (
+        plan("test_resnet", 1, 8, dropout=0.3),
+        {"precision": "bf16", "clip_grad_norm": None},
+    ),
     "reshaped": (
         change(
             "test_resnet",
