@@ -1,20 +1,19 @@
 """A study in Python, for notebooks and scripts: the same study as that of the command line.
 
-What it shows while it works are the lines of ``autotune run`` without a terminal.
+It prints the same plain-text progress as ``autotune run`` without a terminal.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.text import Text
 
 from autotune.config.loading import load_study_file
@@ -41,14 +40,12 @@ _STORAGE = "AUTOTUNE_STORAGE"
 
 @dataclass(frozen=True)
 class TrialSummary:
-    """A complete trial in short.
+    """A complete trial.
 
     Args:
-        number: Its number.
-        value: The objective after its last epoch; of two objectives the metric.
-        plan: Its plan.
+        value: The metric after its last epoch.
         words: The plan in words.
-        params: What was searched and has an effect in this plan, by name.
+        params: The searched parameters that have an effect in this plan, by name.
         cost: The second objective, where there is one.
     """
 
@@ -61,7 +58,7 @@ class TrialSummary:
 
 
 class Study:
-    """A study: which layers of a pretrained backbone to re-train, found by experiment.
+    """A study: which layers of a pretrained backbone to retrain, found by experiment.
 
     Make one with :meth:`from_file`, or open one that exists with :meth:`open`.
 
@@ -74,17 +71,13 @@ class Study:
     """
 
     def __init__(
-        self,
-        name: str,
-        storage: str,
-        files: str | None,
-        config: StudyConfig | None = None,
+        self, name: str, storage: str, files: str | None, config: StudyConfig | None = None
     ) -> None:
         self._name = name
         self._url = storage
         self._files = files
         self._config = config
-        self._found: OpenStudy | None = None
+        self._handle: OpenStudy | None = None
         self._interrupted = False
 
     @classmethod
@@ -98,13 +91,13 @@ class Study:
     ) -> Study:
         """Read a study file as ``autotune run`` does; nothing is trained or written.
 
-        A study of that name that exists is the one that is meant: :meth:`run` continues it.
+        Where a study of that name exists, :meth:`run` continues it.
 
         Args:
-            study: A preset's name (``digits``) or the path of a YAML file.
+            study: The name of a preset (``digits``) or the path of a YAML file.
             overrides: Values that replace those of the file, by dotted key.
-            name: Name of the study; by default that of the file.
-            storage: Storage URL; by default ``AUTOTUNE_STORAGE``, else that of the file.
+            name: Name of the study; default: that of the file.
+            storage: Storage URL; default: ``AUTOTUNE_STORAGE``, else that of the file.
 
         Raises:
             StudyError: When there is no such file.
@@ -118,7 +111,7 @@ class Study:
         replaced = {**(overrides or {}), **({"storage": storage} if storage else {})}
         config = load_study_file(study, replaced, name)
         assert config.name is not None
-        # Whatever the working directory will be: a notebook may change it.
+        # Absolute, because a notebook may change the working directory.
         url = absolute_url(config.storage)
         return cls(config.name, url, config.files, config.model_copy(update={"storage": url}))
 
@@ -128,9 +121,8 @@ class Study:
 
         Args:
             name: Its name.
-            storage: Storage URL; by default ``AUTOTUNE_STORAGE``, else that of study files that
-                name none.
-            files: Folder of its files, where they were moved.
+            storage: Storage URL; default: ``AUTOTUNE_STORAGE``, else the default of study files.
+            files: Folder of its files, if they were moved.
 
         Raises:
             StudyError: When the storage has no such study.
@@ -144,9 +136,9 @@ class Study:
 
         default = StudyConfig.model_fields["storage"].default
         url = absolute_url(storage or os.environ.get(_STORAGE) or default)
-        found = cls(name, url, files)
-        found._found = open_existing(name, url, files)
-        return found
+        study = cls(name, url, files)
+        study._handle = open_existing(name, url, files)
+        return study
 
     @property
     def name(self) -> str:
@@ -169,29 +161,26 @@ class Study:
         cpus_per_worker: int | None = None,
         progress: bool | Callable[[dict[str, Any]], None] = True,
     ) -> Study:
-        """Run the study until its budget is used up, or continue it.
+        """Run or continue the study until its budget is used up; return it.
 
-        Workers are processes of their own. An interrupt (Ctrl-C, the stop button of a notebook, a
-        SIGTERM) ends them within a batch: running trials are queued, :attr:`interrupted` is true,
-        and the next call goes on with them. A second one kills them, which loses no more than an
-        epoch. In a thread other than the main one there are no signals.
+        Workers are separate processes. An interrupt (Ctrl-C, the stop button of a notebook,
+        SIGTERM) ends them within a batch: running trials are queued, :attr:`interrupted` becomes
+        true, and the next call continues them. A second interrupt kills the workers, which loses
+        at most an epoch. Outside of the main thread there are no signals.
 
         Args:
-            workers: Number of workers; by default one per GPU, or two on the CPU.
-            gpus: ``all``, ``none``, or indices such as ``0,2``; by default all there are.
+            workers: Number of workers; default: one per GPU, or two on the CPU.
+            gpus: ``all``, ``none``, or indices such as ``0,2``; default: all.
             engine: ``local``, or ``ray`` for tasks of a cluster.
             workers_per_gpu: Workers that share a GPU, in place of ``workers``.
-            gpus_per_worker: GPUs that Ray gives a worker.
-            cpus_per_worker: CPUs that Ray gives a worker.
-            progress: Whether to print a line for every trial, or what to call with every event
-                instead: a dictionary with an ``event``.
-
-        Returns:
-            This study.
+            gpus_per_worker: GPUs of a worker in Ray.
+            cpus_per_worker: CPUs of a worker in Ray.
+            progress: Whether to print a line for every trial; or a function to call with every
+                event, a dictionary with the key ``event``.
 
         Raises:
-            UserError: When something is wrong that can be put right; nothing was written.
-            WorkerError: When the workers cannot go on.
+            UserError: When something is wrong that can be corrected; nothing was written.
+            WorkerError: When the workers cannot continue.
 
         Example:
             >>> study.run(workers=1, progress=False).interrupted
@@ -199,12 +188,15 @@ class Study:
         """
         if gpus is not None and not isinstance(gpus, str):
             raise UserError(f"gpus: must be text such as '0,2', 'all' or 'none', but got {gpus!r}")
-        config = self._config or self._remembered()
+        from autotune.display.run_display import make_view
+
+        config = self._config or self._stored_config()
         self._interrupted = False
-        with _told(progress, config) as (shown, on_event):
-            from autotune.study.engine.launcher import (
-                run_study,  # within, because it imports torch
-            )
+        console = plain_console()
+        callback = progress if callable(progress) else lambda event: None
+        is_shown = bool(progress) and not callable(progress)
+        with make_view(console, config) if is_shown else nullcontext(callback) as on_event:
+            from autotune.study.engine.launcher import run_study  # imports torch
 
             result = run_study(
                 config,
@@ -216,9 +208,9 @@ class Study:
                 cpus_per_worker=cpus_per_worker,
                 on_event=on_event,
             )
-        self._found, self._interrupted = result.handle, result.interrupted
-        if shown is not None and result.interrupted:
-            shown.print(Text("Stopped. The trials that were running are queued; run() goes on."))
+        self._handle, self._interrupted = result.handle, result.interrupted
+        if is_shown and result.interrupted:
+            console.print(Text("Stopped. The running trials are queued; run() continues them."))
         return self
 
     @property
@@ -236,41 +228,33 @@ class Study:
             >>> study.best.words
             '...trainable..., adamw lr ...'
         """
-        results = self._results()
-        return None if results is None else self._summary(results, results.best)
+        return self._summary(lambda results: results.best)
 
     @property
     def baseline(self) -> TrialSummary | None:
-        """The baseline: the untouched backbone with a linear head; ``None`` before it is complete.
+        """The baseline, the unchanged backbone with a linear head; ``None`` before its end.
 
         Example:
             >>> study.baseline.plan.depth
             0
         """
-        results = self._results()
-        return None if results is None else self._summary(results, results.baseline)
+        return self._summary(lambda results: results.baseline)
 
     @property
     def optuna_study(self) -> optuna.Study:
         """Optuna's study, for everything else.
 
-        Raises:
-            StudyError: When it has not been run yet.
-
         Example:
             >>> len(study.optuna_study.trials)
             4
         """
-        return self._opened().study
+        return self._open_handle().study
 
     def trials_dataframe(self) -> pd.DataFrame:
-        """Return the trials as a table, a row a trial.
+        """Return the trials as a table, a row for each.
 
         The columns are those of :mod:`autotune.results.report.dataframe`: typed, times in UTC,
         parameters as ``param.<name>``, metrics as ``metric.<name>``, costs as ``cost.<name>``.
-
-        Raises:
-            StudyError: When the study has not been run yet.
 
         Example:
             >>> frame = study.trials_dataframe()
@@ -281,22 +265,18 @@ class Study:
         """
         from autotune.results.report.dataframe import trials_frame
 
-        return trials_frame(self._read())
+        return trials_frame(self._results())
 
     def report(self, path: str | Path | None = None, format: str | None = None) -> Path:
-        """Write the report: one self-contained HTML page, or another format.
+        """Write the report, by default one self-contained HTML page, and return its path.
 
         Args:
-            path: The file; by default one beside the study.
-            format: ``html``, ``md``, ``json``, ``csv`` or ``parquet``; by default what the ending
-                of the file says, else ``html``.
-
-        Returns:
-            The path.
+            path: The file; default: beside the study.
+            format: ``html``, ``md``, ``json``, ``csv`` or ``parquet``; default: the ending of the
+                file, else ``html``.
 
         Raises:
-            UserError: When the file cannot be written, or format and ending contradict each other.
-            StudyError: When the study has not been run yet.
+            UserError: When the file cannot be written, or format and ending differ.
 
         Example:
             >>> study.report().name
@@ -306,20 +286,20 @@ class Study:
         """
         from autotune.results.report.formats import resolve_format, write_report
 
-        chosen = resolve_format(path, format)
+        format = resolve_format(path, format)
         if path is not None:
             check_writable(path)
-        return write_report(self._opened(), None if path is None else Path(path), chosen)
+        return write_report(self._open_handle(), None if path is None else Path(path), format)
 
     def confirm(self, top: int = 5, seeds: int = 5, *, progress: bool = True) -> Confirmation:
         """Train the best plans and the baseline under several seeds, and compare them.
 
-        The trainings run one after the other, in this process. Each is kept at once: after an
-        interrupt the same call goes on.
+        The trainings run in this process, one after the other. Each result is stored at once: the
+        same call continues after an interrupt.
 
         Args:
-            top: How many plans, besides the baseline.
-            seeds: How many seeds, at least two.
+            top: Number of plans besides the baseline.
+            seeds: Number of seeds, at least two.
             progress: Whether to print a line for every training.
 
         Raises:
@@ -327,40 +307,36 @@ class Study:
             UserError: When a number is too small.
 
         Example:
-            >>> found = study.confirm(top=1, seeds=2, progress=False)
-            >>> len(found.plans), found.seeds
+            >>> confirmation = study.confirm(top=1, seeds=2, progress=False)
+            >>> len(confirmation.plans), confirmation.seeds
             (1, (1, 2))
         """
         for name, value, least in (("top", top, 1), ("seeds", seeds, 2)):
             if value < least:
                 raise UserError(f"{name}: must be at least {least}, but got {value}")
-        opened = self._opened()
+        handle = self._open_handle()
         from autotune.results.evaluation.confirm import confirm_plans  # imports torch
 
-        objective = self._read().objective
-        say = _say(progress)
+        objective, log = self._results().objective, _logger(progress)
 
-        def listen(step: ConfirmProgress) -> None:
-            if said := step.describe(objective):
-                say(said)
+        def on_progress(step: ConfirmProgress) -> None:
+            if text := step.describe(objective):
+                log(text)
 
-        return confirm_plans(opened, top, seeds, listen)
+        return confirm_plans(handle, top, seeds, on_progress)
 
     def refit(
-        self,
-        trial: int | None = None,
-        folder: str | Path | None = None,
-        *,
-        progress: bool = True,
+        self, trial: int | None = None, folder: str | Path | None = None, *, progress: bool = True
     ) -> RefitResult:
-        """Train the best plan and the baseline anew and measure both on the test part.
+        """Train the best plan and the baseline again and measure both on the test split.
 
-        This reads the test part, and the study notes how often that was done. The trainings run
-        in this process, as ``fit`` in the study file or its overrides says.
+        The study records every read of the test split. The trainings run in this process, with
+        the settings of ``refit`` in the study file.
 
         Args:
-            trial: Number of the trial to take; by default the best confirmed one, or the best.
-            folder: Where the model goes, for :func:`autotune.load`; by default beside the study.
+            trial: Number of the trial to take; default: the best confirmed one, or the best.
+            folder: Where the model is written, for :func:`autotune.load`; default: beside the
+                study.
             progress: Whether to print a line for every training.
 
         Raises:
@@ -372,33 +348,33 @@ class Study:
             Traceback (most recent call last):
             autotune.errors.StudyError: --trial: the study 'digits' has the trials 0 to 3, but ...
         """
-        if folder is not None:
-            check_folder(Path(folder))
-        opened = self._opened()
+        path = None if folder is None else Path(folder)
+        if path is not None:
+            check_folder(path)
+        handle = self._open_handle()
         from autotune.results.evaluation.refit import refit_study  # imports torch
 
-        say = _say(progress)
+        log = _logger(progress)
 
-        def listen(what: str, epoch: int, epochs: int) -> None:
+        def on_epoch(what: str, epoch: int, epochs: int) -> None:
             if epoch == epochs:
-                say(f"{what}: trained for {epochs} epochs")
+                log(f"{what}: trained for {epochs} epochs")
 
-        settings = self._config.refit if self._config is not None else None
-        where = None if folder is None else Path(folder)
-        return refit_study(opened, trial, where, listen, settings=settings)
+        settings = None if self._config is None else self._config.refit
+        return refit_study(handle, trial, path, on_epoch, settings=settings)
 
     def fit(
         self, trial: int | None = None, folder: str | Path | None = None, *, progress: bool = True
     ) -> RefitResult:
-        """Call :meth:`refit`, which this was called before."""
-        warnings.warn("Study.fit is called Study.refit now", DeprecationWarning, stacklevel=2)
+        """Call :meth:`refit`; this is its old name."""
+        warnings.warn("Study.fit is now called Study.refit", DeprecationWarning, stacklevel=2)
         return self.refit(trial, folder, progress=progress)
 
     def plot_history(self) -> go.Figure:
-        """Draw the value of every trial, the best so far and the baseline.
+        """Plot the value of every trial, the best so far and the baseline.
 
         Raises:
-            StudyError: When there is nothing to draw yet; so do all plots.
+            StudyError: When there is nothing to plot yet; so do all plots.
 
         Example:
             >>> [trace.name for trace in study.plot_history().data][-2:]
@@ -406,10 +382,10 @@ class Study:
         """
         from autotune.results.figures.history import history_figure
 
-        return self._drawn(history_figure, "no trial is complete yet")
+        return self._plot(history_figure, "no trial is complete yet")
 
     def plot_curves(self) -> go.Figure:
-        """Draw the objective of every trial after each epoch.
+        """Plot the objective of every trial after each epoch.
 
         Example:
             >>> study.plot_curves().layout.xaxis.title.text
@@ -417,10 +393,10 @@ class Study:
         """
         from autotune.results.figures.history import curves_figure
 
-        return self._drawn(curves_figure, "no trial has finished an epoch yet")
+        return self._plot(curves_figure, "no trial has finished an epoch yet")
 
     def plot_timeline(self) -> go.Figure:
-        """Draw who did what when: a lane per worker, a bar per trial.
+        """Plot the trials of each worker over time.
 
         Example:
             >>> study.plot_timeline().layout.xaxis.type
@@ -428,10 +404,10 @@ class Study:
         """
         from autotune.results.figures.history import timeline_figure
 
-        return self._drawn(timeline_figure, "no trial has ended yet")
+        return self._plot(timeline_figure, "no trial has ended yet")
 
     def plot_importances(self) -> go.Figure:
-        """Draw how much each parameter matters; with few trials that is little more than noise.
+        """Plot how much each parameter matters; with few trials this is mostly noise.
 
         Example:
             >>> study.plot_importances().layout.xaxis.title.text
@@ -439,19 +415,14 @@ class Study:
         """
         from autotune.results.figures.parameters import importances_figure
 
-        return self._drawn(
-            importances_figure,
-            "importances need complete trials that differ in their values and in a parameter",
-        )
+        why = "importances need complete trials that differ in their values and in a parameter"
+        return self._plot(importances_figure, why)
 
     def plot_slice(self, name: str) -> go.Figure:
-        """Draw the values of the complete trials over one parameter.
-
-        Args:
-            name: Name of a searched parameter, ``training.lr`` for one.
+        """Plot the values of the complete trials over one parameter.
 
         Raises:
-            StudyError: When there is no such parameter, or nothing to draw yet.
+            StudyError: When there is no such parameter, or nothing to plot yet.
 
         Example:
             >>> study.plot_slice("training.lr").layout.xaxis.type
@@ -459,25 +430,19 @@ class Study:
         """
         from autotune.results.figures.parameters import slice_figure
 
-        known = self._read().parameter_names
-        if name not in known:
+        names = self._results().parameter_names
+        if name not in names:
+            text = f"searches {', '.join(names) or 'nothing yet'}, but got {name!r}"
             raise StudyError(
-                join_sentences(
-                    f"the study {self._name!r} searches {', '.join(known) or 'nothing yet'}, but "
-                    f"got {name!r}",
-                    did_you_mean(name, known),
-                )
+                join_sentences(f"the study {self._name!r} {text}", did_you_mean(name, names))
             )
-        return self._drawn(
+        return self._plot(
             lambda results: slice_figure(results, name),
             f"fewer than two complete trials in which {name} has an effect",
         )
 
     def plot_front(self) -> go.Figure:
-        """Draw the metric of the complete trials over their cost, and the Pareto front.
-
-        Raises:
-            StudyError: When the study has one objective, or nothing is complete yet.
+        """Plot the metric of the complete trials over their cost, and the Pareto front.
 
         Example:
             >>> study.plot_front()
@@ -486,32 +451,33 @@ class Study:
         """
         from autotune.results.figures.pareto import front_figure
 
-        if self._read().cost is None:
+        if self._results().cost is None:
             raise StudyError(
                 f"the study {self._name!r} has one objective, and no front; a study file with "
                 "'objectives: [accuracy, latency_ms]' has two"
             )
-        return self._drawn(front_figure, "no trial is complete yet")
+        return self._plot(front_figure, "no trial is complete yet")
 
     def __repr__(self) -> str:
-        return f"<Study {self._name}: {self._in_words()}>"
+        return f"<Study {self._name}: {self._describe()}>"
 
     def _repr_html_(self) -> str:
-        """Return what a notebook shows of the study: the answer, and a few numbers."""
+        """Return the headline and the key figures for a notebook."""
+        title = f"<p>Study <b>{escape(self._name)}</b>: "
         try:
-            opened = self._find()
+            handle = self._find_handle()
         except AutotuneError:
-            opened = None
-        if opened is None:
-            return f"<p>Study <b>{escape(self._name)}</b>: {escape(self._in_words())}</p>"
+            handle = None
+        if handle is None:
+            return f"{title}{escape(self._describe())}</p>"
         from autotune.results.diagnosis.headline import (
             describe_confirmation,
             headline,
             key_figures,
         )
 
-        results = self._read()
-        rows = [(name, f"{number} ({made_of})") for name, number, made_of in key_figures(results)]
+        results = self._results()
+        rows = [(name, f"{number} ({parts})") for name, number, parts in key_figures(results)]
         if confirmation := describe_confirmation(results):
             rows.append(("confirmed", confirmation))
         cells = "".join(
@@ -519,100 +485,78 @@ class Study:
             f'<td style="text-align: left">{escape(text)}</td></tr>'
             for name, text in rows
         )
-        return (
-            f"<p>Study <b>{escape(self._name)}</b>: {escape(headline(results))}</p>"
-            f"<table>{cells}</table>"
-        )
+        return f"{title}{escape(headline(results))}</p><table>{cells}</table>"
 
-    def _in_words(self) -> str:
-        """Say how far the study is, whatever state its storage is in."""
+    def _describe(self) -> str:
+        """Describe the progress of the study, whatever the state of its storage is."""
         try:
-            results = self._results()
-            if results is None:
+            if self._find_handle() is None:
                 return "not run yet"
-            best, baseline = results.best, results.baseline
+            results = self._results()
         except AutotuneError as error:
             return f"cannot be read: {error}"
-        progress = results.progress
-        words = [f"{progress.finished} of {progress.budget} trials finished"]
+        progress, best, baseline = results.progress, results.best, results.baseline
+        texts = [f"{progress.finished} of {progress.budget} trials finished"]
         if progress.running:
-            words.append(f"{progress.running} running")
+            texts.append(f"{progress.running} running")
         if best is not None:
-            words.append(f"best {results.format_values(best)} (trial {best.number})")
+            texts.append(f"best {results.format_values(best)} (trial {best.number})")
         if baseline is not None:
-            words.append(f"baseline {results.format_values(baseline)}")
-        return ", ".join(words)
+            texts.append(f"baseline {results.format_values(baseline)}")
+        return ", ".join(texts)
 
-    @staticmethod
-    def _summary(results: StudyResults, trial: FrozenTrial | None) -> TrialSummary | None:
+    def _summary(
+        self, select: Callable[[StudyResults], FrozenTrial | None]
+    ) -> TrialSummary | None:
         from autotune.study.state import attrs
 
-        plan = attrs.trial_plan(trial) if trial is not None else None
+        if self._find_handle() is None:
+            return None
+        results = self._results()
+        trial = select(results)
+        plan = None if trial is None else attrs.trial_plan(trial)
         if trial is None or plan is None:
             return None
         words, params = results.describe_plan(trial), results.active_params(trial)
         value, *costs = trial.values
         return TrialSummary(trial.number, value, plan, words, params, *costs)
 
-    def _results(self) -> StudyResults | None:
-        """Read the study; ``None`` before it has been made."""
-        return None if self._find() is None else self._read()
-
-    def _read(self) -> StudyResults:
-        from autotune.results.study_results import StudyResults
-
-        return StudyResults.from_study(self._opened().study)
-
-    def _find(self) -> OpenStudy | None:
-        """Open the study once it has been made."""
-        if self._found is None:
+    def _find_handle(self) -> OpenStudy | None:
+        """Open the study; return ``None`` before it has been made."""
+        if self._handle is None:
             from autotune.study.setup.opening import find_existing
 
-            self._found = find_existing(self._name, self._url, self._files)
-        return self._found
+            self._handle = find_existing(self._name, self._url, self._files)
+        return self._handle
 
-    def _opened(self) -> OpenStudy:
-        opened = self._find()
-        if opened is None:
+    def _open_handle(self) -> OpenStudy:
+        handle = self._find_handle()
+        if handle is None:
             raise StudyError(f"the study {self._name!r} has not been run yet; run() makes it")
-        return opened
+        return handle
 
-    def _remembered(self) -> StudyConfig:
+    def _results(self) -> StudyResults:
+        from autotune.results.study_results import StudyResults
+
+        return StudyResults.from_study(self._open_handle().study)
+
+    def _stored_config(self) -> StudyConfig:
         """Return the configuration of a study that was opened, with the budget of its last run."""
         from autotune.study.state import attrs
 
-        opened = self._opened()
-        values = opened.config().model_dump(mode="json")
-        budget = opened.study.user_attrs.get(attrs.BUDGET, {})
+        handle = self._open_handle()
+        values = handle.config().model_dump(mode="json")
+        budget = handle.study.user_attrs.get(attrs.BUDGET, {})
         values["search"] |= {key: budget[key] for key in BUDGETS if key in budget}
         return StudyConfig.model_validate(values)
 
-    def _drawn(self, draw: Callable[[StudyResults], go.Figure | None], why_not: str) -> go.Figure:
-        figure = draw(self._read())
+    def _plot(self, draw: Callable[[StudyResults], go.Figure | None], why: str) -> go.Figure:
+        figure = draw(self._results())
         if figure is None:
-            raise StudyError(f"the study {self._name!r} cannot be drawn: {why_not}")
+            raise StudyError(f"the study {self._name!r} cannot be plotted: {why}")
         return figure
 
 
-@contextmanager
-def _told(
-    progress: bool | Callable[[dict[str, Any]], None], config: StudyConfig
-) -> Iterator[tuple[Console | None, Callable[[dict[str, Any]], None]]]:
-    """Yield the console that is written to, if one is, and what a run tells of its events."""
-    if callable(progress):
-        yield None, progress
-    elif not progress:
-        yield None, lambda event: None
-    else:
-        from autotune.display.run_display import make_view
-
-        shown = plain_console()
-        with make_view(shown, config) as view:
-            yield shown, view
-
-
-def _say(progress: bool) -> Callable[[str], None]:
-    if not progress:
-        return lambda text: None
-    shown = plain_console()
-    return lambda text: shown.print(Text(text))
+def _logger(progress: bool) -> Callable[[str], None]:
+    console = plain_console()
+    return (lambda text: console.print(Text(text))) if progress else (lambda text: None)

@@ -19,7 +19,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from families import each_family, image_size, short, stir
+from families import each_family, image_size, stir
+
+from autotune.text import error_line
 
 LAST = 8
 #: Largest relative change of the features by what should not change them.
@@ -88,7 +90,7 @@ def check(family: str, name: str) -> dict[str, Any]:
         try:
             row[title] = step()
         except Exception as error:
-            row["failures"].append(f"{title}: {short(error)}")
+            row["failures"].append(f"{title}: {error_line(error)}")
     row["widened"] = None
     for field, changes in CHANGES.items():
         for _, value, same in changes:
@@ -99,7 +101,7 @@ def check(family: str, name: str) -> dict[str, Any]:
                 same = same or (field, value) == ("kernel", 7)
                 off = _change(backbone, plan, images, features if same else None)
             except Exception as error:
-                row["failures"].append(f"{field} {value}: {short(error)}")
+                row["failures"].append(f"{field} {value}: {error_line(error)}")
                 continue
             exact = same and (
                 field != "width" or all(group.exact for one in offers for group in one.groups)

@@ -9,6 +9,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from autotune.text import error_line
+
 Row = dict[str, Any]
 #: Side of the images in pixels, for models that take any; others get their own.
 SIZE = 128
@@ -17,7 +19,7 @@ SIZE = 128
 def each_family(
     description: str | None, check: Callable[[str, str], Row], nothing: Mapping[str, Any]
 ) -> tuple[list[Row], list[str], bool]:
-    """Check the families that the command line names, and tell how it goes.
+    """Check the families named on the command line, and print the progress.
 
     Args:
         description: Of the benchmark, for its help.
@@ -55,7 +57,7 @@ def each_family(
             try:
                 row = done.result()
             except Exception as error:
-                row = {"family": family, "model": name, **nothing, "failures": [short(error)]}
+                row = {"family": family, "model": name, **nothing, "failures": [error_line(error)]}
             rows.append(row)
             if options.rows is not None:
                 with options.rows.open("a", encoding="utf-8") as file:
@@ -119,8 +121,3 @@ def stir(model: Any) -> None:
                 value.normal_(std=0.1)
             elif key.endswith("running_var"):
                 value.uniform_(0.5, 1.5)
-
-
-def short(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:160] if lines else 'no details'}"

@@ -20,8 +20,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from families import each_family, image_size, short, stir
+from families import each_family, image_size, stir
 from heading import date_and_machine
+
+from autotune.text import error_line
 
 DEPTHS = (0, 2, 5)
 #: Images in a batch: another number than :func:`split` learns from or checks with.
@@ -52,7 +54,7 @@ def check(family: str, name: str) -> dict[str, Any]:
         try:
             row["depths"][str(depth)] = _depth(backbone, depth)
         except Exception as error:
-            row["failures"].append(f"depth {depth}: {short(error)}")
+            row["failures"].append(f"depth {depth}: {error_line(error)}")
     return row
 
 

@@ -186,6 +186,6 @@ def test_an_interrupt_queues_what_runs(tmp_path: Path) -> None:
     assert started.wait(60) == 0
     said = (tmp_path / "out.txt").read_text()
     assert said.endswith(
-        "Stopped. The trials that were running are queued; run() goes on.\nafter: True 0\n"
+        "Stopped. The running trials are queued; run() continues them.\nafter: True 0\n"
     )
     assert any(one.state == TrialState.WAITING for one in trials_of(tmp_path, "digits"))

@@ -18,7 +18,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from autotune.display.console import VisibleConsole, fail, in_lines
+from autotune.display.console import VisibleConsole, fail, lines_of_text
 from autotune.errors import UserError
 from autotune.results.report.formats import render
 from autotune.results.study_results import StudyResults
@@ -104,7 +104,7 @@ def test_a_line_break_in_a_name_makes_no_line(terminal: bool) -> None:
     lines = re.sub(r"\x1b\[[0-9;?]*[mKAhl]|\r", "", stream.getvalue()).splitlines()
     assert not [line for line in lines if line.strip().startswith("error:")], lines
     assert sum("cat\\nerror: all is lost" in line for line in lines) >= 8
-    console.print(in_lines("a\n  b"))
+    console.print(lines_of_text("a\n  b"))
     assert re.sub(r"\x1b\[[0-9;?]*m", "", stream.getvalue()).endswith("a\n  b\n")
 
 

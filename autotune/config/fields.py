@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from typing import Any
+from typing import Any, NoReturn
 
 from pydantic import BeforeValidator
 
@@ -16,8 +16,9 @@ from autotune.plan import FIRST_ABSOLUTE, KEEP
 
 Scalar = int | float | str
 Dimension = Scalar | list[Scalar] | dict[str, Any]
+Check = Callable[[Any], Any]
 
-#: What a protocol of so many training images a class ends with.
+#: Ending of a protocol with a number of training images a class.
 PER_CLASS = "-per-class"
 #: Sides that a kernel can be changed to.
 KERNELS = (1, 2, 3, 5, 7)
@@ -36,7 +37,7 @@ class FieldRule(BeforeValidator):
 
 
 def values_of_dimension(dimension: Any) -> list[Any]:
-    """List the values of a dimension one by one; a range is stood for by its lower end."""
+    """List the values of a dimension; a range is represented by its lower end."""
     if isinstance(dimension, dict):
         return [dimension["low"]]
     return dimension if isinstance(dimension, list) else [dimension]
@@ -44,113 +45,59 @@ def values_of_dimension(dimension: Any) -> list[Any]:
 
 def largest(dimension: Any) -> Any:
     """Return the largest value of a dimension of numbers."""
-    if isinstance(dimension, dict):
-        return dimension["high"]
-    return max(dimension) if isinstance(dimension, list) else dimension
+    return (
+        dimension["high"] if isinstance(dimension, dict) else max(values_of_dimension(dimension))
+    )
 
 
-def _choose(allowed: tuple[str, ...]) -> str:
-    return f"must be {'one of ' if len(allowed) > 1 else ''}{', '.join(allowed)}"
-
-
-def _code(allowed: tuple[str, ...], optional: bool = False) -> str:
-    """List names as Markdown."""
-    return ", ".join(f"`{one}`" for one in allowed) + (" or `null`" if optional else "")
+def is_plugin_ref(value: Any) -> bool:
+    """Tell whether a value reads ``my_file.py:name``."""
+    path, colon, name = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+    return bool(colon) and path.endswith(".py") and name.isidentifier()
 
 
 def choice(allowed: tuple[str, ...], *, optional: bool = False) -> FieldRule:
-    """Accept a name from a list, or null; name the nearest one otherwise."""
-
-    def check(value: Any) -> Any:
-        if value is None and optional:
-            return None
-        if value is None and "none" in allowed:
-            return "none"
-        if value is False and "off" in allowed:  # YAML 1.1 reads a bare off as false
-            return "off"
-        if value not in allowed:
-            raise ValueError(
-                join_sentences(
-                    f"{_choose(allowed)}, but got {format_yaml(value)}",
-                    did_you_mean(str(value), allowed),
-                )
-            )
-        return value
-
-    return FieldRule(check, takes=_code(allowed, optional))
+    """Accept a name from a list, or null; suggest the nearest one otherwise."""
+    check = _name_check(allowed)
+    takes = _code(allowed) + (" or `null`" if optional else "")
+    return FieldRule(
+        lambda value: None if optional and value is None else check(value), takes=takes
+    )
 
 
-def _number(value: Any, integer: bool) -> int | float | None:
-    """Read a number, ``None`` when it is none.
-
-    YAML 1.1 reads ``1e-4`` (no dot) as a string, which is a number to us.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        number = float(value)
-        if not math.isfinite(number) or (integer and not number.is_integer()):
-            return None
-        if not integer:
-            return number
-        return value if isinstance(value, int) else int(number)
-    except (ValueError, OverflowError):
-        return None
+def choice_or_plugin(allowed: tuple[str, ...]) -> FieldRule:
+    """Accept a name from a list, or ``my_file.py:name``."""
+    check = _name_check(allowed, ", or a plugin as my_file.py:name")
+    return FieldRule(
+        lambda value: value if is_plugin_ref(value) else check(value),
+        takes=f"{_code(allowed)}, or a plugin as `my_file.py:name`",
+    )
 
 
-def _rule(
-    integer: bool,
-    low: float,
-    high: float,
-    low_open: bool,
-    high_open: bool,
-    *words: str,
-) -> Callable[[Any], Any]:
-    """Make a check for one number between two bounds, or a word in its place.
+def plugin_ref() -> FieldRule:
+    """Accept ``my_file.py:name``, or null."""
 
-    The message states the whole rule.
-    """
-    kind = f"{', '.join(words)} or {_kind(integer)}" if words else _kind(integer)
-    rule = f"must be {kind} {_between(low, high, low_open, high_open)}"
+    def check(value: Any) -> str | None:
+        if value is not None and not is_plugin_ref(value):
+            _refuse("must read my_file.py:name", value)
+        return None if value is None else str(value)
 
-    def check(value: Any) -> int | float | str:
-        if value is False and "off" in words:  # YAML 1.1 reads a bare off as false
-            return "off"
-        if isinstance(value, str) and value in words:
-            return value
-        number = _number(value, integer)
-        if (
-            number is None
-            or not low <= number <= high
-            or (low_open and number == low)
-            or (high_open and number == high)
-        ):
-            raise ValueError(
-                join_sentences(f"{rule}, but got {format_yaml(value)}", _perhaps(value, *words))
-            )
-        return number
-
-    return check
+    return FieldRule(check, takes="`my_file.py:name` or `null`")
 
 
-def _kind(integer: bool) -> str:
-    return f"a {'whole ' if integer else ''}number"
+def choice_dimension(allowed: tuple[str, ...]) -> FieldRule:
+    """Accept a dimension of names from a list."""
+    return _list_rule(_name_check(allowed), "a name or a list of names", _code(allowed))
 
 
-def _between(low: float, high: float, low_open: bool, high_open: bool) -> str:
-    """State the bounds of a number."""
-    bounds = [f"{'above' if low_open else 'of at least'} {_shown(low)}"]
-    if math.isfinite(high):
-        bounds.append(f"{'below' if high_open else 'at most'} {_shown(high)}")
-    return " and ".join(bounds)
+def boolean() -> FieldRule:
+    """Accept true or false."""
+    return FieldRule(_check_bool, takes="`true`, `false`")
 
 
-def _perhaps(value: Any, *words: str) -> str:
-    return did_you_mean(value, words) if words and isinstance(value, str) else ""
-
-
-def _shown(number: float) -> str:
-    return f"{number:.12g}"
+def bool_dimension() -> FieldRule:
+    """Accept a dimension of true and false."""
+    return _list_rule(_check_bool, "true, false or a list of both", "`true`, `false`")
 
 
 def number(
@@ -164,141 +111,41 @@ def number(
     words: tuple[str, ...] = (),
 ) -> FieldRule:
     """Accept one number between two bounds, or null or a word where that means something."""
-    rule = _rule(integer, low, high, low_open, high_open, *words)
-    takes = f"{_kind(integer)} {_between(low, high, low_open, high_open)}"
-    others = [f"`{one}`" for one in (*words, "null" if optional else "") if one]
-    return FieldRule(
-        lambda value: None if optional and value is None else rule(value),
-        takes=" or ".join([takes, *others]),
-    )
+    kind, bounds = _kind(integer), _bounds(low, high, low_open, high_open)
+    rule = f"must be {', '.join(words)} or {kind}" if words else f"must be {kind}"
+
+    def check(value: Any) -> int | float | str | None:
+        if value is None and optional:
+            return None
+        if value is False and "off" in words:  # YAML 1.1 reads a bare off as false
+            return "off"
+        if isinstance(value, str) and value in words:
+            return value
+        found = _number(value, integer)
+        if found is None or not low <= found <= high or found in excluded:
+            _refuse(f"{rule} {bounds}", value, words)
+        return found
+
+    excluded = [end for end, is_open in ((low, low_open), (high, high_open)) if is_open]
+    others = [f"`{word}`" for word in (*words, *(["null"] if optional else []))]
+    return FieldRule(check, takes=" or ".join([f"{kind} {bounds}", *others]))
 
 
 def number_dimension(
     integer: bool, low: float, high: float, low_open: bool = False, or_keep: bool = False
 ) -> FieldRule:
     """Accept a dimension of numbers between two bounds, and ``keep`` outside of ranges."""
-    scalar = _rule(integer, low, high, low_open, False, *([KEEP] if or_keep else []))
-    end = _rule(integer, low, high, low_open, False)
-
-    def check(value: Any) -> Any:
-        return _range(value, end, integer) if isinstance(value, dict) else _each(value, scalar)
-
-    takes = f"{_kind(integer)} {_between(low, high, low_open, False)}"
-    keep = f" or `{KEEP}`" if or_keep else ""
-    return FieldRule(check, takes=f"{takes}{keep}; a list or a range of them")
-
-
-def _each(value: Any, scalar: Callable[[Any], Any]) -> Any:
-    """Check a single value, or every member of a choice."""
-    return _choice([scalar(one) for one in value]) if isinstance(value, list) else scalar(value)
-
-
-def _range(
-    value: dict[str, Any], rule: Callable[[Any], int | float], integer: bool
-) -> dict[str, Any]:
-    keys = ("low", "high", "step", "log")
-    for key in value:
-        if key not in keys:
-            raise ValueError(
-                join_sentences(
-                    f"a range has the keys {', '.join(keys)}, but got {key!r}",
-                    did_you_mean(str(key), keys),
-                )
-            )
-    if "low" not in value or "high" not in value:
-        raise ValueError(f"a range needs low and high, but got {format_yaml(value)}")
-    result: dict[str, Any] = {}
-    for key in ("low", "high"):
-        try:
-            result[key] = rule(value[key])
-        except ValueError as error:
-            raise ValueError(f"{key} {error}") from None
-    if result["low"] > result["high"]:
-        raise ValueError(f"low must not exceed high, but got {result['low']} > {result['high']}")
-    log = value.get("log", False)
-    if not isinstance(log, bool):
-        raise ValueError(f"log must be true or false, but got {format_yaml(log)}")
-    if log and value.get("step") is not None:
-        raise ValueError("a range has either log or step, but got both")
-    if log and result["low"] <= 0:
-        raise ValueError(f"low must be above 0 with log, but got {result['low']}")
-    if log:
-        result["log"] = True
-    if value.get("step") is not None:
-        step = _number(value["step"], integer)
-        if step is None or step <= 0:
-            kind = "whole number" if integer else "number"
-            raise ValueError(
-                f"step must be a {kind} above 0, but got {format_yaml(value['step'])}"
-            )
-        _check_grid(result["low"], result["high"], step)
-        result["step"] = step
-    return result
-
-
-def _check_grid(low: float, high: float, step: float) -> None:
-    """Refuse a high that no whole number of steps reaches; Optuna would lower it.
-
-    In decimals, as Optuna counts: in binary, 0.8 is not eight steps of 0.1.
-    """
-    start, end, size = (Decimal(str(one)) for one in (low, high, step))
-    try:
-        rest = (end - start) % size
-    except InvalidOperation:
-        raise ValueError(f"step is too small for a range to {high}, but got {step}") from None
-    if rest:
-        last = end - rest
-        way_out = (
-            f"the nearest below is {_shown(float(last))}" if last > start else "one step is more"
-        )
-        raise ValueError(f"high must be low plus whole steps of {step}, but got {high}; {way_out}")
-
-
-def _choice(values: list[Any]) -> list[Any]:
-    if not values:
-        raise ValueError("a choice needs at least one value, but got an empty list")
-    repeated = [value for index, value in enumerate(values) if value in values[:index]]
-    if repeated:
-        raise ValueError(f"the values of a choice must differ, but got {repeated[0]!r} twice")
-    return values
-
-
-def _no_range(scalar: Callable[[Any], Any], words: str, takes: str) -> FieldRule:
-    """Accept a dimension that has no ranges: a single value or a list of them."""
+    words = (KEEP,) if or_keep else ()
+    scalar = number(integer, low, high, low_open=low_open, words=words)
+    check_scalar: Any = scalar.func
+    check_end: Any = number(integer, low, high, low_open=low_open).func
 
     def check(value: Any) -> Any:
         if isinstance(value, dict):
-            raise ValueError(f"must be {words}, but got {format_yaml(value)}")
-        return _each(value, scalar)
+            return _check_range(value, check_end, integer)
+        return _check_each(value, check_scalar)
 
-    return FieldRule(check, takes=f"{takes}; or a list of them")
-
-
-def choice_dimension(allowed: tuple[str, ...]) -> FieldRule:
-    """Accept a dimension of names from a list."""
-
-    def scalar(value: Any) -> str:
-        if value not in allowed:
-            raise ValueError(
-                join_sentences(
-                    f"{_choose(allowed)}, but got {format_yaml(value)}",
-                    did_you_mean(str(value), allowed),
-                )
-            )
-        return str(value)
-
-    return _no_range(scalar, "a name or a list of names", _code(allowed))
-
-
-def bool_dimension() -> FieldRule:
-    """Accept a dimension of true and false."""
-
-    def scalar(value: Any) -> bool:
-        if not isinstance(value, bool):
-            raise ValueError(f"must be true or false, but got {format_yaml(value)}")
-        return value
-
-    return _no_range(scalar, "true, false or a list of both", "`true`, `false`")
+    return FieldRule(check, takes=f"{scalar.takes}; a list or a range of them")
 
 
 def kernel_dimension() -> FieldRule:
@@ -306,15 +153,12 @@ def kernel_dimension() -> FieldRule:
     allowed = (KEEP, *map(str, KERNELS))
 
     def scalar(value: Any) -> int | str:
-        if value == KEEP:
-            return KEEP
-        number = _number(value, integer=True)
-        if number not in KERNELS:
-            rule = f"{_choose(allowed)}, but got {format_yaml(value)}"
-            raise ValueError(join_sentences(rule, _perhaps(value, KEEP)))
-        return int(number)
+        side = KEEP if value == KEEP else _number(value, integer=True)
+        if side not in (KEEP, *KERNELS):
+            _refuse(_one_of(allowed), value, (KEEP,))
+        return side  # type: ignore[return-value]
 
-    return _no_range(scalar, "a side or a list of sides", _code(allowed))
+    return _list_rule(scalar, "a side or a list of sides", _code(allowed))
 
 
 def width_dimension() -> FieldRule:
@@ -323,38 +167,34 @@ def width_dimension() -> FieldRule:
         f"a ratio of at least 0.1 and below {FIRST_ABSOLUTE}, or a whole number of "
         f"channels of at least {FIRST_ABSOLUTE} and at most 65536"
     )
-    rule = f"must be {KEEP}, {bounds}"
 
     def scalar(value: Any) -> int | float | str:
         if value == KEEP:
             return KEEP
-        number = _number(value, integer=False)
-        if number is not None and 0.1 <= number < FIRST_ABSOLUTE:
-            return number
-        number = _number(value, integer=True)
-        if number is not None and FIRST_ABSOLUTE <= number <= 65536:
-            return number
-        raise ValueError(
-            join_sentences(f"{rule}, but got {format_yaml(value)}", _perhaps(value, KEEP))
-        )
+        ratio, count = _number(value, integer=False), _number(value, integer=True)
+        if ratio is not None and 0.1 <= ratio < FIRST_ABSOLUTE:
+            return ratio
+        if count is None or not FIRST_ABSOLUTE <= count <= 65536:
+            _refuse(f"must be {KEEP}, {bounds}", value, (KEEP,))
+        return count
 
-    return _no_range(scalar, "a width or a list of widths", f"`{KEEP}`, {bounds}")
+    return _list_rule(scalar, "a width or a list of widths", f"`{KEEP}`, {bounds}")
 
 
 def expression() -> FieldRule:
     """Accept a regular expression with a group, or null."""
+    rule = "must be a regular expression with a group in parentheses, such as '^([^/]+)/'"
 
     def check(value: Any) -> str | None:
         if value is None:
             return None
-        rule = r"must be a regular expression with a group in parentheses, such as '^([^/]+)/'"
         if not isinstance(value, str):
-            raise ValueError(f"{rule}, but got {format_yaml(value)}")
+            _refuse(rule, value)
         try:
-            compiled = re.compile(value)
+            groups = re.compile(value).groups
         except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(f"{rule}, but got {format_yaml(value)}: {error}") from None
-        if not compiled.groups:
+        if not groups:
             raise ValueError(f"{rule}, but got {format_yaml(value)}, which has none")
         return value
 
@@ -362,16 +202,13 @@ def expression() -> FieldRule:
 
 
 def protocol_name() -> FieldRule:
-    """Accept a protocol of so many images a class, or null."""
+    """Accept a protocol with a number of images a class, or null."""
 
     def check(value: Any) -> str | None:
         if value is None:
             return None
         if not isinstance(value, str) or not re.fullmatch(rf"[1-9]\d{{0,5}}{PER_CLASS}", value):
-            raise ValueError(
-                f"must be a number of training images such as 30{PER_CLASS}, or null, but got "
-                f"{format_yaml(value)}"
-            )
+            _refuse(f"must be a number of training images such as 30{PER_CLASS}, or null", value)
         return value
 
     return FieldRule(
@@ -379,79 +216,175 @@ def protocol_name() -> FieldRule:
     )
 
 
-def boolean() -> FieldRule:
-    """Accept true or false."""
-
-    def check(value: Any) -> bool:
-        if not isinstance(value, bool):
-            raise ValueError(f"must be true or false, but got {format_yaml(value)}")
-        return value
-
-    return FieldRule(check, takes="`true`, `false`")
-
-
 def name_or_names(what: str) -> FieldRule:
-    """Accept a name, or a list of names that differ."""
-    rule = f"must be a name or a list of names of {what}"
+    """Accept a name, or a list of different names."""
 
     def check(value: Any) -> str | list[str]:
-        for one in value if isinstance(value, list) else [value]:
-            if not isinstance(one, str):
-                quotes = "; put it in quotes" if isinstance(one, int | float) else ""
-                raise ValueError(f"{rule}, but got {format_yaml(one)}{quotes}")
-            if not one.strip():
+        names = value if isinstance(value, list) else [value]
+        for name in names:
+            if not isinstance(name, str):
+                quotes = "; put it in quotes" if isinstance(name, int | float) else ""
+                raise ValueError(
+                    f"must be a name or a list of names of {what}, but got "
+                    f"{format_yaml(name)}{quotes}"
+                )
+            if not name.strip():
                 raise ValueError("must not be empty")
-        if isinstance(value, list):
-            _choice(value)
-            return value if len(value) > 1 else value[0]
-        return str(value)
+        _check_different(names)
+        return names if len(names) > 1 else str(names[0])
 
     return FieldRule(check, takes=f"a name, or a list of names of {what}")
 
 
 def name_list(what: str) -> FieldRule:
-    """Accept a list of names that differ, which may be empty; a single name is a list of one."""
+    """Accept a list of different names, which may be empty; a single name is a list of one."""
 
     def check(value: Any) -> list[str]:
-        values = value if isinstance(value, list) else [] if value is None else [value]
-        for one in values:
-            if not isinstance(one, str) or not one.strip():
-                raise ValueError(f"must be a list of names of {what}, but got {format_yaml(one)}")
-        return values and _choice(values)
+        names = value if isinstance(value, list) else [] if value is None else [value]
+        for name in names:
+            if not isinstance(name, str) or not name.strip():
+                _refuse(f"must be a list of names of {what}", name)
+        return names and _check_different(names)
 
     return FieldRule(check, takes=f"a list of names of {what}")
 
 
-def is_plugin_ref(value: Any) -> bool:
-    """Tell whether a value reads ``my_file.py:name``."""
-    path, colon, name = value.rpartition(":") if isinstance(value, str) else ("", "", "")
-    return bool(colon) and path.endswith(".py") and name.isidentifier()
+def _refuse(rule: str, value: Any, names: tuple[str, ...] = ()) -> NoReturn:
+    """Raise the message that states the rule, the value and the nearest name."""
+    hint = did_you_mean(value, names) if isinstance(value, str) else ""
+    raise ValueError(join_sentences(f"{rule}, but got {format_yaml(value)}", hint))
 
 
-def plugin_ref() -> FieldRule:
-    """Accept ``my_file.py:name``, or nothing."""
-
-    def check(value: Any) -> str | None:
-        if value is not None and not is_plugin_ref(value):
-            raise ValueError(f"must read my_file.py:name, but got {format_yaml(value)}")
-        return None if value is None else str(value)
-
-    return FieldRule(check, takes="`my_file.py:name` or `null`")
+def _one_of(allowed: tuple[str, ...]) -> str:
+    return f"must be {'one of ' if len(allowed) > 1 else ''}{', '.join(allowed)}"
 
 
-def choice_or_plugin(allowed: tuple[str, ...]) -> FieldRule:
-    """Accept a name from a list, or ``my_file.py:name``."""
+def _code(allowed: tuple[str, ...]) -> str:
+    return ", ".join(f"`{name}`" for name in allowed)
 
+
+def _name_check(allowed: tuple[str, ...], also: str = "") -> Check:
     def check(value: Any) -> str:
         if value is None and "none" in allowed:
             return "none"
-        if value not in allowed and not is_plugin_ref(value):
-            rule = f"{_choose(allowed)}, or one's own as my_file.py:name"
-            raise ValueError(
-                join_sentences(
-                    f"{rule}, but got {format_yaml(value)}", did_you_mean(str(value), allowed)
-                )
-            )
+        if value is False and "off" in allowed:  # YAML 1.1 reads a bare off as false
+            return "off"
+        if value not in allowed:
+            _refuse(f"{_one_of(allowed)}{also}", value, allowed)
         return str(value)
 
-    return FieldRule(check, takes=f"{_code(allowed)}, or one's own as `my_file.py:name`")
+    return check
+
+
+def _check_bool(value: Any) -> bool:
+    if not isinstance(value, bool):
+        _refuse("must be true or false", value)
+    return value
+
+
+def _number(value: Any, integer: bool) -> int | float | None:
+    """Read a number; return ``None`` when it is none.
+
+    YAML 1.1 reads ``1e-4`` (no dot) as a string, which is a number to us.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        found = float(value)
+        if not math.isfinite(found) or (integer and not found.is_integer()):
+            return None
+        if not integer:
+            return found
+        return value if isinstance(value, int) else int(found)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _kind(integer: bool) -> str:
+    return f"a {'whole ' if integer else ''}number"
+
+
+def _bounds(low: float, high: float, low_open: bool, high_open: bool) -> str:
+    lower = f"{'above' if low_open else 'of at least'} {low:.12g}"
+    upper = f" and {'below' if high_open else 'at most'} {high:.12g}"
+    return lower + (upper if math.isfinite(high) else "")
+
+
+def _list_rule(scalar: Check, words: str, takes: str) -> FieldRule:
+    """Accept a dimension that has no ranges: a single value or a list of values."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict):
+            _refuse(f"must be {words}", value)
+        return _check_each(value, scalar)
+
+    return FieldRule(check, takes=f"{takes}; or a list of them")
+
+
+def _check_each(value: Any, scalar: Check) -> Any:
+    """Check a single value, or every member of a choice."""
+    if not isinstance(value, list):
+        return scalar(value)
+    return _check_different([scalar(member) for member in value])
+
+
+def _check_different(values: list[Any]) -> list[Any]:
+    if not values:
+        raise ValueError("a choice needs at least one value, but got an empty list")
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise ValueError(f"the values of a choice must differ, but got {value!r} twice")
+    return values
+
+
+def _check_range(value: dict[str, Any], end: Check, integer: bool) -> dict[str, Any]:
+    keys = ("low", "high", "step", "log")
+    for key in value:
+        if key not in keys:
+            rule = f"a range has the keys {', '.join(keys)}, but got {key!r}"
+            raise ValueError(join_sentences(rule, did_you_mean(str(key), keys)))
+    if "low" not in value or "high" not in value:
+        _refuse("a range needs low and high", value)
+    result: dict[str, Any] = {}
+    for key in ("low", "high"):
+        try:
+            result[key] = end(value[key])
+        except ValueError as error:
+            raise ValueError(f"{key} {error}") from None
+    low, high = result["low"], result["high"]
+    if low > high:
+        raise ValueError(f"low must not exceed high, but got {low} > {high}")
+    log, step = value.get("log", False), value.get("step")
+    if not isinstance(log, bool):
+        _refuse("log must be true or false", log)
+    if log and step is not None:
+        raise ValueError("a range has either log or step, but got both")
+    if log and low <= 0:
+        raise ValueError(f"low must be above 0 with log, but got {low}")
+    if log:
+        result["log"] = True
+    if step is not None:
+        result["step"] = _check_step(low, high, step, integer)
+    return result
+
+
+def _check_step(low: float, high: float, value: Any, integer: bool) -> float:
+    """Refuse a step that does not lead from low to high; Optuna would lower the high end.
+
+    Computed in decimals, as Optuna does: in binary, 0.8 is not eight steps of 0.1.
+    """
+    step = _number(value, integer)
+    if step is None or step <= 0:
+        _refuse(f"step must be {_kind(integer)} above 0", value)
+    start, end, size = (Decimal(str(number)) for number in (low, high, step))
+    try:
+        rest = (end - start) % size
+    except InvalidOperation:
+        raise ValueError(f"step is too small for a range to {high}, but got {step}") from None
+    if rest:
+        last = end - rest
+        nearest = (
+            f"the nearest below is {float(last):.12g}" if last > start else "one step is more"
+        )
+        raise ValueError(f"high must be low plus whole steps of {step}, but got {high}; {nearest}")
+    return step

@@ -24,7 +24,7 @@ from autotune.config.schema import StudyConfig
 from autotune.errors import ConfigError, Problem
 
 
-def with_later_mistakes(
+def with_later_problems(
     error: ConfigError, study: str, overrides: Sequence[str], name: str | None
 ) -> ConfigError:
     """Add to the mistakes of a study file what is wrong with what it names.

@@ -55,7 +55,7 @@ class VisibleConsole(Console):
     All that autotune writes to a terminal goes through one. What rich itself sends to move the
     cursor, and styles, are no texts. A text is one line, because a line break in a name would make
     what follows look like a message of autotune: texts of several lines are printed with
-    :func:`in_lines`.
+    :func:`lines_of_text`.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -111,7 +111,7 @@ def _in_a_line(renderable: RenderableType) -> RenderableType:
     return renderable
 
 
-def in_lines(text: str) -> Group:
+def lines_of_text(text: str) -> Group:
     """Return what prints a text of several lines, none of which has a name with a line break."""
     return Group(*map(Text, text.split("\n")))
 
@@ -159,10 +159,10 @@ def load_checked(
     try:
         return load(study, overrides, name, storage)
     except ConfigError as error:
-        from autotune.display.config_errors import with_later_mistakes
+        from autotune.display.config_errors import with_later_problems
 
         given = _all_overrides(overrides, storage)
-        raise with_later_mistakes(error, study, given, name) from None
+        raise with_later_problems(error, study, given, name) from None
 
 
 def _all_overrides(overrides: Sequence[str] | None, storage: str | None) -> list[str]:
@@ -234,7 +234,7 @@ def check_folder(path: Path) -> None:
         raise UserError(f"{there} must be a folder that can be written, to write {path}")
 
 
-def tell_own_python(shown: Console, config: StudyConfig) -> None:
+def print_plugins(shown: Console, config: StudyConfig) -> None:
     """Say that a study file runs Python of its own, and from which files."""
     from autotune.search.plugins import plugin_refs
 
@@ -244,7 +244,7 @@ def tell_own_python(shown: Console, config: StudyConfig) -> None:
         shown.print(Text(f"this study file runs its own Python: {files}"))
 
 
-def images_in_words(step: str, done: int, total: int | None) -> str:
+def describe_image_progress(step: str, done: int, total: int | None) -> str:
     """Say how far the fetching or opening of images is.
 
     Args:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def bar(shown: Console) -> Iterator[Progress]:
+def download_progress(shown: Console) -> Iterator[Progress]:
     """Show steps until the block ends.
 
     Args:

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from autotune.config.schema import StudyConfig
 from autotune.data.progress import COUNTED_STEPS
-from autotune.display.console import images_in_words, in_lines
+from autotune.display.console import describe_image_progress, lines_of_text
 from autotune.errors import UserError
 from autotune.results.study_results import StudyResults
 from autotune.study.state import attrs
@@ -55,7 +55,7 @@ class _Worker:
 
 
 @dataclass(frozen=True)
-class Left:
+class BudgetLeft:
     """What is left of a budget.
 
     Args:
@@ -75,11 +75,11 @@ class Left:
     moment: float
 
     @staticmethod
-    def from_results(results: StudyResults, now: float) -> Left:
+    def from_results(results: StudyResults, now: float) -> BudgetLeft:
         """Return what is left of the budget of a study."""
         trials, budget, direction = results.trials, results.budget, results.direction
         running = results.progress.running
-        return Left(
+        return BudgetLeft(
             budget,
             device_hours_used(trials, now),
             trials_since_best(trials, direction) if budget.patience else 0,
@@ -111,7 +111,7 @@ class Left:
 
 
 @dataclass
-class State:
+class RunState:
     """What has happened so far; both views draw from it."""
 
     config: StudyConfig
@@ -119,7 +119,7 @@ class State:
     opened: OpenStudy | None = None
     results: StudyResults | None = None
     progress: attrs.Progress | None = None
-    left: Left | None = None
+    left: BudgetLeft | None = None
     finished_before: int = 0
     stopping: bool = False
     workers: dict[int, _Worker] = field(default_factory=dict)
@@ -129,7 +129,7 @@ class State:
         """Take in one event."""
         kind = event["event"]
         if kind == "images":
-            self.step = images_in_words(event["step"], event["done"], event["total"])
+            self.step = describe_image_progress(event["step"], event["done"], event["total"])
         elif kind == "decoding":
             self.step = f"decoding images: {event['done']} of {event['total']}"
         elif kind == "opened":
@@ -175,7 +175,7 @@ class State:
     def _read_scores(self) -> None:
         assert self.opened is not None
         self.results = StudyResults.from_study(self.opened.study)
-        self.left = Left.from_results(self.results, time.time())
+        self.left = BudgetLeft.from_results(self.results, time.time())
         self.progress = self.results.progress
 
     def time_left_s(self) -> float | None:
@@ -280,7 +280,7 @@ def _device(event: dict[str, Any]) -> str:
 class LiveView:
     """Redraws one picture of the study in place."""
 
-    def __init__(self, state: State, live: Live) -> None:
+    def __init__(self, state: RunState, live: Live) -> None:
         self._state = state
         self._live = live
 
@@ -288,7 +288,7 @@ class LiveView:
         """Take in one event and redraw."""
         self._state.update(event)
         if event["event"] in _ENDS and (line := self._state.obituary(event)):
-            self._live.console.print(in_lines(line), highlight=False)
+            self._live.console.print(lines_of_text(line), highlight=False)
         if event["event"] == "images_skipped":
             self._live.console.print(Text(self._state.left_out(event)))
         if event["event"] == "opened":
@@ -297,7 +297,7 @@ class LiveView:
         self._live.update(draw(self._state), refresh=True)
 
 
-def draw(state: State) -> RenderableType:
+def draw(state: RunState) -> RenderableType:
     """Draw the study: a bar, the scores, a row per worker."""
     objective = state.results.objective.label if state.results else ""
     parts: list[RenderableType] = [Text(f"study {state.config.name}", style="bold")]
@@ -331,7 +331,7 @@ def draw(state: State) -> RenderableType:
 class PlainView:
     """Prints a line when something is worth one."""
 
-    def __init__(self, state: State, console: Console) -> None:
+    def __init__(self, state: RunState, console: Console) -> None:
         self._state = state
         self._console = console
         self._told = 0.0
@@ -343,7 +343,7 @@ class PlainView:
         self._state.update(event)
         line = self._line(event)
         if line:
-            self._console.print(in_lines(line))
+            self._console.print(lines_of_text(line))
 
     def _line(self, event: dict[str, Any]) -> str:
         state = self._state
@@ -390,7 +390,7 @@ class PlainView:
 @contextmanager
 def make_view(console: Console, config: StudyConfig) -> Iterator[View]:
     """Make the view that fits the console."""
-    state = State(config)
+    state = RunState(config)
     if not console.is_terminal:
         console.print(Text(f"study {config.name}: {state.step}"))
         yield PlainView(state, console)

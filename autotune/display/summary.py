@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.config.schema import StudyConfig
-from autotune.display.console import in_lines
+from autotune.display.console import lines_of_text
 from autotune.display.worker_table import failures_line, workers_table
 from autotune.results.diagnosis.headline import describe_confirmation, describe_saved_epochs
 from autotune.results.figures.greedy_stages import StageRow, stage_rows
@@ -55,7 +55,7 @@ def print_summary(console: Console, opened: OpenStudy, *, trained: bool) -> None
         )
     console.print(_table(results))
     if best is not None and (plan := attrs.trial_plan(best)) is not None:
-        console.print(in_lines(as_text(layer_rows(results.layers_of(best), plan))))
+        console.print(lines_of_text(as_text(layer_rows(results.layers_of(best), plan))))
         console.print()
     if stages := stage_rows(results):
         console.print(_stages_table(stages))
@@ -156,7 +156,7 @@ def _print_next(console: Console, opened: OpenStudy, results: StudyResults) -> N
     """Print where the report lies and what to call next, in words that can be pasted."""
     lines = []
     if report := _report_of(opened, results):
-        lines.append(("report", shorten(report)))
+        lines.append(("report", relative_path(report)))
     call = f"{command()} {{}} {opened.name}{_storage_option(opened)}"
     lines.append(("look around", call.format("dashboard")))
     if results.best is not None:
@@ -175,10 +175,10 @@ def command() -> str:
     program = Path(sys.argv[0])
     if program.suffix == ".py":  # python -m autotune.cli.main
         return "autotune"
-    return program.name if shutil.which(program.name) == str(program) else shorten(program)
+    return program.name if shutil.which(program.name) == str(program) else relative_path(program)
 
 
-def shorten(path: Path) -> str:
+def relative_path(path: Path) -> str:
     """Write a path relative to the working directory where it lies below it."""
     absolute = path.absolute()
     here = Path.cwd()
@@ -190,7 +190,7 @@ def _storage_option(opened: OpenStudy) -> str:
     if opened.url == absolute_url(default):
         return ""
     if is_sqlite(opened.url):
-        url = f"sqlite:///{shorten(database_path(opened.url))}"
+        url = f"sqlite:///{relative_path(database_path(opened.url))}"
     else:
         url = redact(opened.url)
     return f" --storage {shlex.quote(url)}"

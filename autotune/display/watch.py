@@ -14,8 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from autotune.display.run_display import Left
-from autotune.display.worker_table import failures_line, speed, workers_table
+from autotune.display.run_display import BudgetLeft
+from autotune.display.worker_table import failures_line, format_speed, workers_table
 from autotune.errors import StorageError, StudyError
 from autotune.results.report.workers import WorkerRow, failures_by_reason, worker_rows
 from autotune.results.study_results import StudyResults
@@ -32,7 +32,7 @@ EVERY_PLAIN_S = 30.0
 
 
 @dataclass(frozen=True)
-class Picture:
+class WatchScreen:
     """What the watch shows.
 
     Args:
@@ -45,11 +45,11 @@ class Picture:
     snapshot: Snapshot
     trouble: str = ""
 
-    def updated(self, snapshot: Snapshot) -> Picture:
+    def updated(self, snapshot: Snapshot) -> WatchScreen:
         """Return what is shown of a later moment."""
         trials, attributes = snapshot.trials, snapshot.attributes
         results = replace(self.results, trials=trials, attributes=attributes)
-        return Picture(results, snapshot)
+        return WatchScreen(results, snapshot)
 
     def draw(self, *, one_line: bool) -> RenderableType:
         """Draw the study: its budget, what is best, why trials failed, a row for each worker."""
@@ -77,7 +77,7 @@ class Picture:
 
     def _budget(self) -> RenderableType:
         snapshot, progress = self.snapshot, self.snapshot.progress
-        left = Left.from_results(self.results, snapshot.moment)
+        left = BudgetLeft.from_results(self.results, snapshot.moment)
         words = self.results.describe_progress()
         if snapshot.budget.patience:
             words += f"; {left.since_best} of {snapshot.budget.patience} without a better one"
@@ -121,8 +121,8 @@ def watch(
     """
     terminal = console.is_terminal
     pause = every_s or (EVERY_S if terminal else EVERY_PLAIN_S)
-    first = look(opened)
-    picture = Picture(StudyResults.from_study(opened.study), first)
+    first = poll(opened)
+    picture = WatchScreen(StudyResults.from_study(opened.study), first)
     live = Live(console=console, auto_refresh=False) if terminal else None
     context: AbstractContextManager[object] = live or nullcontext()
     with context:
@@ -136,12 +136,12 @@ def watch(
                 return
             sleep(pause)
             try:
-                picture = picture.updated(look(opened))
+                picture = picture.updated(poll(opened))
             except StorageError as error:
                 picture = replace(picture, trouble=str(error))
 
 
-def look(opened: OpenStudy) -> Snapshot:
+def poll(opened: OpenStudy) -> Snapshot:
     """Look at a study once more.
 
     Raises:
@@ -165,4 +165,4 @@ def _total(rows: tuple[WorkerRow, ...]) -> str:
         return ""
     images = [row.images_per_s for row in live if row.images_per_s is not None]
     epochs = sum(row.epochs_per_s or 0.0 for row in live)
-    return f"{len(live)} workers: {speed(epochs, sum(images) if images else None)}"
+    return f"{len(live)} workers: {format_speed(epochs, sum(images) if images else None)}"

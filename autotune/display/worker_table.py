@@ -37,13 +37,13 @@ def workers_table(rows: Sequence[WorkerRow], objective: Objective, *, one_line: 
             _epoch(row) if busy else "",
             "" if row.value is None else objective.format_value(row.value),
             _heartbeat(row) if busy else "",
-            speed(row.epochs_per_s, row.images_per_s),
+            format_speed(row.epochs_per_s, row.images_per_s),
             Text(row.plan if busy else f"between trials for {row.silent_s or 0:.0f} s"),
         )
     return table
 
 
-def speed(epochs_per_s: float | None, images_per_s: float | None) -> str:
+def format_speed(epochs_per_s: float | None, images_per_s: float | None) -> str:
     """Write a throughput: images a second, or epochs a minute where images are not known."""
     if images_per_s is not None:
         return f"{images_per_s:,.0f} images/s"

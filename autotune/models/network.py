@@ -187,7 +187,7 @@ def build_network(
         classes: Number of classes.
         seed: Seed of the head's initial weights and of what inheritance draws.
         sample: Returns normalized training images ``(N, C, H, W)``; needed by plans with
-            ``inherit: data``.
+            ``init: activations``.
 
     Raises:
         PlanError: When the plan does not fit the backbone.
@@ -201,7 +201,7 @@ def build_network(
         validate_plans(plan, capabilities)
         norms = None
         if plan.inherit == "data" and any(layer.width != KEEP for layer in plan.layers):
-            assert sample is not None, "inherit: data needs images"
+            assert sample is not None, "init: activations needs images"
             readers = [
                 name for layer in capabilities for group in layer.groups for name in group.readers
             ]

@@ -125,8 +125,8 @@ def name_missing(context: Context) -> None:
     opened = open_study(configure(context, "missing", search__trials=1))
     said = ""
     try:
-        with local_backend((MISSING,), 1) as placed:
-            WorkerPool(opened, placed, print).run()
+        with local_backend((MISSING,), 1) as backend:
+            WorkerPool(opened, backend, print).run()
     except AutotuneError as error:
         said = f"{type(error).__name__}: {error}"
     trained = [

@@ -203,99 +203,75 @@ def verdict(page: str, title: str) -> str:
     return row.split(" | ")[-1].removesuffix(" |")
 
 
+def memory(case: str, states: str, parts: list[int]) -> dict[str, Any]:
+    names = {"C": "COMPLETE", "P": "PRUNED", "F": "FAIL"}
+    line = {"step": "memory", "kind": "memory", "dry": False, "case": case, "batch": 64}
+    return line | {"states": [names[one] for one in states], "parts": parts, "reasons": []}
+
+
+def split(**changed: Any) -> dict[str, Any]:
+    line = {"step": "split", "kind": "split", "dry": False, "backbone": "resnet50", "mode": "off"}
+    return line | {"error": "", "logits": 1e-6, "gradients": 1e-6, "statistics": 0.0} | changed
+
+
+def missing(said: str, *trained_on: str) -> dict[str, Any]:
+    line = {"step": "missing", "kind": "missing", "dry": False, "gpu": "63"}
+    return line | {"said": said, "trained_on": list(trained_on)}
+
+
+def naive(times: float) -> dict[str, Any]:
+    return {"step": "naive", "kind": "ratio", "dry": False, "side": "warm", "times": times}
+
+
+RESIDENT, LITTLE = "one resident batch", "with too little memory"
+WAITS, CROWDED = "waits for the GPU in no step", "after a neighbor has left"
+SPLIT, MISSING = "split and whole differ", "whose GPU is not there"
+LIST, NO_GPU = "the list of plans, warm", "DeviceError: there is no GPU 63"
+
+
 @pytest.mark.parametrize(
-    ("changed", "title", "expected"),
+    ("line", "title", "expected"),
     [
-        ({}, "one resident batch", "reached"),
-        ({"share": 0.94}, "one resident batch", "MISSED"),
-        ({"share": 1.2}, "one resident batch", "no verdict: a share above 1.05 is noise"),
-        ({"way": "not resident", "share": 0.5}, "one resident batch", "not measured"),
-        ({}, "waits for the GPU in no step", "reached"),
-        ({"waits": 1}, "waits for the GPU in no step", "MISSED"),
-        ({"waits_elsewhere": 40}, "waits for the GPU in no step", "reached"),
-        ({"pageable": 40}, "memory that is not pinned", "MISSED"),
+        (tail(), RESIDENT, "reached"),
+        (tail(share=0.94), RESIDENT, "MISSED"),
+        (tail(share=1.2), RESIDENT, "no verdict: a share above 1.05 is noise"),
+        (tail(way="not resident", share=0.5), RESIDENT, "not measured"),
+        (tail(), WAITS, "reached"),
+        (tail(waits=1), WAITS, "MISSED"),
+        (tail(waits_elsewhere=40), WAITS, "reached"),
+        (tail(pageable=40), "memory that is not pinned", "MISSED"),
+        (naive(10.0), LIST, "reached"),
+        (naive(9.9), LIST, "MISSED"),
+        (naive(10.0), "the list of plans, cold", "not measured"),
+        (split(), SPLIT, "reached"),
+        (split(mode="bf16", logits=0.01), SPLIT, "reached"),
+        (split(logits=0.01), SPLIT, "MISSED"),
+        (split(cpu=0.1), SPLIT, "MISSED"),
+        (split(error="does not split"), SPLIT, "MISSED"),
+        (memory("little", "CC", [64, 32]), LITTLE, "reached"),
+        (memory("little", "CP", [64, 2]), LITTLE, "MISSED"),
+        (memory("little", "CC", [64, 64]), LITTLE, "MISSED"),
+        (memory("crowded", "CC", [64, 64]), CROWDED, "reached"),
+        (memory("crowded", "FCC", [64, 64, 64]), CROWDED, "reached"),
+        (memory("crowded", "CC", [64, 2]), CROWDED, "MISSED"),
+        (memory("crowded", "CF", [64, 64]), CROWDED, "MISSED"),
+        (missing(NO_GPU), MISSING, "reached"),
+        (missing("", "cpu"), MISSING, "MISSED"),
+        (missing(NO_GPU, "cpu"), MISSING, "MISSED"),
+        (missing(""), MISSING, "MISSED"),
     ],
 )
-def test_verdicts_of_a_training(
-    changed: dict[str, Any], title: str, expected: str, module: Any
-) -> None:
-    page = module("gpu_report").render([started("throughput"), tail(**changed)], "2030-01-01")
+def test_verdicts(line: dict[str, Any], title: str, expected: str, module: Any) -> None:
+    page = module("gpu_report").render([started(line["step"]), line], "2030-01-01")
     assert verdict(page, title) == expected
+    if line["step"] == "split":
+        assert ("resnet50 (" in page) == (expected == "MISSED")
 
 
 def test_what_capturing_steps_brings(module: Any) -> None:
     both = [tail(), tail(form="captured", real=2850.0), tail(depth=4)]
     page = module("gpu_report").render([started("throughput"), *both], "2030-01-01")
     assert "A captured step, times as fast as a plain one: depth 2: 3.00." in page
-
-
-@pytest.mark.parametrize(("times", "expected"), [(10.0, "reached"), (9.9, "MISSED")])
-def test_verdict_of_the_list(times: float, expected: str, module: Any) -> None:
-    line = {"step": "naive", "kind": "ratio", "dry": False, "side": "warm", "times": times}
-    page = module("gpu_report").render([started("naive"), line], "2030-01-01")
-    assert verdict(page, "the list of plans, warm") == expected
-    assert verdict(page, "the list of plans, cold") == "not measured"
-
-
-@pytest.mark.parametrize(
-    ("changed", "expected"),
-    [
-        ({}, "reached"),
-        ({"mode": "bf16", "logits": 0.01}, "reached"),
-        ({"logits": 0.01}, "MISSED"),
-        ({"cpu": 0.1}, "MISSED"),
-        ({"error": "does not split"}, "MISSED"),
-    ],
-)
-def test_verdict_of_a_split(changed: dict[str, Any], expected: str, module: Any) -> None:
-    line = {
-        **{"step": "split", "kind": "split", "dry": False, "backbone": "resnet50", "mode": "off"},
-        **{"error": "", "logits": 1e-6, "gradients": 1e-6, "statistics": 0.0},
-        **changed,
-    }
-    page = module("gpu_report").render([started("split"), line], "2030-01-01")
-    assert verdict(page, "split and whole differ") == expected
-    assert ("resnet50 (" in page) == (expected == "MISSED")
-
-
-@pytest.mark.parametrize(
-    ("case", "states", "parts", "expected"),
-    [
-        ("little", ["COMPLETE", "COMPLETE"], [64, 32], "reached"),
-        ("little", ["COMPLETE", "PRUNED"], [64, 2], "MISSED"),
-        ("little", ["COMPLETE", "COMPLETE"], [64, 64], "MISSED"),
-        ("crowded", ["COMPLETE", "COMPLETE"], [64, 64], "reached"),
-        ("crowded", ["FAIL", "COMPLETE", "COMPLETE"], [64, 64, 64], "reached"),
-        ("crowded", ["COMPLETE", "COMPLETE"], [64, 2], "MISSED"),
-        ("crowded", ["COMPLETE", "FAIL"], [64, 64], "MISSED"),
-    ],
-)
-def test_verdicts_of_memory(
-    case: str, states: list[str], parts: list[int], expected: str, module: Any
-) -> None:
-    line = {"step": "memory", "kind": "memory", "dry": False, "case": case, "batch": 64}
-    line |= {"states": states, "parts": parts, "reasons": []}
-    page = module("gpu_report").render([started("memory"), line], "2030-01-01")
-    title = {"little": "with too little memory", "crowded": "after a neighbor has left"}[case]
-    assert verdict(page, title) == expected
-
-
-@pytest.mark.parametrize(
-    ("said", "trained_on", "expected"),
-    [
-        ("DeviceError: there is no GPU 63", [], "reached"),
-        ("", ["cpu"], "MISSED"),
-        ("DeviceError: there is no GPU 63", ["cpu"], "MISSED"),
-        ("", [], "MISSED"),
-    ],
-)
-def test_verdict_of_a_gpu_that_is_not_there(
-    said: str, trained_on: list[str], expected: str, module: Any
-) -> None:
-    line = {"step": "missing", "kind": "missing", "dry": False, "gpu": "63"}
-    line |= {"said": said, "trained_on": trained_on}
-    page = module("gpu_report").render([started("missing"), line], "2030-01-01")
-    assert verdict(page, "whose GPU is not there") == expected
 
 
 @pytest.mark.parametrize(

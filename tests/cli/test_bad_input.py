@@ -64,7 +64,7 @@ def checked(ended: Ended, before: object, after: object) -> str:
         ),
         (
             ("run", "digits", "search.sampler=tpee"),
-            "search.sampler: must be one of gp, tpe, random, or one's own as my_file.py:name, "
+            "search.sampler: must be one of gp, tpe, random, or a plugin as my_file.py:name, "
             "but got 'tpee'; did you mean 'tpe'?",
         ),
         (("run", "digits", "search.trails=3"), "did you mean 'trials'?"),

@@ -201,7 +201,7 @@ def test_overrides_that_cannot_be_read() -> None:
         ),
         (
             "search.sampler.name=3",
-            "search.sampler: must be one of gp, tpe, random, or one's own as my_file.py:name, "
+            "search.sampler: must be one of gp, tpe, random, or a plugin as my_file.py:name, "
             "but got {'name': 3}",
         ),
         ("search=", "search: must hold keys of its own, but got null"),

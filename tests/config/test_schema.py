@@ -365,7 +365,7 @@ def test_all_mistakes_at_once() -> None:
         "  space.training.optimizer: must be one of adamw, sgd, adagrad, but got 'adam'; did you "
         "mean 'adamw'?\n"
         "  space.training.lr: low must be a number above 0 and at most 100, but got 0.0\n"
-        "  search.sampler: must be one of gp, tpe, random, or one's own as my_file.py:name, "
+        "  search.sampler: must be one of gp, tpe, random, or a plugin as my_file.py:name, "
         "but got 'tpee'; did you mean 'tpe'?\n"
         "  search.trials: must be a whole number of at least 1, but got 0\n"
         "  search.prunner: unknown key; search has sampler, pruner, strategy, greedy, "

@@ -19,11 +19,14 @@ from tests.support.surgery import change
 EPOCHS = 4
 RECIPES: dict[str, tuple[TrialPlan, dict[str, Any]]] = {
     "sgd": (plan("test_resnet", 2, 8, dropout=0.3, optimizer="sgd", lr=0.05), {}),
-    "adamw": (plan("test_resnet", 5, layer_decay=0.7, label_smoothing=0.1), {"views": 3}),
-    "adagrad": (plan("test_resnet", 1, 8, optimizer="adagrad"), {"views": 2, "ema": 0.9}),
+    "adamw": (plan("test_resnet", 5, layer_decay=0.7, label_smoothing=0.1), {"num_views": 3}),
+    "adagrad": (plan("test_resnet", 1, 8, optimizer="adagrad"), {"num_views": 2, "ema": 0.9}),
     "dropout and ema": (plan("test_vit", 3, 8, dropout=0.5), {"ema": 0.98, "dropping": True}),
     "attention biases": (plan("levit_128s", 2, lr=0.01), {"ema": 0.9, "count": 20}),
-    "bf16": (plan("test_resnet", 1, 8, dropout=0.3), {"amp": "bf16", "clip_norm": None}),
+    "bf16": (
+        plan("test_resnet", 1, 8, dropout=0.3),
+        {"precision": "bf16", "clip_grad_norm": None},
+    ),
     "reshaped": (
         change(
             "test_resnet",
@@ -68,7 +71,7 @@ RECIPES: dict[str, tuple[TrialPlan, dict[str, Any]]] = {
             mixup=0.2,
             cutmix=1.0,
         ),
-        {"dropping": True, "ema": 0.9, "views": 2},
+        {"dropping": True, "ema": 0.9, "num_views": 2},
     ),
     "all of the policy, reshaped": (
         change(
@@ -81,7 +84,7 @@ RECIPES: dict[str, tuple[TrialPlan, dict[str, Any]]] = {
         ),
         {"ema": 0.98},
     ),
-    "balanced": (plan("test_resnet", 2, 8, dropout=0.3), {"sampling": "balanced", "views": 2}),
+    "balanced": (plan("test_resnet", 2, 8, dropout=0.3), {"sampling": "balanced", "num_views": 2}),
     "head alone": (plan("test_convnext", 0, 8, dropout=0.3), {"warmup": 0.5}),
 }
 

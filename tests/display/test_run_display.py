@@ -15,7 +15,7 @@ from rich.console import Console
 from autotune.config.schema import StudyConfig
 from autotune.data.progress import COMPARING, INDEXING, READING
 from autotune.display import run_display as view_module
-from autotune.display.run_display import Left, State, draw, make_view
+from autotune.display.run_display import BudgetLeft, RunState, draw, make_view
 from autotune.search import ranking
 from autotune.storage.paths import StudyPaths
 from autotune.storage.rdb.connection import open_storage
@@ -60,14 +60,14 @@ def events(opened: OpenStudy) -> list[dict[str, Any]]:
     ]
 
 
-def drawn(state: State, width: int = 110) -> str:
+def drawn(state: RunState, width: int = 110) -> str:
     console = Console(force_terminal=True, record=True, width=width, file=StringIO())
     console.print(draw(state))
     return console.export_text()
 
 
 def test_the_live_view_shows_all_there_is(opened: OpenStudy) -> None:
-    state = State(config_of(opened))
+    state = RunState(config_of(opened))
     for event in events(opened):
         state.update(event)
     text = drawn(state)
@@ -92,7 +92,7 @@ def test_the_live_view_shows_all_there_is(opened: OpenStudy) -> None:
 
 
 def test_the_live_view_fits_a_narrow_terminal(opened: OpenStudy) -> None:
-    state = State(config_of(opened))
+    state = RunState(config_of(opened))
     for event in events(opened):
         state.update(event)
     lines = drawn(state, width=80).splitlines()
@@ -114,7 +114,7 @@ def test_the_live_view_fits_a_narrow_terminal(opened: OpenStudy) -> None:
 def test_the_bar_follows_the_budget_that_is_used_up_first(
     limits: dict[str, float], share: float, seconds: float | None
 ) -> None:
-    left = Left(Budget(40, **limits), 1.5, 0, 2, False, 1000.0)
+    left = BudgetLeft(Budget(40, **limits), 1.5, 0, 2, False, 1000.0)
     assert left.share_used(10, 1000.0) == pytest.approx(share)
     assert left.seconds(1000.0) == seconds
 
@@ -123,7 +123,7 @@ def test_the_live_view_of_a_study_that_is_over(opened: OpenStudy) -> None:
     for trial in opened.study.get_trials(states=(TrialState.RUNNING,)):
         opened.study.tell(trial.number, state=TrialState.FAIL)
     opened.study.set_user_attr(attrs.BUDGET, Budget(40, patience=1).to_json())
-    state = State(config_of(opened))
+    state = RunState(config_of(opened))
     for event in events(opened)[8:11]:
         state.update(event)
     text = drawn(state)
@@ -133,7 +133,7 @@ def test_the_live_view_of_a_study_that_is_over(opened: OpenStudy) -> None:
 
 
 def test_the_live_view_before_there_is_a_study(opened: OpenStudy) -> None:
-    state = State(config_of(opened))
+    state = RunState(config_of(opened))
     assert "checking the study file, the images and the backbone" in drawn(state)
     for step, done, total, shown in (
         ("fetching a.tar", 0, None, "fetching a.tar"),
@@ -239,10 +239,10 @@ def test_a_warm_start_is_told_before_the_first_trial(opened: OpenStudy, terminal
     ],
 )
 def test_obituary(event: dict[str, Any], text: str, opened: OpenStudy) -> None:
-    state = State(config_of(opened))
+    state = RunState(config_of(opened))
     assert state.obituary({"event": "exit", "worker": 2, **event}) == text
     for end in ({"event": "stopping", "now": False}, {"event": "error", "exit_code": 2}):
-        state = State(config_of(opened))
+        state = RunState(config_of(opened))
         state.update(end)
         if event.get("event") != "worker_unhealthy":
             assert state.obituary({"event": "exit", "worker": 2, **event}) == ""

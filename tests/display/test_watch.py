@@ -16,7 +16,7 @@ import sqlalchemy
 from rich.console import Console
 from sqlalchemy import event
 
-from autotune.display.watch import look, watch
+from autotune.display.watch import poll, watch
 from autotune.errors import StudyError
 from autotune.storage.paths import StudyPaths
 from autotune.storage.rdb.connection import open_storage
@@ -25,7 +25,7 @@ from autotune.study.state import attrs
 from autotune.study.state.budget import StopReason
 from autotune.study.state.trial_queue import WORKER_LOST
 from tests.support.broken import claim, set_attribute, silence, trials_of
-from tests.support.inside import call, contents
+from tests.support.inside import call
 from tests.support.postgres import Server
 from tests.support.runs import SMALL, autotune, start, wait_for
 from tests.support.runs import trials_of as trials_of_run
@@ -166,29 +166,19 @@ def test_a_look_costs_the_same_however_many_trials_there_are(tmp_path: Path) -> 
         storage = open_storage(url, create=True)
         study = make_study(storage=storage, trials=trials, running=2)
         opened = OpenStudy(study, storage, url, StudyPaths.from_url(url))
-        look(opened)
+        poll(opened)
         seen: list[str] = []
 
         def note(*arguments: object, seen: list[str] = seen) -> None:
             seen.append(str(arguments[2]))
 
         event.listen(storage.engine, "before_cursor_execute", note)
-        look(opened)
+        poll(opened)
         statements.append([one for one in seen if not one.startswith("BEGIN")])
     assert len(statements[0]) == len(statements[1]) <= 12
 
 
 # The command
-
-
-def test_an_ended_study_is_shown_once(finished: Path) -> None:
-    before = contents(finished)
-    ended = call("status", "tiny", "--watch", cwd=finished)
-    assert (ended.code, ended.err) == (0, "")
-    assert ended.out.startswith("study tiny  ")
-    assert ended.out.count("ended: 3 finished trials") == 2  # once more in the summary
-    assert "autotune refit tiny" in ended.out
-    assert contents(finished) == before
 
 
 @pytest.mark.slow

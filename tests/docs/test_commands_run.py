@@ -70,7 +70,7 @@ INSTEAD = (
     (r"(--study photos) (--files) /shared", r"\1 --to sqlite:///copied.db \2 {root}/shared"),
     (r"/backups/", "{root}/backups/"),
     (r"--wait 3600", "--wait 1"),
-    (r"rerun digits 12", "rerun digits 1"),
+    (r"reproduce digits 12", "reproduce digits 1"),
     (r"--plan 7", "--plan 1"),
     (r"export MODEL", "export storage/autotune.files/models/digits"),
     (r"PORT=9000|--port 9000", "PORT={port}"),

@@ -26,7 +26,7 @@ def test_every_code_that_the_command_ends_with_is_in_the_table() -> None:
     told = {int(code) for code, _ in rows("code")}
     classes = [one for one in vars(errors).values() if isinstance(one, type)]
     used = {one.exit_code for one in classes if issubclass(one, errors.AutotuneError)}
-    for path in sorted((PACKAGE / "cli").glob("*.py")):
+    for path in sorted((PACKAGE / "cli").rglob("*.py")):
         used |= {int(one) for one in re.findall(r"(?:Exit|exit)\((\d+)\)", path.read_text())}
     assert told == used | {0}
 
@@ -34,7 +34,7 @@ def test_every_code_that_the_command_ends_with_is_in_the_table() -> None:
 def test_every_verb_that_ends_with_1_by_itself_says_when() -> None:
     told = {row[0].strip("`"): row[1:] for row in rows("verb")}
     assert set(told) <= set(SURFACE)
-    for path in sorted((PACKAGE / "cli").glob("*.py")):
+    for path in sorted((PACKAGE / "cli").rglob("*.py")):
         if "Exit(1)" in path.read_text():
             verbs = [verb for verb in told if verb.split()[0] == path.stem]
             assert [verb for verb in verbs if told[verb][0]], path.stem

@@ -18,10 +18,8 @@ from autotune.study import devices
 from autotune.study.engine.launcher import resolve_gpus
 from autotune.study.engine.worker import (
     CHECK_GPU,
-    Job,
     build_context,
     main,
-    run_worker,
     worker_main,
 )
 from autotune.study.state import attrs
@@ -36,6 +34,7 @@ from tests.support.driver import (
     pretend_gpus,
     refuse_gpus,
 )
+from tests.support.inline import job, run
 from tests.support.inside import call
 from tests.support.runs import autotune, trials_of
 from tests.support.simulated_gpu import simulated_gpu
@@ -246,7 +245,9 @@ def test_an_allocation_of_slurm_is_kept_to(monkeypatch: pytest.MonkeyPatch) -> N
     assert resolve_gpus(None) == ("0",)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert resolve_gpus("0") == ("0",)
-    with pytest.raises(UserError, match=r"below 1, but got '6' \(CUDA_VISIBLE_DEVICES=0 is"):
+    with pytest.raises(
+        UserError, match="below 1, but got '6'; visible are CUDA_VISIBLE_DEVICES=0"
+    ):
         resolve_gpus("6")
 
 
@@ -301,10 +302,9 @@ def test_a_worker_without_its_gpu_says_so_and_trains_nothing(
     handle = open_small(tmp_path)
     list_gpus(monkeypatch, *UUIDS)
     refuse_gpus(monkeypatch, RuntimeError(TOO_OLD))
-    told: list[dict[str, Any]] = []
-    job = Job(handle.name, handle.url, None, "host/1/0", 0, 1, 1, "here", gpu="1")
-    assert worker_main(job, threading.Event(), told.append) == 2
-    (event,) = told
+    events: list[dict[str, Any]] = []
+    assert worker_main(job(handle, gpu="1"), threading.Event(), events.append) == 2
+    (event,) = events
     assert event["event"] == "no_device"
     assert event["message"].startswith("the GPU 1 cannot be used: The NVIDIA driver")
     assert not handle.study.get_trials(states=[], deepcopy=False)
@@ -313,15 +313,10 @@ def test_a_worker_without_its_gpu_says_so_and_trains_nothing(
 
 def test_a_worker_says_which_gpu_it_has(tmp_path: Path) -> None:
     handle = open_small(tmp_path, search__trials=1, training__epochs=1)
-    told: list[dict[str, Any]] = []
     with simulated_gpu():
-        run_worker(
-            Job(handle.name, handle.url, None, "host/1/0", 0, 1, 1, "here", gpu="0"),
-            threading.Event(),
-            told.append,
-        )
+        events = run(handle, gpu="0")
         name = torch.cuda.get_device_name()
-    ready = next(event for event in told if event["event"] == "ready")
+    ready = next(event for event in events if event["event"] == "ready")
     assert ready["device"] == name
     assert ready["gpu"].startswith("GPU 0 (")
     (trial,) = handle.study.trials
@@ -463,7 +458,7 @@ def test_no_verb_falls_back_to_the_cpu(verb: str, tmp_path: Path) -> None:
     given = ("digits", *SMALL, "--name", "tiny")
     ran = autotune("run", *given[:-3], "search.trials=2", *given[-2:], "--gpus", "none", cwd=work)
     assert ran.returncode == 0, ran.stderr
-    more = ("0",) if verb == "rerun" else ()
+    more = ("0",) if verb == "reproduce" else ()
     ended = autotune(verb, "tiny", *more, cwd=work, **environment)
     assert ended.returncode == 2, ended.stdout
     assert "error: the GPU of this machine cannot be used: Found no NVIDIA driver" in ended.stderr

@@ -34,13 +34,13 @@ def job(handle: OpenStudy, **changes: Any) -> Job:
 
 
 def run(
-    handle: OpenStudy, until: Callable[[Event], bool] = lambda event: False, **changes: Any
+    handle: OpenStudy, until: Callable[[Event], object] = lambda event: None, **changes: Any
 ) -> list[Event]:
     """Run a worker to the end of its study; return its events.
 
     Args:
         handle: The study.
-        until: Is called with every event; the worker is stopped when it returns true.
+        until: Called with every event; a true result stops the worker.
         changes: Changes of its job.
     """
     events: list[Event] = []

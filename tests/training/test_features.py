@@ -193,7 +193,7 @@ def test_online_views_are_not_kept(tmp_path: Path) -> None:
 
 def test_a_resumed_training_goes_on_bit_by_bit(tmp_path: Path) -> None:
     found = plan("test_resnet", 1, 8, dropout=0.3, lr=0.01, head_epochs=1)
-    named: dict[str, Any] = {"views": 2, "ema": 0.9, "epochs": 4}
+    named: dict[str, Any] = {"num_views": 2, "ema": 0.9, "epochs": 4}
     whole = course(on_features(found, tmp_path / "cache", **named))
     checkpoint = tmp_path / "a.pt"
     first = on_features(found, tmp_path / "cache", **named)
@@ -214,7 +214,7 @@ def test_surgery_average_and_phases_go_with_features(
     layers = (LayerPlan(width=0.5), LayerPlan(kernel=5))
     base = plan("test_resnet", 2, lr=0.01, head_epochs=1)
     found = TrialPlan(base.backbone, 2, layers, base.head, base.policy)
-    named: dict[str, Any] = {"views": 2, "ema": 0.9, "micro_batch_size": micro_batch_size}
+    named: dict[str, Any] = {"num_views": 2, "ema": 0.9, "micro_batch_size": micro_batch_size}
     whole, parted = training(found, **named), on_features(found, tmp_path, **named)
     assert parted.network.stale_norms
     whole.recalibrate_norms()

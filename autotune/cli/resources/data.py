@@ -8,7 +8,7 @@ import typer
 
 from autotune.cli.resources.data_info import info
 from autotune.display.console import console
-from autotune.display.download_progress import bar
+from autotune.display.download_progress import download_progress
 
 if TYPE_CHECKING:
     from autotune.data.download.downloadable import Downloadable
@@ -33,7 +33,7 @@ def fetch(name: NameArgument) -> None:
         shown.print(f"{name} is there: {kept.paths.final}", highlight=False, soft_wrap=True)
         return
     shown.print(kept.description, highlight=False, soft_wrap=True)
-    with bar(shown) as progress:
+    with download_progress(shown) as progress:
         kept.fetch(progress)
     shown.print(f"{name} is there: {kept.paths.final}", highlight=False, soft_wrap=True)
 
@@ -45,7 +45,7 @@ def verify(name: NameArgument) -> None:
 
     kept = _kept(name)
     shown = console()
-    with bar(shown) as progress:
+    with download_progress(shown) as progress:
         wrong = kept.verify(progress)
     if wrong:
         more = [f"and {len(wrong) - 20} more"] if len(wrong) > 20 else []

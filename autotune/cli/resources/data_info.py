@@ -17,8 +17,8 @@ from autotune.display.console import (
     Overrides,
     check_writable,
     console,
+    describe_image_progress,
     error_console,
-    images_in_words,
     load,
 )
 from autotune.errors import StudyError, disk_full_as_user_error
@@ -65,7 +65,7 @@ def info(
             config.dataset,
             config.data,
             manifest,
-            lambda *done: line.update(images_in_words(*done)),
+            lambda *done: line.update(describe_image_progress(*done)),
         )
         census = compute_statistics(opened, config.data.duplicates, test, tell)
         spec = _spec(config) if output is not None or _is_study(dataset) else None

@@ -21,7 +21,7 @@ from autotune.display.console import (
     StorageOption,
     VisibleConsole,
     console,
-    in_lines,
+    lines_of_text,
     locate,
 )
 from autotune.display.layer_table import (
@@ -232,7 +232,7 @@ def _draw(plan: TrialPlan, image_size: int | None, source: str, as_json: bool) -
         return
     shown.print(Text(f"{plan.backbone}, {source}: {plan.describe()}"))
     shown.print()
-    shown.print(in_lines(as_text(picture)))
+    shown.print(lines_of_text(as_text(picture)))
     shown.print()
     for line in _counts(plan, tried):
         shown.print(Text(line))

@@ -17,7 +17,7 @@ from autotune.display.console import (
     check_writable,
     console,
     error_console,
-    in_lines,
+    lines_of_text,
 )
 from autotune.text import plural
 
@@ -42,7 +42,7 @@ def _url(storage: str | None) -> str:
 
 
 def _print(text: str) -> None:
-    console().print(in_lines(text), highlight=False)
+    console().print(lines_of_text(text), highlight=False)
 
 
 def _renamed(old: str, new: str) -> None:

@@ -15,8 +15,8 @@ from autotune.display.console import (
     Overrides,
     StorageOption,
     console,
+    describe_image_progress,
     error_console,
-    images_in_words,
     locate,
 )
 
@@ -60,7 +60,7 @@ def confirm(
             top,
             seeds,
             listen,
-            lambda step, done, total: line.update(images_in_words(step, done, total)),
+            lambda step, done, total: line.update(describe_image_progress(step, done, total)),
         )
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=2))

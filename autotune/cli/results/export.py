@@ -39,7 +39,7 @@ def export(
     if output is not None:
         check(output)
     with shown.status("loading the model") as line:
-        from autotune.display.summary import shorten
+        from autotune.display.summary import relative_path
         from autotune.results.model.export import FORMATS, check_packages, random_images
         from autotune.results.model.export import export as write
         from autotune.results.model.model import load_model
@@ -59,6 +59,6 @@ def export(
         f"compared with PyTorch on {parity.images} {what}:",
         f"  largest difference of a logit {parity.difference:.1e} (allowed "
         f"{parity.allowed:.1e}), same class for {parity.same_class} of {parity.images}",
-        f"{form}: {shorten(target)}",
+        f"{form}: {relative_path(target)}",
     ):
         shown.print(text, highlight=False, markup=False, soft_wrap=True)

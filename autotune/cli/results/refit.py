@@ -18,8 +18,8 @@ from autotune.display.console import (
     StorageOption,
     check_folder,
     console,
+    describe_image_progress,
     error_console,
-    images_in_words,
     locate,
 )
 
@@ -50,7 +50,7 @@ def refit(
     with error_console().status("opening the study") as line:
         from autotune.data.sources.stanford_dogs import STANFORD_DOGS as DOGS
         from autotune.data.sources.stanford_dogs import imagenet_overlap_warning
-        from autotune.display.summary import shorten
+        from autotune.display.summary import relative_path
         from autotune.results.evaluation.model_card import describe_difference
         from autotune.results.evaluation.refit import refit_study
         from autotune.results.study_results import StudyResults
@@ -62,7 +62,7 @@ def refit(
             trial,
             output,
             lambda what, epoch, epochs: line.update(f"{what}: epoch {epoch} of {epochs}"),
-            lambda step, done, total: line.update(images_in_words(step, done, total)),
+            lambda step, done, total: line.update(describe_image_progress(step, done, total)),
             located.refit,
         )
     if as_json:
@@ -91,7 +91,7 @@ def refit(
             "validation part.",
             highlight=False,
         )
-    shown.print(f"model: {shorten(result.folder)}", highlight=False, soft_wrap=True)
+    shown.print(f"model: {relative_path(result.folder)}", highlight=False, soft_wrap=True)
 
 
 def _table(result: RefitResult, objective: Objective) -> Table:

@@ -50,7 +50,7 @@ def report(
     located = locate(study, overrides, name, storage)
     if output is not None and output != "-":
         check_writable(output)
-    from autotune.display.summary import shorten
+    from autotune.display.summary import relative_path
     from autotune.results.report.formats import render, resolve_format, write_report
     from autotune.results.study_results import StudyResults
     from autotune.storage.url import redact
@@ -68,4 +68,4 @@ def report(
         sys.stdout.write(render(results, chosen, redact(opened.url)).decode())
         return
     path = write_report(opened, None if output is None else Path(output), chosen)
-    console().print(f"report: {shorten(path)}", highlight=False)
+    console().print(f"report: {relative_path(path)}", highlight=False)

@@ -13,7 +13,7 @@ from autotune.display.console import (
     Overrides,
     StorageOption,
     console,
-    images_in_words,
+    describe_image_progress,
     locate,
 )
 
@@ -42,7 +42,7 @@ def reproduce(
             opened,
             trial,
             lambda epoch, epochs: line.update(f"trial {trial}: epoch {epoch} of {epochs}"),
-            lambda step, done, total: line.update(images_in_words(step, done, total)),
+            lambda step, done, total: line.update(describe_image_progress(step, done, total)),
         )
     objective = StudyResults.from_study(opened.study).objective
     then, now = found.values

@@ -13,7 +13,7 @@ from autotune.display.console import (
     StudyArgument,
     console,
     load_checked,
-    tell_own_python,
+    print_plugins,
 )
 
 
@@ -49,7 +49,7 @@ def run(
     from autotune.display.run_display import make_view
 
     shown = console()
-    tell_own_python(shown, config)
+    print_plugins(shown, config)
     with make_view(shown, config) as view:
         # Within the view, which says what is going on: this imports torch.
         from autotune.study.engine.launcher import run_study

@@ -8,10 +8,10 @@ from autotune.display.console import (
     StorageOption,
     StudyArgument,
     console,
+    describe_image_progress,
     error_console,
-    images_in_words,
     load_checked,
-    tell_own_python,
+    print_plugins,
 )
 
 
@@ -24,14 +24,14 @@ def validate(
     """Check a study file, its images, its backbones and their weights; write nothing."""
     config = load_checked(study, overrides, name, storage)
     shown = console()
-    tell_own_python(shown, config)
+    print_plugins(shown, config)
     from autotune.search.dimensions import describe
     from autotune.study.setup.definition import define
 
     with error_console().status("looking at what the file names") as line:
         definition = define(
             config,
-            progress=lambda *done: line.update(images_in_words(*done)),
+            progress=lambda *done: line.update(describe_image_progress(*done)),
         )
     source = definition.dataset.source
     backbones = ", ".join(

@@ -17,7 +17,7 @@ from autotune.display.console import (
     Overrides,
     StorageOption,
     console,
-    images_in_words,
+    describe_image_progress,
     locate,
 )
 from autotune.runtime import set_gpu_defaults
@@ -58,7 +58,7 @@ def worker(
     with shown.status("opening the images") as line:
         fetch_source(
             opened.config().dataset,
-            lambda step, done, total: line.update(images_in_words(step, done, total)),
+            lambda step, done, total: line.update(describe_image_progress(step, done, total)),
         )
     told = logging.StreamHandler()
     told.setFormatter(VisibleFormatter("%(levelname)s %(name)s: %(message)s"))

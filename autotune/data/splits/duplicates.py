@@ -71,7 +71,7 @@ class Duplicates:
         small: How many were compared pixel by pixel alone.
         exact: int64, ``(P, 2)``: indices of equal images, each with the first one equal to it.
         near: int64, ``(Q, 2)``: indices of images that look alike; of equal ones the first.
-        too_many: Whether so many look alike that the hash means nothing; ``near`` is empty then.
+        too_many: Whether too many look alike for the hash to tell; ``near`` is empty then.
     """
 
     images: int

@@ -142,82 +142,107 @@ def analyze(
         known: Kinds from another graph of the network; then only nodes with these digests are
             frozen.
     """
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(MANY, *shape, generator=generator).to(like)
-    few = images[MANY - FEW :].clone()
-    batches = [few, images] if known is None else [few]
-    values: list[dict[Node, Any]] = [{} for _ in batches]
-    new = fx.Graph()
-    copies: dict[Node, Node] = {}
-    digests: dict[Node, str] = {}
-    kinds: dict[str, Kind] = {}
-    frozen: set[Node] = set()
-    rewritten: set[Node] = set()
-    effects: list[Node] = []
-    buffers = set[int]().union(*map(_addresses, root.buffers()))
-    memory: dict[Node, set[int]] = {}
+    analyzer = _Analyzer(root, trainable, shape, like, known)
     last_reads = _last_reads(graph)
-
-    def add(copied: Node, is_trainable: bool) -> None:
-        digests[copied] = key = digest(copied, root, digests, shape)
-        is_frozen = not is_trainable and frozen.issuperset(copied.all_input_nodes)
-        if is_frozen and (known is None or key in known):
-            frozen.add(copied)
-
-    def classify_frozen(copied: Node, node: Node) -> None:
-        if known is None and copied in frozen:
-            is_constant = copied.op == "get_attr"
-            pair = [run[node] for run in values]
-            kinds.setdefault(
-                digests[copied], Constant(pair[0]) if is_constant else classify(*pair)
-            )
-
     for node in graph.nodes:
-        copied = copies[node] = new.node_copy(node, copies.__getitem__)
-        if node.op == "output":
-            digests[copied] = ""
-            continue
-        add(copied, reads_trainable_state(node, root, trainable))
-        written: set[int] = set()
-        for place, run in enumerate(values):
-            if place and copied not in frozen:
-                continue
-            if node.op == "placeholder":
-                run[node] = batches[place]
-                continue
-            args, kwargs = _arguments(node, run)
-            operands = _tensors((args, kwargs))
-            versions = [operand._version for operand in operands]
-            run[node] = execute_node(node, root, args, kwargs)
-            written |= {
-                _address(operand)
-                for operand, version in zip(operands, versions, strict=True)
-                if operand._version != version
-            }
-        classify_frozen(copied, node)
-        if written & buffers and copied not in frozen:
-            effects.append(copied)
-        if written:
-            rewritten |= {reader for reader, places in memory.items() if places & written}
-            for earlier, value in values[0].items():
-                if earlier is not node and _addresses(value) & written:
-                    renewed = copies[earlier] = new.call_function(after, (copies[earlier], copied))
-                    add(renewed, False)
-                    memory[renewed] = _addresses(value)
-                    classify_frozen(renewed, earlier)
-        memory[copied] = _addresses(values[0][node])
+        analyzer.visit(node)
         for unread in last_reads.get(node, ()):
-            for run in values:
+            for run in analyzer.runs:
                 run.pop(unread, None)
     return GraphAnalysis(
         root,
-        new,
-        digests,
-        frozenset(frozen),
-        frozenset(rewritten),
-        tuple(effects),
-        kinds if known is None else known,
+        analyzer.graph,
+        analyzer.digests,
+        frozenset(analyzer.frozen),
+        frozenset(analyzer.rewritten),
+        tuple(analyzer.effects),
+        analyzer.kinds if known is None else known,
     )
+
+
+class _Analyzer:
+    """Copies a graph while it runs on the batches, see :func:`analyze`."""
+
+    def __init__(
+        self,
+        root: nn.Module,
+        trainable: frozenset[str],
+        shape: tuple[int, ...],
+        like: Tensor,
+        known: Mapping[str, Kind] | None,
+    ) -> None:
+        self.root, self.trainable, self.shape, self.known = root, trainable, shape, known
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(MANY, *shape, generator=generator).to(like)
+        few = images[MANY - FEW :].clone()
+        self.batches = [few, images] if known is None else [few]
+        #: Values of the nodes for each batch, as long as they are read.
+        self.runs: list[dict[Node, Any]] = [{} for _ in self.batches]
+        self.graph = fx.Graph()
+        self.copies: dict[Node, Node] = {}
+        self.digests: dict[Node, str] = {}
+        self.kinds: dict[str, Kind] = {}
+        self.frozen: set[Node] = set()
+        self.rewritten: set[Node] = set()
+        self.effects: list[Node] = []
+        self.buffers = set[int]().union(*map(_addresses, root.buffers()))
+        self.memory: dict[Node, set[int]] = {}
+
+    def visit(self, node: Node) -> None:
+        """Copy and run a node."""
+        copied = self.copies[node] = self.graph.node_copy(node, self.copies.__getitem__)
+        if node.op == "output":
+            self.digests[copied] = ""
+            return
+        self._add(copied, reads_trainable_state(node, self.root, self.trainable))
+        written: set[int] = set()
+        for batch, run in zip(self.batches, self.runs, strict=True):
+            if run is self.runs[0] or copied in self.frozen:
+                written |= self._execute(node, run, batch)
+        self._classify(copied, node)
+        if written & self.buffers and copied not in self.frozen:
+            self.effects.append(copied)
+        if written:
+            self._renew(node, copied, written)
+        self.memory[copied] = _addresses(self.runs[0][node])
+
+    def _add(self, copied: Node, is_trainable: bool) -> None:
+        self.digests[copied] = key = digest(copied, self.root, self.digests, self.shape)
+        is_frozen = not is_trainable and self.frozen.issuperset(copied.all_input_nodes)
+        if is_frozen and (self.known is None or key in self.known):
+            self.frozen.add(copied)
+
+    def _execute(self, node: Node, run: dict[Node, Any], batch: Tensor) -> set[int]:
+        """Compute the value of a node; return the addresses that it writes to."""
+        if node.op == "placeholder":
+            run[node] = batch
+            return set()
+        args, kwargs = _arguments(node, run)
+        operands = _tensors((args, kwargs))
+        versions = [operand._version for operand in operands]
+        run[node] = execute_node(node, self.root, args, kwargs)
+        return {
+            _address(operand)
+            for operand, version in zip(operands, versions, strict=True)
+            if operand._version != version
+        }
+
+    def _classify(self, copied: Node, node: Node) -> None:
+        if self.known is None and copied in self.frozen:
+            values = [run[node] for run in self.runs]
+            kind = Constant(values[0]) if copied.op == "get_attr" else classify(*values)
+            self.kinds.setdefault(self.digests[copied], kind)
+
+    def _renew(self, node: Node, copied: Node, written: set[int]) -> None:
+        """Make what is read after a write depend on it."""
+        self.rewritten |= {one for one, places in self.memory.items() if places & written}
+        for earlier, value in self.runs[0].items():
+            if earlier is not node and _addresses(value) & written:
+                renewed = self.graph.call_function(after, (self.copies[earlier], copied))
+                self.copies[earlier] = renewed
+                self._add(renewed, False)
+                self.memory[renewed] = _addresses(value)
+                self._classify(renewed, earlier)
 
 
 def for_other_mode(

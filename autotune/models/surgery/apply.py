@@ -42,7 +42,7 @@ def apply_layer_plans(
         plan: A plan that :func:`validate_plans` accepts.
         capabilities: Those of its last layers, the last one first.
         seed: Seed of the weights that are drawn and the channels that are doubled.
-        norms: Activity of the channels for ``inherit: data``, see
+        norms: Activity of the channels for ``init: activations``, see
             :func:`~autotune.models.surgery.inheritance.activation_scores`.
     """
     generator = torch.Generator().manual_seed(seed)

@@ -111,8 +111,6 @@ class Passwords:
     not even the right one.
 
     Args:
-        user: User name.
-        password: The password.
         clock: Monotonic seconds.
     """
 
@@ -135,10 +133,6 @@ class Passwords:
 
     def check(self, client: str, authorization: str | None) -> float | None:
         """Check the password of a visitor.
-
-        Args:
-            client: Address of the visitor.
-            authorization: The header ``Authorization``, ``None`` where there is none.
 
         Returns:
             ``None`` for the right password; else the seconds to wait before the next try.

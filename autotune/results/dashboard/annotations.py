@@ -1,15 +1,15 @@
-"""What the dashboard shows beside studies and trials: notes, and attributes that can be read.
+"""Notes and short attributes that the dashboard shows beside studies and trials.
 
-Both follow from what a study stores, so they are made when they are asked for: a study of an older
-version has them, they are those of now, and no trial waits for them. optuna-dashboard keeps notes
-of trials with the study and goes through all of them for each trial; see
-``benchmarks/dashboard_scale.py``. A note that somebody has written is shown in place of ours.
+They are made when they are requested, from what a study stores: a study of an older version has
+them too, they are up to date, and no trial waits for them. optuna-dashboard stores notes of trials
+with the study and searches all of them for each trial; see ``benchmarks/dashboard_scale.py``. A
+note that a user has written replaces the generated one.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ from autotune.text import one_line
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
-#: What the page of a study asks for: all trials, then those from the first unfinished one on.
+#: The request of a study's page: first all trials, then those from the first unfinished one on.
 _STUDY = ("GET", "/api/studies/<study_id:int>")
 
 
@@ -44,68 +44,63 @@ def annotated_app(
     """Make a dashboard whose studies and trials have notes and short attributes.
 
     Args:
-        storage: What it shows; one that keeps finished trials, because it is asked every time.
-        artifacts: Where the files of trials are.
-        url: URL of the storage; a password in it is left out.
+        storage: The storage. It should cache finished trials, because it is read for every
+            request.
+        artifacts: The files of trials.
+        url: URL of the storage; a password in it is removed.
     """
-    bottle = wsgi(storage, artifact_store=artifacts)
-    bottle.install(_Annotations(storage, url, bottle._inmemory_cache))
-    app: WSGIApplication = bottle
-    return app
+    app = wsgi(storage, artifact_store=artifacts)
+    app.install(_AnnotationPlugin(storage, url, app._inmemory_cache))
+    annotated: WSGIApplication = app
+    return annotated
 
 
 @dataclass(frozen=True)
 class TrialAnnotation:
-    """What is shown beside a trial: a note, and attributes by name and as the page takes them."""
+    """The note and the attributes of a trial; ``listed`` is what the page takes."""
 
     note: str
-    numeric: Mapping[str, bool]
+    attributes: Mapping[str, str | float]
     listed: Sequence[Mapping[str, str]]
-
-    @staticmethod
-    def of(trial: FrozenTrial, results: StudyResults) -> TrialAnnotation:
-        """Return the annotation of a trial."""
-        attributes = trial_attributes(trial)
-        numeric = {key: not isinstance(value, str) for key, value in attributes.items()}
-        return TrialAnnotation(trial_note(trial, results), numeric, _listed(attributes))
 
 
 class _SearchSpaces(_CachedExtraStudyProperty):  # type: ignore[misc]
-    """The search spaces of a study's trials, of which each is looked at once.
+    """The search spaces of a study; each trial is added once.
 
-    optuna-dashboard compares every parameter of a trial with every parameter known so far, for all
-    trials, and again for every answer where none of them is unfinished. The trials of a study of
-    ours have the same distributions, which ``storage/trials.py`` shares, and a second trial with
-    them adds nothing.
+    optuna-dashboard compares every parameter of a trial with every parameter so far, for all
+    trials, and again for every response where all trials have ended. The trials of an autotune
+    study share their distributions (``storage/rdb/trial_reader.py``), so a second trial with them
+    adds nothing.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._ended: set[int] = set()
+        self._finished: set[int] = set()
         self._compared: dict[tuple[tuple[str, int], ...], dict[str, BaseDistribution]] = {}
 
     def update(self, trials: list[FrozenTrial]) -> None:
-        """Look at the trials that are new, or had not ended."""
+        """Add the trials that are new, or had not ended."""
         for trial in reversed(trials):
-            if optuna_private.trial_id(trial) in self._ended:
+            trial_id = optuna_private.trial_id(trial)
+            if trial_id in self._finished:
                 continue
             if trial.state.is_finished():
-                self._ended.add(optuna_private.trial_id(trial))
+                self._finished.add(trial_id)
             self._update_user_attrs(trial)
             if trial.state != TrialState.FAIL:
                 self._update_intermediate_values(trial)
                 self._update_search_space(trial)
 
     def _update_search_space(self, trial: FrozenTrial) -> None:
-        # Kept, because another distribution could have the id of one that is gone.
-        key = tuple((name, id(found)) for name, found in trial.distributions.items())
+        # The distributions stay referenced: after a deletion another one could get the same id.
+        key = tuple((name, id(value)) for name, value in trial.distributions.items())
         if key not in self._compared:
             self._compared[key] = trial.distributions
             super()._update_search_space(trial)
 
 
-class _Annotations:
-    """A plug-in of Bottle, which gets answers before they become text: 17 MB of 2,000 trials."""
+class _AnnotationPlugin:
+    """A Bottle plug-in. It changes responses before they become text: 17 MB of 2,000 trials."""
 
     name = "annotations"
     api = 2
@@ -115,78 +110,74 @@ class _Annotations:
         self._url = url
         self._cache = cache
         self._lock = threading.Lock()
-        self._known: dict[tuple[int, float | None], TrialAnnotation] = {}
+        self._annotations: dict[tuple[int, float | None], TrialAnnotation] = {}
 
-    def apply(self, answer: Callable[..., Any], route: Any) -> Callable[..., Any]:
-        """Put what is ours into the answers of one route."""
+    def apply(self, respond: Callable[..., Any], route: Any) -> Callable[..., Any]:
+        """Annotate the responses of the route of a study."""
         if (route.method, route.rule) != _STUDY:
-            return answer
+            return respond
 
-        def annotated_answer(study_id: int) -> Any:
+        def respond_annotated(study_id: int) -> Any:
             with self._cache._cached_extra_study_property_cache_lock:
                 spaces = self._cache._cached_extra_study_property_cache
                 spaces.setdefault(study_id, _SearchSpaces())
             with gc_paused():
-                shown = answer(study_id)
-                if "trials" in shown:  # no error
+                response = respond(study_id)
+                if "trials" in response:  # not an error
                     try:
-                        self._annotate(study_id, shown)
-                    except (
-                        FormatError
-                    ) as error:  # optuna-dashboard shows such a study all the same
-                        _fill_in(shown, escape(str(error)))
-            return shown
+                        self._annotate(study_id, response)
+                    except FormatError as error:  # the study is shown without annotations
+                        _set_note(response, escape(str(error)))
+            return response
 
-        return annotated_answer
+        return respond_annotated
 
-    def _annotate(self, study_id: int, shown: dict[str, Any]) -> None:
+    def _annotate(self, study_id: int, response: dict[str, Any]) -> None:
         study = Study(self._storage.get_study_name_from_id(study_id), self._storage)
-        attributes = study.user_attrs
-        if attrs.DEFINITION not in attributes:  # not a study of ours
+        if attrs.DEFINITION not in study.user_attrs:  # a study of another program
             return
         attrs.check_version(study)
         results = StudyResults.from_study(study)
-        beside = self._beside(results)
-        _fill_in(shown, study_note(results, self._url))
-        shown["user_attrs"] = _listed(study_attributes(results.attributes))
-        for one in (*shown["trials"], *shown["best_trials"]):
-            if (found := beside.get(one["trial_id"])) is not None:
-                _fill_in(one, found.note)
-                one["user_attrs"] = found.listed
-        shown["union_user_attrs"] = _columns(beside.values())
+        annotations = self._annotate_trials(results)
+        _set_note(response, study_note(results, self._url))
+        response["user_attrs"] = _to_list(study_attributes(results.attributes))
+        for trial in (*response["trials"], *response["best_trials"]):
+            if (annotation := annotations.get(trial["trial_id"])) is not None:
+                _set_note(trial, annotation.note)
+                trial["user_attrs"] = annotation.listed
+        # An attribute is sortable where all trials have numbers.
+        sortable: dict[str, bool] = {}
+        for annotation in annotations.values():
+            for key, value in annotation.attributes.items():
+                sortable[key] = sortable.get(key, True) and not isinstance(value, str)
+        response["union_user_attrs"] = [
+            {"key": one_line(key), "sortable": is_number} for key, is_number in sortable.items()
+        ]
 
-    def _beside(self, results: StudyResults) -> dict[int, TrialAnnotation]:
-        """Annotate the trials; what a finished one says changes with the baseline alone."""
-        value = None if results.baseline is None else attrs.metric_value(results.baseline)
-        found = {}
+    def _annotate_trials(self, results: StudyResults) -> dict[int, TrialAnnotation]:
+        """Annotate the trials; that of a finished one changes only with the baseline."""
+        baseline = None if results.baseline is None else attrs.metric_value(results.baseline)
+        annotations = {}
         with self._lock:
             for trial in results.trials:
-                key = (optuna_private.trial_id(trial), value)
-                beside = self._known.get(key)
-                if beside is None:
-                    beside = TrialAnnotation.of(trial, results)
+                key = (optuna_private.trial_id(trial), baseline)
+                annotation = self._annotations.get(key)
+                if annotation is None:
+                    note, attributes = trial_note(trial, results), trial_attributes(trial)
+                    annotation = TrialAnnotation(note, attributes, _to_list(attributes))
                     if trial.state.is_finished():
-                        self._known[key] = beside
-                found[optuna_private.trial_id(trial)] = beside
-        return found
+                        self._annotations[key] = annotation
+                annotations[key[0]] = annotation
+        return annotations
 
 
-def _fill_in(shown: dict[str, Any], note: str) -> None:
-    """Show a note where nobody has written one; its version stays, so that one can be written."""
-    if not shown["note"]["body"]:
-        shown["note"]["body"] = note
+def _set_note(response: dict[str, Any], note: str) -> None:
+    """Set a note unless a user has written one; its version stays, so that it can be edited."""
+    if not response["note"]["body"]:
+        response["note"]["body"] = note
 
 
-def _listed(attributes: Mapping[str, str | float]) -> list[dict[str, str]]:
+def _to_list(attributes: Mapping[str, str | float]) -> list[dict[str, str]]:
     return [
         {"key": one_line(key), "value": one_line(str(value))} for key, value in attributes.items()
     ]
-
-
-def _columns(found: Iterable[TrialAnnotation]) -> list[dict[str, Any]]:
-    """Name the attributes that any trial has; those that are numbers in all can be sorted by."""
-    columns: dict[str, bool] = {}
-    for one in found:
-        for key, numeric in one.numeric.items():
-            columns[key] = columns.get(key, True) and numeric
-    return [{"key": one_line(key), "sortable": numeric} for key, numeric in columns.items()]

@@ -63,8 +63,6 @@ class PublicEndpoint:
     """The address of the dashboard, and what its visitors need.
 
     Args:
-        url: Address of the study.
-        user: User name.
         password: Where the password is, in words.
         fingerprint: SHA-256 of the certificate.
     """

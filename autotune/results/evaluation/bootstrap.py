@@ -59,9 +59,6 @@ class Bin:
     """The images whose predicted class has a probability in ``(low, high]``.
 
     Args:
-        low: Lower end.
-        high: Upper end.
-        images: Number of images.
         probability: Mean probability of the predicted class; 0 without images.
         accuracy: Share of correct predictions; 0 without images.
     """
@@ -75,12 +72,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Assessment:
-    """The scores of one classifier.
-
-    Args:
-        estimates: By name of the metric.
-        bins: Calibration, from the lowest probability to the highest.
-    """
+    """The metrics of one classifier by name, and its calibration by rising probability."""
 
     estimates: Mapping[str, Estimate]
     bins: tuple[Bin, ...]
@@ -93,7 +85,7 @@ class Assessment:
     @property
     def intervals(self) -> dict[str, list[float]]:
         """The intervals alone."""
-        return {name: [found.low, found.high] for name, found in self.estimates.items()}
+        return {name: [estimate.low, estimate.high] for name, estimate in self.estimates.items()}
 
 
 @dataclass(frozen=True)
@@ -133,8 +125,8 @@ def compare(model: Tensor, baseline: Tensor, labels: Tensor, seed: int = 0) -> C
     names = [*metrics[0], *top, CALIBRATION_ERROR]
     once = np.ones((len(labels), 1))
     values = [
-        {**dict(zip(names, found.metrics(once)[0].tolist(), strict=True)), **measured}
-        for found, measured in zip(sums, metrics, strict=True)
+        {**dict(zip(names, one.metrics(once)[0].tolist(), strict=True)), **measured}
+        for one, measured in zip(sums, metrics, strict=True)
     ]
     pairs = [[one.metrics(weights) for one in sums] for weights in _draws(len(labels), seed)]
     drawn = [np.concatenate(portions) for portions in zip(*pairs, strict=True)]
@@ -156,13 +148,13 @@ def _assess(sums: _ImageSums, values: Mapping[str, float], drawn: Floats) -> Ass
 def _estimates(values: Mapping[str, float], drawn: Floats) -> dict[str, Estimate]:
     tail = (1 - LEVEL) / 2
     ends = np.quantile(drawn, [tail, 1 - tail], axis=0).T.tolist()
-    found = {
+    estimates = {
         name: Estimate(value, *interval)
         for (name, value), interval in zip(values.items(), ends, strict=True)
     }
-    error = found[CALIBRATION_ERROR]
+    error = estimates[CALIBRATION_ERROR]
     mirrored = Estimate(error.value, 2 * error.value - error.high, 2 * error.value - error.low)
-    return found | {CALIBRATION_ERROR: mirrored}
+    return estimates | {CALIBRATION_ERROR: mirrored}
 
 
 def _draws(images: int, seed: int) -> Iterator[Floats]:

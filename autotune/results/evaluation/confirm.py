@@ -45,16 +45,12 @@ FIELDS = ("format", "autotune", "plan", "seed", "metrics", "failed", "checksum")
 
 @dataclass(frozen=True)
 class ConfirmProgress:
-    """The state of a confirmation during or after a training.
+    """The state of a confirmation during a training, or with ``value`` or ``failed`` after it.
 
     Args:
         trial: The trial whose plan is trained; ``None`` for the baseline.
-        seed: The seed.
-        done: Trainings that have ended, this one included where ``value`` or ``failed`` is given.
-        total: Trainings in all.
+        done: Trainings that have ended, of ``total``.
         epoch: The last epoch, 0 before the first.
-        value: The value that was reached, at the end.
-        failed: Why there is no value, at the end.
         is_cached: Whether the value comes from an earlier call.
     """
 
@@ -82,7 +78,6 @@ class PlanResult:
 
     Args:
         trial: Its trial; ``None`` for the baseline.
-        plan: The plan.
         search_value: Its value in the search, ``None`` where the baseline has none.
         values: The value under each seed, ``None`` where it diverged.
         failed: Why it diverged, where it did.
@@ -127,9 +122,7 @@ class Confirmation:
     """The result of a confirmation.
 
     Args:
-        baseline: The baseline.
         plans: The plans, the best mean first; those that diverged come last.
-        seeds: The seeds.
         trained: Number of trainings of this call.
         verdict: The summary; ``None`` where every plan diverged.
     """

@@ -220,13 +220,13 @@ def _scores(record: Mapping[str, Any]) -> str:
 def _calibration(bins: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         (
-            f"{found['low']:.0%} to {found['high']:.0%}",
-            str(found["images"]),
-            f"{found['probability']:.1%}",
-            f"{found['accuracy']:.1%}",
+            f"{b['low']:.0%} to {b['high']:.0%}",
+            str(b["images"]),
+            f"{b['probability']:.1%}",
+            f"{b['accuracy']:.1%}",
         )
-        for found in bins
-        if found["images"]
+        for b in bins
+        if b["images"]
     ]
     return table(("probability", "images", "mean probability", "correct"), rows)
 
@@ -284,14 +284,20 @@ def _draw_reliability(path: Path, bins: Sequence[Bin]) -> None:
     """Draw the share of correct predictions over the probability of the predicted class."""
     figure = Figure(figsize=(4.5, 5), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    filled = [found for found in bins if found.images]
+    filled = [b for b in bins if b.images]
     upper.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1, label="calibrated")
-    x, y = [found.probability for found in filled], [found.accuracy for found in filled]
+    x, y = (
+        [b.probability for b in filled],
+        [b.accuracy for b in filled],
+    )
     upper.plot(x, y, marker="o", markersize=4, label="this model")
     upper.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="share of correct predictions")
     upper.legend(loc="upper left")
     upper.grid(alpha=0.3)
-    edges, heights = [found.low for found in bins], [found.images for found in bins]
+    edges, heights = (
+        [b.low for b in bins],
+        [b.images for b in bins],
+    )
     lower.bar(edges, heights, bins[0].high - bins[0].low, align="edge")
     lower.set(xlabel="probability of the predicted class", ylabel="images")
     FigureCanvasAgg(figure).print_png(str(path))  # type: ignore[no-untyped-call]

@@ -24,8 +24,6 @@ class SelectedPlan:
     """The plan that is refitted.
 
     Args:
-        trial: Number of its trial.
-        plan: The plan.
         reason: Why this one, in a few words: ``confirmed over 5 seeds``.
         remarks: What a reader of the scores should know, in sentences.
     """

@@ -44,10 +44,7 @@ class RefitResult:
         baseline: Scores of the baseline on the test split.
         comparison: All metrics of both with their intervals.
         summary: How the plan was trained.
-        baseline_summary: How the baseline was trained.
-        test_images: Images of the test split.
         reads: How often the test split has been read, this time included.
-        folder: Where the model was written.
     """
 
     selection: SelectedPlan

@@ -28,8 +28,6 @@ class Reproduction:
     """The values of a trial in the study and in a second training.
 
     Args:
-        trial: Its number.
-        plan: Its plan.
         pruned: Whether it was pruned; then it was trained up to that epoch.
         recorded: The objective after each epoch, as the study has it; after the last one, the
             value of the trial.

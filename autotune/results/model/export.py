@@ -45,8 +45,7 @@ class ExportCheck:
 
     Args:
         images: Images that were compared, as one batch and one by one.
-        difference: Largest absolute difference of a logit.
-        allowed: Largest difference that counts as rounding.
+        difference: Largest absolute difference of a logit; up to ``allowed`` is rounding.
         same_class: Images that get the same class from both.
     """
 
@@ -66,9 +65,7 @@ class ExportFormat:
     """A format to export to.
 
     Args:
-        name: Name in the command.
         file: Default name of the file or folder.
-        is_folder: Whether it is a folder.
         needs: Packages of the extra of this name.
         write: Writes a model to a path, for images of a shape; returns the loaded export.
     """

@@ -71,7 +71,7 @@ class ModelSpec:
         plan: The plan of the backbone's layers and of the head.
         classes: Names of the classes, in the order of the logits.
         data_config: timm's data configuration of the backbone.
-        image_size: Side of the input as configured; ``None`` for the backbone's own.
+        image_size: Side of the input as configured; ``None`` for that of the backbone.
         fast_decode: Whether large JPEG files are decoded at a reduced size.
     """
 
@@ -98,8 +98,6 @@ class Model(nn.Module):
         >>> model.predict(["a.jpg", "b.jpg"]).argmax(dim=1)  # doctest: +SKIP
 
     Args:
-        network: The network.
-        model_spec: How it was built.
         digest: SHA-256 of its weights file, hexadecimal; empty where there is none.
 
     Attributes:
@@ -281,13 +279,7 @@ def replace_files(folder: Path) -> Iterator[Path]:
 def load_model(path: str | os.PathLike[str]) -> Model:
     """Load a model that ``autotune refit`` has written.
 
-    Study, images and hub are not needed.
-
-    Args:
-        path: The folder of the model.
-
-    Returns:
-        The model in evaluation mode, on the CPU.
+    The model is in evaluation mode, on the CPU. Study, images and hub are not needed.
 
     Raises:
         ModelError: When the folder holds no model, a damaged one, or one of a newer version.

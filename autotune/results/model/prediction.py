@@ -24,7 +24,6 @@ class Prediction:
     """The classes of a file.
 
     Args:
-        path: The file.
         probabilities: float32, ``(classes,)``; ``None`` where the file cannot be read.
         problem: Why it cannot be read; empty where it can.
     """
@@ -72,11 +71,6 @@ def predict_files(
 ) -> Iterator[list[Prediction]]:
     """Predict the classes of image files; the next batch is read while the network computes.
 
-    Args:
-        model: The model, on its device.
-        paths: The files.
-        batch_size: Images that go through the network at a time.
-
     Yields:
         The predictions of each batch of files, in their order.
     """
@@ -98,11 +92,6 @@ def predict_files(
 
 def sample_images(model: Model, given: Sequence[str], most: int = 32) -> Tensor:
     """Read an even sample of the images of files and folders, normalized ``(N, 3, size, size)``.
-
-    Args:
-        model: The model, whose preprocessing is used.
-        given: Files and folders.
-        most: Most images that are read.
 
     Raises:
         DatasetError: When fewer than two of them can be read.

@@ -71,18 +71,10 @@ POLL_S = 1.0
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker is told.
+    """What a worker is told, with the password of its storage.
 
-    Args:
-        study: Name of the study.
-        storage: Storage URL, with its password.
-        files: Folder of the study's files.
-        worker: Name of the worker, see :func:`worker_name`.
-        index: Position among the workers of its launcher; it separates their random draws.
-        workers: How many workers the launcher starts.
-        threads: CPU threads to use, 0 for torch's default.
-        log: Log file.
-        gpu: The GPU that it was given, see :func:`autotune.study.devices.find_device`.
+    ``index`` separates its random draws from those of the other ``workers`` of its launcher;
+    0 ``threads`` are torch's default; ``gpu`` is for :func:`autotune.study.devices.find_device`.
     """
 
     study: str

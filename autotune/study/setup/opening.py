@@ -20,7 +20,6 @@ from pydantic import ValidationError
 from autotune.config.fields import is_plugin_ref
 from autotune.config.loading import apply_overrides, get_dotted
 from autotune.config.schema import StudyConfig
-from autotune.data.splits.manifest import describe_missing
 from autotune.errors import StudyError, did_you_mean, join_sentences
 from autotune.format_versions import STUDY, reading, stamp
 from autotune.search.plugins import PluginRef, plugin_refs
@@ -317,6 +316,8 @@ def check_same(study: Study, definition: Definition) -> None:
     if changes:
         lines = [f"  {key}: {old!r} in the study, {new!r} now" for key, old, new in changes]
         if missing := definition.dataset.missing:
+            from autotune.data.splits.manifest import describe_missing  # imports scikit-learn
+
             lines.append(f"  dataset: {describe_missing(missing)}")
         raise StudyError(
             f"the study {study.study_name!r} exists with another definition:\n"

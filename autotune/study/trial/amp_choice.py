@@ -47,7 +47,7 @@ _MIN_IMAGES = 4
 def choose_precision(ctx: WorkerContext, resources: BackboneResources) -> AmpPolicy:
     """Return the precision in which a backbone trains on the device of a worker.
 
-    With ``training.amp: auto`` a GPU takes half precision: bf16 if its hardware has it, else
+    With ``training.precision: auto`` a GPU takes half precision: bf16 if its hardware has it, else
     fp16. On a CPU the first worker compares the precisions, once for all studies of the machine.
     The study stores the result, so that all trials of a backbone on such devices compute alike.
     What stays in float32 on a GPU is computed in TF32 from here on.

@@ -21,7 +21,7 @@ from autotune.training.inputs.batches import Batches, SubsetBatches
 from autotune.training.optim.norm_recalibration import sample_batches
 from autotune.training.trainer import Normalizer, Trainer
 
-#: Training images on which `inherit: data` measures how active channels are.
+#: Training images on which `init: activations` measures how active channels are.
 ACTIVITY_IMAGES = 64
 
 AnyTrainer = Trainer | CrossValidationTrainer

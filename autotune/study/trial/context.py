@@ -2,16 +2,86 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
 from autotune.config.schema import StudyConfig
+from autotune.data.cache.array_cache import ArrayCache
+from autotune.data.cache.entry import Entry, EntryWriter
+from autotune.errors import DiskFullError
 from autotune.models.prefix.split import PrefixSplit
 from autotune.search.space import Space
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.setup.resources import ResourceCache
-from autotune.study.trial.cache_stats import CacheStats
+
+
+@dataclass
+class CacheStats:
+    """Counts since a worker started.
+
+    Args:
+        computed: Images whose features were computed. Features of a root from which those of a
+            cut are computed do not count a second time.
+        seconds: Time of that, with reading and augmenting the images.
+        refused: How often there was no space for features.
+    """
+
+    computed: int = 0
+    seconds: float = 0.0
+    refused: int = 0
+
+    def copy(self) -> CacheStats:
+        """Return the counts as they are now."""
+        return replace(self)
+
+    def since(self, before: CacheStats) -> CacheStats:
+        """Return what was counted after an earlier copy."""
+        return CacheStats(
+            self.computed - before.computed,
+            self.seconds - before.seconds,
+            self.refused - before.refused,
+        )
+
+
+@dataclass(frozen=True)
+class CountingArrayCache(ArrayCache):
+    """An array cache that counts the features computed for it."""
+
+    stats: CacheStats = field(default_factory=CacheStats)
+    _computing: list[str] = field(default_factory=list)  # one entry may need another
+
+    def get_or_create(
+        self,
+        key: str,
+        make: Callable[[EntryWriter], dict[str, Any]],
+        needed_bytes: int,
+        noun: str = "arrays",
+    ) -> Entry:
+        """Return an entry, see :meth:`ArrayCache.get_or_create`."""
+        seconds: list[float] = []
+
+        def timed(writer: EntryWriter) -> dict[str, Any]:
+            self._computing.append(key)
+            start = time.perf_counter()
+            try:
+                return make(writer)
+            finally:
+                seconds.append(time.perf_counter() - start)
+                self._computing.pop()
+
+        try:
+            entry = super().get_or_create(key, timed, needed_bytes, noun)
+        except DiskFullError:
+            self.stats.refused += 1
+            raise
+        if seconds and not self._computing:
+            self.stats.computed += len(entry.array("0"))
+            self.stats.seconds += seconds[0]
+        return entry
 
 
 @dataclass(frozen=True)

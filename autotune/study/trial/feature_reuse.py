@@ -15,7 +15,7 @@ from autotune.models.network import Network, build_network
 from autotune.models.prefix.split import PrefixSplit, split_network
 from autotune.plan import LayerPlan, TrialPlan
 from autotune.study.trial.amp_choice import keep_in_float32
-from autotune.study.trial.cache_stats import CountingArrayCache
+from autotune.study.trial.context import CountingArrayCache, WorkerContext
 from autotune.training.features import FeatureCache, Features, bytes_per_image
 from autotune.training.folds import CrossValidationTrainer, trainers_of
 from autotune.training.optim.norm_recalibration import sample_batches
@@ -23,7 +23,6 @@ from autotune.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from autotune.study.setup.resources import BackboneResources
-    from autotune.study.trial.context import WorkerContext
 
 logger = logging.getLogger(__name__)
 

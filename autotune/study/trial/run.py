@@ -32,8 +32,7 @@ from autotune.study.setup.resources import BackboneResources
 from autotune.study.state import attrs, oom
 from autotune.study.state.constraints import set_constraints, violations
 from autotune.study.trial.build import AnyTrainer, build_trial
-from autotune.study.trial.cache_stats import CacheStats
-from autotune.study.trial.context import WorkerContext
+from autotune.study.trial.context import CacheStats, WorkerContext
 from autotune.study.trial.identity import checkpoint_for
 from autotune.study.trial.plots import draw_confusion, draw_curve, draw_worst, worst
 from autotune.training.checkpoint import Checkpoint

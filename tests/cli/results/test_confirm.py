@@ -6,6 +6,7 @@ import json
 
 import pytest
 import yaml
+from optuna.trial import create_trial
 
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
@@ -54,7 +55,7 @@ def test_confirm(opened: OpenStudy) -> None:
     assert list(best) == ["study", "trial", "accuracy", "confirmed", "plan"]
 
 
-def test_rerun(opened: OpenStudy) -> None:
+def test_reproduce(opened: OpenStudy) -> None:
     ended = said(opened, "reproduce", "small", "1")
     assert (ended.code, ended.err) == (0, "")
     first, second, where, last = ended.out.splitlines()
@@ -64,6 +65,18 @@ def test_rerun(opened: OpenStudy) -> None:
     assert second == f"accuracy {value} then, {value} now"
     assert where.startswith("trained on ")
     assert last == "equal bit by bit, after each of 1 epochs"
+
+
+def test_another_value_is_exit_code_1(opened: OpenStudy) -> None:
+    trial = opened.study.trials[1]
+    assert trial.value is not None
+    value = trial.value - 0.25
+    attributes = {key: trial.user_attrs[key] for key in (attrs.PLAN, attrs.THREADS)}
+    opened.study.add_trial(
+        create_trial(value=value, intermediate_values={1: value}, user_attrs=attributes)
+    )
+    ended = said(opened, "reproduce", "small", str(len(opened.study.trials) - 1))
+    assert ended.code == 1 and "by +0.25; epoch 1 differs the most, by +0.25" in ended.out
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,7 @@ def shown(served: Served, browser: Browser) -> Iterator[Shown]:
     page.close()
 
 
+@pytest.mark.slow
 def test_the_charts_of_a_study_are_drawn(served: Served, shown: Shown, tmp_path: Path) -> None:
     text = shown.look(
         f"{served.url}/dashboard/studies/{served.study_id}",
@@ -157,6 +158,7 @@ def test_the_note_of_a_study_is_shown(served: Served, shown: Shown, tmp_path: Pa
     shown.page.screenshot(path=tmp_path / "note.png")
 
 
+@pytest.mark.slow
 def test_a_trial_has_its_note_and_its_pictures(
     served: Served, shown: Shown, tmp_path: Path
 ) -> None:

@@ -34,7 +34,7 @@ from tests.support.runs import start, wait_for
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-#: What a browser asks for is what may be asked for; a new one is to be looked at first.
+#: What a browser asks for is what may be asked for; a new one has to be checked first.
 GETS = {
     "/",
     "/api/meta",
@@ -148,40 +148,40 @@ def public(finished: Path) -> Iterator[Public]:
         public.process.wait()
 
 
-def test_it_asks_for_a_password(public: Public) -> None:
+def test_it_asks_for_a_password_and_writes_nothing(public: Public) -> None:
     for password in (None, "", "wrong", public.password[:-1]):
         refused = public.ask("/api/studies", password=password)
         assert (refused.status, refused.body) == (401, b"")
         assert refused.headers["www-authenticate"].startswith("Basic ")
     answer = public.ask("/api/studies", password=public.password)
     assert [one["study_name"] for one in answer.json()["study_summaries"]] == ["tiny"]
+    path = f"/api/studies/{public.study_id}"
+    for method in ("DELETE", "POST", "PUT", "PATCH", "OPTIONS", "TRACE", "get"):
+        assert public.ask(path, method).status == 401
+        refused = public.ask(path, method, password=public.password)
+        assert (refused.status, refused.headers["allow"]) == (405, "GET, HEAD")
+        assert b"read-only" in refused.body
+        override = {"X-HTTP-Method-Override": method, "X-HTTP-Method": method}
+        assert public.ask(path, password=public.password, **override).json()["name"] == "tiny"
 
 
+@pytest.mark.slow
 def test_others_reach_it_by_any_address(public: Public) -> None:
     for address in other_addresses():
         assert public.ask("/", host=address).status == 401
         assert public.ask("/dashboard", password=public.password, host=address).status == 200
 
 
-@pytest.mark.parametrize("method", ["DELETE", "POST", "PUT", "PATCH", "OPTIONS", "TRACE", "get"])
-def test_nothing_is_written(public: Public, method: str) -> None:
-    path = f"/api/studies/{public.study_id}"
-    assert public.ask(path, method).status == 401
-    refused = public.ask(path, method, password=public.password)
-    assert (refused.status, refused.headers["allow"]) == (405, "GET, HEAD")
-    assert b"read-only" in refused.body
-    override = {"X-HTTP-Method-Override": method, "X-HTTP-Method": method}
-    assert public.ask(path, password=public.password, **override).json()["name"] == "tiny"
-
-
-def test_what_may_be_asked_for_changes_nothing(public: Public, finished: Path) -> None:
+@pytest.mark.slow
+def test_allowed_requests_change_nothing(public: Public, finished: Path) -> None:
     url = f"sqlite:///{finished}/storage/autotune.db"
-    opened = open_existing("tiny", url)
-    app = wsgi(opened.storage, artifact_store=opened.artifacts)
+    handle = open_existing("tiny", url)
+    app = wsgi(handle.storage, artifact_store=handle.artifacts)
     assert {one.rule for one in app.routes if one.method == "GET"} == GETS
-    before, files = everything(url, "tiny"), contents(opened.files.root)
+    before, files = everything(url, "tiny"), contents(handle.files.root)
     study = f"/api/studies/{public.study_id}"
-    trial = public.ask(study, password=public.password).json()["trials"][0]
+    plain = public.ask(study, password=public.password)
+    trial = plain.json()["trials"][0]
     picture = trial["artifacts"][0]["artifact_id"]
     paths = {
         *("/", "/dashboard", "/favicon.ico", "/api/meta", "/api/studies", study),
@@ -193,10 +193,14 @@ def test_what_may_be_asked_for_changes_nothing(public: Public, finished: Path) -
     found = {path: public.ask(path, password=public.password).status for path in paths}
     assert set(found.values()) == {200, 302, 404}
     assert public.ask("/dashboard", "HEAD", password=public.password).status == 200
-    assert (everything(url, "tiny"), contents(opened.files.root)) == (before, files)
+    packed = public.ask(study, password=public.password, **{"Accept-Encoding": "gzip"})
+    assert packed.headers["content-encoding"] == "gzip"
+    assert len(packed.body) < len(plain.body) / 5
+    assert (everything(url, "tiny"), contents(handle.files.root)) == (before, files)
 
 
-def test_the_dashboard_answers_caddy_alone(public: Public) -> None:
+@pytest.mark.slow
+def test_the_dashboard_answers_only_caddy(public: Public) -> None:
     (listening,) = [
         one.laddr for one in psutil.Process(public.process.pid).net_connections() if not one.raddr
     ]
@@ -213,7 +217,8 @@ def test_a_fingerprint_is_no_emoji(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.splitlines()[-1] == "AB:CD:EF"
 
 
-def test_its_certificate(public: Public) -> None:
+@pytest.mark.slow
+def test_https_with_its_certificate(public: Public) -> None:
     found = ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate(("127.0.0.1", public.port)))
     assert hashlib.sha256(found).digest().hex(":").upper() in public.said
     root = public.work / "storage/dashboard/caddy/pki/authorities/local/root.crt"
@@ -224,9 +229,6 @@ def test_its_certificate(public: Public) -> None:
         trusting.wrap_socket(raw, server_hostname=name) as secured,
     ):
         assert secured.version() == "TLSv1.3"
-
-
-def test_plain_http_is_sent_to_https(public: Public) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", public.port, timeout=30)
     connection.request("GET", "/dashboard")
     answer = connection.getresponse()
@@ -234,15 +236,8 @@ def test_plain_http_is_sent_to_https(public: Public) -> None:
     connection.close()
 
 
-def test_long_answers_are_compressed(public: Public) -> None:
-    path = f"/api/studies/{public.study_id}"
-    plain = public.ask(path, password=public.password)
-    packed = public.ask(path, password=public.password, **{"Accept-Encoding": "gzip"})
-    assert packed.headers["content-encoding"] == "gzip"
-    assert len(packed.body) < len(plain.body) / 5
-
-
-def test_the_password_is_for_its_owner_alone(public: Public) -> None:
+@pytest.mark.slow
+def test_password_and_keys_are_private(public: Public) -> None:
     folder = public.work / "storage/dashboard"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert stat.S_IMODE((folder / "password").stat().st_mode) == 0o600
@@ -250,22 +245,17 @@ def test_the_password_is_for_its_owner_alone(public: Public) -> None:
     lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
     assert any(b"--public" in line for line in lines)
     assert not any(public.password.encode() in line or b"$2a$" in line for line in lines)
-    told = public.caddy().environ()
-    assert set(told) == {"HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"}
-    assert set(told.values()) == {str(folder)}
-
-
-def test_caddy_keeps_to_its_folder(public: Public) -> None:
+    variables = public.caddy().environ()
+    assert set(variables) == {"HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"}
+    assert set(variables.values()) == {str(folder)}
     assert {path.name for path in public.work.iterdir()} == {"out.txt", "storage"}
     assert {path.name for path in (public.work / "storage").iterdir()} == {"dashboard"}
-    assert {path.name for path in (public.work / "storage/dashboard").iterdir()} == {
-        "caddy",
-        "password",
-    }
+    assert {path.name for path in folder.iterdir()} == {"caddy", "password"}
     own = [one.laddr.port for one in public.caddy().net_connections() if one.status == "LISTEN"]
     assert set(own) == {public.port}  # no admin endpoint, no port 80
 
 
+@pytest.mark.slow
 def test_the_study_in_a_browser(public: Public, browser: Browser) -> None:
     known = {"http_credentials": {"username": "autotune", "password": public.password}}
     url = f"{public.url}/dashboard/studies/{public.study_id}/trials?numbers=0"
@@ -394,15 +384,15 @@ HARDENED = {
 }
 
 
-@pytest.mark.parametrize("known", [True, False])
-@pytest.mark.parametrize(
-    ("path", "method"), [("/dashboard", "GET"), ("/none", "GET"), ("/", "PUT")]
-)
-def test_every_answer_is_hardened(public: Public, path: str, method: str, known: bool) -> None:
-    answer = public.ask(path, method, password=public.password if known else None)
-    assert {name: answer.headers.get(name) for name in HARDENED} == HARDENED
+@pytest.mark.slow
+def test_every_answer_is_hardened(public: Public) -> None:
+    for path, method in (("/dashboard", "GET"), ("/none", "GET"), ("/", "PUT")):
+        for password in (public.password, None):
+            headers = public.ask(path, method, password=password).headers
+            assert {name: headers.get(name) for name in HARDENED} == HARDENED
 
 
+@pytest.mark.slow
 def test_wrong_passwords_cost_ever_more_time(finished: Path) -> None:
     """In a dashboard of its own: who has to wait is the address of all tests."""
     public = serve(finished, "guessed")

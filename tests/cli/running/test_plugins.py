@@ -125,8 +125,8 @@ def test_a_space_that_goes_too_far(tmp_path: Path) -> None:
     ended = call("validate", "digits", "space.custom=mine.py:deep", cwd=tmp_path)
     assert ended.code == 2
     assert (
-        "space.custom: the space of mine.py:deep: depth: must be at most 5, the number of layers "
-        "of 'test_resnet.letters', but got 6" in ended.err
+        "space.custom: the space of mine.py:deep: trainable_layers: must be at most 5, the "
+        "number of layers of 'test_resnet.letters', but got 6" in ended.err
     )
 
 

@@ -221,3 +221,13 @@ def test_a_worker_of_a_finished_study_has_nothing_to_do(finished: Path) -> None:
         "0 trials finished here; the study 'tiny' has no more to do: 3 finished trials"
     )
     assert len(trials_of(finished, "tiny")) == 3
+
+
+def test_an_ended_study_is_shown_once(finished: Path) -> None:
+    before = contents(finished)
+    ended = call("status", "tiny", "--watch", cwd=finished)
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.startswith("study tiny  ")
+    assert ended.out.count("ended: 3 finished trials") == 2  # once more in the summary
+    assert "autotune refit tiny" in ended.out
+    assert contents(finished) == before

@@ -21,7 +21,7 @@ from tests.support.small import open_small
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> OpenStudy:
     made = open_small(
-        tmp_path_factory.mktemp("rerun"), search__pruner="none", training__num_views=2
+        tmp_path_factory.mktemp("reproduce"), search__pruner="none", training__num_views=2
     )
     run(made)
     return made
@@ -38,7 +38,7 @@ def test_a_trial_is_reproduced_bit_by_bit(opened: OpenStudy, number: int) -> Non
     assert found.changes == () and not found.pruned
 
 
-def test_a_rerun_has_the_threads_of_its_trial(tmp_path: Path) -> None:
+def test_a_reproduction_has_the_threads_of_its_trial(tmp_path: Path) -> None:
     made = open_small(tmp_path, search__trials=1, training__epochs=1)
     before = torch.get_num_threads()
     try:
@@ -111,7 +111,7 @@ def test_a_value_that_is_not_that_of_its_curve_differs(opened: OpenStudy) -> Non
     assert found.first_difference == 2 and found.values == (0.123, one.value)
 
 
-def test_what_cannot_be_rerun(tmp_path: Path) -> None:
+def test_what_cannot_be_reproduced(tmp_path: Path) -> None:
     made = open_small(tmp_path)
     study = made.study
     plan = {attrs.PLAN: study.trials[0].user_attrs.get(attrs.PLAN)}

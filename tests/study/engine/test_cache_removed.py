@@ -62,12 +62,11 @@ def test_a_cache_that_is_removed_in_mid_run(
     handle = open_small(tmp_path, **STUDY)
     removed = 0
 
-    def remove(event: Event) -> bool:
+    def remove(event: Event) -> None:
         nonlocal removed
         if event["event"] == moment and handle.files.cache.exists():
             PARTS[part](handle.files.cache)
             removed += 1
-        return False
 
     run(handle, until=remove)
     assert removed

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import gc
 import math
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from autotune.results.evaluation.refit import RefitResult, refit_study
 from autotune.results.evaluation.reproduce import reproduce_trial
 from autotune.results.model.export import FORMATS, export, random_images
 from autotune.results.model.prediction import predict_files
-from autotune.study.engine.worker import build_context, run_worker
+from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.state.oom import MIB
@@ -33,7 +32,7 @@ from autotune.training import trainer
 from autotune.training.compute.cuda_graphs import CapturedStep
 from autotune.training.trainer import Trainer
 from tests.study.engine.test_launcher import BARE
-from tests.support.inline import job, run
+from tests.support.inline import Event, run
 from tests.support.runs import autotune, trials_of
 from tests.support.simulated_gpu import Kind, simulated_gpu
 from tests.support.simulated_gpu.process import faults_of, simulated_environment
@@ -196,14 +195,14 @@ def waits_of_an_epoch(handle: OpenStudy, **options: Any) -> dict[int, int]:
     counts: dict[int, int] = {}
     with simulated_gpu(**options) as gpu:
 
-        def listen(event: dict[str, Any]) -> None:
+        def listen(event: Event) -> None:
             if event["event"] == "epoch":
                 within = gpu.traffic.of(Kind.WAIT, within="_train_epoch")
                 counts[event["trial"]] = sum(one.in_main_thread for one in within)
                 assert not gpu.traffic.of(Kind.WAIT, within="Trainer._step")
                 gpu.traffic.reset()
 
-        run_worker(job(handle), threading.Event(), listen)
+        run(handle, until=listen)
     completed(handle)
     return counts
 
@@ -232,7 +231,7 @@ def test_no_step_copies_from_pageable_memory(tmp_path: Path, kind: str) -> None:
     lines: list[str] = []
     with simulated_gpu() as gpu:
 
-        def listen(event: dict[str, Any]) -> None:
+        def listen(event: Event) -> None:
             if event["event"] == "epoch":
                 if event["epoch"] == event["epochs"]:
                     found = gpu.traffic.of(Kind.PAGEABLE_TO_DEVICE, within="_train_epoch")
@@ -241,7 +240,7 @@ def test_no_step_copies_from_pageable_memory(tmp_path: Path, kind: str) -> None:
                 gpu.traffic.reset()
 
         handle = opened_study(tmp_path, **KINDS[kind])
-        run_worker(job(handle), threading.Event(), listen)
+        run(handle, until=listen)
     completed(handle)
     assert lines == []
 
@@ -353,11 +352,11 @@ def test_a_plan_that_never_fits_is_infeasible_and_holds_nothing(tmp_path: Path) 
     )
     with simulated_gpu() as gpu:
 
-        def listen(event: dict[str, Any]) -> None:
+        def listen(event: Event) -> None:
             if event["event"] == "end" and not gpu.memory.provoked:
                 gpu.memory.provoke(0, inside="Trainer._step")  # after the baseline
 
-        run_worker(job(handle), threading.Event(), listen)
+        run(handle, until=listen)
         gc.collect()
         assert gpu.memory.allocated < MIB
     baseline, *others = handle.study.trials
@@ -376,13 +375,13 @@ def test_a_neighbor_that_leaves_costs_no_trial_its_batch(tmp_path: Path) -> None
     with simulated_gpu(total_bytes=64 * MIB) as gpu:
         crowded = False
 
-        def listen(event: dict[str, Any]) -> None:
+        def listen(event: Event) -> None:
             nonlocal crowded
             if event["event"] == "start" and event["trial"] == 1 and not crowded:
                 gpu.memory.crowd(62 * MIB, calls=4)
                 crowded = True
 
-        run_worker(job(handle), threading.Event(), listen)
+        run(handle, until=listen)
         assert crowded and not gpu.memory.neighbor_bytes
     for trial in completed(handle):
         assert attrs.MICRO_BATCH not in trial.user_attrs
@@ -401,12 +400,12 @@ def test_a_worker_keeps_nothing_that_its_neighbor_needs(tmp_path: Path) -> None:
     kept = []
     with simulated_gpu() as gpu:
 
-        def listen(event: dict[str, Any]) -> None:
+        def listen(event: Event) -> None:
             if event["event"] == "end":
                 free, total = torch.cuda.mem_get_info()
                 kept.append(total - free)
 
-        run_worker(job(handle), threading.Event(), listen)
+        run(handle, until=listen)
         assert gpu.memory.peak > 4 * MIB
     completed(handle)
     assert len(kept) == 3 and max(kept) < 2 * MIB

@@ -50,19 +50,19 @@ def test_a_study_outlives_restarts_of_its_database(tmp_path: Path, own_server: S
     )
     restarts = []
 
-    def restart(event: Event) -> bool:
+    def restart(event: Event) -> None:
         at = event["event"], event.get("trial"), event.get("epoch")
         if at in (("epoch", 0, 2), ("start", 2, None), ("end", 2, None)):
             own_server.stop()
             threading.Timer(0.5, own_server.start).start()
             restarts.append(at)
-        return False
 
     run(handle, until=restart, files=str(tmp_path / "b"))
     assert len(restarts) == 3
     assert outcome(handle) == outcome(undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("queued", [True, False])
 def test_a_claim_whose_lock_was_lost_is_made_anew(
     tmp_path: Path, own_server: Server, monkeypatch: pytest.MonkeyPatch, queued: bool
@@ -144,6 +144,7 @@ def test_a_worker_that_starts_meanwhile_waits(tmp_path: Path, own_server: Server
     assert [one.state for one in handle.study.get_trials()] == [TrialState.COMPLETE]
 
 
+@pytest.mark.slow
 def test_a_database_that_stays_away_ends_the_run_with_one_message(
     tmp_path: Path, own_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,10 +156,9 @@ def test_a_database_that_stays_away_ends_the_run_with_one_message(
     )
     monkeypatch.setattr(retry, "RETRY_FOR_S", 0.5)
 
-    def stop(event: Event) -> bool:
+    def stop(event: Event) -> None:
         if event["event"] == "epoch" and event["epoch"] == 1:
             own_server.stop()
-        return False
 
     with pytest.raises(StorageError, match="cannot be used"):
         run(handle, until=stop, files=str(tmp_path))

@@ -332,11 +332,10 @@ def test_a_trial_that_fails_after_it_was_given_away_is_dropped(
     monkeypatch.setattr(build, "build_network", hang)
     kept: list[bool] = []
 
-    def look(event: Event) -> bool:
+    def look(event: Event) -> None:
         if event.get("state") == "lost":
             kept.append(checkpoints[0].exists())
             checkpoints[0].unlink()
-        return False
 
     events = run(handle, until=look)
     ends = [(one["trial"], one["state"]) for one in events if one["event"] == "end"]

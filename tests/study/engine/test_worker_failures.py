@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import re
 import threading
-import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -360,9 +359,9 @@ def test_a_worker_that_pauses_heeds_a_stop(
 ) -> None:
     handle = open_small(tmp_path, search__trials=1, training__epochs=4)
     failing_once(handle, monkeypatch, OSError(errno.EIO, "Input/output error"))
-    start = time.monotonic()
+    monkeypatch.setattr(worker_module, "FIRST_PAUSE_S", 3600.0)  # else the test times out
+    monkeypatch.setattr(worker_module, "LONGEST_PAUSE_S", 3600.0)
     run(handle, until=lambda event: event.get("state") == "queued again")
-    assert time.monotonic() - start < 5.0 + worker_module.FIRST_PAUSE_S
     assert handle.progress().waiting == 1
 
 
@@ -500,13 +499,12 @@ def test_a_study_that_is_deleted_while_a_worker_trains(
 ) -> None:
     handle = open_small(tmp_path, search__trials=2)
 
-    def delete(event: Event) -> bool:
+    def delete(event: Event) -> None:
         if event["event"] == when and event.get("epoch", 1) == 1:
             other = open_existing(handle.name, handle.url)
             optuna.delete_study(study_name=handle.name, storage=other.storage)
             if anew:
                 open_small(tmp_path, search__trials=2, baseline__lr=0.5)
-        return False
 
     with pytest.raises(StudyError, match="the study 'small' was deleted while it ran"):
         run(handle, until=delete)

@@ -82,7 +82,7 @@ def test_all_cuts_come_from_the_deepest(tmp_path: Path) -> None:
     for depth in (0, 1, 2):
         training = build_trainer(plans[depth], ctx)
         assert isinstance(training.train, Features)
-        (root,) = ctx.roots.values()
+        (root,) = ctx.root_splits.values()
         assert root is not None
         assert (training.train._split.keys == root.keys) == (depth == 2)
         assert training.train._split.prefix(root.keys) is not None

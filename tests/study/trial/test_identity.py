@@ -33,10 +33,9 @@ def open_one(folder: Path, **overrides: Any) -> OpenStudy:
 def killed_after(handle: OpenStudy, epoch: int) -> None:
     """Run trial 0, and kill its worker as it tells of an epoch: the checkpoint is one behind."""
 
-    def on_event(event: Event) -> bool:
+    def on_event(event: Event) -> None:
         if event.get("epoch") == epoch:
             raise KeyboardInterrupt
-        return False
 
     with pytest.raises(KeyboardInterrupt):
         run(handle, until=on_event)

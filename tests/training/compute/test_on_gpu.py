@@ -107,7 +107,7 @@ def test_a_network_that_trains_whole_waits_for_nothing(
 ) -> None:
     if not WHOLE[case]:
         monkeypatch.setattr(transfer, "DEVICE_SHARE", 0.0)
-    run = on_gpu(amp=amp)
+    run = on_gpu(precision=amp)
     gpu.traffic.reset()
     found = losses(run)
     assert slow_lines(gpu) == []
@@ -196,7 +196,7 @@ def test_a_look_at_some_images_copies_no_others(gpu: SimulatedGpu) -> None:
 
 
 def test_views_that_the_host_does_not_keep_do_not_stay(gpu: SimulatedGpu) -> None:
-    """Those of ``views: online`` are shown once each."""
+    """Those of ``num_views: online`` are shown once each."""
     kept = some_digits(44, 2)
     maker = kept._renderer
     online = Views(maker.store, maker.rows, maker.spec, maker.augment, 2, 0, memory_limit_bytes=0)
@@ -378,12 +378,12 @@ CAPTURED: dict[str, tuple[TrialPlan, dict[str, Any]]] = {
     "head": (plan("test_resnet", 0, lr=0.01), {}),
     "hidden": (plan("test_resnet", 0, 8, dropout=0.3, label_smoothing=0.1), {"ema": None}),
     "tail": (plan("test_resnet", 2, 8, dropout=0.3, lr=0.01), {}),
-    "drops": (plan("test_vit", 2, lr=0.01), {"dropping": True, "clip_norm": None}),
+    "drops": (plan("test_vit", 2, lr=0.01), {"dropping": True, "clip_grad_norm": None}),
     "phases": (plan("test_resnet", 2, 8, dropout=0.3, head_epochs=2), {}),
     "sgd": (plan("test_resnet", 1, optimizer="sgd", lr=0.01, momentum=0.5), {}),
     "adagrad": (plan("test_efficientnet", 1, optimizer="adagrad", lr=0.01), {}),
     "pulled": (plan("test_resnet", 2, l2_sp=0.1, layer_decay=0.7), {}),
-    "bf16": (plan("test_resnet", 2, 8, dropout=0.3), {"amp": "bf16"}),
+    "bf16": (plan("test_resnet", 2, 8, dropout=0.3), {"precision": "bf16"}),
 }
 
 
@@ -506,7 +506,7 @@ def test_a_device_that_captures_nothing_takes_plain_steps(
 
 def test_what_is_not_captured(graphs: SimulatedGpu, tmp_path: Path) -> None:
     for mixup, named in [
-        (0.0, {"amp": "fp16"}),
+        (0.0, {"precision": "fp16"}),
         (0.0, {"micro_batch_size": 8}),
         (0.2, {}),
         (0.0, {"graphs": False}),

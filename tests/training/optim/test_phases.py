@@ -79,7 +79,7 @@ def test_trainable_layers_stay_to_the_bit_and_change_afterwards(recipe: str) -> 
 def test_the_first_phase_is_the_training_of_the_head_alone(recipe: str) -> None:
     """Loss by loss and bit by bit what a plan of depth 0 would be in as many epochs."""
     found, options = RECIPES[recipe]
-    values = {**found.to_json(), "trainable_layers": 0, "layers": []}
+    values = {**found.to_json(), "depth": 0, "layers": []}
     alone = training(TrialPlan.from_json(values), epochs=2, **options)
     expected = list(alone.run())
     run = training(with_head_epochs(found, 2), epochs=5, **options)
