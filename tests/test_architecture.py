@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ PACKAGE = Path(autotune.__file__).parent
 ROOT = PACKAGE.parent
 #: Floors of the house: a room imports from lower floors only, never from one beside it.
 LEVELS = (
-    ("optuna_private", "runtime", "text", "version"),
+    ("lazy", "optuna_private", "runtime", "text", "version"),
     ("errors",),
     ("atomic", "format_versions"),
     ("plan",),
@@ -205,8 +206,9 @@ def test_the_library_s_study_files_load_without_heavy_imports() -> None:
     assert not {"torch", "optuna", "pandas", "numpy", "sqlalchemy"} & set(loaded)
 
 
-def test_every_public_name_resolves() -> None:
-    assert autotune.__all__ == sorted(autotune.__all__)
-    assert len(set(autotune.__all__)) == len(autotune.__all__)
-    for name in autotune.__all__:
-        assert getattr(autotune, name) is not None
+@pytest.mark.parametrize("room", ["", *sorted(FLOORS.keys() - {"cli", "display"})])
+def test_every_public_name_resolves(room: str) -> None:
+    package = import_module(f"autotune.{room}".rstrip("."))
+    assert package.__all__ == sorted(set(package.__all__))
+    for name in package.__all__:
+        assert getattr(package, name) is not None
