@@ -273,8 +273,8 @@ def is_disk_full(error: OSError) -> bool:
 def is_transient_os_error(error: OSError) -> bool:
     """Tell whether the system may do in a moment what it has just refused.
 
-    A disk that hiccups and a network file system whose server is away do; a file that is not
-    there, and one that may not be read, do not.
+    True for a failing disk and an unreachable network file system; false for a missing file and
+    for one that must not be read.
     """
     return isinstance(error, ConnectionError | TimeoutError) or error.errno in _PASSING
 

@@ -68,7 +68,7 @@ class LayerPlan:
         """Describe what changes, empty when nothing does.
 
         Example:
-            >>> LayerPlan(kernel=5, drop_path=0.1).in_words()
+            >>> LayerPlan(kernel=5, drop_path=0.1).describe()
             'kernel 5, drop path 0.1'
         """
         return ", ".join(
@@ -96,7 +96,7 @@ class HeadPlan:
 
     Args:
         hidden: Hidden layers from the backbone to the output; empty for a linear head.
-        pool: Global pooling (``avg``, ``max``, ``avgmax``), or ``keep`` for the backbone's own.
+        pool: Global pooling (``avg``, ``max``, ``avgmax``), or ``keep`` for that of the backbone.
         activation: Activation function of the hidden layers.
         batch_norm: Whether the hidden layers have batch norm.
     """
@@ -110,7 +110,7 @@ class HeadPlan:
         """Describe the head in a few words.
 
         Example:
-            >>> HeadPlan((HiddenLayer(256, 0.5),), pool="max").in_words()
+            >>> HeadPlan((HiddenLayer(256, 0.5),), pool="max").describe()
             '256 (dropout 0.5), max pooling'
         """
         hidden = " + ".join(
@@ -139,7 +139,7 @@ class TrainingPolicy:
             (discriminative fine-tuning, Howard and Ruder 2018, section 3.2; 0.65 to 0.75 is usual
             for fine-tuning ViTs, Bao et al. 2022, BEiT, appendix).
         weight_decay: Decoupled for AdamW, L2 otherwise; never on norms and biases.
-        momentum: Of ``sgd``; the other optimisers have none to choose. 0.9 is the value of nearly
+        momentum: Of ``sgd``; the other optimizers have none to choose. 0.9 is the value of nearly
             all transfer studies; lower ones can be better where source and target are alike (Li
             et al. 2020, Rethinking the Hyperparameters for Fine-tuning).
         label_smoothing: As in Szegedy et al. 2016, section 7, which uses 0.1.
@@ -166,13 +166,13 @@ class TrainingPolicy:
     cutmix: float = 0.0
 
     def describe(self, trainable: bool = True) -> str:
-        """Describe the optimiser, and what differs from the default.
+        """Describe the optimizer, and what differs from the default.
 
         Args:
             trainable: Whether there are trainable layers besides the head.
 
         Example:
-            >>> TrainingPolicy("sgd", 0.1, momentum=0.5, head_epochs=3, mixup=0.2).in_words()
+            >>> TrainingPolicy("sgd", 0.1, momentum=0.5, head_epochs=3, mixup=0.2).describe()
             'sgd lr 0.1, momentum 0.5, head alone for 3 epochs, mixup 0.2'
         """
         default = TrainingPolicy()
@@ -258,11 +258,11 @@ class TrialPlan:
             named: Begin with the backbone: where a study has several.
 
         Example:
-            >>> TrialPlan("resnet18", depth=2, layers=(LayerPlan(),) * 2).in_words()
+            >>> TrialPlan("resnet18", depth=2, layers=(LayerPlan(),) * 2).describe()
             'last 2 layers trainable, linear head, adamw lr 0.003'
-            >>> TrialPlan("resnet18").in_words(named=True)
+            >>> TrialPlan("resnet18").describe(named=True)
             'resnet18: backbone frozen, linear head, adamw lr 0.003'
-            >>> TrialPlan("resnet18", depth=1, layers=(LayerPlan(kernel=5, width=0.5),)).in_words()
+            >>> TrialPlan("resnet18", depth=1, layers=(LayerPlan(kernel=5, width=0.5),)).describe()
             'last layer trainable (layer 1 kernel 5, width 0.5), linear head, adamw lr 0.003'
         """
         trainable = {0: "backbone frozen", 1: "last layer trainable"}.get(

@@ -65,7 +65,7 @@ def test_json_out_and_in_again(plan: TrialPlan) -> None:
 
 
 @given(plans)
-def test_in_words_is_one_line(plan: TrialPlan) -> None:
+def test_describe_is_one_line(plan: TrialPlan) -> None:
     assert "\n" not in plan.describe()
     assert plan.policy.optimizer in plan.describe()
 
@@ -151,7 +151,7 @@ def test_in_words_is_one_line(plan: TrialPlan) -> None:
         ),
     ],
 )
-def test_in_words(plan: TrialPlan, words: str) -> None:
+def test_describe(plan: TrialPlan, words: str) -> None:
     assert plan.describe() == words
 
 

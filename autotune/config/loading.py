@@ -220,7 +220,7 @@ def _log_once(line: str) -> None:
 def resolve_plugin_paths(
     values: Mapping[str, Any], overrides: Mapping[str, Any], folder: Path
 ) -> dict[str, Any]:
-    """Make the paths of files of one's own absolute, so that worker processes find them.
+    """Make the paths of plugin files absolute, so that worker processes find them.
 
     Args:
         values: Nested values of a study file, overrides applied.

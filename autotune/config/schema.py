@@ -60,7 +60,7 @@ ACTIVATIONS = (
     "mish",
 )
 LAYER_POOLS = ("max2", "max3", "avg2", "avg3")
-#: Objective name -> direction of optimisation.
+#: Objective name -> direction of optimization.
 OBJECTIVES: dict[str, Literal["maximize", "minimize"]] = {
     "accuracy": "maximize",
     "balanced_accuracy": "maximize",
@@ -169,7 +169,7 @@ class HeadSpace(_Section):
     dropout: Annotated[Dimension, number_dimension(False, 0.0, 0.95)] = 0.0
     """Of each hidden layer."""
     pool: Annotated[Dimension, choice_dimension(POOLS)] = KEEP
-    """Global pooling before the head; `keep` is the backbone's own."""
+    """Global pooling before the head; `keep` is that of the backbone."""
 
 
 class PolicySpace(_Section):
@@ -179,7 +179,7 @@ class PolicySpace(_Section):
     """
 
     optimizer: Annotated[Dimension, choice_dimension(OPTIMIZERS)] = "adamw"
-    """What trains."""
+    """Optimizer."""
     lr: Annotated[Dimension, number_dimension(False, 0.0, 100.0, low_open=True)] = 3e-3
     """Peak learning rate of the head."""
     layer_decay: Annotated[Dimension, number_dimension(False, 0.0, 1.0, low_open=True)] = 1.0
@@ -203,7 +203,7 @@ class PolicySpace(_Section):
 class SpaceConfig(_Section):
     """``space``: what is searched.
 
-    ``custom`` names a function of one's own, ``my_file.py:function``, that gets the space made
+    ``custom`` names a plugin function, ``my_file.py:function``, that gets the space made
     from all other keys and returns the one to search.
     """
 
@@ -213,7 +213,7 @@ class SpaceConfig(_Section):
     head: HeadSpace = Field(default_factory=HeadSpace)
     training: PolicySpace = Field(default_factory=PolicySpace)
     custom: Annotated[str | None, plugin_ref()] = None
-    """Function of one's own that changes the space."""
+    """Plugin function that changes the space."""
 
 
 class BaselineConfig(_Section):
@@ -239,7 +239,7 @@ class DataConfig(_Section):
     """``data``: how the images are split and read.
 
     Shares are of all readable images; they are ignored for a part that the folder already has.
-    With ``protocol`` so many images of each class train and validate, and all others test.
+    With ``protocol`` that many images of each class train and validate, and all others test.
     With ``folds`` there is no validation part: all images but those of the test part take turns.
     ``group`` is a regular expression that is searched in the key of an image; its first group
     names the group of images that stay in one part.
@@ -255,12 +255,12 @@ class DataConfig(_Section):
     train_per_class: Annotated[int | None, number(True, 1, optional=True)] = None
     """Fewer training images of each class; null is all."""
     folds: Annotated[int | None, number(True, 2, 20, optional=True)] = None
-    """Every image outside of the test part validates once, and a value is the mean over so many
+    """Every image outside of the test part validates once, and a value is the mean over the
     networks; null is one split."""
     seed: Annotated[int, number(True, 0, 2**32 - 1)] = 0
     """Of the split."""
     image_size: Annotated[int | None, number(True, 8, 4096, optional=True)] = None
-    """Side of the square input in pixels; null is the backbone's own."""
+    """Side of the square input in pixels; null is that of the backbone."""
     max_unreadable_share: Annotated[float, number(False, 0, 1, high_open=True)] = 0.01
     """Share of images that may be damaged; above it nothing starts."""
     decode: Annotated[str, choice(("exact", "fast"))] = "exact"
@@ -269,8 +269,8 @@ class DataConfig(_Section):
     group: Annotated[str | None, expression()] = None
     """Images whose keys have its first group in common stay in one part."""
     duplicates: Annotated[str, choice(DUPLICATES)] = "report"
-    """Images that are there twice are counted; `group`: they stay in one part as well; `off`:
-    nobody looks."""
+    """Images that are there twice are counted; `group`: they stay in one split as well; `off`:
+    no duplicate check."""
 
 
 class AugmentConfig(_Section):
@@ -341,15 +341,16 @@ class GreedyConfig(_Section):
 class SearchConfig(_Section):
     """``search``: how the space is searched, and for how long.
 
-    ``sampler`` and ``pruner`` may be one's own, ``my_file.py:MySampler``, relative to the study
-    file. Of the budgets (``trials``, ``timeout``, ``device_hours``, ``patience``) the first that
+    ``sampler`` and ``pruner`` may be plugins, ``my_file.py:MySampler``, relative to the study
+    file.
+    Of the budgets (``trials``, ``timeout``, ``device_hours``, ``patience``) the first that
     is used up ends the study.
     """
 
     sampler: Annotated[str, choice_or_plugin(SAMPLERS)] = "gp"
-    """What chooses the next plan."""
+    """Chooses the next plan."""
     pruner: Annotated[str, choice_or_plugin(PRUNERS)] = "percentile"
-    """What ends a trial before its last epoch."""
+    """Ends a trial before its last epoch."""
     strategy: Annotated[str, choice(STRATEGIES)] = "joint"
     """`joint`: all parameters together; `greedy`: layer by layer, as AutoTune."""
     greedy: GreedyConfig = Field(default_factory=GreedyConfig)
@@ -374,7 +375,7 @@ class SearchConfig(_Section):
 BUDGETS = ("trials", "timeout", "device_hours", "patience")
 
 
-#: Keys that may name a file of one's own, ``my_file.py:name``.
+#: Keys that may name a plugin, ``my_file.py:name``.
 PLUGIN_KEYS = ("search.sampler", "search.pruner", "space.custom")
 
 
@@ -453,7 +454,7 @@ class StudyConfig(_Section):
     description: str = ""
     """Shown by `autotune ls`."""
     dataset: Name
-    """A data set by name, or one's own images."""
+    """A data set by name, or the path of images."""
     backbone: Annotated[str | list[str], name_or_names("backbones")]
     """timm model, best with its pretrained tag: `resnet50.a1_in1k`; or a list of them."""
     weights: Name = "hub"

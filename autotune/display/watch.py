@@ -108,7 +108,7 @@ def watch(
     every_s: float | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Show a study until it ends; a storage that is away for a while is waited for.
+    """Show a study until it ends; while its storage is unavailable, retry.
 
     Args:
         console: Where to; what is no terminal gets one picture below the other.
@@ -145,7 +145,7 @@ def poll(opened: OpenStudy) -> Snapshot:
     """Look at a study once more.
 
     Raises:
-        StorageError: When its storage is away.
+        StorageError: When its storage is unavailable.
         StudyError: When the storage has the study no more.
     """
     if is_sqlite(opened.url) and not database_path(opened.url).exists():

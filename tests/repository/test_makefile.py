@@ -105,7 +105,7 @@ def test_old_names_are_accepted_with_one_line() -> None:
     assert [line.split(";")[0] for line in result.stderr.splitlines()] == [
         "make: 'INHERIT' is now called 'INIT'",
         "make: 'ORDER' is now called 'STRATEGY'",
-        "make: 'make refit' is now called 'make refit'",
+        "make: 'make fit' is now called 'make refit'",
     ]
     both = subprocess.run(
         ["make", "-n", "study", "ORDER=greedy", "STRATEGY=joint"], cwd=ROOT, capture_output=True

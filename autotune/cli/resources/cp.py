@@ -1,4 +1,4 @@
-"""``autotune cp``: copy a preset to a file of one's own."""
+"""``autotune cp``: copy a preset to a file."""
 
 from __future__ import annotations
 

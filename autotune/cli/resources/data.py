@@ -26,7 +26,7 @@ NameArgument = Annotated[
 
 @app.command("fetch")
 def fetch(name: NameArgument) -> None:
-    """Fetch, check and unpack a data set; what has come before is gone on with."""
+    """Fetch, verify and unpack a dataset; an interrupted download is resumed."""
     kept = _kept(name)
     shown = console()
     if kept.is_downloaded:
