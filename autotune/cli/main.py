@@ -1,4 +1,4 @@
-"""The command ``autotune``: its verbs, and how errors end."""
+"""The command ``autotune``: its verbs and its exit codes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _OLD_VERBS = {"fit": "refit", "rerun": "reproduce"}
 
 
 class _Verbs(TyperGroup):
-    """Accept a verb under its old name, with one line that tells the new one."""
+    """Accept the old name of a verb, with a warning that has the new one."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if new := _OLD_VERBS.get(args[0]):
@@ -54,22 +54,25 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-app.command("run")(run.run)
-app.command("worker")(worker.worker)
-app.command("status")(status.status)
-app.command("doctor")(doctor.doctor)
-app.command("best")(best.best)
-app.command("report")(report.report)
-app.command("dashboard")(dashboard.dashboard)
-app.command("confirm")(confirm.confirm)
-app.command("reproduce")(reproduce.reproduce)
-app.command("refit")(refit.refit)
-app.command("predict")(predict.predict)
-app.command("export")(export.export)
-app.command("layers")(layers.layers)
-app.command("ls")(ls.ls)
-app.command("cp")(cp.cp)
-app.command("validate")(validate.validate)
+for _verb in (
+    run.run,
+    worker.worker,
+    status.status,
+    doctor.doctor,
+    best.best,
+    report.report,
+    dashboard.dashboard,
+    confirm.confirm,
+    reproduce.reproduce,
+    refit.refit,
+    predict.predict,
+    export.export,
+    layers.layers,
+    ls.ls,
+    cp.cp,
+    validate.validate,
+):
+    app.command()(_verb)
 app.add_typer(data.app, name="data")
 app.add_typer(weights.app, name="weights")
 app.add_typer(storage.app, name="storage")
@@ -88,13 +91,12 @@ def version(
 
 
 def _warn(text: str) -> None:
-    error_console(soft_wrap=True, highlight=False).print(
-        Text.assemble(("warning:", "yellow"), f" {text}")
-    )
+    stderr = error_console(soft_wrap=True)
+    stderr.print(Text.assemble(("warning:", "yellow"), f" {text}"))
 
 
 def main() -> None:
-    """Run the command; what a user can get wrong ends in one message, without a traceback."""
+    """Run the command; an error of the user ends in one message, without a traceback."""
     interrupt_between_imports()
     if any(hide_passwords(argument) != argument for argument in sys.argv[1:]):
         _warn(
@@ -110,7 +112,7 @@ def main() -> None:
 
 
 def process() -> NoReturn:
-    """Be the process of the command."""
+    """Run the command as the process ``autotune``."""
     raise_gc_threshold()
     guard_standard_error()
     try:

@@ -1,7 +1,7 @@
-"""Every mistake of a study file in one message, those that only show in a second look included.
+"""Collect every mistake of a study file in one message.
 
-A wrong key keeps the images, the backbone and the weights from being looked at. Here the wrong
-keys are left out, and what is left is looked at all the same.
+A wrong key prevents a check of the images, the backbone and the weights. This module leaves the
+wrong keys out and checks the rest.
 """
 
 from __future__ import annotations
@@ -27,40 +27,32 @@ from autotune.errors import ConfigError, Problem
 def with_later_problems(
     error: ConfigError, study: str, overrides: Sequence[str], name: str | None
 ) -> ConfigError:
-    """Add to the mistakes of a study file what is wrong with what it names.
-
-    Args:
-        error: The mistakes of the file and of the overrides.
-        study: A preset's name or the path of a YAML file.
-        overrides: ``dotted.key=value`` strings.
-        name: Name of the study.
-    """
-    problems = list(error.problems)
-    config, more = _without_wrong_keys(study, overrides, name)
-    problems += more
+    """Add the mistakes in the images, backbones and weights to those of a study file."""
+    config, later = _without_wrong_keys(study, overrides, name)
+    problems = [*error.problems, *later]
     if config is not None:
         from autotune.study.setup.definition import define
 
         try:
             define(config)
-        except ConfigError as later:
-            problems += later.problems
+        except ConfigError as definition_error:
+            problems += definition_error.problems
     return ConfigError(error.source, dict.fromkeys(problems), error.count)
 
 
 def _without_wrong_keys(
     study: str, overrides: Sequence[str], name: str | None
 ) -> tuple[StudyConfig | None, tuple[Problem, ...]]:
-    """Return what is right of a study file, if it is enough for a study, and what is wrong."""
+    """Return the valid rest of a study file, if it is enough for a study, and the mistakes."""
     try:
         path = find_study_file(study)
         base, _ = with_new_names(read_yaml(path))
     except ConfigError:
         return None, ()
     replaced: dict[str, Any] = {}
-    for one in overrides:
+    for override in overrides:
         try:
-            replaced |= with_new_names(parse_overrides([one]))[0]
+            replaced |= with_new_names(parse_overrides([override]))[0]
         except ConfigError:
             continue
     values = resolve_plugin_paths(apply_overrides(base, replaced), replaced, path.parent)
@@ -70,12 +62,12 @@ def _without_wrong_keys(
     except ConfigError as error:
         problems = error.problems
     try:
-        return validate(_left_out(values, (one.key for one in problems)), study), problems
+        return validate(_without(values, (problem.key for problem in problems)), study), problems
     except ConfigError:
         return None, problems
 
 
-def _left_out(values: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+def _without(values: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
     """Return a copy of nested values without some dotted keys."""
     result = apply_overrides(values, {})
     for dotted in keys:

@@ -1,19 +1,20 @@
-"""What all verbs share at the terminal: messages, arguments, and which study is meant."""
+"""What all verbs share: consoles, messages, arguments, and how a study is located."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.live import Live
 from rich.segment import Segment
 from rich.status import Status
-from rich.style import StyleType
 from rich.table import Table
 from rich.text import Text
 
@@ -22,6 +23,9 @@ from autotune.config.schema import RefitConfig, StudyConfig
 from autotune.data.progress import COUNTED_STEPS
 from autotune.errors import AutotuneError, ConfigError, StudyError, UserError
 from autotune.text import visible
+
+if TYPE_CHECKING:
+    from autotune.study.setup.opening import OpenStudy
 
 StudyArgument = Annotated[
     str, typer.Argument(help="A preset's name (see 'autotune ls') or the path of a study file.")
@@ -50,108 +54,108 @@ StorageOption = Annotated[
 
 
 class VisibleConsole(Console):
-    """A console that shows texts and obeys none: neither markup nor escape sequences in them.
+    """A console that prints text as it is, without markup, highlighting and escape sequences.
 
-    All that autotune writes to a terminal goes through one. What rich itself sends to move the
-    cursor, and styles, are no texts. A text is one line, because a line break in a name would make
-    what follows look like a message of autotune: texts of several lines are printed with
-    :func:`lines_of_text`.
+    All output of autotune to a terminal goes through one. Control codes of rich (to move the
+    cursor) and styles pass. A text is one line, because a line break in a name would make the rest
+    look like a message of autotune: print texts of several lines with :func:`lines_of_text`.
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"markup": False, "emoji": False, **options})
+        super().__init__(**{"markup": False, "emoji": False, "highlight": False, **options})
 
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        """Render as rich does, and make visible what would act on the terminal."""
-        for segment in super().render(_in_a_line(renderable), options):
-            if segment.control:
-                yield segment
-            else:
-                yield segment._replace(text=visible(segment.text))
+        """Render as rich does, and escape what would act on the terminal."""
+        for segment in super().render(_as_line(renderable), options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text))
 
-    def status(self, status: RenderableType, **options: Any) -> Status:
-        """Show what goes on, without taking a text for markup."""
-        return _PlainStatus(status, console=self, **options)
+    def status(self, status: RenderableType, **options: Any) -> PlainStatus:
+        """Show a spinner with a text that is not markup."""
+        return PlainStatus(status, console=self, **options)
 
 
-class _PlainStatus(Status):
-    """A status whose texts are no markup, which rich would make of any string."""
+class PlainStatus(Status):
+    """A spinner whose texts are not markup; rich parses every string."""
 
     def __init__(self, status: RenderableType, **options: Any) -> None:
         super().__init__(Text(status) if isinstance(status, str) else status, **options)
 
-    def update(
-        self,
-        status: RenderableType | None = None,
-        *,
-        spinner: str | None = None,
-        spinner_style: StyleType | None = None,
-        speed: float | None = None,
-    ) -> None:
-        super().update(
-            Text(status) if isinstance(status, str) else status,
-            spinner=spinner,
-            spinner_style=spinner_style,
-            speed=speed,
-        )
+    def __enter__(self) -> PlainStatus:
+        self.start()
+        return self
+
+    def update(self, status: RenderableType | None = None, **options: Any) -> None:
+        """Show another text."""
+        super().update(Text(status) if isinstance(status, str) else status, **options)
+
+    def on_progress(self, step: str, done: int, total: int | None) -> None:
+        """Show the progress of images that are downloaded or opened."""
+        self.update(describe_image_progress(step, done, total))
 
 
-def _in_a_line(renderable: RenderableType) -> RenderableType:
-    """Return a text with its line breaks written out, a table with those of its cells."""
+def _as_line(renderable: RenderableType) -> RenderableType:
+    """Escape the line breaks of a text, or of the cells of a table."""
     if isinstance(renderable, str):
         return renderable.replace("\n", "\\n")
     if isinstance(renderable, Text) and "\n" in renderable.plain:
         return renderable.blank_copy("\\n").join(renderable.split("\n", allow_blank=True))
-    if isinstance(renderable, Table):  # here already: a column is as wide as its cells
+    if isinstance(renderable, Table):  # before rich measures its columns
         for column in renderable.columns:
-            column._cells = [_in_a_line(cell) for cell in column._cells]
-            column.header = _in_a_line(column.header)
+            column._cells = [_as_line(cell) for cell in column._cells]
+            column.header = _as_line(column.header)
     return renderable
 
 
 def lines_of_text(text: str) -> Group:
-    """Return what prints a text of several lines, none of which has a name with a line break."""
+    """Return what prints a text of several lines; names in it must not have line breaks."""
     return Group(*map(Text, text.split("\n")))
 
 
-def console() -> Console:
+def console() -> VisibleConsole:
     """Return the console for results."""
     return VisibleConsole(soft_wrap=not sys.stdout.isatty())
 
 
-def error_console(**options: Any) -> Console:
-    """Return the console for what is told beside results, on standard error."""
+def error_console(**options: Any) -> VisibleConsole:
+    """Return the console for messages and progress, on standard error."""
     return VisibleConsole(stderr=True, **options)
 
 
-def plain_console() -> Console:
-    """Return a console that writes lines of text, to a notebook too: its output is no terminal."""
+def plain_console() -> VisibleConsole:
+    """Return a console that writes lines of text, also in a notebook."""
     return VisibleConsole(soft_wrap=True, force_terminal=False, force_jupyter=False)
+
+
+def open_live(console: Console, **options: Any) -> AbstractContextManager[Live | None]:
+    """Return a display that is redrawn in place; ``None`` where the output is no terminal."""
+    if not console.is_terminal:
+        return nullcontext()
+    return Live(console=console, auto_refresh=False, **options)
 
 
 def fail(error: AutotuneError) -> int:
     """Print an error to standard error and return its exit code."""
-    shown = error_console(soft_wrap=True, highlight=False)
-    first, *more = str(error).split("\n")
-    shown.print(Text.assemble(("error:", "bold red"), f" {first}"))
-    for line in more:  # no line break of a name makes a message
-        shown.print(Text(line if line.startswith("  ") else f"  {line}"))
+    stderr = error_console(soft_wrap=True)
+    first, *others = str(error).split("\n")
+    stderr.print(Text.assemble(("error:", "bold red"), f" {first}"))
+    for line in others:  # indented: a line break in a name cannot imitate a message
+        stderr.print(line if line.startswith("  ") else f"  {line}")
     return error.exit_code
 
 
 def load(
     study: str, overrides: Sequence[str] | None, name: str | None, storage: str | None
 ) -> StudyConfig:
-    """Load a study file with everything the command line says about it."""
+    """Load a study file with the overrides, the name and the storage of the command line."""
     return load_study_file(study, _all_overrides(overrides, storage), name)
 
 
 def load_checked(
     study: str, overrides: Sequence[str] | None, name: str | None, storage: str | None
 ) -> StudyConfig:
-    """Load a study file that is to be run: where it has mistakes, look for all there are.
+    """Load a study file to run it.
 
     Raises:
         ConfigError: With every mistake of the file and of what it names.
@@ -174,11 +178,9 @@ def _all_overrides(overrides: Sequence[str] | None, storage: str | None) -> list
 
 @dataclass(frozen=True)
 class Located:
-    """Which study is meant.
+    """Where a study is.
 
     Args:
-        name: Name of the study.
-        storage: Storage URL.
         files: Folder of its files, where the study file names one.
         refit: How its final fit trains, where there is a study file.
     """
@@ -192,10 +194,10 @@ class Located:
 def locate(
     study: str, overrides: Sequence[str] | None, name: str | None, storage: str | None
 ) -> Located:
-    """Find out which study is meant by a preset, a study file or the name of a study.
+    """Locate a study by a preset, a study file or its name.
 
     Raises:
-        UserError: When there are overrides, and no file that they could override.
+        UserError: When there are overrides, but no study file.
     """
     try:
         find_study_file(study)
@@ -209,11 +211,27 @@ def locate(
     return Located(config.name, config.storage, config.files, config.refit)
 
 
+def open_study(
+    study: str, overrides: Sequence[str] | None, name: str | None, storage: str | None
+) -> OpenStudy:
+    """Locate an existing study and open it."""
+    located = locate(study, overrides, name, storage)
+    from autotune.study.setup.opening import open_existing
+
+    return open_existing(located.name, located.storage, located.files)
+
+
+def relative_path(path: Path) -> str:
+    """Write a path relative to the working directory where it lies below it."""
+    absolute, folder = path.absolute(), Path.cwd()
+    return str(absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute)
+
+
 def check_writable(path: str | Path) -> None:
-    """Refuse an output file that is a folder, or whose folder cannot be written.
+    """Check that an output file can be written.
 
     Raises:
-        UserError: With the folder.
+        UserError: When it is a folder, or its folder cannot be written.
     """
     if Path(path).is_dir():
         raise UserError(f"{path} must be a file to write, but it is a folder")
@@ -223,38 +241,33 @@ def check_writable(path: str | Path) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """Refuse an output folder that cannot be made or written.
+    """Check that an output folder can be made and written.
 
     Raises:
-        UserError: With what is in the way.
+        UserError: With the path that prevents it.
     """
     absolute = path.absolute()
-    there = next(one for one in (absolute, *absolute.parents) if one.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UserError(f"{there} must be a folder that can be written, to write {path}")
+    existing = next(parent for parent in (absolute, *absolute.parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise UserError(f"{existing} must be a folder that can be written, to write {path}")
 
 
-def print_plugins(shown: Console, config: StudyConfig) -> None:
-    """Say that a study file runs Python of its own, and from which files."""
+def print_plugins(stdout: Console, config: StudyConfig) -> None:
+    """Print which Python files a study file runs."""
     from autotune.search.plugins import plugin_refs
 
-    own = plugin_refs(config)
-    if own:
-        files = ", ".join(f"{one.path} ({key})" for key, one in own.items())
-        shown.print(Text(f"this study file runs its own Python: {files}"))
+    if refs := plugin_refs(config):
+        files = ", ".join(f"{ref.path} ({key})" for key, ref in refs.items())
+        stdout.print(f"this study file runs its own Python: {files}")
 
 
 def describe_image_progress(step: str, done: int, total: int | None) -> str:
-    """Say how far the fetching or opening of images is.
+    """Describe how far images are downloaded or opened.
 
-    Args:
-        step: What is done.
-        done: Bytes, or files; 0 where only the step is to be said.
-        total: How many there will be, if that is known.
+    Numbers are bytes, or images in the steps of ``COUNTED_STEPS``; 0 names the step alone.
     """
     if not done:
         return step
-    counted = step in COUNTED_STEPS
-    numbers = [one if counted else one / 1e6 for one in (done, total) if one is not None]
-    unit = "" if counted else " MB"
-    return f"{step}: {' of '.join(f'{number:,.0f}' for number in numbers)}{unit}"
+    scale, unit = (1, "") if step in COUNTED_STEPS else (1e6, " MB")
+    counts = " of ".join(f"{n / scale:,.0f}" for n in (done, total) if n is not None)
+    return f"{step}: {counts}{unit}"

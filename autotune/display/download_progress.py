@@ -1,4 +1,4 @@
-"""How far a download is, at the terminal: a bar, or a line for each step without one."""
+"""The progress of a download: a bar on a terminal, elsewhere a line for each step."""
 
 from __future__ import annotations
 
@@ -15,54 +15,35 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def download_progress(shown: Console) -> Iterator[Progress]:
-    """Show steps until the block ends.
-
-    Args:
-        shown: Where.
+def download_progress(console: Console) -> Iterator[Progress]:
+    """Show the progress of a download until the block ends.
 
     Yields:
-        What is to be told of each step: in bytes, or in nothing where only its name counts.
+        A callback for steps counted in bytes; a step without bytes is printed as a line.
     """
-    if not shown.is_terminal:
-        yield _Lines(shown)
-        return
-    columns = (
+    bars = Bars(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         DownloadColumn(),
         TransferSpeedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
     )
-    with Bars(*columns, console=shown, transient=True) as bars:
-        yield _Bar(bars)
+    last_step = ""
 
-
-class _Lines:
-    """Prints the name of each step once."""
-
-    def __init__(self, shown: Console) -> None:
-        self._shown = shown
-        self._last = ""
-
-    def __call__(self, step: str, done: int, total: int | None) -> None:
-        if step != self._last:
-            self._last = step
-            self._shown.print(step, highlight=False, markup=False, soft_wrap=True)
-
-
-class _Bar:
-    """Draws a bar for the step that goes on; notes without bytes are printed above it."""
-
-    def __init__(self, bars: Bars) -> None:
-        self._bars = bars
-        self._task = bars.add_task("", total=None, visible=False)
-        self._step = ""
-
-    def __call__(self, step: str, done: int, total: int | None) -> None:
-        if not done and total is None:
-            self._bars.console.print(step, highlight=False, markup=False)
+    def on_progress(step: str, done: int, total: int | None) -> None:
+        nonlocal last_step
+        is_new, last_step = step != last_step, step
+        if bars.disable or (not done and total is None):
+            if is_new:
+                console.print(step, highlight=False, markup=False, soft_wrap=True)
             return
-        if step != self._step:
-            self._bars.remove_task(self._task)
-            self._task, self._step = self._bars.add_task(step, total=total), step
-        self._bars.update(self._task, completed=done, total=total)
+        if is_new or not bars.task_ids:
+            for task in bars.task_ids:
+                bars.remove_task(task)
+            bars.add_task(step, total=total)
+        bars.update(bars.task_ids[0], completed=done, total=total)
+
+    with bars:
+        yield on_progress

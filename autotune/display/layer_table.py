@@ -1,4 +1,4 @@
-"""The table of ``autotune layers``: what layers are, what they can become, and why not."""
+"""The tables of ``autotune layers``: layers, what they can become, and why not."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from autotune.text import join_some
+
 if TYPE_CHECKING:
     from autotune.models.inspection import InspectedLayer, Inspection
 
-#: Column of module names in a terminal that is too narrow for everything.
-_NARROWEST = 12
 #: Width of a console whose output goes to a file.
-EDGELESS = 10_000
-_KEPT, _NONE = "–", ""
+UNLIMITED_WIDTH = 10_000
 
-#: Header, alignment; the first six say what a layer is, the others what it can become.
+#: Header and alignment; the first six describe a layer, the others what it can become.
 _COLUMNS = (
     ("layer", "right"),
     ("modules", "left"),
@@ -35,200 +34,174 @@ _COLUMNS = (
     ("pool", "left"),
     ("drop", "left"),
 )
-_FACTS = 6
+_MODULES = 1
+_CHANGEABLE = range(6, len(_COLUMNS))
+#: Values in a line of a study file, of fields that the last layers offer.
+_EXAMPLES = {"kernel": 5, "width": 0.5, "drop_path": 0.1, "activation": "gelu", "dropout": 0.1}
 
 
-def print_table(shown: Console, inspected: Inspection, chosen: Sequence[InspectedLayer]) -> None:
-    """Print one table where it fits, else one of what layers are and one of what they can be."""
-    rows = list(_rows(inspected, chosen))
-    every = tuple(range(len(_COLUMNS)))
-    can = tuple(range(_FACTS, len(_COLUMNS)))
-    whole = _fitting(shown, rows, [(every, 2), (every, 1)])
-    if whole is not None:
-        shown.print(whole)
+def print_table(console: Console, inspected: Inspection, layers: Sequence[InspectedLayer]) -> None:
+    """Print one table where it fits, else one of the layers and one of what they can become."""
+    rows = list(_rows(inspected, layers))
+    if table := _fitting_table(console, rows, range(len(_COLUMNS))):
+        console.print(table)
         return
-    for number, columns in enumerate((every[:_FACTS], (0, 2, *can))):
-        smallest = tuple(one for one in columns if one != 2)
-        found = _fitting(shown, rows, [(columns, 2), (columns, 1), (smallest, 1)])
+    for number, columns in enumerate(([*range(_CHANGEABLE[0])], [0, *_CHANGEABLE])):
         if number:
-            shown.print()
-        shown.print(found or _table(rows, smallest, 1, _NARROWEST))
+            console.print()
+        console.print(_fitting_table(console, rows, columns) or _table(rows, columns, 1))
 
 
-def _fitting(
-    shown: Console,
-    rows: Sequence[Sequence[str]],
-    choices: Sequence[tuple[tuple[int, ...], int]],
+def _fitting_table(
+    console: Console, rows: Sequence[Sequence[str]], columns: Sequence[int]
 ) -> Table | None:
-    """Return the first table of some columns and gaps that fits the terminal with its names."""
-    common = _common_prefix([row[1] for row in rows[1:]])
-    parts = [part.removeprefix(common) for row in rows for part in row[1].split(", ")]
-    longest = max(len(part) for part in parts) + 1  # a comma
-    unlimited = shown.options.update(max_width=EDGELESS)
-    for columns, gap in choices:
-        without = _table(rows, [one for one in columns if one != 1], gap, None)
-        rest = shown.width - Measurement.get(shown, unlimited, without).maximum
-        if 1 not in columns and rest >= 0:
-            return without
-        if rest - gap >= longest:
-            return _table(rows, columns, gap, rest - gap)
-    return None
+    """Return the table with the widest gap that fits the console, if one does."""
+    unlimited = console.options.update(max_width=UNLIMITED_WIDTH)
+    tables = (_table(rows, columns, gap) for gap in (2, 1))
+    return next(
+        (
+            table
+            for table in tables
+            if Measurement.get(console, unlimited, table).minimum <= console.width
+        ),
+        None,
+    )
 
 
-def _rows(inspected: Inspection, chosen: Sequence[InspectedLayer]) -> Iterator[tuple[str, ...]]:
-    """Write the cells of every row, the head first."""
-    from autotune.study.state.constraints import format_count
-
-    features = inspected.head.features
-    empty = (_NONE,) * (len(_COLUMNS) - _FACTS)
-    yield ("0", "head", "linear", f"{features} → n", _NONE, _NONE, *empty)
-    for one in chosen:
-        yield (
-            str(one.layer.index),
-            one.layer.label,
-            one.kind,
-            "x".join(map(str, one.shape)),
-            format_count(one.layer.parameters),
-            _percent(one.share),
-            *(_cell(one, name) for name in ("kernel", "width", "bridge", "activation", "pool")),
-            _drops(one),
-        )
-    if inspected.remainder:
-        share = _percent(inspected.remainder / inspected.macs)
-        yield (_NONE, "outside of all layers", _NONE, _NONE, _NONE, share, *empty)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _cell(one: InspectedLayer, name: str) -> str:
-    """Write what a layer has of a field that can change, a dash where it cannot."""
-    if name in one.capabilities.reasons:
-        return _KEPT
-    present = [str(value) for value in one.present[name]]
-    return " ".join(present[:3]) + (" …" if len(present) > 3 else "")
-
-
-def _drops(one: InspectedLayer) -> str:
-    """Write which kinds of dropping a layer has a place for, with the rates that are not 0."""
-    words = []
-    for name, word in (("dropout", "out"), ("drop_path", "path")):
-        if name not in one.capabilities.reasons:
-            rate = max(float(value) for value in one.present[name])
-            words.append(f"{word} {rate:.2g}" if rate else word)
-    return " ".join(words) or _KEPT
-
-
-def _table(
-    rows: Sequence[Sequence[str]], columns: Sequence[int], gap: int, labels: int | None
-) -> Table:
-    """Make a table of some columns, with the names of modules in at most ``labels`` characters."""
+def _table(rows: Sequence[Sequence[str]], columns: Sequence[int], gap: int) -> Table:
     table = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False)
     for column in columns:
         header, side = _COLUMNS[column]
-        # The first column alone may wrap: names of modules, at their commas.
-        table.add_column(header, justify=side, no_wrap=column != 1)  # type: ignore[arg-type]
-    common = _common_prefix([row[1] for row in rows[1:]])
+        # Only module names may wrap, between two names; a name is folded if nothing else fits.
+        wraps = column == _MODULES
+        parts = [
+            part for row in rows for part in (row[column].split() if wraps else [row[column]])
+        ]
+        table.add_column(
+            header,
+            justify=side,  # type: ignore[arg-type]
+            no_wrap=not wraps,
+            overflow="fold",
+            min_width=None if wraps else max(map(len, [header, *parts])),
+        )
     for row in rows:
-        cells = list(row)
-        if labels is not None and len(cells[1]) > labels:
-            parts = cells[1].split(", ")
-            cells[1] = ", ".join(_shorten(part.removeprefix(common), labels - 1) for part in parts)
-        table.add_row(*(Text(cells[column]) for column in columns))
+        table.add_row(*(Text(row[column]) for column in columns))
     return table
 
 
-def _common_prefix(labels: Sequence[str]) -> str:
-    """Return the container that all modules lie in, with its dot, or an empty string."""
-    heads = {part.partition(".")[0] for label in labels for part in label.split(", ")}
-    return f"{heads.pop()}." if len(heads) == 1 else ""
+def _rows(inspected: Inspection, layers: Sequence[InspectedLayer]) -> Iterator[tuple[str, ...]]:
+    """Return the cells of every row, the head first."""
+    from autotune.study.state.constraints import format_count
+
+    empty = ("",) * len(_CHANGEABLE)
+    yield ("0", "head", "linear", f"{inspected.head.features} → n", "", "", *empty)
+    for layer in layers:
+        yield (
+            str(layer.layer.index),
+            layer.layer.label,
+            layer.kind,
+            "x".join(map(str, layer.shape)),
+            format_count(layer.layer.parameters),
+            f"{100 * layer.share:.1f} %",
+            *(_format_field(layer, name) for name, _ in _COLUMNS[6:-1]),
+            _format_drops(layer),
+        )
+    if inspected.remainder:
+        share = inspected.remainder / inspected.macs
+        yield ("", "outside of all layers", "", "", "", f"{100 * share:.1f} %", *empty)
 
 
-def _shorten(name: str, width: int) -> str:
-    """Cut the beginning of a name: its end tells it from its neighbours."""
-    return name if len(name) <= width else f"…{name[1 - width :]}"
+def _format_field(layer: InspectedLayer, name: str) -> str:
+    """Write the values of a field that can change, a dash where it cannot."""
+    if name in layer.capabilities.reasons:
+        return "–"
+    values = [str(value) for value in layer.present[name]]
+    return " ".join(values[:3]) + (" …" if len(values) > 3 else "")
 
 
-def print_legend(shown: Console, inspected: Inspection, chosen: Sequence[InspectedLayer]) -> None:
-    """Print what the fields can become that some layer offers, and why the others cannot."""
+def _format_drops(layer: InspectedLayer) -> str:
+    """Write which kinds of dropout a layer can have, with the rates that are not 0."""
+    words = []
+    for name, word in (("dropout", "out"), ("drop_path", "path")):
+        if name not in layer.capabilities.reasons:
+            rate = max(float(value) for value in layer.present[name])
+            words.append(f"{word} {rate:.2g}" if rate else word)
+    return " ".join(words) or "–"
+
+
+def print_legend(
+    console: Console, inspected: Inspection, layers: Sequence[InspectedLayer]
+) -> None:
+    """Print what the fields can become that a layer offers, and why the others cannot change."""
     from autotune.config.fields import KERNELS
     from autotune.config.schema import ACTIVATIONS, LAYER_POOLS
 
     meanings = {
         "kernel": " ".join(map(str, KERNELS)),
-        "width": _width_words(chosen),
+        "width": _describe_widths(layers),
         "bridge": "the same of the channels that the last convolution or linear layer writes",
         "activation": " ".join(ACTIVATIONS),
         "pool": " ".join(LAYER_POOLS),
         "dropout": "0 to below 1 (drop: out)",
         "drop_path": "0 to below 1 (drop: path)",
     }
-    offered = [name for name in meanings if _offering(chosen, name)]
-    legend = _two_columns()
+    offered = [name for name in meanings if _offering(layers, name)]
+    legend = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
     for name in offered:
         legend.add_row(name, Text(meanings[name]))
     for name in meanings:
         if name not in offered:
-            reasons = dict.fromkeys(one.capabilities.reasons[name] for one in chosen)
-            more = f" and {len(reasons) - 2} more reasons" if len(reasons) > 2 else ""
-            legend.add_row(name, Text("no layer: " + "; ".join([*reasons][:2]) + more))
+            reasons = dict.fromkeys(layer.capabilities.reasons[name] for layer in layers)
+            legend.add_row(name, Text(f"no layer: {join_some(reasons, 2, '; ')}"))
     head = inspected.head
-    acts = "of those above" if "activation" in offered else f"({' '.join(ACTIVATIONS)})"
-    words = (
+    activations = "of those above" if "activation" in offered else f"({' '.join(ACTIVATIONS)})"
+    text = (
         f"{head.features} features to n classes, linear or with 1 to 3 hidden layers: units, "
-        f"activation {acts}, batch norm, dropout; pool {' '.join(head.pools)}"
+        f"activation {activations}, batch norm, dropout; pool {' '.join(head.pools)}"
     )
-    legend.add_row("head", Text(words))
-    shown.print("what a value above can become; a dash cannot change:", highlight=False)
-    shown.print(legend)
+    legend.add_row("head", Text(text))
+    console.print("what a value above can become; a dash cannot change:", highlight=False)
+    console.print(legend)
 
 
-def _width_words(chosen: Sequence[InspectedLayer]) -> str:
-    offers = [one.capabilities for one in chosen if "width" not in one.capabilities.reasons]
-    shrinking = [offer.index for offer in offers if not offer.can_grow]
-    units = sorted({group.unit for offer in offers for group in offer.groups} - {1})
-    words = "a ratio from 0.1 to below 8, or a number of channels from 8 on"
+def _describe_widths(layers: Sequence[InspectedLayer]) -> str:
+    capabilities = [layer.capabilities for layer in _offering(layers, "width")]
+    shrinking = [entry.index for entry in capabilities if not entry.can_grow]
+    units = sorted({group.unit for entry in capabilities for group in entry.groups} - {1})
+    text = "a ratio from 0.1 to below 8, or a number of channels from 8 on"
     if shrinking:
-        words += f"; only fewer in {ranges(shrinking)}"
+        text += f"; only fewer in {format_layers(shrinking)}"
     if units:
-        words += f"; grouped channels in steps of {', '.join(map(str, units))}"
-    return words
+        text += f"; grouped channels in steps of {', '.join(map(str, units))}"
+    return text
 
 
-def _two_columns() -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column()
-    return table
+def _offering(layers: Sequence[InspectedLayer], name: str) -> list[InspectedLayer]:
+    return [layer for layer in layers if name not in layer.capabilities.reasons]
 
 
-def _offering(chosen: Sequence[InspectedLayer], name: str) -> list[InspectedLayer]:
-    return [one for one in chosen if name not in one.capabilities.reasons]
-
-
-def print_reasons(shown: Console, chosen: Sequence[InspectedLayer]) -> None:
-    """Print why fields cannot change; layers with the same reason stand together."""
+def print_reasons(console: Console, layers: Sequence[InspectedLayer]) -> None:
+    """Print why fields cannot change, in one row for all layers with the same reason."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("why not", no_wrap=True)
     table.add_column("layers")
     table.add_column("reason")
-    fields = [name for name in chosen[0].present if len(_offering(chosen, name)) < len(chosen)]
-    for name in fields:
+    for name in layers[0].present:
         reasons: dict[str, list[int]] = {}
-        for one in chosen:
-            if name in one.capabilities.reasons:
-                reasons.setdefault(one.capabilities.reasons[name], []).append(one.layer.index)
+        for layer in layers:
+            if reason := layer.capabilities.reasons.get(name):
+                reasons.setdefault(reason, []).append(layer.layer.index)
         for number, (reason, indices) in enumerate(reasons.items()):
-            table.add_row("" if number else name, ranges(indices).split(" ", 1)[1], Text(reason))
-    shown.print(table)
+            numbers = format_layers(indices).split(" ", 1)[1]
+            table.add_row("" if number else name, numbers, Text(reason))
+    console.print(table)
 
 
-def ranges(indices: Sequence[int]) -> str:
-    """Write numbers of layers in short.
+def format_layers(indices: Sequence[int]) -> str:
+    """Write numbers of layers, consecutive ones as a range.
 
     Example:
-        >>> ranges([1, 2, 3, 7])
+        >>> format_layers([1, 2, 3, 7])
         'layers 1-3, 7'
     """
     runs = []
@@ -238,16 +211,12 @@ def ranges(indices: Sequence[int]) -> str:
     return f"layer{'s' if len(indices) > 1 else ''} {', '.join(runs)}"
 
 
-#: What the line on the study file asks for, of fields that the last layers offer.
-_EXAMPLES = {"kernel": 5, "width": 0.5, "drop_path": 0.1, "activation": "gelu", "dropout": 0.1}
-
-
-def usage(inspected: Inspection) -> str:
-    """Write a line of a study file that searches over these layers."""
+def example_space(inspected: Inspection) -> str:
+    """Return a line of a study file that searches over these layers."""
     depth = min(4, len(inspected.layers))
     fields = [
         name for name in _EXAMPLES if len(_offering(inspected.layers[:depth], name)) * 2 > depth
     ]
     searched = ", ".join(f"{name}: [keep, {_EXAMPLES[name]}]" for name in fields[:2])
     layers = f", layers: {{{searched}}}" if searched else ""
-    return f"space: {{depth: {{low: 0, high: {depth}}}{layers}}}"
+    return f"space: {{trainable_layers: {{low: 0, high: {depth}}}{layers}}}"

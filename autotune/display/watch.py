@@ -1,21 +1,18 @@
-"""``autotune status --watch``: a study as it runs, from any machine that reaches its storage."""
+"""``autotune status --watch``: a running study, from any machine that reaches its storage."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
-from autotune.display.run_display import BudgetLeft
-from autotune.display.worker_table import failures_line, format_speed, workers_table
+from autotune.display.console import open_live
+from autotune.display.run_display import BudgetLeft, budget_bar
+from autotune.display.worker_table import format_failures, format_speed, workers_table
 from autotune.errors import StorageError, StudyError
 from autotune.results.report.workers import WorkerRow, failures_by_reason, worker_rows
 from autotune.results.study_results import StudyResults
@@ -26,143 +23,125 @@ from autotune.study.doctor.collect import Snapshot, take_snapshot
 from autotune.study.setup.opening import OpenStudy
 from autotune.text import format_clock
 
-#: Seconds between two looks: on a terminal, and where every look is printed below the last one.
-EVERY_S = 2.0
-EVERY_PLAIN_S = 30.0
+#: Seconds between two reads of a study: on a terminal, and where each is printed below the last.
+INTERVAL_S = 2.0
+PLAIN_INTERVAL_S = 30.0
 
 
 @dataclass(frozen=True)
-class WatchScreen:
-    """What the watch shows.
+class StudyView:
+    """A study at one moment.
 
     Args:
-        results: Its results when it was last seen.
-        snapshot: The study when it was last seen.
-        trouble: Why it cannot be seen now; empty while it can.
+        trouble: Why the study cannot be read now; empty if it can.
     """
 
     results: StudyResults
     snapshot: Snapshot
     trouble: str = ""
 
-    def updated(self, snapshot: Snapshot) -> WatchScreen:
-        """Return what is shown of a later moment."""
-        trials, attributes = snapshot.trials, snapshot.attributes
-        results = replace(self.results, trials=trials, attributes=attributes)
-        return WatchScreen(results, snapshot)
+    def render(self, *, one_line: bool) -> RenderableType:
+        """Return the budget, the best trial, the failures and a row for each worker."""
+        return Group(*self._lines(one_line), Text())
 
-    def draw(self, *, one_line: bool) -> RenderableType:
-        """Draw the study: its budget, what is best, why trials failed, a row for each worker."""
-        snapshot = self.snapshot
-        rows = worker_rows(self.results, snapshot)
-        seen = f"{datetime.fromtimestamp(snapshot.moment):%H:%M:%S}"
-        parts: list[RenderableType] = [
-            Text.assemble((f"study {self.results.name}", "bold"), f"  {seen}"),
-            self._budget(),
-            Text(f"validation {self.results.objective.label}: {self._scores()}"),
-        ]
-        if failed := failures_line(failures_by_reason(self.results)):
-            parts.append(Text(failed))
-        if rows:
-            parts.append(workers_table(rows, self.results.objective, one_line=one_line))
-            parts += [Text(total)] if (total := _total(rows)) else []
-        elif snapshot.ended is None:
-            parts.append(Text("no worker runs a trial", style="yellow"))
-        if snapshot.ended is not None:
-            parts.append(Text(f"ended: {snapshot.ended.text}"))
-        if self.trouble:
-            away = format_clock(time.time() - snapshot.moment)
-            parts.append(Text(f"not seen for {away}: {self.trouble}", style="bold red"))
-        return Group(*parts, Text())
-
-    def _budget(self) -> RenderableType:
-        snapshot, progress = self.snapshot, self.snapshot.progress
-        left = BudgetLeft.from_results(self.results, snapshot.moment)
-        words = self.results.describe_progress()
-        if snapshot.budget.patience:
-            words += f"; {left.since_best} of {snapshot.budget.patience} without a better one"
-        if snapshot.budget.device_hours:
-            words += f"; {left.device_hours:.3g} of {snapshot.budget.device_hours:g} device-hours"
-        seconds = left.seconds(snapshot.moment)
-        bar = Table.grid(padding=(0, 2))
-        bar.add_row(
-            ProgressBar(1.0, left.share_used(progress.finished, snapshot.moment), width=18),
-            Text(words),
-            Text("" if seconds is None else f"time left {format_clock(seconds)}"),
-        )
-        return bar
-
-    def _scores(self) -> str:
-        results = self.results
-        shown = [
+    def _lines(self, one_line: bool) -> Iterator[RenderableType]:
+        results, snapshot = self.results, self.snapshot
+        rows = worker_rows(results, snapshot)
+        time_of_day = f"{datetime.fromtimestamp(snapshot.moment):%H:%M:%S}"
+        yield Text.assemble((f"study {results.name}", "bold"), f"  {time_of_day}")
+        yield self._budget()
+        scores = ", ".join(
             f"{name} {results.format_values(trial)} (trial {trial.number})"
             for name, trial in (("best", results.best), ("baseline", results.baseline))
             if trial is not None
-        ]
-        return ", ".join(shown) or "no trial is complete yet"
+        )
+        yield Text(f"validation {results.objective.label}: {scores or 'no trial is complete yet'}")
+        if failures := format_failures(failures_by_reason(results)):
+            yield Text(failures)
+        if rows:
+            yield workers_table(rows, results.objective, one_line=one_line)
+            if total := _total_speed(rows):
+                yield Text(total)
+        elif snapshot.ended is None:
+            yield Text("no worker runs a trial", style="yellow")
+        if snapshot.ended is not None:
+            yield Text(f"ended: {snapshot.ended.text}")
+        if self.trouble:
+            age = format_clock(time.time() - snapshot.moment)
+            yield Text(f"not read for {age}: {self.trouble}", style="bold red")
+
+    def _budget(self) -> RenderableType:
+        snapshot, budget = self.snapshot, self.snapshot.budget
+        left = BudgetLeft.from_results(self.results, snapshot.moment)
+        text = self.results.describe_progress()
+        if budget.patience:
+            text += f"; {left.since_best} of {budget.patience} without a better one"
+        if budget.device_hours:
+            text += f"; {left.device_hours:.3g} of {budget.device_hours:g} device-hours"
+        share = left.share_used(snapshot.progress.finished, snapshot.moment)
+        seconds = left.seconds(snapshot.moment)
+        return budget_bar(
+            share, text, "" if seconds is None else f"time left {format_clock(seconds)}"
+        )
 
 
 def watch(
     console: Console,
     opened: OpenStudy,
-    every_s: float | None = None,
+    interval_s: float | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
     """Show a study until it ends; while its storage is unavailable, retry.
 
-    Args:
-        console: Where to; what is no terminal gets one picture below the other.
-        opened: The study.
-        every_s: Seconds between two looks.
-        sleep: Waits for them.
+    A terminal is redrawn; elsewhere every state is printed below the last one.
 
     Raises:
-        StudyError: When the study is deleted meanwhile.
+        StudyError: When the study is deleted.
     """
-    terminal = console.is_terminal
-    pause = every_s or (EVERY_S if terminal else EVERY_PLAIN_S)
-    first = poll(opened)
-    picture = WatchScreen(StudyResults.from_study(opened.study), first)
-    live = Live(console=console, auto_refresh=False) if terminal else None
-    context: AbstractContextManager[object] = live or nullcontext()
-    with context:
+    interval_s = interval_s or (INTERVAL_S if console.is_terminal else PLAIN_INTERVAL_S)
+    snapshot = poll(opened)
+    view = StudyView(StudyResults.from_study(opened.study), snapshot)
+    with open_live(console) as live:
         while True:
-            drawn = picture.draw(one_line=terminal)
-            if live is not None:
-                live.update(drawn, refresh=True)
+            drawing = view.render(one_line=live is not None)
+            if live is None:
+                console.print(drawing)
             else:
-                console.print(drawn)
-            if picture.snapshot.ended is not None and not picture.snapshot.running:
+                live.update(drawing, refresh=True)
+            if view.snapshot.ended is not None and not view.snapshot.running:
                 return
-            sleep(pause)
+            sleep(interval_s)
             try:
-                picture = picture.updated(poll(opened))
+                snapshot = poll(opened)
             except StorageError as error:
-                picture = replace(picture, trouble=str(error))
+                view = replace(view, trouble=str(error))
+                continue
+            trials, attributes = snapshot.trials, snapshot.attributes
+            results = replace(view.results, trials=trials, attributes=attributes)
+            view = StudyView(results, snapshot)
 
 
 def poll(opened: OpenStudy) -> Snapshot:
-    """Look at a study once more.
+    """Read a study again.
 
     Raises:
         StorageError: When its storage is unavailable.
-        StudyError: When the storage has the study no more.
+        StudyError: When the study was deleted.
     """
     if is_sqlite(opened.url) and not database_path(opened.url).exists():
-        # Connecting would make an empty one.
+        # Connecting would make an empty database.
         raise StorageError(f"storage: there is no database {database_path(opened.url)}")
     with storage_errors(opened.url), no_retry():
         try:
             return take_snapshot(opened)
-        except KeyError:  # Optuna's, of an id that there is no more
+        except KeyError:  # Optuna's, of an unknown id
             raise StudyError(f"the study {opened.name!r} was deleted") from None
 
 
-def _total(rows: tuple[WorkerRow, ...]) -> str:
-    """Add up what all workers do."""
-    live = [row for row in rows if not row.is_silent and row.epochs_per_s is not None]
-    if len(live) < 2:
+def _total_speed(rows: Sequence[WorkerRow]) -> str:
+    active = [row for row in rows if not row.is_silent and row.epochs_per_s is not None]
+    if len(active) < 2:
         return ""
-    images = [row.images_per_s for row in live if row.images_per_s is not None]
-    epochs = sum(row.epochs_per_s or 0.0 for row in live)
-    return f"{len(live)} workers: {format_speed(epochs, sum(images) if images else None)}"
+    images = [row.images_per_s for row in active if row.images_per_s is not None]
+    epochs = sum(row.epochs_per_s or 0.0 for row in active)
+    return f"{len(active)} workers: {format_speed(epochs, sum(images) if images else None)}"

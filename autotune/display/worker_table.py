@@ -14,13 +14,7 @@ if TYPE_CHECKING:
 
 
 def workers_table(rows: Sequence[WorkerRow], objective: Objective, *, one_line: bool) -> Table:
-    """Draw a row for each worker.
-
-    Args:
-        rows: The workers.
-        objective: How values are written.
-        one_line: Whether long plans are cut, so that every worker has one line.
-    """
+    """Return a table with a row for each worker; with ``one_line``, long plans are cut."""
     table = Table(box=None)
     for name in ("host", "worker", "device"):
         table.add_column(name, overflow="fold", no_wrap=one_line)
@@ -28,43 +22,40 @@ def workers_table(rows: Sequence[WorkerRow], objective: Objective, *, one_line: 
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("plan", overflow="ellipsis" if one_line else "fold", no_wrap=one_line)
     for row in rows:
-        busy = row.trial is not None
+        is_busy = row.trial is not None
+        epoch = f"{row.epoch}/{row.epochs}" if row.epochs else str(row.epoch)
         table.add_row(
             Text(row.host),
             Text(row.place),
             Text(row.device),
-            str(row.trial) if busy else "–",
-            _epoch(row) if busy else "",
+            str(row.trial) if is_busy else "–",
+            epoch if is_busy else "",
             "" if row.value is None else objective.format_value(row.value),
-            _heartbeat(row) if busy else "",
+            _heartbeat(row) if is_busy else "",
             format_speed(row.epochs_per_s, row.images_per_s),
-            Text(row.plan if busy else f"between trials for {row.silent_s or 0:.0f} s"),
+            Text(row.plan if is_busy else f"between trials for {row.silent_s or 0:.0f} s"),
         )
     return table
 
 
 def format_speed(epochs_per_s: float | None, images_per_s: float | None) -> str:
-    """Write a throughput: images a second, or epochs a minute where images are not known."""
+    """Write a speed in images per second, or in epochs per minute if the images are unknown."""
     if images_per_s is not None:
         return f"{images_per_s:,.0f} images/s"
     return "" if epochs_per_s is None else f"{60 * epochs_per_s:.3g} epochs/min"
 
 
-def failures_line(failures: Sequence[tuple[str, int]]) -> str:
-    """Write how many attempts failed why; empty when none did."""
-    counted = ", ".join(f"{count} {reason}" for reason, count in failures)
-    return f"failed attempts: {counted}" if counted else ""
-
-
-def _epoch(row: WorkerRow) -> str:
-    return f"{row.epoch}/{row.epochs}" if row.epochs else str(row.epoch)
+def format_failures(failures: Sequence[tuple[str, int]]) -> str:
+    """Write how many attempts failed for which reason; empty if none failed."""
+    counts = ", ".join(f"{count} {reason}" for reason, count in failures)
+    return f"failed attempts: {counts}" if counts else ""
 
 
 def _heartbeat(row: WorkerRow) -> Text:
-    """Write how long ago the last sign of life was; in words too, for those who see no colours."""
+    """Write the time since the last heartbeat; in words too, for readers who see no colors."""
     if row.silent_s is None:
         return Text("none", style="red")
-    shown = f"{row.silent_s:.0f} s"
+    duration = f"{row.silent_s:.0f} s"
     if row.is_silent:
-        return Text(f"silent {shown}", style="bold red")
-    return Text(f"late {shown}", style="yellow") if row.is_late else Text(f"{shown} ago")
+        return Text(f"silent {duration}", style="bold red")
+    return Text(f"late {duration}", style="yellow") if row.is_late else Text(f"{duration} ago")

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from autotune.config.schema import StudyConfig
 from autotune.data.progress import COMPARING, INDEXING, READING
-from autotune.display import run_display as view_module
+from autotune.display import run_display
 from autotune.display.run_display import BudgetLeft, RunState, draw, make_view
 from autotune.search import ranking
 from autotune.storage.paths import StudyPaths
@@ -163,7 +163,7 @@ def test_the_live_view_leaves_the_terminal_clean(opened: OpenStudy) -> None:
         view({"event": "exit", "worker": 0, "code": -9, "replaced": True})
         view({"event": "exit", "worker": 1, "code": 3})
     text = output.getvalue()
-    assert "worker 1 died (exit code 3)" in text
+    assert "worker 1 failed (exit code 3)" in text
     assert "worker 0 was killed (SIGKILL) and is replaced" in text
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")  # the cursor is back
 
@@ -189,7 +189,7 @@ def test_without_a_terminal_a_long_opening_is_told_now_and_then(
     opened: OpenStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = StringIO()
-    monkeypatch.setattr(view_module, "IMAGES_SHOWN_S", 0.1)
+    monkeypatch.setattr(run_display, "IMAGES_INTERVAL_S", 0.1)
     with make_view(Console(file=output), config_of(opened)) as view:
         for step, per_event in (("fetching a.tar", 1_000_000), (INDEXING, 1000)):
             told = {"event": "images", "step": step, "total": None}
@@ -225,27 +225,27 @@ def test_a_warm_start_is_told_before_the_first_trial(opened: OpenStudy, terminal
     ("event", "text"),
     [
         ({"code": 0}, ""),
-        ({"code": 1}, "worker 2 died (exit code 1)"),
+        ({"code": 1}, "worker 2 failed (exit code 1)"),
         ({"code": -9}, "worker 2 was killed (SIGKILL)"),
-        ({"code": 1, "replaced": True}, "worker 2 died (exit code 1) and is replaced"),
+        ({"code": 1, "replaced": True}, "worker 2 failed (exit code 1) and is replaced"),
         (
             {"code": 1, "lines": ["Traceback", "MemoryError"]},
-            "worker 2 died (exit code 1); its log ends:\n    Traceback\n    MemoryError",
+            "worker 2 failed (exit code 1); its log ends:\n    Traceback\n    MemoryError",
         ),
         (
-            {"event": "worker_unhealthy", "log": "logs/worker-2.log"},
-            "worker 2 dies at everything and is not started again; its log is logs/worker-2.log",
+            {"event": "worker_unhealthy", "log": "logs/2.log"},
+            "worker 2 fails whatever it runs and is not started again; its log is logs/2.log",
         ),
     ],
 )
-def test_obituary(event: dict[str, Any], text: str, opened: OpenStudy) -> None:
+def test_how_a_worker_ended(event: dict[str, Any], text: str, opened: OpenStudy) -> None:
     state = RunState(config_of(opened))
-    assert state.obituary({"event": "exit", "worker": 2, **event}) == text
+    assert state.notices({"event": "exit", "worker": 2, **event}) == text.splitlines()
     for end in ({"event": "stopping", "now": False}, {"event": "error", "exit_code": 2}):
         state = RunState(config_of(opened))
         state.update(end)
         if event.get("event") != "worker_unhealthy":
-            assert state.obituary({"event": "exit", "worker": 2, **event}) == ""
+            assert state.notices({"event": "exit", "worker": 2, **event}) == []
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -264,6 +264,6 @@ def test_what_is_odd_about_the_images_is_told_before_the_first_trial(
         view({"event": "opened", "opened": opened, "workers": 2, "progress": nothing})
     text = output.getvalue()
     assert ("comparing the images: 8 of 8" in text) == terminal  # a line only after a while
-    assert "1 image has come since the study was made and is left out" in text
-    assert "1,200 images have come since the study was made and are left out" in text
+    assert "1 image was added after the study was made and will not be used" in text
+    assert "1,200 images were added after the study was made and will not be used" in text
     assert "The classes are uneven: 'ant' has 99 training images, 'bee' 9. See training." in text

@@ -138,7 +138,7 @@ def test_a_server_that_is_away_is_waited_for(
     claim(opened, "gpu-box/41/0")
     gone = away(postgres, opened)
     looks = watched(opened, gone.__enter__, lambda: None, lambda: gone.__exit__(None, None, None))
-    trouble = [re.search(r"not seen for 0:\d\d: storage: .* cannot be used", one) for one in looks]
+    trouble = [re.search(r"not read for 0:\d\d: storage: .* cannot be used", one) for one in looks]
     assert [one is not None for one in trouble] == [False, True, True, False, False]
     assert all("gpu-box" in one for one in looks[:4])  # what was seen last stays
     assert "ended: " in looks[-1]

@@ -425,7 +425,7 @@ def test_a_gpu_that_is_lost_leaves_the_others_at_work(tmp_path: Path) -> None:
     said = [line for line in ended.stdout.splitlines() if "is not started again" in line]
     (line,) = said
     assert line.startswith("worker 1 is not started again: the GPU 1 cannot be used: Found no")
-    assert ended.stdout.count("worker 1 died (exit code 75) and is replaced") == 1
+    assert ended.stdout.count("worker 1 failed (exit code 75) and is replaced") == 1
     progress = attrs.count_progress(trials_of(work, "tiny"), 5)
     assert (progress.finished, progress.failed, progress.running) == (5, 0, 0)
 

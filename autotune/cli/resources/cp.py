@@ -16,13 +16,13 @@ def cp(
     preset: Annotated[str, typer.Argument(help="A preset's name, see 'autotune ls'.")],
     target: Annotated[Path, typer.Argument(help="The file to write.")],
 ) -> None:
-    """Copy a preset, comments and all, to a file of your own."""
-    known = presets()
-    if preset not in known:
+    """Copy a preset with its comments to a new file."""
+    paths = presets()
+    if preset not in paths:
         raise StudyError(
             join_sentences(
-                f"there is no preset {preset!r}; there are {', '.join(known)}",
-                did_you_mean(preset, known),
+                f"there is no preset {preset!r}; there are {', '.join(paths)}",
+                did_you_mean(preset, paths),
             )
         )
     if target.is_dir():
@@ -30,5 +30,5 @@ def cp(
     if target.exists():
         raise StudyError(f"the file {target} exists and is not overwritten; name another one")
     check_writable(str(target))
-    target.write_text(known[preset].read_text(encoding="utf-8"), encoding="utf-8")
-    console().print(f"{target}: run it with 'autotune run {target}'", highlight=False)
+    target.write_text(paths[preset].read_text(encoding="utf-8"), encoding="utf-8")
+    console().print(f"{target}: run it with 'autotune run {target}'")

@@ -1,8 +1,9 @@
-"""``autotune data info``: images, classes, sizes, colours, duplicates; a contact sheet."""
+"""``autotune data info``: images, classes, sizes, colors, duplicates; a contact sheet."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +18,6 @@ from autotune.display.console import (
     Overrides,
     check_writable,
     console,
-    describe_image_progress,
     error_console,
     load,
 )
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from autotune.data.quality.statistics import DatasetStatistics
     from autotune.data.splits.dataset import Dataset
 
-#: Classes of which a line is shown; of more, the smallest and the largest are.
-_LINES = 20
+#: Limits the number of classes that get a line.
+_MAX_CLASSES = 20
 
 
 def info(
     dataset: Annotated[
         str,
-        typer.Argument(help="A data set as study files name it, a preset, or a study file."),
+        typer.Argument(help="A dataset as study files name it, a preset, or a study file."),
     ],
     overrides: Overrides = None,
     output: Annotated[
@@ -47,37 +47,36 @@ def info(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Count images, classes, sizes and duplicates; test images are in the counts alone."""
-    config = _config(dataset, list(overrides or ()))
+    """Count images, classes, sizes and duplicates; test images are only counted."""
+    is_study = _is_study(dataset)
+    config = _load_config(dataset, list(overrides or ()), is_study)
     if output is not None:
-        check_writable(str(output))
-    shown = console()
-    with error_console().status("finding the images") as line:
+        check_writable(output)
+    stdout = console()
+    with error_console().status("finding the images") as status:
         from autotune.data.quality.statistics import compute_statistics
         from autotune.data.splits.dataset import Dataset
         from autotune.study.setup.manifest_store import look_up_existing
 
-        def tell(done: int, total: int) -> None:
-            line.update(f"looking at {done} of {total} images")
-
-        manifest = look_up_existing(config).manifest if _is_study(dataset) else None
-        opened = Dataset.open(
-            config.dataset,
-            config.data,
-            manifest,
-            lambda *done: line.update(describe_image_progress(*done)),
+        manifest = look_up_existing(config).manifest if is_study else None
+        opened = Dataset.open(config.dataset, config.data, manifest, status.on_progress)
+        statistics = compute_statistics(
+            opened,
+            config.data.duplicates,
+            test,
+            lambda done, total: status.update(f"reading {done} of {total} images"),
         )
-        census = compute_statistics(opened, config.data.duplicates, test, tell)
-        spec = _spec(config) if output is not None or _is_study(dataset) else None
+        spec = _image_spec(config) if is_study or output is not None else None
         if output is not None and spec is not None:
-            line.update("drawing the contact sheet")
-            _draw(opened, config, spec, output, {key for key, _ in census.unreadable})
+            status.update("drawing the contact sheet")
+            unreadable = {key for key, _ in statistics.unreadable}
+            _draw_contact_sheet(opened, config, spec, output, unreadable)
     if as_json:
-        typer.echo(json.dumps(census.to_json(), indent=2))
-    else:
-        _print(shown, census, opened, config, spec if _is_study(dataset) else None)
-        if output is not None:
-            shown.print(Text(f"contact sheet: {output}"), soft_wrap=True)
+        typer.echo(json.dumps(statistics.to_json(), indent=2))
+        return
+    _print(stdout, statistics, opened, config, spec if is_study else None)
+    if output is not None:
+        stdout.print(f"contact sheet: {output}", soft_wrap=True)
 
 
 def _is_study(name: str) -> bool:
@@ -88,16 +87,16 @@ def _is_study(name: str) -> bool:
     return not Path(name).is_dir()
 
 
-def _config(name: str, overrides: list[str]) -> StudyConfig:
-    """Read a study file, or take a data set with what the preset ``folder`` says of images."""
-    if _is_study(name) or name.endswith((".yaml", ".yml")):
+def _load_config(name: str, overrides: list[str], is_study: bool) -> StudyConfig:
+    """Load a study file, or a dataset with the other values of the preset ``folder``."""
+    if is_study or name.endswith((".yaml", ".yml")):
         return load(name, overrides, None, None)
     quoted = name.replace("'", "''")
     return load("folder", [f"dataset='{quoted}'", *overrides], None, None)
 
 
-def _spec(config: StudyConfig) -> ImageSpec:
-    """Return how images enter the first backbone; its weights are not needed."""
+def _image_spec(config: StudyConfig) -> ImageSpec:
+    """Return how the first backbone takes images, without loading its weights."""
     from autotune.data.preprocessing import ImageSpec
     from autotune.models.backbone import build_backbone, check_name, data_config
 
@@ -108,17 +107,16 @@ def _spec(config: StudyConfig) -> ImageSpec:
     )
 
 
-def _draw(
+def _draw_contact_sheet(
     dataset: Dataset, config: StudyConfig, spec: ImageSpec, output: Path, unreadable: set[str]
 ) -> None:
     from autotune.data.quality.contact_sheet import draw_contact_sheet
 
-    training = config.training
     sheet = draw_contact_sheet(
         dataset,
         spec,
-        training.augment,
-        training.view_count,
+        config.training.augment,
+        config.training.view_count,
         config.search.seed,
         config.data.decode == "fast",
         unreadable,
@@ -128,79 +126,74 @@ def _draw(
 
 
 def _print(
-    shown: Console,
-    census: DatasetStatistics,
+    stdout: Console,
+    statistics: DatasetStatistics,
     dataset: Dataset,
     config: StudyConfig,
     spec: ImageSpec | None,
 ) -> None:
-    totals = {part: sum(one[part] for one in census.classes.values()) for part in _parts(census)}
-    images = sum(sum(one.values()) for one in census.classes.values())
-    counted = ", ".join(f"{count:,} {part}" for part, count in totals.items())
+    classes, checks = statistics.classes, statistics.checks
+    splits = ["train", "validation", "test"]
+    if any(counts["unused"] for counts in classes.values()):
+        splits.append("unused")
+    totals = {split: sum(counts[split] for counts in classes.values()) for split in splits}
+    split_counts = ", ".join(f"{count:,} {split}" for split, count in totals.items())
     facts = {
-        "images": f"{images:,}: {counted}",
-        "classes": f"{len(census.classes):,}",
-        "fingerprint": census.fingerprint,
-        "looked at": f"{census.num_decoded:,} images ({', '.join(census.splits)})",
-        "width": _range(census.widths),
-        "height": _range(census.heights),
-        "mean": _channels(census.mean, spec.mean if spec else None),
-        "deviation": _channels(census.std, spec.std if spec else None),
-        "unreadable": f"{len(census.unreadable):,}",
+        "images": f"{sum(sum(counts.values()) for counts in classes.values()):,}: {split_counts}",
+        "classes": f"{len(classes):,}",
+        "fingerprint": statistics.fingerprint,
+        "read": f"{statistics.num_decoded:,} images ({', '.join(statistics.splits)})",
+        "width": _format_range(statistics.widths),
+        "height": _format_range(statistics.heights),
+        "mean": _format_channels(statistics.mean, spec.mean if spec else None),
+        "deviation": _format_channels(statistics.std, spec.std if spec else None),
+        "unreadable": f"{len(statistics.unreadable):,}",
     }
     if dataset.num_added:
-        facts["left out"] = f"{dataset.num_added:,} that came after the study was made"
-    duplicates = census.checks.get("duplicates")
-    if duplicates:
-        near = "too many alike" if duplicates["too_many"] else f"{duplicates['near']:,} near ones"
-        facts["duplicates"] = f"{duplicates['exact']:,} exact ones, {near}"
-    if groups := census.checks.get("groups"):
-        facts["groups"] = f"{groups['count']:,}, {groups['across']:,} of them in several parts"
+        facts["not used"] = f"{dataset.num_added:,} that were added after the study was made"
+    if duplicates := checks.get("duplicates"):
+        near = (
+            "too many similar ones" if duplicates["too_many"] else f"{duplicates['near']:,} near"
+        )
+        facts["duplicates"] = f"{duplicates['exact']:,} exact, {near}"
+    if groups := checks.get("groups"):
+        facts["groups"] = f"{groups['count']:,}, {groups['across']:,} of them in several splits"
     table = Table(box=None, show_header=False, pad_edge=False)
     for title, fact in facts.items():
-        table.add_row(Text(title, style="dim"), Text(fact))
-    shown.print(Text(census.name, style="bold"))
-    shown.print(table)
-    _print_classes(shown, census)
-    for key, reason in census.unreadable[:10]:
-        shown.print(Text(f"unreadable: {key} ({reason})"))
-    if len(census.unreadable) > 10:
-        shown.print(f"and {len(census.unreadable) - 10} more")
+        table.add_row(Text(title, style="dim"), fact)
+    stdout.print(Text(statistics.name, style="bold"))
+    stdout.print(table, "", _classes_table(classes, splits), "", sep="\n")
+    for key, reason in statistics.unreadable[:10]:
+        stdout.print(f"unreadable: {key} ({reason})")
+    if len(statistics.unreadable) > 10:
+        stdout.print(f"and {len(statistics.unreadable) - 10} more")
     from autotune.data.quality.checks import dataset_warnings
 
-    for remark in dataset_warnings(census.checks, config.training.model_dump()):
-        shown.print(Text(remark))
+    for remark in dataset_warnings(checks, config.training.model_dump()):
+        stdout.print(remark)
 
 
-def _parts(census: DatasetStatistics) -> list[str]:
-    unused = any(one["unused"] for one in census.classes.values())
-    return ["train", "validation", "test", *(["unused"] if unused else [])]
+def _classes_table(classes: Mapping[str, Mapping[str, int]], splits: Sequence[str]) -> Table:
+    """Return a row for each class; of many, the largest and the smallest ones."""
+    ranked = sorted(classes.items(), key=lambda item: -sum(item[1].values()))
+    half = _MAX_CLASSES // 2
+    table = Table("class", box=None, pad_edge=False)
+    for split in splits:
+        table.add_column(split, justify="right")
+    for rank, (name, counts) in enumerate(ranked):
+        omitted = len(ranked) - _MAX_CLASSES
+        if omitted <= 0 or rank < half or rank >= len(ranked) - half:
+            table.add_row(name, *(f"{counts[split]:,}" for split in splits))
+        elif rank == half:
+            table.add_row(Text(f"... {omitted} classes between", style="dim"))
+    return table
 
 
-def _print_classes(shown: Console, census: DatasetStatistics) -> None:
-    parts = _parts(census)
-    ranked = sorted(census.classes.items(), key=lambda one: -sum(one[1].values()))
-    left = len(ranked) - _LINES
-    table = Table("class", *parts, box=None, pad_edge=False)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for place, (name, counts) in enumerate(ranked):
-        if left > 0 and place == _LINES // 2:
-            table.add_row(Text(f"... {left} classes between", style="dim"))
-        if left <= 0 or place < _LINES // 2 or place >= len(ranked) - _LINES // 2:
-            table.add_row(Text(name), *(f"{counts[part]:,}" for part in parts))
-    shown.print()
-    shown.print(table)
-    shown.print()
+def _format_range(values: tuple[int, int, int]) -> str:
+    low, median, high = values
+    return f"{low} px" if low == high else f"{low} to {high} px, median {median}"
 
 
-def _range(values: tuple[int, int, int]) -> str:
-    low, middle, high = values
-    return f"{low} px" if low == high else f"{low} to {high} px, median {middle}"
-
-
-def _channels(values: tuple[float, ...], wanted: tuple[float, ...] | None) -> str:
-    text = ", ".join(f"{value:.3f}" for value in values)
-    if wanted is None:
-        return text
-    return f"{text}; the backbone expects {', '.join(f'{value:.3f}' for value in wanted)}"
+def _format_channels(values: Sequence[float], expected: Sequence[float] | None) -> str:
+    texts = [", ".join(f"{value:.3f}" for value in group) for group in (values, expected or ())]
+    return "; the backbone expects ".join(text for text in texts if text)

@@ -1,4 +1,4 @@
-"""``autotune layers``: what a backbone is made of, and what a plan makes of it."""
+"""``autotune layers``: the layers of a backbone, before or after a plan."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
-from rich.console import Console
-from rich.text import Text
 
 from autotune.config.safe_yaml import LimitError, parse_yaml, read_yaml_text
 from autotune.display.console import (
@@ -22,23 +20,23 @@ from autotune.display.console import (
     VisibleConsole,
     console,
     lines_of_text,
-    locate,
+    open_study,
 )
 from autotune.display.layer_table import (
-    EDGELESS,
+    UNLIMITED_WIDTH,
+    example_space,
+    format_layers,
     print_legend,
     print_reasons,
     print_table,
-    ranges,
-    usage,
 )
 from autotune.errors import PlanError, StudyError, UserError
 from autotune.format_versions import MODEL, check_format
+from autotune.text import plural
 
 if TYPE_CHECKING:
     from autotune.models.inspection import PlanPreview
     from autotune.plan import TrialPlan
-
 
 #: Limits the size of a record.json that is read for its plan.
 MAX_JSON_BYTES = 1 << 26
@@ -46,19 +44,21 @@ MAX_JSON_BYTES = 1 << 26
 
 def layers(
     backbone: Annotated[
-        str | None, typer.Argument(help="timm model name; --plan knows that of its plan.")
+        str | None, typer.Argument(help="timm model name; not needed with --plan.")
     ] = None,
     image_size: Annotated[
         int | None,
-        typer.Option(min=8, max=4096, help="Side of the images in pixels; default: its own."),
+        typer.Option(
+            min=8, max=4096, help="Side of the images in pixels; default: that of the backbone."
+        ),
     ] = None,
     last: Annotated[
         int | None, typer.Option(min=1, help="Show the last layers only, this many of them.")
     ] = None,
-    why: Annotated[bool, typer.Option("--why", help="Say why a field cannot change.")] = False,
+    why: Annotated[bool, typer.Option("--why", help="Print why a field cannot change.")] = False,
     plan: Annotated[
         str | None,
-        typer.Option(help="Draw a plan: a file that holds one, or the number of a trial."),
+        typer.Option(help="Show a plan: a file that holds one, or the number of a trial."),
     ] = None,
     study: Annotated[
         str | None,
@@ -68,51 +68,48 @@ def layers(
     name: NameOption = None,
     storage: StorageOption = None,
 ) -> None:
-    """Show the layers of a backbone and what each can become, or draw a plan; no weights."""
+    """Show the layers of a backbone and what each can become, or a plan; needs no weights."""
     if plan is None:
         if study is not None or name is not None:
             raise UserError("--study and --name say whose trial is meant; give its --plan NUMBER")
         if backbone is None:
             raise UserError("BACKBONE must be given, a timm model name, or --plan")
-        _show(backbone, image_size, last, why, as_json)
+        _print_layers(backbone, image_size, last, why, as_json)
         return
     if last is not None or why:
-        raise UserError("--plan draws a whole plan; leave --last and --why out")
+        raise UserError("--plan shows all layers of a plan; leave --last and --why out")
     if plan.isdecimal():
-        found, of_study = _of_trial(int(plan), study or "digits", name, storage)
-        source = f"trial {plan}"
-    else:
-        if study is not None or name is not None:
-            raise UserError(
-                f"--plan must be the number of a trial together with --study or --name, but got "
-                f"{plan!r}"
-            )
-        found, of_study = _of_file(Path(plan))
-        source = plan
-    if backbone is not None and backbone != found.backbone:
+        trial_plan, plan_size = _read_trial(int(plan), study or "digits", name, storage)
+    elif study is not None or name is not None:
         raise UserError(
-            f"BACKBONE must be left out or that of the plan, {found.backbone!r}, but got "
+            "--plan must be the number of a trial together with --study or --name, but got "
+            f"{plan!r}"
+        )
+    else:
+        trial_plan, plan_size = _read_file(Path(plan))
+    if backbone is not None and backbone != trial_plan.backbone:
+        raise UserError(
+            f"BACKBONE must be left out or that of the plan, {trial_plan.backbone!r}, but got "
             f"{backbone!r}"
         )
-    _draw(found, image_size or of_study, source, as_json)
+    source = f"trial {plan}" if plan.isdecimal() else plan
+    _print_plan(trial_plan, image_size or plan_size, source, as_json)
 
 
-def _console() -> Console:
-    """Return the console for results; a file has no edge."""
+def _console() -> VisibleConsole:
+    """Return the console for results; output to a file has no limit of its width."""
     if sys.stdout.isatty() or os.environ.get("COLUMNS"):
         return console()
-    return VisibleConsole(soft_wrap=True, width=EDGELESS)
+    return VisibleConsole(soft_wrap=True, width=UNLIMITED_WIDTH)
 
 
-# The layers of a backbone
-
-
-def _show(
+def _print_layers(
     backbone: str, image_size: int | None, last: int | None, why: bool, as_json: bool
 ) -> None:
-    shown = _console()
-    with shown.status(Text(f"looking at {backbone}")):
+    stdout = _console()
+    with stdout.status(f"inspecting {backbone}"):
         from autotune.models.inspection import inspect_layers
+        from autotune.study.state.constraints import format_count
 
         inspected = inspect_layers(backbone, image_size)
     if last is not None and last > len(inspected.layers):
@@ -120,59 +117,50 @@ def _show(
             f"--last must be at most {len(inspected.layers)}, the number of layers of "
             f"{backbone!r}, but got {last}"
         )
-    chosen = inspected.layers[:last]
     if as_json:
         values = inspected.to_json()
         typer.echo(json.dumps({**values, "layers": values["layers"][:last]}, indent=2))
         return
-    from autotune.study.state.constraints import format_count
-
+    layers = inspected.layers[:last]
     _, height, width = inspected.input_size
-    shown.print(
-        Text(
-            f"{backbone} at {width}x{height} px: {len(inspected.layers)} layers, "
-            f"{format_count(inspected.parameters)} parameters, {format_count(inspected.macs)} "
-            "multiply-accumulates an image"
-        )
+    stdout.print(
+        f"{backbone} at {width}x{height} px: {len(inspected.layers)} layers, "
+        f"{format_count(inspected.parameters)} parameters, {format_count(inspected.macs)} "
+        "multiply-accumulates an image"
     )
-    shown.print()
-    print_table(shown, inspected, chosen)
-    shown.print()
-    print_legend(shown, inspected, chosen)
+    stdout.print()
+    print_table(stdout, inspected, layers)
+    stdout.print()
+    print_legend(stdout, inspected, layers)
     if why:
-        shown.print()
-        print_reasons(shown, chosen)
-    shown.print()
-    shown.print(Text(f"in a study file: {usage(inspected)}"), soft_wrap=True)
+        stdout.print()
+        print_reasons(stdout, layers)
+    stdout.print()
+    stdout.print(f"in a study file: {example_space(inspected)}", soft_wrap=True)
 
 
-# A plan
-
-
-def _of_trial(
+def _read_trial(
     number: int, study: str, name: str | None, storage: str | None
 ) -> tuple[TrialPlan, int | None]:
-    """Return the plan of a trial and the size of its study's images."""
-    located = locate(study, None, name, storage)
-    from autotune.study.setup.opening import open_existing
+    """Return the plan of a trial and the image size of its study."""
+    opened = open_study(study, None, name, storage)
     from autotune.study.state import attrs
 
-    opened = open_existing(located.name, located.storage, located.files)
     trials = opened.study.get_trials(deepcopy=False)
     if number >= len(trials):
         count = f"the trials 0 to {len(trials) - 1}" if trials else "no trial yet"
         raise StudyError(f"--plan: the study {opened.name!r} has {count}, but got {number}")
-    found = attrs.trial_plan(trials[number])
-    if found is None:
+    plan = attrs.trial_plan(trials[number])
+    if plan is None:
         raise StudyError(f"--plan: trial {number} of {opened.name!r} has no plan")
-    return found, opened.config().data.image_size
+    return plan, opened.config().data.image_size
 
 
-def _of_file(path: Path) -> tuple[TrialPlan, int | None]:
-    """Read a plan from a file, with the size of the images where the file says it.
+def _read_file(path: Path) -> tuple[TrialPlan, int | None]:
+    """Read a plan and its image size, if there is one, from a file.
 
     Raises:
-        UserError: When there is no such file, or it holds no plan.
+        UserError: When the file cannot be read or has no plan.
     """
     from autotune.plan import TrialPlan
 
@@ -181,7 +169,12 @@ def _of_file(path: Path) -> tuple[TrialPlan, int | None]:
         "prints, the record.json of a fit, or TrialPlan.to_json()"
     )
     try:
-        values: Any = _parsed(path)
+        values: Any
+        # The record of a model with many classes is too large for the YAML reader.
+        if path.suffix.lower() == ".json" and path.stat().st_size <= MAX_JSON_BYTES:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            values = parse_yaml(read_yaml_text(path))
     except OSError as error:
         raise UserError(f"{rule}; cannot read {str(path)!r}: {error.strerror}") from error
     except LimitError as error:
@@ -189,80 +182,62 @@ def _of_file(path: Path) -> tuple[TrialPlan, int | None]:
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{rule}; {str(path)!r} is neither YAML nor JSON") from error
     values = values if isinstance(values, dict) else {}
-    given = values.get("plan", values)
-    made = values.get("versions")
-    by = made.get("autotune") if isinstance(made, dict) else None
-    check_format({"format": values.get("format"), "autotune": by}, MODEL, str(path))
+    versions = values.get("versions")
+    version = versions.get("autotune") if isinstance(versions, dict) else None
+    check_format({"format": values.get("format"), "autotune": version}, MODEL, str(path))
     try:
-        found = TrialPlan.from_json(given)
+        plan = TrialPlan.from_json(values.get("plan", values))
     except KeyError as error:
         raise UserError(f"{rule}; {str(path)!r} has no {error}") from error
     except TypeError as error:
-        raise UserError(f"{rule}; {str(path)!r} holds another one ({error})") from error
-    size = ((values.get("definition") or {}).get("data") or {}).get("image_size")
-    return found, size
+        raise UserError(f"{rule}; {str(path)!r} has a wrong one ({error})") from error
+    return plan, ((values.get("definition") or {}).get("data") or {}).get("image_size")
 
 
-def _parsed(path: Path) -> Any:
-    """Read JSON, which of a fit with many classes is large, or YAML."""
-    if path.suffix.lower() == ".json" and path.stat().st_size <= MAX_JSON_BYTES:
-        return json.loads(path.read_text(encoding="utf-8"))
-    return parse_yaml(read_yaml_text(path))
-
-
-def _draw(plan: TrialPlan, image_size: int | None, source: str, as_json: bool) -> None:
-    """Try a plan on its backbone and draw it.
+def _print_plan(plan: TrialPlan, image_size: int | None, source: str, as_json: bool) -> None:
+    """Apply a plan to its backbone and print the layers.
 
     Raises:
-        UserError: When the backbone cannot become that.
+        UserError: When the plan does not fit.
     """
-    shown = _console()
-    with shown.status(Text(f"looking at {plan.backbone}")):
+    stdout = _console()
+    with stdout.status(f"inspecting {plan.backbone}"):
         from autotune.models.inspection import preview_plan
         from autotune.results.figures.layer_diagram import as_text, layer_rows
 
         try:
-            tried = preview_plan(plan, image_size)
+            preview = preview_plan(plan, image_size)
         except PlanError as error:
             raise UserError(f"{source} does not fit {plan.backbone!r}: {error}") from error
-    picture = layer_rows([layer.to_json() for layer in tried.before], plan)
+    rows = layer_rows([layer.to_json() for layer in preview.before], plan)
     if as_json:
-        values = {"plan": plan.to_json(), "layers": [asdict(row) for row in picture]}
+        values = {"plan": plan.to_json(), "layers": [asdict(row) for row in rows]}
         typer.echo(json.dumps(values, indent=2))
         return
-    shown.print(Text(f"{plan.backbone}, {source}: {plan.describe()}"))
-    shown.print()
-    shown.print(lines_of_text(as_text(picture)))
-    shown.print()
-    for line in _counts(plan, tried):
-        shown.print(Text(line))
+    stdout.print(f"{plan.backbone}, {source}: {plan.describe()}")
+    stdout.print()
+    stdout.print(lines_of_text(as_text(rows)))
+    stdout.print()
+    for line in _count_lines(plan, preview):
+        stdout.print(line)
 
 
-def _counts(plan: TrialPlan, tried: PlanPreview) -> Iterator[str]:
-    """Say in numbers what a plan locks, tunes and reshapes."""
+def _count_lines(plan: TrialPlan, preview: PlanPreview) -> Iterator[str]:
+    """Count the layers and parameters that are frozen, trainable and reshaped."""
     from autotune.study.state.constraints import format_count
 
     def parameters(layers: Sequence[Any]) -> str:
-        return format_count(sum(layer.parameters for layer in layers))
+        return f"{format_count(sum(layer.parameters for layer in layers))} parameters"
 
-    frozen = len(tried.before) - plan.depth
-    yield (
-        f"□ frozen: {frozen} of {len(tried.before)} layers, "
-        f"{parameters(tried.before[plan.depth :])} parameters"
-    )
-    yield (
-        f"■ trainable: the head on {tried.features} features"
-        + (
-            f" and {plan.depth} layer{'s' if plan.depth > 1 else ''}, "
-            f"{parameters(tried.after[: plan.depth])} parameters"
-            if plan.depth
-            else ""
-        )
-    )
+    before, after, depth = preview.before, preview.after, plan.depth
+    frozen = before[depth:]
+    yield f"□ frozen: {len(frozen)} of {len(before)} layers, {parameters(frozen)}"
+    layers = f" and {plural(depth, 'layer')}, {parameters(after[:depth])}" if depth else ""
+    yield f"■ trainable: the head on {preview.features} features{layers}"
     if plan.reshaped:
         yield (
-            f"▣ reshaped: {ranges(plan.reshaped)}; the backbone goes from "
-            f"{parameters(tried.before)} to {parameters(tried.after)} parameters and from "
-            f"{format_count(tried.macs_before)} to {format_count(tried.macs_after)} "
+            f"▣ reshaped: {format_layers(plan.reshaped)}; the backbone goes from "
+            f"{parameters(before)} to {parameters(after)} and from "
+            f"{format_count(preview.macs_before)} to {format_count(preview.macs_after)} "
             "multiply-accumulates"
         )

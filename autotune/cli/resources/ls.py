@@ -12,7 +12,7 @@ from autotune.errors import StorageError
 
 def ls(storage: StorageOption = None) -> None:
     """List the presets; with --storage, the studies there as well."""
-    shown = console()
+    stdout = console()
     table = Table("preset", "dataset", "backbone", "description", box=None)
     for name, path in presets().items():
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -23,7 +23,7 @@ def ls(storage: StorageOption = None) -> None:
             ", ".join(backbones if isinstance(backbones, list) else [backbones]),
             " ".join(str(values.get("description", "")).split()),
         )
-    shown.print(table)
+    stdout.print(table)
     if storage is None:
         return
     import optuna
@@ -43,4 +43,4 @@ def ls(storage: StorageOption = None) -> None:
             str(summary.n_trials),
             start.isoformat(" ", "seconds") if start else "",
         )
-    shown.print(studies)
+    stdout.print(studies)

@@ -19,7 +19,7 @@ from autotune.display.console import (
     error_console,
     lines_of_text,
 )
-from autotune.text import plural
+from autotune.text import format_bytes, plural
 
 if TYPE_CHECKING:
     from autotune.storage.admin.copy_study import Copied
@@ -42,11 +42,11 @@ def _url(storage: str | None) -> str:
 
 
 def _print(text: str) -> None:
-    console().print(lines_of_text(text), highlight=False)
+    console().print(lines_of_text(text))
 
 
-def _renamed(old: str, new: str) -> None:
-    error_console().print(Text(f"warning: 'storage {old}' is now: autotune storage {new}"))
+def _warn_renamed(old: str, new: str) -> None:
+    error_console().print(f"warning: 'storage {old}' is now: autotune storage {new}")
 
 
 @app.command("copy")
@@ -66,7 +66,7 @@ def copy(
             "--from",
             envvar=["AUTOTUNE_STORAGE_FROM", "AUTOTUNE_STORAGE"],
             show_envvar=True,
-            help="URL of the storage that has the studies; it stays as it is.",
+            help="URL of the storage that has the studies; it is not changed.",
         ),
     ] = None,
     study: Annotated[
@@ -74,21 +74,21 @@ def copy(
     ] = None,
     files: FilesOption = None,
 ) -> None:
-    """Copy studies with their files to another storage, while workers go on."""
+    """Copy studies with their files to another storage; workers may run."""
     from autotune.storage.admin.copy_study import copy_studies
     from autotune.storage.url import redact
 
     if files is not None:
         check_folder(Path(files).expanduser())
-    copy_studies(_url(source), target, study, files, _print_copied)
+    copy_studies(_url(source), target, study, files, _print_copy)
     _print(f"continue with --storage {redact(target)}; {redact(_url(source))} is unchanged")
 
 
-def _print_copied(copied: Copied) -> None:
+def _print_copy(copied: Copied) -> None:
     line = f"copied {copied.name!r}: {plural(copied.trials, 'trial')}"
     files = copied.files
     if files.count:
-        size = f"{files.size_bytes / 2**20:.1f} MiB"
+        size = format_bytes(files.size_bytes)
         line += f" and {plural(files.count, 'file')} ({size}) to {files.folder}"
     elif files.folder is not None:
         line += f"; its files are in {files.folder}"
@@ -110,7 +110,7 @@ def backup(
     """Copy all studies to an SQLite file (old name of ``copy --to``)."""
     from autotune.storage.url import sqlite_url
 
-    _renamed("backup", f"copy --to sqlite:///{output}")
+    _warn_renamed("backup", f"copy --to sqlite:///{output}")
     check_writable(str(output))
     copy(sqlite_url(output), storage)
 
@@ -124,13 +124,13 @@ def restore(
     """Copy all studies of an SQLite file to a storage (old name of ``copy --from``)."""
     from autotune.storage.url import sqlite_url
 
-    _renamed("restore", f"copy --from sqlite:///{file} --to ...")
+    _warn_renamed("restore", f"copy --from sqlite:///{file} --to ...")
     copy(_url(storage), sqlite_url(file), files=files)
 
 
 @app.command("upgrade")
 def upgrade(storage: StorageOption = None) -> None:
-    """Bring tables of an older Optuna up to date; stop the workers before."""
+    """Upgrade the tables of an older Optuna; stop the workers before."""
     from autotune.storage.admin.schema import back_up_sqlite, pending_upgrade, upgrade_tables
     from autotune.storage.url import database_path, is_sqlite, redact
 
@@ -146,21 +146,21 @@ def upgrade(storage: StorageOption = None) -> None:
         saved = path.with_name(f"{path.stem}.{before}.{now}.db")
         check_writable(str(saved))
         back_up_sqlite(path, saved)
-        _print(f"backup of before: {saved}")
+        _print(f"backup of the old tables: {saved}")
     upgrade_tables(url)
     _print(f"{redact(url)}: upgraded from {before} to {after}")
 
 
 @app.command("check")
 def check(storage: StorageOption = None) -> None:
-    """Check that a storage is fit for studies; exit code 1 where it is not."""
+    """Check that a storage can be used for studies; exit code 1 where it cannot."""
     from autotune.storage.admin import check as checks
     from autotune.storage.url import redact
 
     url = _url(storage)
     results = list(checks.check(url))
     _print(redact(url))
-    table = Table("what", "", "found", box=None)
+    table = Table("check", "", "result", box=None)
     for result in results:
         verdict = Text("problem", "bold red") if result.is_problem else Text("ok", "green")
         table.add_row(result.what, verdict, Text(result.text))
@@ -196,5 +196,5 @@ def local(
 ) -> None:
     """Start or stop the server (old name of ``postgres``)."""
     action: Literal["start", "stop"] = "stop" if is_stop else "start"
-    _renamed("local", f"postgres {action}")
+    _warn_renamed("local", f"postgres {action}")
     postgres(action, folder)

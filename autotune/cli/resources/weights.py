@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
 from autotune.display.console import console
 
@@ -29,12 +28,10 @@ def fetch(
     ],
 ) -> None:
     """Fetch the weights of backbones into the hub's cache (HF_HOME), from HF_ENDPOINT."""
-    shown = console()
+    stdout = console()
     from autotune.models.backbone import fetch_weights
 
     for name in backbones:
-        with shown.status(Text(f"fetching the weights of {name}")):
+        with stdout.status(f"fetching the weights of {name}"):
             path = fetch_weights(name)
-        shown.print(
-            f"{name}: {path or 'in the cache of the hub'}", highlight=False, soft_wrap=True
-        )
+        stdout.print(f"{name}: {path or 'in the cache of the hub'}", soft_wrap=True)

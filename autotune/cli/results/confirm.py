@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
-from rich.text import Text
 
 from autotune.display.console import (
     ExistingArgument,
@@ -15,14 +14,12 @@ from autotune.display.console import (
     Overrides,
     StorageOption,
     console,
-    describe_image_progress,
     error_console,
-    locate,
+    open_study,
 )
 
 if TYPE_CHECKING:
-    from autotune.results.evaluation.confirm import Confirmation, ConfirmProgress, PlanResult
-    from autotune.results.values.intervals import Interval
+    from autotune.results.evaluation.confirm import Confirmation, ConfirmProgress
     from autotune.results.values.objective import Objective
 
 
@@ -37,98 +34,77 @@ def confirm(
 ) -> None:
     """Train the best plans and the baseline under several seeds, and say whether one is better.
 
-    Call it again to go on with what was interrupted, or with more seeds.
+    Call it again to continue an interrupted confirmation, or with more seeds.
     """
-    located = locate(study, overrides, name, storage)
-    told = error_console(highlight=False)
-    with told.status("opening the study") as line:
+    stderr = error_console()
+    with stderr.status("opening the study") as status:
+        opened = open_study(study, overrides, name, storage)
         from autotune.results.evaluation.confirm import confirm_plans
         from autotune.results.study_results import StudyResults
-        from autotune.study.setup.opening import open_existing
 
-        opened = open_existing(located.name, located.storage, located.files)
         objective = StudyResults.from_study(opened.study).objective
         epochs = opened.config().training.epochs
 
-        def listen(step: ConfirmProgress) -> None:
-            line.update(f"{_who(step.trial)}, seed {step.seed}: epoch {step.epoch} of {epochs}")
-            if said := step.describe(objective):
-                told.print(Text(said))
+        def on_progress(step: ConfirmProgress) -> None:
+            plan = _format_trial(step.trial)
+            status.update(f"{plan}, seed {step.seed}: epoch {step.epoch} of {epochs}")
+            if result := step.describe(objective):
+                stderr.print(result)
 
-        found = confirm_plans(
-            opened,
-            top,
-            seeds,
-            listen,
-            lambda step, done, total: line.update(describe_image_progress(step, done, total)),
-        )
+        confirmation = confirm_plans(opened, top, seeds, on_progress, status.on_progress)
     if as_json:
-        typer.echo(json.dumps(found.to_json(), indent=2))
+        typer.echo(json.dumps(confirmation.to_json(), indent=2))
         return
-    shown = console()
+    stdout = console()
     from autotune.study.state import attrs
 
-    several = attrs.has_several_backbones(opened.study.user_attrs)
-    shown.print(_table(found, opened.name, objective))
-    for one in (found.baseline, *found.plans):  # their plans would not fit beside the numbers
-        shown.print(Text(f"{_who(one.trial)}: {one.plan.describe(several)}"))
-    for one in found.plans:
-        if one.failed:
-            shown.print(Text(f"{_who(one.trial)} has no mean: {one.failed}"))
-    if found.verdict is not None:
-        shown.print(Text(f"{_sentence(found.verdict.describe(objective))}."))
+    has_several = attrs.has_several_backbones(opened.study.user_attrs)
+    stdout.print(_table(confirmation, opened.name, objective))
+    for plan in (confirmation.baseline, *confirmation.plans):  # too long for the table
+        stdout.print(f"{_format_trial(plan.trial)}: {plan.plan.describe(has_several)}")
+    for plan in confirmation.plans:
+        if plan.failed:
+            stdout.print(f"{_format_trial(plan.trial)} has no mean: {plan.failed}")
+    if confirmation.verdict is not None:
+        sentence = confirmation.verdict.describe(objective)
+        stdout.print(f"{sentence[:1].upper()}{sentence[1:]}.")
     images = opened.study.user_attrs[attrs.DATASET].get("validation")
-    shown.print(
-        Text(
-            f"These are the {images} validation images that the search has chosen by; "
-            "'autotune refit' measures on others."
-        )
+    stdout.print(
+        f"These are the {images} validation images by which the search has chosen; "
+        "'autotune refit' measures on others."
     )
 
 
-def _table(found: Confirmation, name: str, objective: Objective) -> Table:
-    seeds = f"seeds {found.seeds[0]} to {found.seeds[-1]}"
+def _table(confirmation: Confirmation, name: str, objective: Objective) -> Table:
+    seeds = f"seeds {confirmation.seeds[0]} to {confirmation.seeds[-1]}"
     title = f"study {name}, {objective.label}, {seeds}, 95 % intervals"
-    table = Table(title=title, title_justify="left", box=None)  # 80 columns hold the numbers
+    table = Table(title=title, title_justify="left", box=None)  # fits 80 columns
     points = " (points)" if objective.is_share else ""
     for title in ("rank", "trial", "search", "mean", f"gain{points}", "shrank"):
         table.add_column(title, justify="right", no_wrap=True)
-    ranked = [("", found.baseline), *((str(i), one) for i, one in enumerate(found.plans, 1))]
-    for rank, one in ranked:
+    for rank, plan in enumerate((confirmation.baseline, *confirmation.plans)):
+        if plan.mean is None:
+            missing = sum(value is None for value in plan.values)
+            mean = f"diverged {missing} of {len(plan.values)} times"
+        else:
+            mean = objective.format_value(plan.mean.mean, plan.mean.half_width)
+        gain, bias = "", plan.selection_bias
+        if plan.gain is not None:
+            center, low, high = (
+                objective.format_gain(value, unit=False)
+                for value in (plan.gain.mean, plan.gain.low, plan.gain.high)
+            )
+            gain = f"{center} ({low} to {high})"
         table.add_row(
-            rank if one.mean else "–",
-            "baseline" if one.trial is None else str(one.trial),
-            objective.format_value(one.search_value),
-            _mean(one, objective),
-            _gain(one.gain, objective),
-            _shrank(one, objective),
+            (str(rank) if rank else "") if plan.mean else "–",
+            "baseline" if plan.trial is None else str(plan.trial),
+            objective.format_value(plan.search_value),
+            mean,
+            gain,
+            "" if bias is None else objective.format_gain(bias, unit=False),
         )
     return table
 
 
-def _mean(one: PlanResult, objective: Objective) -> str:
-    if one.mean is None:
-        missing = sum(value is None for value in one.values)
-        return f"diverged {missing} of {len(one.values)} times"
-    return objective.format_value(one.mean.mean, one.mean.half_width)
-
-
-def _gain(gain: Interval | None, objective: Objective) -> str:
-    if gain is None:
-        return ""
-    low, high = (objective.format_gain(end, unit=False) for end in (gain.low, gain.high))
-    return f"{objective.format_gain(gain.mean, unit=False)} ({low} to {high})"
-
-
-def _shrank(one: PlanResult, objective: Objective) -> str:
-    return (
-        "" if one.selection_bias is None else objective.format_gain(one.selection_bias, unit=False)
-    )
-
-
-def _who(trial: int | None) -> str:
+def _format_trial(trial: int | None) -> str:
     return "baseline" if trial is None else f"trial {trial}"
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]

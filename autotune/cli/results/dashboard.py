@@ -13,7 +13,7 @@ from autotune.display.console import (
     StorageOption,
     check_folder,
     console,
-    locate,
+    open_study,
 )
 from autotune.errors import UserError
 
@@ -41,26 +41,24 @@ def dashboard(
     """Open optuna-dashboard on this machine's loopback address, until Ctrl-C."""
     if host is not None and not public:
         raise UserError("--host is for --public; without it the dashboard is on 127.0.0.1 alone")
-    located = locate(study, overrides, name, storage)
+    opened = open_study(study, overrides, name, storage)
     from autotune.results.dashboard.server import serve
-    from autotune.study.setup.opening import open_existing
 
-    opened = open_existing(located.name, located.storage, located.files)
     if not public:
         serve(opened, port, lambda url: console().print(f"dashboard: {url} (Ctrl-C ends it)"))
         return
     from autotune.results.dashboard.public import FOLDER, serve_public
 
     check_folder(FOLDER)
-    serve_public(opened, port, host, _tell)
+    serve_public(opened, port, host, _print_endpoint)
 
 
-def _tell(served: PublicEndpoint) -> None:
+def _print_endpoint(endpoint: PublicEndpoint) -> None:
     lines = (
-        f"dashboard: {served.url} (read-only; Ctrl-C ends it)",
-        f"user {served.user}, password {served.password}",
+        f"dashboard: {endpoint.url} (read-only; Ctrl-C ends it)",
+        f"user {endpoint.user}, password {endpoint.password}",
         "a browser warns of the certificate, which was made here; its SHA-256 fingerprint is",
-        served.fingerprint,
+        endpoint.fingerprint,
     )
     for line in lines:
-        console().print(line, highlight=False, markup=False)
+        console().print(line)

@@ -1,4 +1,4 @@
-"""``autotune export``: a fitted model in the formats of others."""
+"""``autotune export``: a model in the formats of other tools."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Annotated
 import typer
 
 from autotune.cli.results.predict import ModelArgument
-from autotune.display.console import check_folder, check_writable, console
+from autotune.display.console import check_folder, check_writable, console, relative_path
 
 
-class Form(StrEnum):
+class Format(StrEnum):
     """The formats, see ``autotune.results.model.export.FORMATS``; naming them imports no torch."""
 
     onnx = "onnx"
@@ -23,7 +23,7 @@ class Form(StrEnum):
 
 def export(
     model: ModelArgument,
-    form: Annotated[Form, typer.Option("--format", help="What to write.")] = Form.onnx,
+    format: Annotated[Format, typer.Option("--format", help="What to write.")] = Format.onnx,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="File, of timm a folder; default: in MODEL."),
@@ -34,31 +34,30 @@ def export(
     ] = None,
 ) -> None:
     """Write a model as ONNX, torch.export or timm, and compare it with PyTorch."""
-    shown = console()
-    check: Callable[[Path], None] = check_folder if form == Form.timm else check_writable
+    stdout = console()
+    check: Callable[[Path], None] = check_folder if format == Format.timm else check_writable
     if output is not None:
         check(output)
-    with shown.status("loading the model") as line:
-        from autotune.display.summary import relative_path
+    with stdout.status("loading the model") as status:
         from autotune.results.model.export import FORMATS, check_packages, random_images
         from autotune.results.model.export import export as write
         from autotune.results.model.model import load_model
         from autotune.results.model.prediction import sample_images
 
-        check_packages(FORMATS[form])
+        check_packages(FORMATS[format])
         loaded = load_model(model)
         compared = sample_images(loaded, images) if images else random_images(loaded)
-        target = output or model / FORMATS[form].file
+        target = output or model / FORMATS[format].file
         check(target)
-        line.update(f"writing {form}")
-        parity = write(loaded, FORMATS[form], target, compared)
+        status.update(f"writing {format}")
+        parity = write(loaded, FORMATS[format], target, compared)
     size = loaded.spec.size
-    what = f"images of {', '.join(images)}" if images else "made-up images (random pixels)"
-    for text in (
+    source = f"images of {', '.join(images)}" if images else "made-up images (random pixels)"
+    for line in (
         f"images (N, 3, {size}, {size}) -> logits (N, {len(loaded.classes)}), any N",
-        f"compared with PyTorch on {parity.images} {what}:",
+        f"compared with PyTorch on {parity.images} {source}:",
         f"  largest difference of a logit {parity.difference:.1e} (allowed "
         f"{parity.allowed:.1e}), same class for {parity.same_class} of {parity.images}",
-        f"{form}: {relative_path(target)}",
+        f"{format}: {relative_path(target)}",
     ):
-        shown.print(text, highlight=False, markup=False, soft_wrap=True)
+        stdout.print(line, soft_wrap=True)

@@ -1,9 +1,8 @@
-"""``autotune predict``: the classes of images, by a fitted model."""
+"""``autotune predict``: predict the classes of images."""
 
 from __future__ import annotations
 
 import csv
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +10,10 @@ from pathlib import Path
 from typing import Annotated, TextIO
 
 import typer
-from rich.console import Console
 
+from autotune.atomic import atomic_file
 from autotune.display.console import check_writable, error_console
-from autotune.errors import AutotuneError, disk_full_as_user_error
+from autotune.errors import AutotuneError
 
 ModelArgument = Annotated[
     Path, typer.Argument(help="Folder of a model, as 'autotune refit' has written it.")
@@ -38,10 +37,10 @@ def predict(
     """Write the classes of images and their probabilities as CSV."""
     if output != "-":
         check_writable(output)
-    told = error_console(soft_wrap=True, highlight=False)
-    # Beside a table on the terminal a moving line would be in the way.
-    moving = error_console(quiet=output == "-" and sys.stdout.isatty())
-    with moving.status("loading the model") as line:
+    stderr = error_console(soft_wrap=True)
+    # A spinner would break a table on the same terminal.
+    progress = error_console(quiet=output == "-" and sys.stdout.isatty())
+    with progress.status("loading the model") as status:
         from autotune.data.sources.folders import printable
         from autotune.results.model.model import load_model
         from autotune.results.model.prediction import (
@@ -61,42 +60,44 @@ def predict(
         set_float32_precision(device)
         loaded.to(device)
         unreadable = []
-        with _table(output, told) as stream:
+        with _open_output(output) as stream:
             writer = csv.writer(stream, lineterminator="\n")
             writer.writerow(csv_columns(loaded.classes, top, every))
             done = 0
             for batch in predict_files(loaded, paths, batch_size):
-                for one in batch:
-                    if one.probabilities is None:
-                        unreadable.append(f"{one.path!r}: {one.problem}")
+                for result in batch:
+                    if result.probabilities is None:
+                        unreadable.append(f"{result.path!r}: {result.problem}")
                         continue
                     writer.writerow(
-                        csv_row(printable(one.path), one.probabilities, loaded.classes, top, every)
+                        csv_row(
+                            printable(result.path),
+                            result.probabilities,
+                            loaded.classes,
+                            top,
+                            every,
+                        )
                     )
                 done += len(batch)
-                line.update(f"{done} of {len(paths)} images")
+                status.update(f"{done} of {len(paths)} images")
             if len(unreadable) == len(paths):
                 raise AutotuneError("\n  ".join(["none of the images can be read:", *unreadable]))
     if unreadable:
-        told.print(f"{len(unreadable)} of {len(paths)} images cannot be read:", markup=False)
+        stderr.print(f"{len(unreadable)} of {len(paths)} images cannot be read:")
         for text in unreadable:
-            told.print(f"  {text}", markup=False)
+            stderr.print(f"  {text}")
     if output != "-":
-        told.print(f"{len(paths) - len(unreadable)} images: {output}", markup=False)
+        stderr.print(f"{len(paths) - len(unreadable)} images: {output}")
 
 
 @contextmanager
-def _table(output: str, told: Console) -> Iterator[TextIO]:
-    """Open what the table is written to; a file appears when it is whole."""
+def _open_output(output: str) -> Iterator[TextIO]:
+    """Open the output; a file appears when it is complete."""
     if output == "-":
         yield sys.stdout
         return
-    target = Path(output)
-    temporary = target.with_name(f".{target.name}.new")
-    try:
-        with disk_full_as_user_error(target.absolute().parent):
-            with temporary.open("w", encoding="utf-8", newline="") as stream:
-                yield stream
-            os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        atomic_file(Path(output).absolute()) as temporary,
+        temporary.open("w", encoding="utf-8", newline="") as stream,
+    ):
+        yield stream

@@ -1,4 +1,4 @@
-"""``autotune refit``: train the best plan anew and measure it on the test part."""
+"""``autotune refit``: train the best plan anew and measure it on the test split."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
-from rich.text import Text
 
 from autotune.display.console import (
     ExistingArgument,
@@ -18,13 +17,13 @@ from autotune.display.console import (
     StorageOption,
     check_folder,
     console,
-    describe_image_progress,
     error_console,
     locate,
+    relative_path,
 )
+from autotune.text import plural
 
 if TYPE_CHECKING:
-    from autotune.results.evaluation.bootstrap import Assessment
     from autotune.results.evaluation.refit import RefitResult
     from autotune.results.values.objective import Objective
 
@@ -43,14 +42,13 @@ def refit(
     name: NameOption = None,
     storage: StorageOption = None,
 ) -> None:
-    """Train the best plan and the baseline anew, and measure both on the test part."""
+    """Train the best plan and the baseline anew, and measure both on the test split."""
     located = locate(study, overrides, name, storage)
     if output is not None:
         check_folder(output)
-    with error_console().status("opening the study") as line:
+    with error_console().status("opening the study") as status:
         from autotune.data.sources.stanford_dogs import STANFORD_DOGS as DOGS
         from autotune.data.sources.stanford_dogs import imagenet_overlap_warning
-        from autotune.display.summary import relative_path
         from autotune.results.evaluation.model_card import describe_difference
         from autotune.results.evaluation.refit import refit_study
         from autotune.results.study_results import StudyResults
@@ -61,58 +59,52 @@ def refit(
             opened,
             trial,
             output,
-            lambda what, epoch, epochs: line.update(f"{what}: epoch {epoch} of {epochs}"),
-            lambda step, done, total: line.update(describe_image_progress(step, done, total)),
+            lambda plan, epoch, epochs: status.update(f"{plan}: epoch {epoch} of {epochs}"),
+            status.on_progress,
             located.refit,
         )
     if as_json:
         typer.echo(json.dumps(result.to_json(), indent=2))
         return
-    shown = console()
-    for sentence in (f"Fitted: {result.selection.describe()}.", *result.selection.remarks):
-        shown.print(Text(sentence))
-    shown.print(
-        f"On the {result.test_images} images of the test part, trained on {result.images} others:",
-        highlight=False,
+    stdout = console()
+    for sentence in (f"Refitted: {result.selection.describe()}.", *result.selection.remarks):
+        stdout.print(sentence)
+    stdout.print(
+        f"On the {plural(result.test_images, 'image')} of the test split, trained on "
+        f"{result.images} others:"
     )
     decimals = 2 if result.test_images >= 1000 else 1
     objective = replace(StudyResults.from_study(opened.study).objective, decimals=decimals)
-    shown.print(_table(result, objective))
+    stdout.print(_metrics_table(result, objective))
     if not result.is_baseline:
         differences = result.comparison.to_json()["difference"]
-        shown.print(Text(describe_difference(objective.name, differences)))
+        stdout.print(describe_difference(objective.name, differences))
     config = opened.config()
-    pretrained = config.dataset == DOGS.name and config.weights != "none"
-    if pretrained and (remark := imagenet_overlap_warning(result.plan.backbone)):
-        shown.print(remark, highlight=False)
+    is_pretrained_on_dogs = config.dataset == DOGS.name and config.weights != "none"
+    if is_pretrained_on_dogs and (remark := imagenet_overlap_warning(result.plan.backbone)):
+        stdout.print(remark)
     if result.reads > 1:
-        shown.print(
-            f"The test part has now been read {result.reads} times; choosing by it makes it a "
-            "validation part.",
-            highlight=False,
+        stdout.print(
+            f"The test split has now been read {result.reads} times; choosing by it makes it a "
+            "validation split."
         )
-    shown.print(f"model: {relative_path(result.folder)}", highlight=False, soft_wrap=True)
+    stdout.print(f"model: {relative_path(result.folder)}", soft_wrap=True)
 
 
-def _table(result: RefitResult, objective: Objective) -> Table:
-    """Write all figures with their intervals; no box, so that they fit into 80 columns."""
-    found = result.comparison
+def _metrics_table(result: RefitResult, objective: Objective) -> Table:
+    """Return all metrics with their intervals, in a table of at most 80 columns."""
+    comparison = result.comparison
     table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
     for title in (f"trial {result.trial}", "95 %", "baseline", "95 %", "gain"):
         table.add_column(title, justify="right", no_wrap=True)
-    for name, difference in found.difference.items():
+    for name, difference in comparison.difference.items():
         metric = objective.with_name(name)
-        table.add_row(
-            metric.label,
-            *_cells(metric, found.model),
-            *_cells(metric, found.baseline),
-            metric.format_gain(difference.value, unit=False),
-        )
+        cells = []
+        for assessment in (comparison.model, comparison.baseline):
+            estimate = assessment.estimates[name]
+            ends = (estimate.low, estimate.high)
+            low, high = (metric.format_value(end).removesuffix(" %") for end in ends)
+            cells += [metric.format_value(estimate.value), f"{low} to {high}"]
+        table.add_row(metric.label, *cells, metric.format_gain(difference.value, unit=False))
     return table
-
-
-def _cells(metric: Objective, assessed: Assessment) -> tuple[str, str]:
-    figure = assessed.estimates[metric.name]
-    low, high = (metric.format_value(one).removesuffix(" %") for one in (figure.low, figure.high))
-    return metric.format_value(figure.value), f"{low} to {high}"

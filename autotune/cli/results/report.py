@@ -15,11 +15,12 @@ from autotune.display.console import (
     StorageOption,
     check_writable,
     console,
-    locate,
+    open_study,
+    relative_path,
 )
 from autotune.errors import UserError
 
-#: Forms that a terminal or a pipe can take.
+#: Formats that a terminal or a pipe can take.
 _STREAMED = ("md", "json", "csv")
 
 
@@ -47,14 +48,11 @@ def report(
 
     md: to read in an issue or a wiki. json: everything, for programs. csv, parquet: a row a trial.
     """
-    located = locate(study, overrides, name, storage)
     if output is not None and output != "-":
         check_writable(output)
-    from autotune.display.summary import relative_path
     from autotune.results.report.formats import render, resolve_format, write_report
     from autotune.results.study_results import StudyResults
     from autotune.storage.url import redact
-    from autotune.study.setup.opening import open_existing
 
     chosen = resolve_format(output, format)
     if output == "-" and chosen not in _STREAMED:
@@ -62,10 +60,10 @@ def report(
             f"--output -: standard output takes {', '.join(_STREAMED)}, but got {chosen}; name "
             "one, as in --format md, or a file"
         )
-    opened = open_existing(located.name, located.storage, located.files)
+    opened = open_study(study, overrides, name, storage)
     if output == "-":
         results = StudyResults.from_study(opened.study)
         sys.stdout.write(render(results, chosen, redact(opened.url)).decode())
         return
     path = write_report(opened, None if output is None else Path(output), chosen)
-    console().print(f"report: {relative_path(path)}", highlight=False)
+    console().print(f"report: {relative_path(path)}")

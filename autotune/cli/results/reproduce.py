@@ -1,11 +1,11 @@
-"""``autotune reproduce``: train one trial once more, as the study did."""
+"""``autotune reproduce``: train a trial again, as the study did."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.text import Text
 
 from autotune.display.console import (
     ExistingArgument,
@@ -13,9 +13,12 @@ from autotune.display.console import (
     Overrides,
     StorageOption,
     console,
-    describe_image_progress,
-    locate,
+    open_study,
 )
+from autotune.text import join_some
+
+if TYPE_CHECKING:
+    from autotune.results.evaluation.reproduce import Reproduction
 
 
 def reproduce(
@@ -25,58 +28,52 @@ def reproduce(
     name: NameOption = None,
     storage: StorageOption = None,
 ) -> None:
-    """Train one trial once more, as the study did, and compare every epoch with it.
+    """Train a trial again, as the study did, and compare every epoch with it.
 
     Exit code 0: all values are equal, bit by bit. 1: some differ, or the study lacks some.
     """
-    located = locate(study, overrides, name, storage)
-    shown = console()
-    with shown.status("opening the study") as line:
+    stdout = console()
+    with stdout.status("opening the study") as status:
+        opened = open_study(study, overrides, name, storage)
         from autotune.results.evaluation.reproduce import reproduce_trial
         from autotune.results.study_results import StudyResults
-        from autotune.study.setup.opening import open_existing
-        from autotune.text import join_some
 
-        opened = open_existing(located.name, located.storage, located.files)
-        found = reproduce_trial(
+        result = reproduce_trial(
             opened,
             trial,
-            lambda epoch, epochs: line.update(f"trial {trial}: epoch {epoch} of {epochs}"),
-            lambda step, done, total: line.update(describe_image_progress(step, done, total)),
+            lambda epoch, epochs: status.update(f"trial {trial}: epoch {epoch} of {epochs}"),
+            status.on_progress,
         )
     objective = StudyResults.from_study(opened.study).objective
-    then, now = found.values
-    epochs = len(found.reproduced)
-    pruned = f", pruned after epoch {max(found.reproduced)}" if found.pruned else ""
-    shown.print(Text(f"trial {trial}{pruned}: {found.plan.describe()}"))
-    shown.print(
-        Text(
-            f"{objective.label} {objective.format_value(then)} then, "
-            f"{objective.format_value(now)} now"
-        )
-    )
-    shown.print(Text(f"trained on {found.compute}"))
-    if found.first_difference is None:
-        shown.print(Text(f"equal bit by bit, after each of {epochs} epochs"))
-    else:
-        last = "the last value is equal" if then == now else f"the last value by {now - then:+.2g}"
-        epoch, apart = found.largest_difference
-        most = f"epoch {epoch} differs the most, by {apart:+.2g}"
-        shown.print(
-            Text(f"differs from epoch {found.first_difference} of {epochs} on; {last}; {most}")
-        )
-        if found.missing_epochs:
-            shown.print(
-                Text(f"the study has no value of the epochs {join_some(found.missing_epochs)}")
-            )
-        if not found.changes:
-            shown.print(
-                Text(
-                    "device and versions are those of then; another kind of processor, or an "
-                    "earlier attempt on another device, rounds otherwise"
-                )
-            )
-    for change in found.changes:
-        shown.print(Text(f"not as it was: {change}"))
-    if found.first_difference is not None:
+    recorded, reproduced = map(objective.format_value, result.values)
+    pruned = f", pruned after epoch {max(result.reproduced)}" if result.pruned else ""
+    stdout.print(f"trial {trial}{pruned}: {result.plan.describe()}")
+    stdout.print(f"{objective.label} {recorded} then, {reproduced} now")
+    stdout.print(f"trained on {result.compute}")
+    for line in _differences(result):
+        stdout.print(line)
+    for change in result.changes:
+        stdout.print(f"changed since then: {change}")
+    if result.first_difference is not None:
         raise typer.Exit(1)
+
+
+def _differences(result: Reproduction) -> Iterator[str]:
+    epochs = len(result.reproduced)
+    if result.first_difference is None:
+        yield f"equal bit by bit, after each of {epochs} epochs"
+        return
+    then, now = result.values
+    last = "the last value is equal" if then == now else f"the last value by {now - then:+.2g}"
+    epoch, difference = result.largest_difference
+    yield (
+        f"differs from epoch {result.first_difference} of {epochs} on; {last}; "
+        f"epoch {epoch} differs the most, by {difference:+.2g}"
+    )
+    if result.missing_epochs:
+        yield f"the study has no value of the epochs {join_some(result.missing_epochs)}"
+    if not result.changes:
+        yield (
+            "device and versions are the same; another kind of processor, or an earlier attempt "
+            "on another device, can round differently"
+        )

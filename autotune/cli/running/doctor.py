@@ -1,4 +1,4 @@
-"""``autotune doctor``: what is wrong with a study, and what can be put right."""
+"""``autotune doctor``: diagnose a study, and repair it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from autotune.display.console import (
     locate,
 )
 from autotune.errors import SchemaError
+from autotune.text import format_bytes, plural
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,64 +35,62 @@ def doctor(
     files: Annotated[
         str | None, typer.Option(help="Folder of the study's files, where it is mounted here.")
     ] = None,
-    fix: Annotated[bool, typer.Option("--fix", help="Put right what can be.")] = False,
+    fix: Annotated[bool, typer.Option("--fix", help="Repair what can be repaired.")] = False,
 ) -> None:
-    """Say what is wrong with a study; changes nothing without --fix.
+    """Report what is wrong with a study; changes nothing without --fix.
 
-    Exit code 0: all is well, or was put right. 1: something remains.
+    Exit code 0: nothing is wrong, or all of it was repaired. 1: something remains.
     """
     located = locate(study, overrides, name, storage)
     from autotune.study.doctor.checks import Finding, FindingKind, diagnose
     from autotune.study.doctor.repair import repair
     from autotune.study.setup.opening import open_existing
 
-    shown = console()
+    stdout = console()
     try:
         opened = open_existing(located.name, located.storage, files or located.files)
     except SchemaError as error:
-        _print_findings(shown, located.name, [Finding(FindingKind.SCHEMA, str(error))], fix=fix)
+        finding = Finding(FindingKind.SCHEMA, str(error))
+        _print_findings(stdout, located.name, [finding], fix=fix)
         raise typer.Exit(1) from None
     diagnosis = diagnose(opened)
-    if fix and any(one.is_fixable for one in diagnosis.findings):
-        _print_findings(shown, opened.name, diagnosis.findings, fix=True)
+    if fix and any(finding.is_fixable for finding in diagnosis.findings):
+        _print_findings(stdout, opened.name, diagnosis.findings, fix=True)
         for line in repair(opened, diagnosis.findings):
-            shown.print(Text(f"done: {line}"))
-        shown.print()
+            stdout.print(f"done: {line}")
+        stdout.print()
         diagnosis = diagnose(opened)
-    _print_findings(shown, opened.name, diagnosis.findings, fix=fix)
+    _print_findings(stdout, opened.name, diagnosis.findings, fix=fix)
     if diagnosis.evidence is not None:
-        shown.print(Text(_looked_at(diagnosis.evidence), style="dim"))
+        stdout.print(_describe_evidence(diagnosis.evidence), style="dim")
     if diagnosis.findings:
         raise typer.Exit(1)
 
 
-def _print_findings(console: Console, name: str, found: Sequence[Finding], *, fix: bool) -> None:
-    if not found:
-        console.print(Text(f"study {name}: nothing is wrong"))
-        return
-    many = "s" if len(found) != 1 else ""
-    console.print(Text(f"study {name}: {len(found)} finding{many}"))
-    for one in found:
-        console.print(Text(one.kind, style="bold red"))
-        console.print(Padding(Text(one.message), (0, 0, 0, 2)))
-        if one.is_fixable and not fix:
-            console.print(Padding(Text(f"--fix: {one.fix}", style="green"), (0, 0, 0, 2)))
+def _print_findings(stdout: Console, name: str, findings: Sequence[Finding], *, fix: bool) -> None:
+    count = plural(len(findings), "finding") if findings else "nothing is wrong"
+    stdout.print(f"study {name}: {count}")
+    for finding in findings:
+        stdout.print(Text(finding.kind, style="bold red"))
+        stdout.print(Padding(Text(finding.message), (0, 0, 0, 2)))
+        if finding.is_fixable and not fix:
+            stdout.print(Padding(Text(f"--fix: {finding.fix}", style="green"), (0, 0, 0, 2)))
 
 
-def _looked_at(evidence: Evidence) -> str:
-    """Say what was looked at, and what could not be."""
+def _describe_evidence(evidence: Evidence) -> str:
+    """Return what was checked, and what could not be."""
     snapshot = evidence.snapshot
     parts = [
-        f"{len(snapshot.trials)} trials ({len(snapshot.running)} running)",
-        f"a database of {evidence.database_bytes / 2**20:,.1f} MB",
+        f"{plural(len(snapshot.trials), 'trial')} ({len(snapshot.running)} running)",
+        f"a database of {format_bytes(evidence.database_bytes)}",
     ]
     if evidence.root is None:
         parts.append("no files: their folder is not on this machine (give it with --files)")
     else:
-        size = sum(one.size_bytes for one in evidence.artifacts) / 2**20
+        size = format_bytes(sum(artifact.size_bytes for artifact in evidence.artifacts))
         parts += [
-            f"{len(evidence.artifacts)} artifacts ({size:,.1f} MB)",
-            f"{len(evidence.checkpoints)} checkpoints",
+            f"{plural(len(evidence.artifacts), 'artifact')} ({size})",
+            plural(len(evidence.checkpoints), "checkpoint"),
         ]
-    parts += [f"{one.free_bytes / 2**30:,.1f} GB free for {one.what}" for one in evidence.disks]
-    return f"looked at: {', '.join(parts)}"
+    parts += [f"{format_bytes(disk.free_bytes)} free for {disk.what}" for disk in evidence.disks]
+    return f"checked: {', '.join(parts)}"

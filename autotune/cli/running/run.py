@@ -48,10 +48,10 @@ def run(
     config = load_checked(study, overrides, name, storage)
     from autotune.display.run_display import make_view
 
-    shown = console()
-    print_plugins(shown, config)
-    with make_view(shown, config) as view:
-        # Within the view, which says what is going on: this imports torch.
+    stdout = console()
+    print_plugins(stdout, config)
+    with make_view(stdout, config) as view:
+        # Within the view, because this imports torch, which takes seconds.
         from autotune.study.engine.launcher import run_study
 
         result = run_study(
@@ -68,9 +68,9 @@ def run(
     from autotune.results.report.formats import write_report
 
     write_report(result.handle)
-    print_summary(shown, result.handle, trained=result.trained)
+    print_summary(stdout, result.handle, trained=result.trained)
     if result.interrupted:
-        shown.print(
-            "Stopped. The trials that were running are queued; the same command goes on with them."
+        stdout.print(
+            "Stopped. The trials that were running are queued; the same command continues them."
         )
         raise typer.Exit(130)

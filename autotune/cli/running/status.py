@@ -1,4 +1,4 @@
-"""``autotune status``: how far a study is."""
+"""``autotune status``: the progress of a study."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from autotune.display.console import (
     Overrides,
     StorageOption,
     console,
-    locate,
+    open_study,
 )
 from autotune.errors import UserError
 
@@ -30,26 +30,24 @@ def status(
         typer.Option(
             min=0.5,
             metavar="SECONDS",
-            help="With --watch: seconds between two looks. Default: 2, or 30 without a terminal.",
+            help="With --watch: seconds between two reads. Default: 2, or 30 without a terminal.",
         ),
     ] = None,
 ) -> None:
-    """Show how far a study is, what every worker is at, what failed, and what is best."""
+    """Show the progress of a study, its workers, what failed, and the best trial."""
     if every is not None and not watch:
         raise UserError("--every goes with --watch")
-    located = locate(study, overrides, name, storage)
+    opened = open_study(study, overrides, name, storage)
     from autotune.display.summary import print_summary, print_workers
-    from autotune.study.setup.opening import open_existing
 
-    shown = console()
-    opened = open_existing(located.name, located.storage, located.files)
+    stdout = console()
     if watch:
         from autotune.display.watch import watch as watch_study
 
         try:
-            watch_study(shown, opened, every)
+            watch_study(stdout, opened, every)
         except KeyboardInterrupt:
             return
     else:
-        print_workers(shown, opened)
-    print_summary(shown, opened, trained=True)
+        print_workers(stdout, opened)
+    print_summary(stdout, opened, trained=True)

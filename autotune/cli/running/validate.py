@@ -8,11 +8,11 @@ from autotune.display.console import (
     StorageOption,
     StudyArgument,
     console,
-    describe_image_progress,
     error_console,
     load_checked,
     print_plugins,
 )
+from autotune.text import plural
 
 
 def validate(
@@ -23,30 +23,27 @@ def validate(
 ) -> None:
     """Check a study file, its images, its backbones and their weights; write nothing."""
     config = load_checked(study, overrides, name, storage)
-    shown = console()
-    print_plugins(shown, config)
+    stdout = console()
+    print_plugins(stdout, config)
     from autotune.search.dimensions import describe
     from autotune.study.setup.definition import define
 
-    with error_console().status("looking at what the file names") as line:
-        definition = define(
-            config,
-            progress=lambda *done: line.update(describe_image_progress(*done)),
-        )
-    source = definition.dataset.source
+    with error_console().status("checking the images and the backbone") as status:
+        definition = define(config, progress=status.on_progress)
+    samples, classes = definition.dataset.source.samples, definition.dataset.source.classes
     backbones = ", ".join(
-        f"{one.name} with {len(one.layers)} layers" for one in definition.backbones
+        f"{backbone.name} with {plural(len(backbone.layers), 'layer')}"
+        for backbone in definition.backbones
     )
-    shown.print(
-        f"{study} is valid: study {config.name!r}, {len(source.samples)} images of "
-        f"{len(source.classes)} classes, {backbones}",
-        highlight=False,
+    stdout.print(
+        f"{study} is valid: study {config.name!r}, {plural(len(samples), 'image')} of "
+        f"{plural(len(classes), 'class', 'classes')}, {backbones}"
     )
     if config.data.folds is not None:
-        given = any(sample.split == "validation" for sample in source.samples)
-        joins = "; the validation part that the data set has is in them" if given else ""
-        shown.print(f"  split     {config.data.folds} folds and a test part{joins}")
+        has_validation = any(sample.split == "validation" for sample in samples)
+        note = "; the validation split of the data set is in the folds" if has_validation else ""
+        stdout.print(f"  split     {config.data.folds} folds and a test split{note}")
     for key, distribution in definition.space.distributions.items():
-        shown.print(f"  searched  {key}: {describe(distribution)}", highlight=False)
+        stdout.print(f"  searched  {key}: {describe(distribution)}")
     for key, value in definition.space.fixed.items():
-        shown.print(f"  fixed     {key}: {value}", highlight=False)
+        stdout.print(f"  fixed     {key}: {value}")

@@ -17,11 +17,10 @@ from autotune.display.console import (
     Overrides,
     StorageOption,
     console,
-    describe_image_progress,
     locate,
 )
 from autotune.runtime import set_gpu_defaults
-from autotune.text import VisibleFormatter
+from autotune.text import VisibleFormatter, plural
 
 
 def worker(
@@ -45,59 +44,55 @@ def worker(
     from autotune.study.engine.worker import Job, run_worker, worker_name
     from autotune.study.setup.opening import wait_for_existing
 
-    shown = console()
+    stdout = console()
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    opened = wait_for_existing(located.name, located.storage, files or located.files, wait, stop)
+    folder = files or located.files
+    opened = wait_for_existing(located.name, located.storage, folder, wait, stop)
     if opened is None:
-        shown.print("Stopped before there was a study.", highlight=False)
+        stdout.print("Stopped before there was a study.")
         raise typer.Exit(130)
     objective = StudyResults.from_study(opened.study).objective
-    shown.print(f"study {opened.name}: preparing the images and the backbone", highlight=False)
-    with shown.status("opening the images") as line:
-        fetch_source(
-            opened.config().dataset,
-            lambda step, done, total: line.update(describe_image_progress(step, done, total)),
-        )
-    told = logging.StreamHandler()
-    told.setFormatter(VisibleFormatter("%(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[told])
+    stdout.print(f"study {opened.name}: preparing the images and the backbone")
+    with stdout.status("opening the images") as status:
+        fetch_source(opened.config().dataset, status.on_progress)
+    handler = logging.StreamHandler()
+    handler.setFormatter(VisibleFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     finished = 0
 
-    def emit(event: dict[str, Any]) -> None:
+    def on_event(event: dict[str, Any]) -> None:
         nonlocal finished
-        if event["event"] == "ready":
-            on = ", ".join(event[key] for key in ("device", "gpu") if event[key])
-            shown.print(f"ready on {on}", highlight=False)
-        elif event["event"] == "waiting":
-            shown.print("waiting for the trials of the other workers", highlight=False)
-        elif event["event"] == "start":
-            shown.print(f"trial {event['trial']}: {event['plan']}", highlight=False, markup=False)
-        elif event["event"] == "end":
-            finished += event["state"] in ("complete", "pruned", "infeasible", "failed")
-            value = "" if event["value"] is None else f" {objective.format_value(event['value'])}"
-            shown.print(f"trial {event['trial']}: {event['state']}{value}", highlight=False)
+        match event["event"]:
+            case "ready":
+                device = ", ".join(event[key] for key in ("device", "gpu") if event[key])
+                stdout.print(f"ready on {device}")
+            case "waiting":
+                stdout.print("waiting for the trials of the other workers")
+            case "start":
+                stdout.print(f"trial {event['trial']}: {event['plan']}")
+            case "end":
+                state, value = event["state"], event["value"]
+                finished += state in ("complete", "pruned", "infeasible", "failed")
+                suffix = "" if value is None else f" {objective.format_value(value)}"
+                stdout.print(f"trial {event['trial']}: {state}{suffix}")
 
-    called = worker_name(os.getpid(), 0)
+    own_name = worker_name(os.getpid(), 0)
     job = Job(
         study=located.name,
         storage=located.storage,
-        files=files or located.files,
-        worker=called,
-        index=zlib.crc32(called.encode()) % 997,  # no two draw the same
+        files=folder,
+        worker=own_name,
+        index=zlib.crc32(own_name.encode()) % 997,  # workers draw different samples
         workers=1,
         threads=0,
         log="(this terminal)",
     )
-    ended = run_worker(job, stop, emit)
-    many = "s" if finished != 1 else ""
+    ended = run_worker(job, stop, on_event)
+    count = plural(finished, "trial")
     if stop.is_set():
-        shown.print(f"Stopped after {finished} trial{many}.", highlight=False)
+        stdout.print(f"Stopped after {count}.")
         raise typer.Exit(130)
-    why = f": {ended.text}" if ended else ""
-    shown.print(
-        f"{finished} trial{many} finished here; the study {located.name!r} has no more to do{why}",
-        highlight=False,
-        markup=False,
-    )
+    reason = f": {ended.text}" if ended else ""
+    stdout.print(f"{count} finished here; the study {located.name!r} has no more to do{reason}")

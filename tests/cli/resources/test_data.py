@@ -69,10 +69,10 @@ def test_fetch_verify_and_path(publisher: Publisher, home: Path, tmp_path: Path)
         "checking lists.tar",
         "unpacking images.tar",
         "unpacking lists.tar",
-        f"dogs is there: {home}/dogs/unpacked",
+        f"dogs is downloaded: {home}/dogs/unpacked",
     ]
     again = call("data", "fetch", "dogs", cwd=tmp_path, **where)
-    assert again.out == f"dogs is there: {home}/dogs/unpacked\n"
+    assert again.out == f"dogs is downloaded: {home}/dogs/unpacked\n"
     assert call("data", "verify", "dogs", cwd=tmp_path, **where).code == 0
     image = next((home / "dogs/unpacked").rglob("*.jpg"))
     image.write_bytes(b"x")
@@ -216,5 +216,5 @@ def test_make_study_from_a_checkout(tmp_path: Path) -> None:
     assert "3 of 3 finished" in ran.stdout
     fitted = make("refit")
     assert fitted.returncode == 0, fitted.stdout + fitted.stderr
-    assert "On the 240 images of the test part, trained on 600 others" in fitted.stdout
+    assert "On the 240 images of the test split, trained on 600 others" in fitted.stdout
     assert "Stanford Dogs is a part of ImageNet" not in fitted.stdout  # it had no weights

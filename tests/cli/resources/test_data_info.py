@@ -28,7 +28,7 @@ def test_it_counts(photos: Path) -> None:
     for line in (
         "images 50: 30 train, 10 validation, 10 test",
         "classes 2",
-        "looked at 40 images (train, validation)",
+        "read 40 images (train, validation)",
         "width 80 px",
         "height 70 px",
         "unreadable 1",

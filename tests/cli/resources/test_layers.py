@@ -265,7 +265,10 @@ def test_a_plan_that_does_not_fit(values: Any, said: str, tmp_path: Path) -> Non
         (("test_vit", "--study", "digits"), "--study and --name say whose trial is meant"),
         (("--plan", "nowhere.json"), "cannot read 'nowhere.json': No such file or directory"),
         (("--plan", "."), "cannot read '.': Is a directory"),
-        (("--plan", "a.json", "--why"), "--plan draws a whole plan; leave --last and --why out"),
+        (
+            ("--plan", "a.json", "--why"),
+            "--plan shows all layers of a plan; leave --last and --why out",
+        ),
         (("--plan", "a.json", "--name", "b"), "--plan must be the number of a trial together"),
         (("--plan", "3"), "storage: there is no database"),
     ],

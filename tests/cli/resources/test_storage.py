@@ -54,7 +54,7 @@ def test_a_study_moves_to_postgres_and_goes_on_there(
         )
     )
     (folder,) = (tmp_path / "storage").iterdir()
-    found = re.fullmatch(r"copied 'tiny': 3 trials and (\d+) files \(.* MiB\) to (.*)", said[0])
+    found = re.fullmatch(r"copied 'tiny': 3 trials and (\d+) files \(.* [kM]B\) to (.*)", said[0])
     assert found is not None and found[2] == str(folder) and int(found[1]) >= 8
     assert said[1].startswith("continue with --storage postgresql+psycopg://fritz:***@")
     assert said[1].endswith(f"; {source} is unchanged") and len(said) == 2
@@ -142,7 +142,7 @@ def test_upgrade(tmp_path: Path) -> None:
     assert said.endswith("'autotune storage upgrade' brings it up to date")
     saved, upgraded = done(call("storage", "upgrade", cwd=tmp_path))
     assert upgraded == f"{shown}: upgraded from v3.0.0.d to v3.2.0.a"
-    file = Path(saved.removeprefix("backup of before: "))
+    file = Path(saved.removeprefix("backup of the old tables: "))
     assert file.parent == tmp_path / "storage" and ".v3.0.0.d." in file.name
     assert everything(default(tmp_path)) == before == everything(f"sqlite:///{file}")
     assert optuna.get_all_study_names(open_storage(default(tmp_path))) == ["rich"]

@@ -22,7 +22,7 @@ import psutil
 import pytest
 from optuna_dashboard import wsgi
 
-from autotune.cli.results.dashboard import _tell
+from autotune.cli.results.dashboard import _print_endpoint
 from autotune.results.dashboard.public import VARIABLE, PublicEndpoint, check_host
 from autotune.study.setup.opening import open_existing
 from tests.support.browser import open_page, until
@@ -213,7 +213,7 @@ def test_the_dashboard_answers_only_caddy(public: Public) -> None:
 
 
 def test_a_fingerprint_is_no_emoji(capsys: pytest.CaptureFixture[str]) -> None:
-    _tell(PublicEndpoint("https://gpu1:8080", "autotune", "in a file", "AB:CD:EF"))
+    _print_endpoint(PublicEndpoint("https://gpu1:8080", "autotune", "in a file", "AB:CD:EF"))
     assert capsys.readouterr().out.splitlines()[-1] == "AB:CD:EF"
 
 

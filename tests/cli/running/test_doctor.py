@@ -49,7 +49,7 @@ def test_nothing_is_wrong_while_a_study_runs(
     assert (ended.code, ended.err) == (0, "")
     first, second = ended.out.splitlines()
     assert first == "study live: nothing is wrong"
-    assert second.startswith("looked at: 8 trials (0 running), a database of ")
+    assert second.startswith("checked: 8 trials (0 running), a database of ")
     assert autotune("doctor", "live", "--storage", url, "--fix", cwd=tmp_path).returncode == 0
 
 

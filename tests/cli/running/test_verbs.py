@@ -82,7 +82,7 @@ def test_status_is_the_summary_of_the_run(finished: Path) -> None:
 def test_commands_name_a_storage_that_is_not_the_default(finished: Path, tmp_path: Path) -> None:
     url = f"sqlite:///{finished / DATABASE}"
     ended = call("status", "tiny", "--storage", url, cwd=tmp_path)
-    assert f"look around    autotune dashboard tiny --storage {url}\n" in ended.out
+    assert f"dashboard      autotune dashboard tiny --storage {url}\n" in ended.out
     assert call("status", "tiny", cwd=finished).out.count("--storage") == 0
 
 
@@ -110,8 +110,8 @@ def test_report_goes_where_it_is_told(finished: Path, tmp_path: Path) -> None:
 def test_fit_measures_twice_and_says_so(finished: Path, tmp_path: Path) -> None:
     first = call("refit", "tiny", cwd=finished)
     assert (first.code, first.err) == (0, "")
-    assert "The test part has now been read" not in first.out
-    assert first.out.startswith("Fitted: trial ")
+    assert "The test split has now been read" not in first.out
+    assert first.out.startswith("Refitted: trial ")
     assert "The accuracy (top-1) is " in first.out or "the baseline: no trial" in first.out
     assert first.out.endswith("model: storage/autotune.files/models/tiny\n")
     folder = finished / "storage/autotune.files/models/tiny"

@@ -370,7 +370,7 @@ def test_a_process_that_lost_its_gpu_is_replaced_and_its_trial_goes_on(tmp_path:
         PYTHONPATH=f"{site}{os.pathsep}{root}",
     )
     assert ended.code == 0, ended.err + ended.out
-    assert ended.out.count("worker 0 died (exit code 75) and is replaced") == 1
+    assert ended.out.count("worker 0 failed (exit code 75) and is replaced") == 1
     assert "device-side assert triggered" in ended.out  # the end of its log
     first, second = trials_of(tmp_path, "tiny")
     reason = first.user_attrs[attrs.REASON]
