@@ -23,7 +23,7 @@ from autotune.cli.results import (
 from autotune.cli.running import doctor, run, status, validate, worker
 from autotune.cli.sigint import interrupt_between_imports
 from autotune.config.old_names import REMOVED_IN
-from autotune.display.console import error_console, fail
+from autotune.display import console
 from autotune.errors import AutotuneError, hide_passwords
 from autotune.runtime import fast_exit, raise_gc_threshold
 from autotune.text import guard_standard_error
@@ -91,7 +91,7 @@ def version(
 
 
 def _warn(text: str) -> None:
-    stderr = error_console(soft_wrap=True)
+    stderr = console.stderr(soft_wrap=True)
     stderr.print(Text.assemble(("warning:", "yellow"), f" {text}"))
 
 
@@ -106,7 +106,7 @@ def main() -> None:
     try:
         app(prog_name="autotune")  # also as python -m autotune.cli.main
     except AutotuneError as error:
-        sys.exit(fail(error))
+        sys.exit(console.fail(error))
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -113,12 +113,12 @@ def lines_of_text(text: str) -> Group:
     return Group(*map(Text, text.split("\n")))
 
 
-def console() -> VisibleConsole:
+def stdout() -> VisibleConsole:
     """Return the console for results."""
     return VisibleConsole(soft_wrap=not sys.stdout.isatty())
 
 
-def error_console(**options: Any) -> VisibleConsole:
+def stderr(**options: Any) -> VisibleConsole:
     """Return the console for messages and progress, on standard error."""
     return VisibleConsole(stderr=True, **options)
 
@@ -137,11 +137,11 @@ def open_live(console: Console, **options: Any) -> AbstractContextManager[Live |
 
 def fail(error: AutotuneError) -> int:
     """Print an error to standard error and return its exit code."""
-    stderr = error_console(soft_wrap=True)
+    output = stderr(soft_wrap=True)
     first, *others = str(error).split("\n")
-    stderr.print(Text.assemble(("error:", "bold red"), f" {first}"))
+    output.print(Text.assemble(("error:", "bold red"), f" {first}"))
     for line in others:  # indented: a line break in a name cannot imitate a message
-        stderr.print(line if line.startswith("  ") else f"  {line}")
+        output.print(line if line.startswith("  ") else f"  {line}")
     return error.exit_code
 
 

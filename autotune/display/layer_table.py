@@ -19,21 +19,12 @@ if TYPE_CHECKING:
 #: Width of a console whose output goes to a file.
 UNLIMITED_WIDTH = 10_000
 
-#: Header and alignment; the first six describe a layer, the others what it can become.
+#: The first six describe a layer, the others what it can become.
 _COLUMNS = (
-    ("layer", "right"),
-    ("modules", "left"),
-    ("kind", "left"),
-    ("output", "left"),
-    ("params", "right"),
-    ("FLOPs", "right"),
-    ("kernel", "left"),
-    ("width", "left"),
-    ("bridge", "left"),
-    ("activation", "left"),
-    ("pool", "left"),
-    ("drop", "left"),
+    *("layer", "modules", "kind", "output", "params", "FLOPs"),
+    *("kernel", "width", "bridge", "activation", "pool", "drop"),
 )
+_RIGHT_ALIGNED = ("layer", "params", "FLOPs")
 _MODULES = 1
 _CHANGEABLE = range(6, len(_COLUMNS))
 #: Values in a line of a study file, of fields that the last layers offer.
@@ -46,7 +37,7 @@ def print_table(console: Console, inspected: Inspection, layers: Sequence[Inspec
     if table := _fitting_table(console, rows, range(len(_COLUMNS))):
         console.print(table)
         return
-    for number, columns in enumerate(([*range(_CHANGEABLE[0])], [0, *_CHANGEABLE])):
+    for number, columns in enumerate((range(_CHANGEABLE[0]), [0, *_CHANGEABLE])):
         if number:
             console.print()
         console.print(_fitting_table(console, rows, columns) or _table(rows, columns, 1))
@@ -71,18 +62,16 @@ def _fitting_table(
 def _table(rows: Sequence[Sequence[str]], columns: Sequence[int], gap: int) -> Table:
     table = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False)
     for column in columns:
-        header, side = _COLUMNS[column]
+        header = _COLUMNS[column]
+        cells = [header, *(row[column] for row in rows)]
         # Only module names may wrap, between two names; a name is folded if nothing else fits.
         wraps = column == _MODULES
-        parts = [
-            part for row in rows for part in (row[column].split() if wraps else [row[column]])
-        ]
         table.add_column(
             header,
-            justify=side,  # type: ignore[arg-type]
+            justify="right" if header in _RIGHT_ALIGNED else "left",
             no_wrap=not wraps,
             overflow="fold",
-            min_width=None if wraps else max(map(len, [header, *parts])),
+            min_width=None if wraps else max(map(len, cells)),
         )
     for row in rows:
         table.add_row(*(Text(row[column]) for column in columns))
@@ -103,7 +92,7 @@ def _rows(inspected: Inspection, layers: Sequence[InspectedLayer]) -> Iterator[t
             "x".join(map(str, layer.shape)),
             format_count(layer.layer.parameters),
             f"{100 * layer.share:.1f} %",
-            *(_format_field(layer, name) for name, _ in _COLUMNS[6:-1]),
+            *(_format_field(layer, name) for name in _COLUMNS[6:-1]),
             _format_drops(layer),
         )
     if inspected.remainder:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from autotune.config.loading import presets
-from autotune.display.console import check_writable, console
+from autotune.display import console
 from autotune.errors import StudyError, did_you_mean, join_sentences
 
 
@@ -29,6 +29,6 @@ def cp(
         target = target / f"{preset}.yaml"
     if target.exists():
         raise StudyError(f"the file {target} exists and is not overwritten; name another one")
-    check_writable(str(target))
+    console.check_writable(str(target))
     target.write_text(paths[preset].read_text(encoding="utf-8"), encoding="utf-8")
-    console().print(f"{target}: run it with 'autotune run {target}'")
+    console.stdout().print(f"{target}: run it with 'autotune run {target}'")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autotune.cli.resources.data_info import info
-from autotune.display.console import console
+from autotune.display import console
 from autotune.display.download_progress import download_progress
 from autotune.text import join_some
 
@@ -29,7 +29,7 @@ NameArgument = Annotated[
 def fetch(name: NameArgument) -> None:
     """Fetch, verify and unpack a dataset; an interrupted download is resumed."""
     dataset = _downloadable(name)
-    stdout = console()
+    stdout = console.stdout()
     if not dataset.is_downloaded:
         stdout.print(dataset.description, soft_wrap=True)
         with download_progress(stdout) as on_progress:
@@ -43,7 +43,7 @@ def verify(name: NameArgument) -> None:
     from autotune.errors import DatasetError
 
     dataset = _downloadable(name)
-    stdout = console()
+    stdout = console.stdout()
     with download_progress(stdout) as on_progress:
         problems = dataset.verify(on_progress)
     if problems:

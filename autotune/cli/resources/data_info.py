@@ -14,13 +14,7 @@ from rich.text import Text
 
 from autotune.config.loading import find_study_file
 from autotune.config.schema import StudyConfig
-from autotune.display.console import (
-    Overrides,
-    check_writable,
-    console,
-    error_console,
-    load,
-)
+from autotune.display import console
 from autotune.errors import StudyError, disk_full_as_user_error
 
 if TYPE_CHECKING:
@@ -37,7 +31,7 @@ def info(
         str,
         typer.Argument(help="A dataset as study files name it, a preset, or a study file."),
     ],
-    overrides: Overrides = None,
+    overrides: console.Overrides = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Draw a contact sheet into this PNG file."),
@@ -51,9 +45,9 @@ def info(
     is_study = _is_study(dataset)
     config = _load_config(dataset, list(overrides or ()), is_study)
     if output is not None:
-        check_writable(output)
-    stdout = console()
-    with error_console().status("finding the images") as status:
+        console.check_writable(output)
+    stdout = console.stdout()
+    with console.stderr().status("finding the images") as status:
         from autotune.data.quality.statistics import compute_statistics
         from autotune.data.splits.dataset import Dataset
         from autotune.study.setup.manifest_store import look_up_existing
@@ -90,9 +84,9 @@ def _is_study(name: str) -> bool:
 def _load_config(name: str, overrides: list[str], is_study: bool) -> StudyConfig:
     """Load a study file, or a dataset with the other values of the preset ``folder``."""
     if is_study or name.endswith((".yaml", ".yml")):
-        return load(name, overrides, None, None)
+        return console.load(name, overrides, None, None)
     quoted = name.replace("'", "''")
-    return load("folder", [f"dataset='{quoted}'", *overrides], None, None)
+    return console.load("folder", [f"dataset='{quoted}'", *overrides], None, None)
 
 
 def _image_spec(config: StudyConfig) -> ImageSpec:

@@ -14,14 +14,7 @@ import typer
 import yaml
 
 from autotune.config.safe_yaml import LimitError, parse_yaml, read_yaml_text
-from autotune.display.console import (
-    NameOption,
-    StorageOption,
-    VisibleConsole,
-    console,
-    lines_of_text,
-    open_study,
-)
+from autotune.display import console
 from autotune.display.layer_table import (
     UNLIMITED_WIDTH,
     example_space,
@@ -65,8 +58,8 @@ def layers(
         typer.Option(help="The study of the trial, as for the other verbs; default: digits."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    name: NameOption = None,
-    storage: StorageOption = None,
+    name: console.NameOption = None,
+    storage: console.StorageOption = None,
 ) -> None:
     """Show the layers of a backbone and what each can become, or a plan; needs no weights."""
     if plan is None:
@@ -96,11 +89,11 @@ def layers(
     _print_plan(trial_plan, image_size or plan_size, source, as_json)
 
 
-def _console() -> VisibleConsole:
+def _console() -> console.VisibleConsole:
     """Return the console for results; output to a file has no limit of its width."""
     if sys.stdout.isatty() or os.environ.get("COLUMNS"):
-        return console()
-    return VisibleConsole(soft_wrap=True, width=UNLIMITED_WIDTH)
+        return console.stdout()
+    return console.VisibleConsole(soft_wrap=True, width=UNLIMITED_WIDTH)
 
 
 def _print_layers(
@@ -143,7 +136,7 @@ def _read_trial(
     number: int, study: str, name: str | None, storage: str | None
 ) -> tuple[TrialPlan, int | None]:
     """Return the plan of a trial and the image size of its study."""
-    opened = open_study(study, None, name, storage)
+    opened = console.open_study(study, None, name, storage)
     from autotune.study.state import attrs
 
     trials = opened.study.get_trials(deepcopy=False)
@@ -216,7 +209,7 @@ def _print_plan(plan: TrialPlan, image_size: int | None, source: str, as_json: b
         return
     stdout.print(f"{plan.backbone}, {source}: {plan.describe()}")
     stdout.print()
-    stdout.print(lines_of_text(as_text(rows)))
+    stdout.print(console.lines_of_text(as_text(rows)))
     stdout.print()
     for line in _count_lines(plan, preview):
         stdout.print(line)

@@ -6,13 +6,13 @@ import yaml
 from rich.table import Table
 
 from autotune.config.loading import presets
-from autotune.display.console import StorageOption, console
+from autotune.display import console
 from autotune.errors import StorageError
 
 
-def ls(storage: StorageOption = None) -> None:
+def ls(storage: console.StorageOption = None) -> None:
     """List the presets; with --storage, the studies there as well."""
-    stdout = console()
+    stdout = console.stdout()
     table = Table("preset", "dataset", "backbone", "description", box=None)
     for name, path in presets().items():
         values = yaml.safe_load(path.read_text(encoding="utf-8"))

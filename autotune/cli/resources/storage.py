@@ -11,14 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.config.schema import StudyConfig
-from autotune.display.console import (
-    StorageOption,
-    check_folder,
-    check_writable,
-    console,
-    error_console,
-    lines_of_text,
-)
+from autotune.display import console
 from autotune.text import format_bytes, plural
 
 if TYPE_CHECKING:
@@ -42,11 +35,11 @@ def _url(storage: str | None) -> str:
 
 
 def _print(text: str) -> None:
-    console().print(lines_of_text(text))
+    console.stdout().print(console.lines_of_text(text))
 
 
 def _warn_renamed(old: str, new: str) -> None:
-    error_console().print(f"warning: 'storage {old}' is now: autotune storage {new}")
+    console.stderr().print(f"warning: 'storage {old}' is now: autotune storage {new}")
 
 
 @app.command("copy")
@@ -79,7 +72,7 @@ def copy(
     from autotune.storage.url import redact
 
     if files is not None:
-        check_folder(Path(files).expanduser())
+        console.check_folder(Path(files).expanduser())
     copy_studies(_url(source), target, study, files, _print_copy)
     _print(f"continue with --storage {redact(target)}; {redact(_url(source))} is unchanged")
 
@@ -105,20 +98,20 @@ def _print_copy(copied: Copied) -> None:
 @app.command("backup", hidden=True)
 def backup(
     output: Annotated[Path, typer.Option("--output", "-o", help="The SQLite file to write.")],
-    storage: StorageOption = None,
+    storage: console.StorageOption = None,
 ) -> None:
     """Copy all studies to an SQLite file (old name of ``copy --to``)."""
     from autotune.storage.url import sqlite_url
 
     _warn_renamed("backup", f"copy --to sqlite:///{output}")
-    check_writable(str(output))
+    console.check_writable(str(output))
     copy(sqlite_url(output), storage)
 
 
 @app.command("restore", hidden=True)
 def restore(
     file: Annotated[Path, typer.Argument(help="An SQLite file with studies.")],
-    storage: StorageOption = None,
+    storage: console.StorageOption = None,
     files: FilesOption = None,
 ) -> None:
     """Copy all studies of an SQLite file to a storage (old name of ``copy --from``)."""
@@ -129,7 +122,7 @@ def restore(
 
 
 @app.command("upgrade")
-def upgrade(storage: StorageOption = None) -> None:
+def upgrade(storage: console.StorageOption = None) -> None:
     """Upgrade the tables of an older Optuna; stop the workers before."""
     from autotune.storage.admin.schema import back_up_sqlite, pending_upgrade, upgrade_tables
     from autotune.storage.url import database_path, is_sqlite, redact
@@ -144,7 +137,7 @@ def upgrade(storage: StorageOption = None) -> None:
         path = database_path(url)
         now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         saved = path.with_name(f"{path.stem}.{before}.{now}.db")
-        check_writable(str(saved))
+        console.check_writable(str(saved))
         back_up_sqlite(path, saved)
         _print(f"backup of the old tables: {saved}")
     upgrade_tables(url)
@@ -152,7 +145,7 @@ def upgrade(storage: StorageOption = None) -> None:
 
 
 @app.command("check")
-def check(storage: StorageOption = None) -> None:
+def check(storage: console.StorageOption = None) -> None:
     """Check that a storage can be used for studies; exit code 1 where it cannot."""
     from autotune.storage.admin import check as checks
     from autotune.storage.url import redact
@@ -164,7 +157,7 @@ def check(storage: StorageOption = None) -> None:
     for result in results:
         verdict = Text("problem", "bold red") if result.is_problem else Text("ok", "green")
         table.add_row(result.what, verdict, Text(result.text))
-    console().print(table)
+    console.stdout().print(table)
     if any(result.is_problem for result in results):
         raise typer.Exit(1)
 
@@ -183,7 +176,7 @@ def postgres(
             f"the Postgres server in {folder} {'is stopped' if was_running else 'was not running'}"
         )
         return
-    check_folder(folder)
+    console.check_folder(folder)
     url = local_postgres.start(folder)
     _print(f"a Postgres server runs in {folder}; its storage is\n\n    {url}\n")
     _print(f"make study STORAGE='{url}'\nmake postgres-local-down stops it, its studies stay")

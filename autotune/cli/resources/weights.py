@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from autotune.display.console import console
+from autotune.display import console
 
 app = typer.Typer(
     help="Fetch pretrained weights.",
@@ -28,7 +28,7 @@ def fetch(
     ],
 ) -> None:
     """Fetch the weights of backbones into the hub's cache (HF_HOME), from HF_ENDPOINT."""
-    stdout = console()
+    stdout = console.stdout()
     from autotune.models.backbone import fetch_weights
 
     for name in backbones:

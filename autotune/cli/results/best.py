@@ -8,13 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 import yaml
 
-from autotune.display.console import (
-    ExistingArgument,
-    NameOption,
-    Overrides,
-    StorageOption,
-    open_study,
-)
+from autotune.display import console
 from autotune.errors import StudyError
 from autotune.text import visible
 
@@ -23,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def best(
-    study: ExistingArgument = "digits",
-    overrides: Overrides = None,
-    name: NameOption = None,
-    storage: StorageOption = None,
+    study: console.ExistingArgument = "digits",
+    overrides: console.Overrides = None,
+    name: console.NameOption = None,
+    storage: console.StorageOption = None,
 ) -> None:
     """Print the plan of the best trial as YAML, of two objectives the Pareto front with it."""
-    opened = open_study(study, overrides, name, storage)
+    opened = console.open_study(study, overrides, name, storage)
     from autotune.display.summary import MAX_FRONT_LINES
     from autotune.results.diagnosis.headline import describe_confirmation
     from autotune.results.study_results import StudyResults

@@ -8,15 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from autotune.display.console import (
-    ExistingArgument,
-    NameOption,
-    Overrides,
-    StorageOption,
-    console,
-    error_console,
-    open_study,
-)
+from autotune.display import console
 
 if TYPE_CHECKING:
     from autotune.results.evaluation.confirm import Confirmation, ConfirmProgress
@@ -24,21 +16,21 @@ if TYPE_CHECKING:
 
 
 def confirm(
-    study: ExistingArgument = "digits",
-    overrides: Overrides = None,
+    study: console.ExistingArgument = "digits",
+    overrides: console.Overrides = None,
     top: Annotated[int, typer.Option(min=1, help="Plans, besides the baseline.")] = 5,
     seeds: Annotated[int, typer.Option(min=2, help="Seeds of each; none is the study's.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    name: NameOption = None,
-    storage: StorageOption = None,
+    name: console.NameOption = None,
+    storage: console.StorageOption = None,
 ) -> None:
     """Train the best plans and the baseline under several seeds, and say whether one is better.
 
     Call it again to continue an interrupted confirmation, or with more seeds.
     """
-    stderr = error_console()
+    stderr = console.stderr()
     with stderr.status("opening the study") as status:
-        opened = open_study(study, overrides, name, storage)
+        opened = console.open_study(study, overrides, name, storage)
         from autotune.results.evaluation.confirm import confirm_plans
         from autotune.results.study_results import StudyResults
 
@@ -55,7 +47,7 @@ def confirm(
     if as_json:
         typer.echo(json.dumps(confirmation.to_json(), indent=2))
         return
-    stdout = console()
+    stdout = console.stdout()
     from autotune.study.state import attrs
 
     has_several = attrs.has_several_backbones(opened.study.user_attrs)

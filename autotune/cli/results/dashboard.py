@@ -6,15 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autotune.display.console import (
-    ExistingArgument,
-    NameOption,
-    Overrides,
-    StorageOption,
-    check_folder,
-    console,
-    open_study,
-)
+from autotune.display import console
 from autotune.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def dashboard(
-    study: ExistingArgument = "digits",
-    overrides: Overrides = None,
-    name: NameOption = None,
-    storage: StorageOption = None,
+    study: console.ExistingArgument = "digits",
+    overrides: console.Overrides = None,
+    name: console.NameOption = None,
+    storage: console.StorageOption = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 8080,
     public: Annotated[
         bool,
@@ -41,15 +33,17 @@ def dashboard(
     """Open optuna-dashboard on this machine's loopback address, until Ctrl-C."""
     if host is not None and not public:
         raise UserError("--host is for --public; without it the dashboard is on 127.0.0.1 alone")
-    opened = open_study(study, overrides, name, storage)
+    opened = console.open_study(study, overrides, name, storage)
     from autotune.results.dashboard.server import serve
 
     if not public:
-        serve(opened, port, lambda url: console().print(f"dashboard: {url} (Ctrl-C ends it)"))
+        serve(
+            opened, port, lambda url: console.stdout().print(f"dashboard: {url} (Ctrl-C ends it)")
+        )
         return
     from autotune.results.dashboard.public import FOLDER, serve_public
 
-    check_folder(FOLDER)
+    console.check_folder(FOLDER)
     serve_public(opened, port, host, _print_endpoint)
 
 
@@ -61,4 +55,4 @@ def _print_endpoint(endpoint: PublicEndpoint) -> None:
         endpoint.fingerprint,
     )
     for line in lines:
-        console().print(line)
+        console.stdout().print(line)

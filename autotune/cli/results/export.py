@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +9,7 @@ from typing import Annotated
 import typer
 
 from autotune.cli.results.predict import ModelArgument
-from autotune.display.console import check_folder, check_writable, console, relative_path
+from autotune.display import console
 
 
 class Format(StrEnum):
@@ -34,8 +33,8 @@ def export(
     ] = None,
 ) -> None:
     """Write a model as ONNX, torch.export or timm, and compare it with PyTorch."""
-    stdout = console()
-    check: Callable[[Path], None] = check_folder if format == Format.timm else check_writable
+    stdout = console.stdout()
+    check = console.check_folder if format == Format.timm else console.check_writable
     if output is not None:
         check(output)
     with stdout.status("loading the model") as status:
@@ -58,6 +57,6 @@ def export(
         f"compared with PyTorch on {parity.images} {source}:",
         f"  largest difference of a logit {parity.difference:.1e} (allowed "
         f"{parity.allowed:.1e}), same class for {parity.same_class} of {parity.images}",
-        f"{format}: {relative_path(target)}",
+        f"{format}: {console.relative_path(target)}",
     ):
         stdout.print(line, soft_wrap=True)

@@ -12,7 +12,7 @@ from typing import Annotated, TextIO
 import typer
 
 from autotune.atomic import atomic_file
-from autotune.display.console import check_writable, error_console
+from autotune.display import console
 from autotune.errors import AutotuneError
 
 ModelArgument = Annotated[
@@ -36,10 +36,10 @@ def predict(
 ) -> None:
     """Write the classes of images and their probabilities as CSV."""
     if output != "-":
-        check_writable(output)
-    stderr = error_console(soft_wrap=True)
+        console.check_writable(output)
+    stderr = console.stderr(soft_wrap=True)
     # A spinner would break a table on the same terminal.
-    progress = error_console(quiet=output == "-" and sys.stdout.isatty())
+    progress = console.stderr(quiet=output == "-" and sys.stdout.isatty())
     with progress.status("loading the model") as status:
         from autotune.data.sources.folders import printable
         from autotune.results.model.model import load_model

@@ -10,17 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from autotune.display.console import (
-    ExistingArgument,
-    NameOption,
-    Overrides,
-    StorageOption,
-    check_folder,
-    console,
-    error_console,
-    locate,
-    relative_path,
-)
+from autotune.display import console
 from autotune.text import plural
 
 if TYPE_CHECKING:
@@ -29,8 +19,8 @@ if TYPE_CHECKING:
 
 
 def refit(
-    study: ExistingArgument = "digits",
-    overrides: Overrides = None,
+    study: console.ExistingArgument = "digits",
+    overrides: console.Overrides = None,
     trial: Annotated[
         int | None,
         typer.Option(help="Number of the trial; default: the best confirmed one, or the best."),
@@ -39,14 +29,14 @@ def refit(
         Path | None, typer.Option("--output", "-o", help="Folder; default: beside the study.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    name: NameOption = None,
-    storage: StorageOption = None,
+    name: console.NameOption = None,
+    storage: console.StorageOption = None,
 ) -> None:
     """Train the best plan and the baseline anew, and measure both on the test split."""
-    located = locate(study, overrides, name, storage)
+    located = console.locate(study, overrides, name, storage)
     if output is not None:
-        check_folder(output)
-    with error_console().status("opening the study") as status:
+        console.check_folder(output)
+    with console.stderr().status("opening the study") as status:
         from autotune.data.sources.stanford_dogs import STANFORD_DOGS as DOGS
         from autotune.data.sources.stanford_dogs import imagenet_overlap_warning
         from autotune.results.evaluation.model_card import describe_difference
@@ -66,7 +56,7 @@ def refit(
     if as_json:
         typer.echo(json.dumps(result.to_json(), indent=2))
         return
-    stdout = console()
+    stdout = console.stdout()
     for sentence in (f"Refitted: {result.selection.describe()}.", *result.selection.remarks):
         stdout.print(sentence)
     stdout.print(
@@ -88,7 +78,7 @@ def refit(
             f"The test split has now been read {result.reads} times; choosing by it makes it a "
             "validation split."
         )
-    stdout.print(f"model: {relative_path(result.folder)}", soft_wrap=True)
+    stdout.print(f"model: {console.relative_path(result.folder)}", soft_wrap=True)
 
 
 def _metrics_table(result: RefitResult, objective: Objective) -> Table:

@@ -8,16 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from autotune.display.console import (
-    ExistingArgument,
-    NameOption,
-    Overrides,
-    StorageOption,
-    check_writable,
-    console,
-    open_study,
-    relative_path,
-)
+from autotune.display import console
 from autotune.errors import UserError
 
 #: Formats that a terminal or a pipe can take.
@@ -25,8 +16,8 @@ _STREAMED = ("md", "json", "csv")
 
 
 def report(
-    study: ExistingArgument = "digits",
-    overrides: Overrides = None,
+    study: console.ExistingArgument = "digits",
+    overrides: console.Overrides = None,
     output: Annotated[
         str | None,
         typer.Option(
@@ -41,15 +32,15 @@ def report(
             "--format", help="What to write; default: what the file's ending says, else html."
         ),
     ] = None,
-    name: NameOption = None,
-    storage: StorageOption = None,
+    name: console.NameOption = None,
+    storage: console.StorageOption = None,
 ) -> None:
     """Write the report of a study: one self-contained HTML page, or what --format says.
 
     md: to read in an issue or a wiki. json: everything, for programs. csv, parquet: a row a trial.
     """
     if output is not None and output != "-":
-        check_writable(output)
+        console.check_writable(output)
     from autotune.results.report.formats import render, resolve_format, write_report
     from autotune.results.study_results import StudyResults
     from autotune.storage.url import redact
@@ -60,10 +51,10 @@ def report(
             f"--output -: standard output takes {', '.join(_STREAMED)}, but got {chosen}; name "
             "one, as in --format md, or a file"
         )
-    opened = open_study(study, overrides, name, storage)
+    opened = console.open_study(study, overrides, name, storage)
     if output == "-":
         results = StudyResults.from_study(opened.study)
         sys.stdout.write(render(results, chosen, redact(opened.url)).decode())
         return
     path = write_report(opened, None if output is None else Path(output), chosen)
-    console().print(f"report: {relative_path(path)}")
+    console.stdout().print(f"report: {console.relative_path(path)}")

@@ -7,14 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autotune.display.console import (
-    ExistingArgument,
-    NameOption,
-    Overrides,
-    StorageOption,
-    console,
-    open_study,
-)
+from autotune.display import console
 from autotune.text import join_some
 
 if TYPE_CHECKING:
@@ -22,19 +15,19 @@ if TYPE_CHECKING:
 
 
 def reproduce(
-    study: ExistingArgument,
+    study: console.ExistingArgument,
     trial: Annotated[int, typer.Argument(help="Number of the trial.")],
-    overrides: Overrides = None,
-    name: NameOption = None,
-    storage: StorageOption = None,
+    overrides: console.Overrides = None,
+    name: console.NameOption = None,
+    storage: console.StorageOption = None,
 ) -> None:
     """Train a trial again, as the study did, and compare every epoch with it.
 
     Exit code 0: all values are equal, bit by bit. 1: some differ, or the study lacks some.
     """
-    stdout = console()
+    stdout = console.stdout()
     with stdout.status("opening the study") as status:
-        opened = open_study(study, overrides, name, storage)
+        opened = console.open_study(study, overrides, name, storage)
         from autotune.results.evaluation.reproduce import reproduce_trial
         from autotune.results.study_results import StudyResults
 

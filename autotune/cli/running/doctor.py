@@ -9,14 +9,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from autotune.display.console import (
-    ExistingArgument,
-    NameOption,
-    Overrides,
-    StorageOption,
-    console,
-    locate,
-)
+from autotune.display import console
 from autotune.errors import SchemaError
 from autotune.text import format_bytes, plural
 
@@ -28,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def doctor(
-    study: ExistingArgument = "digits",
-    overrides: Overrides = None,
-    name: NameOption = None,
-    storage: StorageOption = None,
+    study: console.ExistingArgument = "digits",
+    overrides: console.Overrides = None,
+    name: console.NameOption = None,
+    storage: console.StorageOption = None,
     files: Annotated[
         str | None, typer.Option(help="Folder of the study's files, where it is mounted here.")
     ] = None,
@@ -41,12 +34,12 @@ def doctor(
 
     Exit code 0: nothing is wrong, or all of it was repaired. 1: something remains.
     """
-    located = locate(study, overrides, name, storage)
+    located = console.locate(study, overrides, name, storage)
     from autotune.study.doctor.checks import Finding, FindingKind, diagnose
     from autotune.study.doctor.repair import repair
     from autotune.study.setup.opening import open_existing
 
-    stdout = console()
+    stdout = console.stdout()
     try:
         opened = open_existing(located.name, located.storage, files or located.files)
     except SchemaError as error:

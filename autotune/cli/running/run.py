@@ -6,20 +6,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from autotune.display.console import (
-    NameOption,
-    Overrides,
-    StorageOption,
-    StudyArgument,
-    console,
-    load_checked,
-    print_plugins,
-)
+from autotune.display import console
 
 
 def run(
-    study: StudyArgument = "digits",
-    overrides: Overrides = None,
+    study: console.StudyArgument = "digits",
+    overrides: console.Overrides = None,
     engine: Annotated[
         Literal["local", "ray"],
         typer.Option(help="Where workers run: on this machine, or in a Ray cluster."),
@@ -41,15 +33,15 @@ def run(
         int | None,
         typer.Option(help="With Ray; default: its share of those beside its GPU, or 1."),
     ] = None,
-    name: NameOption = None,
-    storage: StorageOption = None,
+    name: console.NameOption = None,
+    storage: console.StorageOption = None,
 ) -> None:
     """Run a study until its budget is used up; run again to continue it."""
-    config = load_checked(study, overrides, name, storage)
+    config = console.load_checked(study, overrides, name, storage)
     from autotune.display.run_display import make_view
 
-    stdout = console()
-    print_plugins(stdout, config)
+    stdout = console.stdout()
+    console.print_plugins(stdout, config)
     with make_view(stdout, config) as view:
         # Within the view, because this imports torch, which takes seconds.
         from autotune.study.engine.launcher import run_study

@@ -6,22 +6,15 @@ from typing import Annotated
 
 import typer
 
-from autotune.display.console import (
-    ExistingArgument,
-    NameOption,
-    Overrides,
-    StorageOption,
-    console,
-    open_study,
-)
+from autotune.display import console
 from autotune.errors import UserError
 
 
 def status(
-    study: ExistingArgument = "digits",
-    overrides: Overrides = None,
-    name: NameOption = None,
-    storage: StorageOption = None,
+    study: console.ExistingArgument = "digits",
+    overrides: console.Overrides = None,
+    name: console.NameOption = None,
+    storage: console.StorageOption = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="Show it until the study ends, or Ctrl-C.")
     ] = False,
@@ -37,10 +30,10 @@ def status(
     """Show the progress of a study, its workers, what failed, and the best trial."""
     if every is not None and not watch:
         raise UserError("--every goes with --watch")
-    opened = open_study(study, overrides, name, storage)
+    opened = console.open_study(study, overrides, name, storage)
     from autotune.display.summary import print_summary, print_workers
 
-    stdout = console()
+    stdout = console.stdout()
     if watch:
         from autotune.display.watch import watch as watch_study
 

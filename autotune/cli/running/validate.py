@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-from autotune.display.console import (
-    NameOption,
-    Overrides,
-    StorageOption,
-    StudyArgument,
-    console,
-    error_console,
-    load_checked,
-    print_plugins,
-)
+from autotune.display import console
 from autotune.text import plural
 
 
 def validate(
-    study: StudyArgument,
-    overrides: Overrides = None,
-    name: NameOption = None,
-    storage: StorageOption = None,
+    study: console.StudyArgument,
+    overrides: console.Overrides = None,
+    name: console.NameOption = None,
+    storage: console.StorageOption = None,
 ) -> None:
     """Check a study file, its images, its backbones and their weights; write nothing."""
-    config = load_checked(study, overrides, name, storage)
-    stdout = console()
-    print_plugins(stdout, config)
+    config = console.load_checked(study, overrides, name, storage)
+    stdout = console.stdout()
+    console.print_plugins(stdout, config)
     from autotune.search.dimensions import describe
     from autotune.study.setup.definition import define
 
-    with error_console().status("checking the images and the backbone") as status:
+    with console.stderr().status("checking the images and the backbone") as status:
         definition = define(config, progress=status.on_progress)
     samples, classes = definition.dataset.source.samples, definition.dataset.source.classes
     backbones = ", ".join(

@@ -11,23 +11,16 @@ from typing import Annotated, Any
 
 import typer
 
-from autotune.display.console import (
-    ExistingArgument,
-    NameOption,
-    Overrides,
-    StorageOption,
-    console,
-    locate,
-)
+from autotune.display import console
 from autotune.runtime import set_gpu_defaults
 from autotune.text import VisibleFormatter, plural
 
 
 def worker(
-    study: ExistingArgument,
-    overrides: Overrides = None,
-    name: NameOption = None,
-    storage: StorageOption = None,
+    study: console.ExistingArgument,
+    overrides: console.Overrides = None,
+    name: console.NameOption = None,
+    storage: console.StorageOption = None,
     files: Annotated[
         str | None, typer.Option(help="Folder of the study's files, where it is mounted here.")
     ] = None,
@@ -37,14 +30,14 @@ def worker(
     ] = 0.0,
 ) -> None:
     """Attach one more worker to a study that 'autotune run' has made."""
-    located = locate(study, overrides, name, storage)
+    located = console.locate(study, overrides, name, storage)
     set_gpu_defaults(os.environ)  # torch may read them when it is imported
     from autotune.data.sources.registry import fetch_source
     from autotune.results.study_results import StudyResults
     from autotune.study.engine.worker import Job, run_worker, worker_name
     from autotune.study.setup.opening import wait_for_existing
 
-    stdout = console()
+    stdout = console.stdout()
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

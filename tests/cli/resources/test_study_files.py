@@ -55,7 +55,7 @@ def test_a_copied_preset_is_valid_and_nothing_is_written(tmp_path: Path) -> None
     assert (ended.code, ended.err) == (0, "")
     first, *rest = ended.out.splitlines()
     assert first == (
-        "my.yaml is valid: study 'digits', 1797 images of 10 classes, test_resnet.letters with 5 "
+        "my.yaml is valid: study 'digits', 1,797 images of 10 classes, test_resnet.letters with 5 "
         "layers"
     )
     assert {
