@@ -9,7 +9,6 @@ from itertools import pairwise
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits  # type: ignore[import-untyped, unused-ignore]
 
 from autotune.data.image_files import read_image
 from autotune.data.progress import ProgressCallback, no_progress
@@ -24,6 +23,9 @@ class DigitsSource(Source):
     name = "digits"
 
     def __init__(self) -> None:
+        # Imported here, because sklearn is slow to import and few commands read this data set.
+        from sklearn.datasets import load_digits  # type: ignore[import-untyped, unused-ignore]
+
         digits = load_digits()
         # 17 gray levels, 0..16
         self._images = np.rint(digits.images * (255.0 / 16.0)).astype(np.uint8)
