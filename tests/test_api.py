@@ -45,6 +45,7 @@ def run_examples(test: doctest.DocTest) -> dict[str, Any]:
     return test.globs
 
 
+@pytest.mark.slow
 def test_every_example_is_true() -> None:
     """The page first, as it is read; its study is that of the docstrings."""
     text = PAGE.read_text(encoding="utf-8")
