@@ -41,7 +41,7 @@ def doctor(
     Exit code 0: all is well, or was put right. 1: something remains.
     """
     located = locate(study, overrides, name, storage)
-    from autotune.study.doctor.checks import Finding, FindingKind, diagnose
+    from autotune.study.doctor.checks import Finding, FindingKind, check_study
     from autotune.study.doctor.repair import repair
     from autotune.study.setup.opening import open_existing
 
@@ -51,13 +51,13 @@ def doctor(
     except SchemaError as error:
         _print_findings(shown, located.name, [Finding(FindingKind.SCHEMA, str(error))], fix=fix)
         raise typer.Exit(1) from None
-    diagnosis = diagnose(opened)
+    diagnosis = check_study(opened)
     if fix and any(one.is_fixable for one in diagnosis.findings):
         _print_findings(shown, opened.name, diagnosis.findings, fix=True)
         for line in repair(opened, diagnosis.findings):
             shown.print(Text(f"done: {line}"))
         shown.print()
-        diagnosis = diagnose(opened)
+        diagnosis = check_study(opened)
     _print_findings(shown, opened.name, diagnosis.findings, fix=fix)
     if diagnosis.evidence is not None:
         shown.print(Text(_looked_at(diagnosis.evidence), style="dim"))
