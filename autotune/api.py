@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from autotune.results.study_results import StudyResults
     from autotune.study.setup.opening import OpenStudy
 
-#: The environment variable that names a storage, here and for the command.
+#: Environment variable with the URL of the storage, as for the command.
 _STORAGE = "AUTOTUNE_STORAGE"
 
 
@@ -58,7 +58,7 @@ class TrialSummary:
 
 
 class Study:
-    """A study: which layers of a pretrained backbone to retrain, found by experiment.
+    """A study of which layers of a pretrained backbone to retrain.
 
     Make one with :meth:`from_file`, or open one that exists with :meth:`open`.
 
@@ -175,7 +175,7 @@ class Study:
             workers_per_gpu: Workers that share a GPU, in place of ``workers``.
             gpus_per_worker: GPUs of a worker in Ray.
             cpus_per_worker: CPUs of a worker in Ray.
-            progress: Whether to print a line for every trial; or a function to call with every
+            progress: Print a line for every trial; or a function to call with every
                 event, a dictionary with the key ``event``.
 
         Raises:
@@ -300,7 +300,7 @@ class Study:
         Args:
             top: Number of plans besides the baseline.
             seeds: Number of seeds, at least two.
-            progress: Whether to print a line for every training.
+            progress: Print a line for every training.
 
         Raises:
             StudyError: When there is no plan but the baseline, or the baseline diverges.
@@ -336,7 +336,7 @@ class Study:
         Args:
             trial: Number of the trial to take; default: the best confirmed one, or the best.
             folder: Folder of the model, for :func:`autotune.load`; default: beside the study.
-            progress: Whether to print a line for every training.
+            progress: Print a line for every training.
 
         Raises:
             StudyError: When the trial does not exist, or no trial is complete.

@@ -95,7 +95,7 @@ def control_groups(membership: str, root: Path, controller: str) -> Iterator[tup
         if controllers and controller not in controllers.split(","):
             continue
         top = root / controller if controllers else root
-        # In a container the path may be that of the host, and only the top is there.
+        # In a container the path may be that of the host, where only the top exists.
         group = top / path.strip("/")
         for folder in (group, *group.parents):
             yield folder, 1 if controllers else 2

@@ -128,8 +128,8 @@ def _check_size(text: str) -> None:
         elif isinstance(event, yaml.AliasEvent):
             if any(anchor == event.anchor for anchor, _ in open_anchors):
                 raise LimitError(
-                    f"the alias *{event.anchor} of line {_line_of(event)} stands for "
-                    "what it is in, without end"
+                    f"the alias *{event.anchor} of line {_line_of(event)} contains itself, "
+                    "without end"
                 )
             size, height = sizes.get(event.anchor or "", (1, 0))
             values += size

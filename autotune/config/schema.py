@@ -38,8 +38,18 @@ PRUNERS = ("percentile", "median", "hyperband", "none")
 OPTIMIZERS = ("adamw", "sgd", "adagrad")
 POOLS = (KEEP, "avg", "max", "avgmax")
 INIT = tuple(VALUES["init"].values())
-ACTIVATIONS: tuple[str, ...] = ("relu", "gelu", "silu", "hardswish", "leaky_relu", "elu", "selu")
-ACTIVATIONS += ("sigmoid", "tanh", "mish")
+ACTIVATIONS = (
+    "relu",
+    "gelu",
+    "silu",
+    "hardswish",
+    "leaky_relu",
+    "elu",
+    "selu",
+    "sigmoid",
+    "tanh",
+    "mish",
+)
 LAYER_POOLS = ("max2", "max3", "avg2", "avg3")
 #: Objective name -> direction of optimization.
 OBJECTIVES: dict[str, Literal["maximize", "minimize"]] = {
@@ -64,7 +74,7 @@ MAX_NAME = 100
 NAME_RULE = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._+-]{{0,{MAX_NAME - 1}}}")
 
 
-def _study_name(value: str | None) -> str | None:
+def _check_study_name(value: str | None) -> str | None:
     if value is not None and not NAME_RULE.fullmatch(value):
         raise ValueError(
             f"a study's name has up to {MAX_NAME} letters, digits and . _ + - and starts with a "
@@ -73,13 +83,16 @@ def _study_name(value: str | None) -> str | None:
     return value
 
 
-def _not_empty(value: str) -> str:
+def _check_not_empty(value: str) -> str:
     if not value.strip():
         raise ValueError("must not be empty")
     return value
 
 
-Name = Annotated[str, AfterValidator(_not_empty)]
+Name = Annotated[str, AfterValidator(_check_not_empty)]
+_Limit = Annotated[float | None, number(False, 0, low_open=True, optional=True)]
+_Count = Annotated[int | None, number(True, 1, optional=True)]
+_AutoOrOff = Annotated[str, choice(("auto", "off"))]
 _Share = Annotated[float, number(False, 0, 1, low_open=True, high_open=True)]
 
 
@@ -111,7 +124,7 @@ class _Section(BaseModel):
 
 
 class LayerSpace(_Section):
-    """``space.layers``: what trainable layers may become; a layer takes the values that it can.
+    """``space.layers``: changes of trainable layers; a layer ignores values that it cannot take.
 
     The last ``max_layers`` layers have these fields; deeper ones keep their shape. Every searched
     field adds a parameter for each layer: a sampler cannot model hundreds of them from a few dozen
@@ -183,7 +196,7 @@ class PolicySpace(_Section):
 
 
 class SpaceConfig(_Section):
-    """``space``: what is searched.
+    """``space``: the search space.
 
     ``custom`` names a plugin function, ``my_file.py:function``. It receives the space of all other
     keys and returns the one to search.
@@ -231,7 +244,7 @@ class DataConfig(_Section):
     protocol: Annotated[str | None, protocol_name()] = None
     """`30-per-class`: 30 images of each class for training and validation, all others for the
     test; `data.validation` is then a share of the 30."""
-    train_per_class: Annotated[int | None, number(True, 1, optional=True)] = None
+    train_per_class: _Count = None
     """Limit of training images of each class; null: all images."""
     folds: Annotated[int | None, number(True, 2, 20, optional=True)] = None
     """Number of cross-validation folds over all images outside the test split; a trial's value is
@@ -286,7 +299,7 @@ class TrainingConfig(_Section):
     every epoch, without cached features."""
     warmup: Annotated[float, number(False, 0, 1, high_open=True)] = 0.1
     """Share of the steps in which the learning rate rises; then it falls along a cosine."""
-    clip_grad_norm: Annotated[float | None, number(False, 0, low_open=True, optional=True)] = 1.0
+    clip_grad_norm: _Limit = 1.0
     """Largest norm of the gradient; null: no limit."""
     ema: Annotated[
         float | None, number(False, 0, 1, low_open=True, high_open=True, optional=True)
@@ -310,7 +323,7 @@ class GreedyConfig(_Section):
     """`no_gain`: stop at the first layer without a gain; `never`: search all layers."""
     margin: Annotated[float, number(False, 0)] = 0.0
     """Smallest gain of an accepted stage, in units of the objective."""
-    trials_per_stage: Annotated[int | None, number(True, 1, optional=True)] = None
+    trials_per_stage: _Count = None
     """Finished trials of each stage; null: `search.trials` shared among the remaining stages."""
 
 
@@ -335,11 +348,11 @@ class SearchConfig(_Section):
     """Studies of the same storage; their best plans are tried first."""
     trials: Annotated[int, number(True, 1)] = 40
     """Finished trials in all, over all workers and restarts."""
-    timeout: Annotated[float | None, number(False, 0, low_open=True, optional=True)] = None
+    timeout: _Limit = None
     """Seconds of a run after which no new trial starts; null: no limit."""
-    device_hours: Annotated[float | None, number(False, 0, low_open=True, optional=True)] = None
+    device_hours: _Limit = None
     """Hours of device time over all workers after which no new trial starts; null: no limit."""
-    patience: Annotated[int | None, number(True, 1, optional=True)] = None
+    patience: _Count = None
     """Finished trials without improvement after which no new trial starts; null: no limit."""
     seed: Annotated[int, number(True, 0, 2**31 - 1)] = 0
     """Seed of the sampler and of every training."""
@@ -356,18 +369,18 @@ PLUGIN_KEYS = ("search.sampler", "search.pruner", "space.custom")
 class ConstraintsConfig(_Section):
     """``constraints``: limits of a network's costs; a plan beyond one is never the best."""
 
-    max_parameters: Annotated[int | None, number(True, 1, optional=True)] = None
+    max_parameters: _Count = None
     """Limit of the network's parameters, head included; null: no limit."""
-    max_latency_ms: Annotated[float | None, number(False, 0, low_open=True, optional=True)] = None
+    max_latency_ms: _Limit = None
     """Limit of the latency of one image on the training device, in ms; null: no limit."""
-    max_memory_mb: Annotated[float | None, number(False, 0, low_open=True, optional=True)] = None
+    max_memory_mb: _Limit = None
     """Limit of the memory of a training, in MB; null: no limit."""
 
     @property
     def limits(self) -> dict[str, float]:
         """Limited costs by name, with their limits."""
-        given = {cost: getattr(self, f"max_{cost}") for cost in COSTS}
-        return {cost: limit for cost, limit in given.items() if limit is not None}
+        limits = {cost: getattr(self, f"max_{cost}") for cost in COSTS}
+        return {cost: limit for cost, limit in limits.items() if limit is not None}
 
 
 #: ``refit.ema``: a decay that suits the number of steps.
@@ -397,16 +410,16 @@ class CacheConfig(_Section):
     ``autotune.data.memory_budget``.
     """
 
-    disk_gb: Annotated[float | None, number(False, 0, low_open=True, optional=True)] = None
+    disk_gb: _Limit = None
     """Limit of decoded images and features in the folder `files`, in GB; null: half of the space
     that is free or already used by them."""
     memory_gb: Annotated[float | None, number(False, 0, optional=True)] = None
     """Limit of the views that a worker caches in memory, in GB; null: a quarter of the memory of
     the machine or container, divided by the number of workers."""
-    features: Annotated[str, choice(("auto", "off"))] = "auto"
+    features: _AutoOrOff = "auto"
     """`auto`: cache the features of frozen layers; `off`: every trial computes the whole
     network."""
-    cuda_graphs: Annotated[str, choice(("auto", "off"))] = "auto"
+    cuda_graphs: _AutoOrOff = "auto"
     """`auto`: on a GPU capture the training steps on features as CUDA graphs and replay them;
     `off`: launch every step."""
 
@@ -422,9 +435,9 @@ class CacheConfig(_Section):
 
 
 class StudyConfig(_Section):
-    """A whole study file."""
+    """A study file."""
 
-    name: Annotated[str | None, AfterValidator(_study_name)] = None
+    name: Annotated[str | None, AfterValidator(_check_study_name)] = None
     """Name of the study in the storage; null: the name of the file, see [Names](#names)."""
     description: str = ""
     """Description that `autotune ls` shows."""
@@ -468,8 +481,8 @@ class StudyConfig(_Section):
                 training = {"objective": objectives[0], **training}
         if isinstance(search, dict) and search.get("strategy") == "greedy":
             search = {"default_plans": False, **search}
-        given = {"search": search, "training": training}
-        return {**values, **{key: value for key, value in given.items() if value}}
+        sections = {"search": search, "training": training}
+        return {**values, **{key: section for key, section in sections.items() if section}}
 
     @property
     def backbones(self) -> tuple[str, ...]:
@@ -485,8 +498,9 @@ class StudyConfig(_Section):
     @property
     def costs(self) -> tuple[str, ...]:
         """Costs to compute: the limited ones and the second objective."""
-        asked = {*self.constraints.limits, *self.directions}
-        return tuple(cost for cost in COSTS if cost in asked)
+        return tuple(
+            cost for cost in COSTS if cost in {*self.constraints.limits, *self.directions}
+        )
 
     def identity(self) -> dict[str, Any]:
         """Return the definition of the study as plain JSON values.
