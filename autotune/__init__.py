@@ -1,4 +1,4 @@
-"""autotune: which layers of a pretrained vision backbone to re-train, found by experiment.
+"""autotune: search which layers of a pretrained vision backbone to retrain.
 
 Importing this package imports no torch; the names below are loaded when they are first used.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from autotune.results.model.model import Model
     from autotune.results.model.model import load_model as load
 
-#: Public name -> its module, and its name there where that is another.
+#: Public name -> module, with ``:name`` where the module uses another name.
 _HOMES = {
     "AutotuneError": "autotune.errors",
     "Model": "autotune.results.model.model",

@@ -1,6 +1,6 @@
-"""A study in Python, for notebooks and scripts: the same study as that of the command line.
+"""Run and read a study from Python; the command line uses the same studies.
 
-It prints the same plain-text progress as ``autotune run`` without a terminal.
+The printed progress is that of ``autotune run`` without a terminal.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from autotune.results.study_results import StudyResults
     from autotune.study.setup.opening import OpenStudy
 
-#: The environment variable that names a storage, here and for the command.
+#: Environment variable with the URL of the storage, as for the command.
 _STORAGE = "AUTOTUNE_STORAGE"
 
 
@@ -44,9 +44,9 @@ class TrialSummary:
 
     Args:
         value: The metric after its last epoch.
-        words: The plan in words.
+        words: Description of the plan.
         params: The searched parameters that have an effect in this plan, by name.
-        cost: The second objective, where there is one.
+        cost: The second objective, if the study has two.
     """
 
     number: int
@@ -58,7 +58,7 @@ class TrialSummary:
 
 
 class Study:
-    """A study: which layers of a pretrained backbone to retrain, found by experiment.
+    """A study of which layers of a pretrained backbone to retrain.
 
     Make one with :meth:`from_file`, or open one that exists with :meth:`open`.
 
@@ -91,7 +91,7 @@ class Study:
     ) -> Study:
         """Read a study file as ``autotune run`` does; nothing is trained or written.
 
-        Where a study of that name exists, :meth:`run` continues it.
+        If a study of that name exists, :meth:`run` continues it.
 
         Args:
             study: The name of a preset (``digits``) or the path of a YAML file.
@@ -117,12 +117,12 @@ class Study:
 
     @classmethod
     def open(cls, name: str, storage: str | None = None, files: str | None = None) -> Study:
-        """Open a study that exists.
+        """Open an existing study.
 
         Args:
-            name: Its name.
+            name: Name of the study.
             storage: Storage URL; default: ``AUTOTUNE_STORAGE``, else the default of study files.
-            files: Folder of its files, if they were moved.
+            files: Folder of the study's files, if they were moved.
 
         Raises:
             StudyError: When the storage has no such study.
@@ -147,7 +147,7 @@ class Study:
 
     @property
     def storage(self) -> str:
-        """URL of its storage, without a password."""
+        """URL of the study's storage, without a password."""
         return redact(self._url)
 
     def run(
@@ -175,11 +175,11 @@ class Study:
             workers_per_gpu: Workers that share a GPU, in place of ``workers``.
             gpus_per_worker: GPUs of a worker in Ray.
             cpus_per_worker: CPUs of a worker in Ray.
-            progress: Whether to print a line for every trial; or a function to call with every
+            progress: Print a line for every trial; or a function to call with every
                 event, a dictionary with the key ``event``.
 
         Raises:
-            UserError: When something is wrong that can be corrected; nothing was written.
+            UserError: When an argument or the study file is wrong; nothing was written.
             WorkerError: When the workers cannot continue.
 
         Example:
@@ -220,7 +220,7 @@ class Study:
 
     @property
     def best(self) -> TrialSummary | None:
-        """The best complete trial within the limits; ``None`` before there is one.
+        """The best complete trial within the limits; ``None`` if there is none yet.
 
         Example:
             >>> study.best.value >= study.baseline.value
@@ -232,7 +232,7 @@ class Study:
 
     @property
     def baseline(self) -> TrialSummary | None:
-        """The baseline, the unchanged backbone with a linear head; ``None`` before its end.
+        """The baseline, the unchanged backbone with a linear head; ``None`` until it is complete.
 
         Example:
             >>> study.baseline.plan.depth
@@ -242,7 +242,7 @@ class Study:
 
     @property
     def optuna_study(self) -> optuna.Study:
-        """Optuna's study, for everything else.
+        """The study as an Optuna study.
 
         Example:
             >>> len(study.optuna_study.trials)
@@ -251,7 +251,7 @@ class Study:
         return self._open_handle().study
 
     def trials_dataframe(self) -> pd.DataFrame:
-        """Return the trials as a table, a row for each.
+        """Return the trials as a table with a row for each.
 
         The columns are those of :mod:`autotune.results.report.dataframe`: typed, times in UTC,
         parameters as ``param.<name>``, metrics as ``metric.<name>``, costs as ``cost.<name>``.
@@ -294,13 +294,13 @@ class Study:
     def confirm(self, top: int = 5, seeds: int = 5, *, progress: bool = True) -> Confirmation:
         """Train the best plans and the baseline under several seeds, and compare them.
 
-        The trainings run in this process, one after the other. Each result is stored at once: the
-        same call continues after an interrupt.
+        The trainings run in this process, one after the other. Each result is stored at once, so
+        that the same call continues after an interrupt.
 
         Args:
             top: Number of plans besides the baseline.
             seeds: Number of seeds, at least two.
-            progress: Whether to print a line for every training.
+            progress: Print a line for every training.
 
         Raises:
             StudyError: When there is no plan but the baseline, or the baseline diverges.
@@ -335,12 +335,11 @@ class Study:
 
         Args:
             trial: Number of the trial to take; default: the best confirmed one, or the best.
-            folder: Where the model is written, for :func:`autotune.load`; default: beside the
-                study.
-            progress: Whether to print a line for every training.
+            folder: Folder of the model, for :func:`autotune.load`; default: beside the study.
+            progress: Print a line for every training.
 
         Raises:
-            StudyError: When there is no such trial, or none that is complete.
+            StudyError: When the trial does not exist, or no trial is complete.
             UserError: When the folder cannot be written.
 
         Example:
@@ -374,7 +373,7 @@ class Study:
         """Plot the value of every trial, the best so far and the baseline.
 
         Raises:
-            StudyError: When there is nothing to plot yet; so do all plots.
+            StudyError: When there is nothing to plot yet; all plots raise it.
 
         Example:
             >>> [trace.name for trace in study.plot_history().data][-2:]
@@ -432,10 +431,9 @@ class Study:
 
         names = self._results().parameter_names
         if name not in names:
-            text = f"searches {', '.join(names) or 'nothing yet'}, but got {name!r}"
-            raise StudyError(
-                join_sentences(f"the study {self._name!r} {text}", did_you_mean(name, names))
-            )
+            searched = ", ".join(names) or "nothing yet"
+            text = f"the study {self._name!r} searches {searched}, but got {name!r}"
+            raise StudyError(join_sentences(text, did_you_mean(name, names)))
         return self._plot(
             lambda results: slice_figure(results, name),
             f"fewer than two complete trials in which {name} has an effect",
@@ -470,25 +468,22 @@ class Study:
             handle = None
         if handle is None:
             return f"{title}{escape(self._describe())}</p>"
-        from autotune.results.diagnosis.headline import (
-            describe_confirmation,
-            headline,
-            key_figures,
-        )
+        from autotune.results.diagnosis import headline
 
         results = self._results()
-        rows = [(name, f"{number} ({parts})") for name, number, parts in key_figures(results)]
-        if confirmation := describe_confirmation(results):
+        figures = headline.key_figures(results)
+        rows = [(name, f"{number} ({parts})") for name, number, parts in figures]
+        if confirmation := headline.describe_confirmation(results):
             rows.append(("confirmed", confirmation))
         cells = "".join(
             f'<tr><th style="text-align: left">{escape(name)}</th>'
             f'<td style="text-align: left">{escape(text)}</td></tr>'
             for name, text in rows
         )
-        return f"{title}{escape(headline(results))}</p><table>{cells}</table>"
+        return f"{title}{escape(headline.headline(results))}</p><table>{cells}</table>"
 
     def _describe(self) -> str:
-        """Describe the progress of the study, whatever the state of its storage is."""
+        """Describe the progress of the study, also if its storage cannot be read."""
         try:
             if self._find_handle() is None:
                 return "not run yet"
@@ -522,7 +517,7 @@ class Study:
         return TrialSummary(trial.number, value, plan, words, params, *costs)
 
     def _find_handle(self) -> OpenStudy | None:
-        """Open the study; return ``None`` before it has been made."""
+        """Open the study; return ``None`` if it does not exist yet."""
         if self._handle is None:
             from autotune.study.setup.opening import find_existing
 
@@ -541,7 +536,7 @@ class Study:
         return StudyResults.from_study(self._open_handle().study)
 
     def _stored_config(self) -> StudyConfig:
-        """Return the configuration of a study that was opened, with the budget of its last run."""
+        """Return the configuration of an opened study with the budget of its last run."""
         from autotune.study.state import attrs
 
         handle = self._open_handle()

@@ -1,31 +1,31 @@
-"""What can go wrong, as one tree.
+"""The exceptions of autotune, as one tree, and helpers for their messages.
 
 ::
 
     AutotuneError                 anything autotune raises on purpose (exit code 1)
-    ├── UserError                 the user can put it right (exit code 2, nothing written)
+    ├── UserError                 the user can correct it (exit code 2, nothing written)
     │   ├── ConfigError           a study file or an override: every mistake at once
     │   ├── DatasetError          the images: not found, too few, unreadable
-    │   ├── BackboneError         unknown backbone, or weights that do not belong to it
+    │   ├── BackboneError         unknown backbone, or weights of another model
     │   ├── StorageError          the database: unreachable, not writable, wrong password
-    │   │   ├── SchemaError       its tables are those of another Optuna
-    │   │   └── LockedError       another process holds the lock of a study, and holds it long
+    │   │   ├── SchemaError       its tables belong to another version of Optuna
+    │   │   └── LockedError       another process holds the lock of a study for too long
     │   ├── StudyError            no such study, or one with another definition
-    │   ├── FormatError           stored by another version of autotune, and not to be read here
-    │   ├── ModelError            a folder is no model that this version can use
+    │   ├── FormatError           stored by another version of autotune, unreadable here
+    │   ├── ModelError            a folder is not a model that this version can use
     │   ├── DiskFullError         no space left where autotune has to write
-    │   │   └── InsufficientSpaceError   known before anything was written
-    │   └── NoDeviceError         a GPU that cannot be used; a DeviceError as well
-    ├── TrialError                one trial cannot be finished, the study goes on
-    │   ├── DivergedError         its loss or its logits are no numbers any more
+    │   │   └── InsufficientSpaceError   detected before anything was written
+    │   └── NoDeviceError         a GPU that cannot be used; also a DeviceError
+    ├── TrialError                one trial cannot be finished, the study continues
+    │   ├── DivergedError         its loss or its logits are not finite
     │   └── PlanError             its plan does not fit the backbone
     ├── ExportError               a model cannot be written in another format
-    ├── SplitError                a network cannot be cut into prefix and tail; it trains whole
+    ├── SplitError                a network cannot be cut into prefix and tail; all of it runs
     ├── TrialInterruptedError     a stop was requested; the trial is queued again
     ├── DeviceBusyError           other processes use the GPU memory; the trial is queued again
     ├── CacheError                a file of the cache was removed; the trial is queued again
-    └── WorkerError               the workers of a study cannot go on
-        └── DeviceError           a process cannot use its GPU any more, another one can (75)
+    └── WorkerError               the workers of a study cannot continue
+        └── DeviceError           a process can no longer use its GPU, a new one can (75)
 
 Every message states the rule, the value that broke it, and the way out.
 """
@@ -39,36 +39,24 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from autotune.text import one_line
+from autotune.text import one_line, plural
 
-_PASSING = (
-    errno.EIO,
-    errno.ESTALE,
-    errno.EREMOTEIO,
-    errno.ETIMEDOUT,
-    errno.EAGAIN,
-    errno.EINTR,
-    errno.EBUSY,
-    errno.ENETDOWN,
-    errno.ENETUNREACH,
-    errno.EHOSTDOWN,
-    errno.EHOSTUNREACH,
-    errno.ENOTCONN,
-)
-
-
+#: Error numbers of a failing disk or an unreachable network file system.
+_TRANSIENT = {errno.EIO, errno.ESTALE, errno.EREMOTEIO, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR}
+_TRANSIENT |= {errno.EBUSY, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN}
+_TRANSIENT |= {errno.EHOSTUNREACH, errno.ENOTCONN}
 #: Limits the mistakes of a study file that a message lists.
 MAX_PROBLEMS = 50
 
 
 class AutotuneError(Exception):
-    """Base class of everything autotune raises on purpose."""
+    """Base class of all errors that autotune raises on purpose."""
 
     exit_code = 1
 
 
 class UserError(AutotuneError):
-    """Something the user can put right; shown as one message, without a traceback."""
+    """The user can correct something; shown as one message, without a traceback."""
 
     exit_code = 2
 
@@ -93,23 +81,19 @@ class ConfigError(UserError):
     """Every mistake of a study file or of its overrides, reported together.
 
     Args:
-        source: Where the values came from, e.g. the path of the study file.
+        source: Origin of the values, e.g. the path of the study file.
         problems: The mistakes, in the order of the file.
-        count: How many there are, where ``problems`` are not all of them.
+        count: Number of mistakes, if ``problems`` are not all of them.
     """
 
     def __init__(self, source: str, problems: Iterable[Problem], count: int = 0) -> None:
         self.source = source
         self.problems = tuple(problems)
         self.count = max(count, len(self.problems))
-        shown = self.problems[:MAX_PROBLEMS]
-        mistakes = f"{self.count:,} mistake{'s' if self.count != 1 else ''}"
-        lines = [
-            f"{one_line(hide_passwords(source))}: {mistakes}",
-            *(f"  {problem}" for problem in shown),
-        ]
-        if self.count > len(shown):
-            lines.append(f"  and {self.count - len(shown):,} more")
+        lines = [f"{one_line(hide_passwords(source))}: {plural(self.count, 'mistake')}"]
+        lines += [f"  {problem}" for problem in self.problems[:MAX_PROBLEMS]]
+        if self.count >= len(lines):
+            lines.append(f"  and {self.count - len(lines) + 1:,} more")
         super().__init__("\n".join(lines))
 
 
@@ -118,7 +102,7 @@ class DatasetError(UserError):
 
 
 class BackboneError(UserError):
-    """The backbone is unknown, or its weights cannot be had or do not belong to it."""
+    """The backbone is unknown, or its weights are unavailable or of another model."""
 
 
 class StorageError(UserError):
@@ -126,15 +110,15 @@ class StorageError(UserError):
 
 
 class SchemaError(StorageError):
-    """The tables of the storage are those of another Optuna than the installed one."""
+    """The tables of the storage belong to another version of Optuna than the installed one."""
 
 
 class LockedError(StorageError):
-    """Another process has held the lock of a study for longer than was to be waited."""
+    """Another process holds the lock of a study for longer than the timeout."""
 
     @staticmethod
     def for_study(study: str, timeout_s: float | None) -> LockedError:
-        """Name the study that is locked, and the seconds of waiting for it."""
+        """Return the error with the name of the study and the seconds of waiting."""
         return LockedError(
             f"storage: another process has held the lock of the study {study!r} for more than "
             f"{timeout_s:g} s, and no trial can start; is a worker stopped or hung?"
@@ -146,7 +130,7 @@ class StudyError(UserError):
 
 
 class FormatError(UserError):
-    """What another version of autotune has stored, and this one cannot read."""
+    """Another version of autotune has stored something that this one cannot read."""
 
 
 class ModelError(UserError):
@@ -158,7 +142,7 @@ class DiskFullError(UserError):
 
 
 class InsufficientSpaceError(DiskFullError):
-    """What is to be kept on disk is larger than the room that there is or may be taken."""
+    """A file would be larger than the free space or the limit of the cache."""
 
 
 class TrialError(AutotuneError):
@@ -170,23 +154,23 @@ class DivergedError(TrialError):
 
 
 class PlanError(TrialError):
-    """A trial plan asks for something its backbone does not have."""
+    """A trial plan does not fit its backbone."""
 
 
 class ExportError(AutotuneError):
-    """A model cannot be written in another format, or computes something else there."""
+    """A model cannot be written in another format, or computes other values there."""
 
 
 class SplitError(AutotuneError):
-    """A network cannot be cut into a prefix and a tail; it trains whole."""
+    """A network cannot be cut into a prefix and a tail; every trial runs all of it."""
 
 
 class TrialInterruptedError(AutotuneError):
-    """A stop was asked for while a trial was running."""
+    """A stop was requested while a trial was running."""
 
 
 class DeviceBusyError(AutotuneError):
-    """Other processes hold the memory that a trial needs on its device."""
+    """Other processes use the memory that a trial needs on its device."""
 
 
 class CacheError(AutotuneError):
@@ -194,40 +178,43 @@ class CacheError(AutotuneError):
 
 
 class WorkerError(AutotuneError):
-    """The workers of a study cannot go on."""
+    """The workers of a study cannot continue."""
 
 
 class DeviceError(WorkerError):
-    """A process cannot use its GPU any more; a new one in its place can.
+    """A process can no longer use its GPU; a new process can.
 
-    The exit code is that of ``sysexits.h`` for what may be tried again (``EX_TEMPFAIL``).
+    The exit code is ``EX_TEMPFAIL`` of ``sysexits.h``: try again.
     """
 
     exit_code = 75
 
 
 class NoDeviceError(UserError, DeviceError):
-    """The GPU that a process was told to use, or that its machine lists, cannot be used."""
+    """The GPU that was asked for, or that the machine lists, cannot be used."""
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Suggest the valid names that look most like a wrong one.
+    """Suggest the valid names that are most similar to a wrong one.
 
-    Args:
-        name: The name that is not valid.
-        names: The valid names.
-
-    Returns:
-        A sentence such as ``did you mean 'digits'?``, or an empty string when nothing is near.
+    Example:
+        >>> did_you_mean("digts", ["digits", "dogs"])
+        "did you mean 'digits'?"
+        >>> did_you_mean("x", ["digits", "dogs"])
+        ''
     """
-    near = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
-    likeness = [difflib.SequenceMatcher(None, one, name).ratio() for one in near]
-    near = [one for one, like in zip(near, likeness, strict=True) if like > likeness[0] - 0.15]
-    return f"did you mean {' or '.join(repr(one) for one in near)}?" if near else ""
+    matches = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
+    ratios = [difflib.SequenceMatcher(None, match, name).ratio() for match in matches]
+    near = [
+        repr(match)
+        for match, ratio in zip(matches, ratios, strict=True)
+        if ratio > ratios[0] - 0.15
+    ]
+    return f"did you mean {' or '.join(near)}?" if near else ""
 
 
 def format_yaml(value: object) -> str:
-    """Show a value of a study file as the file has it: ``true``, ``null``, ``'text'``."""
+    """Write a value as a study file has it: ``true``, ``null``, ``'text'``."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -236,32 +223,23 @@ def format_yaml(value: object) -> str:
         return "a number of more than 19 digits"  # Python writes none of thousands of digits
     try:
         return shorten(repr(value))
-    except (ValueError, RecursionError):  # of such a number, or a value in itself, inside
+    except (ValueError, RecursionError):  # it contains such a number, or itself
         return f"a {type(value).__name__}"
 
 
-def shorten(text: str, most: int = 300) -> str:
-    """Return a text that is quoted in a message, without the rest of a long one.
-
-    Args:
-        text: The text.
-        most: Characters that it may have.
-    """
-    return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
+def shorten(text: str, limit: int = 300) -> str:
+    """Cut a long text that a message quotes."""
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text):,} characters)"
 
 
 def hide_passwords(text: str) -> str:
-    """Return a text in which the passwords of URLs are ``***``.
-
-    Args:
-        text: Anything that may quote a storage URL, well-formed or not.
-    """
+    """Replace the passwords of URLs in a text, well-formed or not, by ``***``."""
     text = re.sub(r"(:/+[^\s:/]*:)\S*@", r"\1***@", text)
     return re.sub(r"(password=)[^&\s'\"]+", r"\1***", text)
 
 
 def join_sentences(*sentences: str) -> str:
-    """Join the parts of a message, leaving out the empty ones."""
+    """Join the parts of a message that are not empty."""
     return "; ".join(sentence for sentence in sentences if sentence)
 
 
@@ -271,23 +249,20 @@ def is_disk_full(error: OSError) -> bool:
 
 
 def is_transient_os_error(error: OSError) -> bool:
-    """Tell whether the system may do in a moment what it has just refused.
+    """Tell whether another try may succeed.
 
     True for a failing disk and an unreachable network file system; false for a missing file and
-    for one that must not be read.
+    for one without read permission.
     """
-    return isinstance(error, ConnectionError | TimeoutError) or error.errno in _PASSING
+    return isinstance(error, ConnectionError | TimeoutError) or error.errno in _TRANSIENT
 
 
 @contextmanager
 def disk_full_as_user_error(where: object) -> Iterator[None]:
-    """Turn ``ENOSPC`` and ``EDQUOT`` into a message that names the folder.
-
-    Args:
-        where: The file or folder that is being written.
+    """Turn ``ENOSPC`` and ``EDQUOT`` into a message that names the file or folder.
 
     Raises:
-        DiskFullError: When the system says that no space or no quota is left.
+        DiskFullError: When no space or no quota is left.
     """
     try:
         yield

@@ -12,8 +12,8 @@ def attach(package: str, homes: Mapping[str, str]) -> tuple[list[str], Callable[
 
     Args:
         package: Name of the package.
-        homes: Public name -> its module below the package, and ``:name`` where it has another
-            name there.
+        homes: Public name -> module below the package, with ``:name`` where the module uses
+            another name.
 
     Example:
         >>> from autotune.storage import redact

@@ -1,7 +1,6 @@
-"""Everything that autotune uses of Optuna beyond its public interface, in this one module.
+"""The only module that uses private parts of Optuna.
 
-No other module of autotune reaches into Optuna, and ``tests/test_optuna_private.py`` names what a
-new release of Optuna has moved.
+``tests/test_optuna_private.py`` names the parts that a new release of Optuna has moved.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ def storage(study: Study) -> BaseStorage:
 
 
 def with_storage(study: Study, proxy: StorageProxy) -> Study:
-    """Copy a study, with another storage in place of its own."""
+    """Copy a study with another storage."""
     copied = copy.copy(study)
     copied._storage = proxy  # type: ignore[assignment]
     return copied
@@ -53,7 +52,7 @@ def forget_trials(study: Study) -> None:
 
 
 def update_user_attrs(trial: Trial, attributes: Mapping[str, Any]) -> None:
-    """Put user attributes that were written to the storage into a trial that was read before."""
+    """Add user attributes of the storage to a trial that was read before."""
     trial._cached_frozen_trial.user_attrs.update(attributes)
 
 
@@ -87,10 +86,10 @@ def contains(distribution: BaseDistribution, value: Any) -> bool:
 
 
 class ConstraintAwareGPSampler(GPSampler):
-    """Optuna's GP sampler, for studies that get a further constraint while they run.
+    """Optuna's GP sampler, for studies that gain a constraint while they run.
 
-    Optuna starts the fit for each constraint from the last fit of the constraint at the same
-    position, and would look for one that was not there.
+    Optuna starts the fit of each constraint from the last fit at the same position, and fails for
+    a new constraint.
     """
 
     def _get_constraints_acqf_args(
@@ -103,11 +102,7 @@ class ConstraintAwareGPSampler(GPSampler):
 
 
 class StorageProxy:
-    """Stands in for a storage, which answers everything that a subclass does not.
-
-    Args:
-        storage: The storage.
-    """
+    """A storage that forwards everything that a subclass does not override."""
 
     def __init__(self, storage: BaseStorage) -> None:
         self._storage = storage
@@ -117,11 +112,11 @@ class StorageProxy:
 
 
 class StudyProxy:
-    """Stands in for a study to a sampler or a pruner, and shows it other trials.
+    """A study that presents other trials to a sampler or a pruner, and forwards everything else.
 
     Args:
-        study: The study, which answers everything else.
-        storage: The storage to show, by default that of the study.
+        study: The study.
+        storage: The storage to present; default: that of the study.
     """
 
     def __init__(self, study: Study, storage: StorageProxy | None = None) -> None:
@@ -134,7 +129,7 @@ class StudyProxy:
     def get_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        """Return the trials to show."""
+        """Return the trials to present."""
         raise NotImplementedError
 
     def _get_trials(
@@ -156,11 +151,11 @@ class OpenRDBStorage(RDBStorage):
         included_trial_ids: set[int],
         trial_id_greater_than: int,
     ) -> list[FrozenTrial]:
-        """Read what Optuna's cache asks for: trials with these ids, and those after another."""
+        """Read the trials with these ids, and those with ids after another."""
         return super()._get_trials(study_id, states, included_trial_ids, trial_id_greater_than)
 
     def insert_trial(self, study_id: int, template: FrozenTrial | None = None) -> FrozenTrial:
-        """Write a new trial, a copy of the template if there is one."""
+        """Write a new trial, or a copy of the template."""
         return super()._create_new_trial(study_id, template)
 
     def _get_trials(

@@ -1,8 +1,7 @@
-"""The trial plan: everything that tells one trial of a study from another.
+"""The trial plan: all settings in which the trials of a study differ.
 
-A plan is a frozen value: JSON in, JSON out, equal when it means the same network and the same
-training. It is stored with every trial, and whatever is done with a trial later (rerun, fit,
-report) starts from it.
+A plan is a frozen value, and equal plans mean the same network and the same training. It is stored
+as JSON with every trial; reproduce, refit and report start from it.
 """
 
 from __future__ import annotations
@@ -15,9 +14,10 @@ from itertools import groupby
 from typing import Any
 
 from autotune.format_versions import refuse_unknown
+from autotune.text import plural
 
 KEEP = "keep"
-#: By annotation of a field: what a stored value may be, and how a message says it.
+#: Annotation of a field -> types of a stored value, and their name in messages.
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "bool": ((bool,), "true or false"),
     "int": ((int,), "a whole number"),
@@ -28,23 +28,22 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 }
 
 
-#: A width below this is a ratio (0.5: half as many channels), from it on a number of channels.
+#: Limits ratios of widths (0.5: half as many channels); from it on a width is a channel number.
 FIRST_ABSOLUTE = 8
-#: Fields of a layer plan that make new weights, so that it matters what they start from.
+#: Fields of a layer plan that make new weights; ``inherit`` says how those are initialized.
 INHERITING = ("kernel", "width", "bridge")
 
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What one trainable layer becomes; ``keep`` leaves a field as the backbone has it.
+    """The changes of one trainable layer; ``keep`` leaves a field as the backbone has it.
 
     Args:
         kernel: Side of its spatial convolutions: 1, 2, 3, 5 or 7.
         width: Number of its inner channels (of its output channels where it has no inner ones
             and nothing else writes to them): a ratio below 8, a number of channels from 8 on.
-        bridge: Number of channels, given like ``width``, that its last convolution or linear
-            layer writes; a 1x1 convolution brings them back to what the rest of the network
-            expects.
+        bridge: Output channels of its last convolution or linear layer, given like ``width``; a
+            1x1 convolution restores the number that the rest of the network expects.
         activation: Name of its activation function.
         pool: Type and window of its pooling: ``max2``, ``max3``, ``avg2`` or ``avg3``.
         dropout: Share of the activations that its dropout drops in training.
@@ -65,7 +64,7 @@ class LayerPlan:
         return {name: value for name, value in vars(self).items() if value != KEEP}
 
     def describe(self) -> str:
-        """Describe what changes, empty when nothing does.
+        """Describe the changes; return an empty text without changes.
 
         Example:
             >>> LayerPlan(kernel=5, drop_path=0.1).describe()
@@ -139,19 +138,17 @@ class TrainingPolicy:
             (discriminative fine-tuning, Howard and Ruder 2018, section 3.2; 0.65 to 0.75 is usual
             for fine-tuning ViTs, Bao et al. 2022, BEiT, appendix).
         weight_decay: Decoupled for AdamW, L2 otherwise; never on norms and biases.
-        momentum: Of ``sgd``; the other optimizers have none to choose. 0.9 is the value of nearly
+        momentum: Momentum of ``sgd``; the other optimizers ignore it. 0.9 is the value of nearly
             all transfer studies; lower ones can be better where source and target are alike (Li
             et al. 2020, Rethinking the Hyperparameters for Fine-tuning).
         label_smoothing: As in Szegedy et al. 2016, section 7, which uses 0.1.
         head_epochs: Epochs at the start in which the head alone trains (linear probing, then
             fine-tuning: Kumar et al. 2022).
-        l2_sp: Strength of the pull of the trainable layers towards their pretrained weights, in
-            place of weight decay there (L2-SP, Li et al. 2018; they find 0.1 to 0.001 good). 0 is
-            none.
-        mixup: The parameter of the beta distribution of mixup (Zhang et al. 2018: 0.1 to 0.4). 0
-            is none.
-        cutmix: That of CutMix (Yun et al. 2019: 1). 0 is none; with both, each batch gets one of
-            the two.
+        l2_sp: Strength of L2-SP, which pulls the trainable layers towards their pretrained weights
+            and replaces their weight decay (Li et al. 2018; they find 0.1 to 0.001 good).
+        mixup: Parameter of the beta distribution of mixup (Zhang et al. 2018: 0.1 to 0.4).
+        cutmix: Parameter of the beta distribution of CutMix (Yun et al. 2019: 1). With both, each
+            batch gets one of the two.
     """
 
     optimizer: str = "adamw"
@@ -166,10 +163,10 @@ class TrainingPolicy:
     cutmix: float = 0.0
 
     def describe(self, trainable: bool = True) -> str:
-        """Describe the optimizer, and what differs from the default.
+        """Describe the optimizer and the values that differ from the default.
 
         Args:
-            trainable: Whether there are trainable layers besides the head.
+            trainable: Whether layers besides the head are trainable.
 
         Example:
             >>> TrainingPolicy("sgd", 0.1, momentum=0.5, head_epochs=3, mixup=0.2).describe()
@@ -182,8 +179,7 @@ class TrainingPolicy:
         if trainable and self.layer_decay != default.layer_decay:
             words.append(f"layer decay {self.layer_decay:.2g}")
         if trainable and self.head_epochs:
-            epochs = "epoch" if self.head_epochs == 1 else "epochs"
-            words.append(f"head alone for {self.head_epochs} {epochs}")
+            words.append(f"head alone for {plural(self.head_epochs, 'epoch')}")
         if trainable and self.l2_sp:
             words.append(f"L2-SP {self.l2_sp:.3g}")
         if self.mixup:
@@ -203,9 +199,9 @@ class TrialPlan:
         layers: Plans of the trainable layers, layer 1 (the last) first; ``len(layers) == depth``.
         head: The head.
         policy: How the trainable part is trained.
-        inherit: What changed layers start from: ``weights`` (the pretrained ones, channels
-            chosen by their magnitude), ``data`` (the same, channels chosen by their activity on
-            training images) or ``none`` (He initialisation).
+        inherit: Initial weights of changed layers: ``weights`` (the pretrained ones, channels
+            chosen by magnitude), ``data`` (the same, channels chosen by activity on training
+            images) or ``none`` (He initialization).
     """
 
     backbone: str
@@ -217,7 +213,7 @@ class TrialPlan:
 
     @property
     def reshaped(self) -> tuple[int, ...]:
-        """Layers whose plan changes something, counted from the output."""
+        """Numbers of the changed layers, counted from the output."""
         return tuple(index for index, layer in enumerate(self.layers, start=1) if layer.changes())
 
     def to_json(self) -> dict[str, Any]:
@@ -230,9 +226,9 @@ class TrialPlan:
 
         Raises:
             KeyError: When a required field is missing.
-            TypeError: When there is a field that no plan has, or a value of another type.
+            TypeError: When a field is unknown, or a value has another type.
         """
-        refuse_unknown(values, (one.name for one in dataclasses.fields(TrialPlan)), "a plan")
+        refuse_unknown(values, [field.name for field in dataclasses.fields(TrialPlan)], "a plan")
         head = values["head"]
         hidden = tuple(HiddenLayer(**layer) for layer in head["hidden"])
         plan = TrialPlan(
@@ -243,11 +239,12 @@ class TrialPlan:
             policy=TrainingPolicy(**values["policy"]),
             inherit=values["inherit"],
         )
-        for index, layer in enumerate(plan.layers, start=1):
-            _check_types(layer, f"layer {index}, ")
-        for unit in plan.head.hidden:
-            _check_types(unit, "head.hidden.")
-        for part, where in ((plan.head, "head."), (plan.policy, "policy."), (plan, "")):
+        parts: list[tuple[Any, str]] = [
+            (layer, f"layer {index}, ") for index, layer in enumerate(plan.layers, start=1)
+        ]
+        parts += [(unit, "head.hidden.") for unit in plan.head.hidden]
+        parts += [(plan.head, "head."), (plan.policy, "policy."), (plan, "")]
+        for part, where in parts:
             _check_types(part, where)
         return plan
 
@@ -255,7 +252,7 @@ class TrialPlan:
         """Describe the plan in one line.
 
         Args:
-            named: Begin with the backbone: where a study has several.
+            named: Begin with the backbone, for studies of several.
 
         Example:
             >>> TrialPlan("resnet18", depth=2, layers=(LayerPlan(),) * 2).describe()
@@ -268,15 +265,15 @@ class TrialPlan:
         trainable = {0: "backbone frozen", 1: "last layer trainable"}.get(
             self.depth, f"last {self.depth} layers trainable"
         )
-        if changes := self._changes_in_words():
+        if changes := self._describe_changes():
             trainable += f" ({changes})"
         head = self.head.describe()
         head = f"head {head}" if self.head.hidden else head.replace("linear", "linear head", 1)
         name = f"{self.backbone}: " if named else ""
         return f"{name}{trainable}, {head}, {self.policy.describe(trainable=self.depth > 0)}"
 
-    def _changes_in_words(self) -> str:
-        """Describe what the layers become, neighbours that become the same together."""
+    def _describe_changes(self) -> str:
+        """Describe the changed layers; neighbors with the same changes are named together."""
         words = []
         for change, run in groupby(
             enumerate(self.layers, start=1), key=lambda numbered: numbered[1].describe()
@@ -295,16 +292,12 @@ class TrialPlan:
 
 
 def _check_types(part: Any, where: str) -> None:
-    """Refuse a part of a plan with a value that is not of the type of its field.
-
-    Raises:
-        TypeError: With the first of them.
-    """
-    for one in dataclasses.fields(part):
-        if one.type not in _KINDS:  # the parts of a plan, which are checked by themselves
+    """Raise a TypeError for the first value that has not the type of its field."""
+    for field_ in dataclasses.fields(part):
+        if field_.type not in _KINDS:  # the parts of a plan, which are checked by themselves
             continue
-        kinds, words = _KINDS[str(one.type)]
-        value = getattr(part, one.name)
+        kinds, words = _KINDS[str(field_.type)]
+        value = getattr(part, field_.name)
         fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
         if not fits or (isinstance(value, float) and not math.isfinite(value)):
-            raise TypeError(f"{where}{one.name} must be {words}, but got {value!r}")
+            raise TypeError(f"{where}{field_.name} must be {words}, but got {value!r}")

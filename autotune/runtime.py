@@ -1,4 +1,4 @@
-"""How many threads work: one where more of them only slow it down, or one for each core."""
+"""Settings of a process: threads, cores, garbage collection, memory allocators, and its end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
 @contextmanager
 def single_threaded() -> Iterator[None]:
-    """Run torch on one thread for as long as the context lasts."""
+    """Run torch on one thread in the context."""
     import torch
 
     threads = torch.get_num_threads()
@@ -33,9 +33,9 @@ def single_threaded() -> Iterator[None]:
 
 
 def limit_torch_threads() -> None:
-    """Have torch use no more threads than this process may use cores.
+    """Limit the threads of torch to the cores of this process.
 
-    OpenMP, which gives torch its number, heeds affinity and ``OMP_NUM_THREADS`` but no quota.
+    OpenMP, which sets torch's default, respects affinity and ``OMP_NUM_THREADS`` but no quota.
     """
     import torch
 
@@ -45,18 +45,15 @@ def limit_torch_threads() -> None:
 def available_cpus() -> int:
     """Count the cores that this process may use.
 
-    That is what its affinity allows (``taskset``, SLURM's ``--cpus-per-task``, a container's
-    ``cpuset``), and no more than the quotas of its control groups amount to (``docker --cpus``,
-    the CPU limit of a Kubernetes container). A part of a core counts as one.
+    The limits are its affinity (``taskset``, SLURM's ``--cpus-per-task``, a container's
+    ``cpuset``) and the quotas of its control groups (``docker --cpus``, the CPU limit of a
+    Kubernetes container). A part of a core counts as one.
     """
-    if hasattr(os, "sched_getaffinity"):
-        allowed = len(os.sched_getaffinity(0))
-    else:
-        allowed = os.cpu_count() or 1
-    quotas: list[float] = []
+    has_affinity = hasattr(os, "sched_getaffinity")
+    limits: list[float] = [len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1]
     with suppress(OSError):  # not Linux
-        quotas += cpu_quotas(Path("/proc/self/cgroup").read_text(), CONTROL_GROUPS)
-    return max(1, min(allowed, *(math.ceil(quota) for quota in quotas)) if quotas else allowed)
+        limits += cpu_quotas(Path("/proc/self/cgroup").read_text(), CONTROL_GROUPS)
+    return max(1, math.ceil(min(limits)))
 
 
 def cpu_quotas(membership: str, root: Path) -> Iterator[float]:
@@ -66,11 +63,11 @@ def cpu_quotas(membership: str, root: Path) -> Iterator[float]:
     (https://docs.kernel.org/admin-guide/cgroup-v2.html, https://docs.kernel.org/scheduler/sched-bwc.html).
 
     Args:
-        membership: What ``/proc/self/cgroup`` says.
+        membership: Content of ``/proc/self/cgroup``.
         root: Where the groups are mounted.
     """
     for folder, version in control_groups(membership, root, "cpu"):
-        with suppress(OSError, ValueError):  # none here, or "max"
+        with suppress(OSError, ValueError):  # no limit, or "max"
             if version == 2:
                 quota, period = (int(part) for part in (folder / "cpu.max").read_text().split())
             else:
@@ -83,12 +80,12 @@ def cpu_quotas(membership: str, root: Path) -> Iterator[float]:
 
 
 def control_groups(membership: str, root: Path, controller: str) -> Iterator[tuple[Path, int]]:
-    """Find the control groups whose limits hold for a process: its own, and all above it.
+    """Find the control groups that limit a process: its own, and all above it.
 
     Args:
-        membership: What ``/proc/self/cgroup`` says: hierarchy, controllers and path in each line.
+        membership: Content of ``/proc/self/cgroup``: hierarchy, controllers and path in each line.
         root: Where the groups are mounted.
-        controller: What is limited, e.g. ``cpu``; version 1 has a hierarchy for each.
+        controller: The limited resource, e.g. ``cpu``; version 1 has a hierarchy for each.
 
     Yields:
         The folder of a group, and the version of its hierarchy.
@@ -98,7 +95,7 @@ def control_groups(membership: str, root: Path, controller: str) -> Iterator[tup
         if controllers and controller not in controllers.split(","):
             continue
         top = root / controller if controllers else root
-        # In a container the path may be that of the host, and only the top is there.
+        # In a container the path may be that of the host, where only the top exists.
         group = top / path.strip("/")
         for folder in (group, *group.parents):
             yield folder, 1 if controllers else 2
@@ -106,43 +103,43 @@ def control_groups(membership: str, root: Path, controller: str) -> Iterator[tup
                 break
 
 
-#: New objects after which Python looks for cycles; its own 700 suit programs that make less.
-_OBJECTS = 50_000
-#: glibc's ``mallopt``: its parameters, and what turns each off from outside.
-_KEEPING = {-3: "MALLOC_MMAP_THRESHOLD_", -1: "MALLOC_TRIM_THRESHOLD_"}
-_KEPT_BYTES = 2**31 - 1  # it takes an int
-#: torch reads its allocator's settings from the first of these that is set; the last is the newest
-#: name, the first one every version that autotune runs on knows.
+#: Number of new objects before Python searches for cycles; its default is 700.
+_GC_THRESHOLD = 50_000
+#: Parameters of glibc's ``mallopt``, and the environment variables that set them.
+_MALLOC_PARAMETERS = {-3: "MALLOC_MMAP_THRESHOLD_", -1: "MALLOC_TRIM_THRESHOLD_"}
+_MALLOC_BYTES = 2**31 - 1  # the largest int, which mallopt takes
+#: Variables with the settings of torch's allocator, which reads the first that is set. All
+#: supported versions read the first of these names; the last is the newest.
 _ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 
 def raise_gc_threshold() -> None:
-    """Look for cycles of objects less often.
+    """Search for cycles of objects less often.
 
-    Importing torch and timm makes a million objects that stay for good, and Python would go
-    through them a thousand times: a quarter of the time that it takes.
+    Importing torch and timm makes a million permanent objects, which Python would search a
+    thousand times: a quarter of the time of the import.
     """
-    gc.set_threshold(_OBJECTS, 20, 20)
+    gc.set_threshold(_GC_THRESHOLD, 20, 20)
 
 
 def tune_malloc() -> None:
-    """Have glibc keep freed memory of up to 2 GiB, in a process that trains.
+    """Let glibc keep up to 2 GiB of freed memory, in a process that trains.
 
-    It would hand every activation map back to the system and fetch it again, zeroed, in the next
-    layer: half of the time of a training on the CPU (``benchmarks/allocator.py``). What the
-    environment says of these settings holds; where there is no glibc nothing happens.
+    Otherwise it returns every activation map to the system and requests it again, zeroed, in the
+    next layer: half of the time of a training on the CPU (``benchmarks/allocator.py``). Settings
+    of the environment have priority; without glibc nothing happens.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    for parameter, variable in _KEEPING.items():
+    for parameter, variable in _MALLOC_PARAMETERS.items():
         if mallopt is not None and variable not in os.environ:
-            mallopt(parameter, _KEPT_BYTES)
+            mallopt(parameter, _MALLOC_BYTES)
 
 
 def set_gpu_defaults(environment: MutableMapping[str, str]) -> None:
-    """Set what CUDA and torch read before they use a GPU, where the user has not set it.
+    """Set the variables of CUDA and torch that the user has not set.
 
-    GPUs are numbered as ``nvidia-smi`` numbers them; CUDA itself would begin with the fastest.
-    Segments that grow lose less memory to gaps: every trial asks for tensors of other shapes
+    GPUs get the numbers of ``nvidia-smi``; by default CUDA begins with the fastest. Expandable
+    segments lose less memory to gaps: every trial allocates tensors of other shapes
     (https://docs.pytorch.org/docs/stable/notes/cuda.html#optimizing-memory-usage-with-pytorch-cuda-alloc-conf).
 
     Args:
@@ -154,16 +151,13 @@ def set_gpu_defaults(environment: MutableMapping[str, str]) -> None:
 
 
 def fast_exit(code: int) -> NoReturn:
-    """End the process at once, once all that is registered for its end is done.
-
-    The system takes back what a process had faster than the interpreter takes it apart.
-    """
+    """Run the exit functions and end the process, without the interpreter's slow clean-up."""
     atexit._run_exitfuncs()
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except (OSError, ValueError):  # nobody reads any more
+        except (OSError, ValueError):  # the reader has closed it
             code = code or 1
     os._exit(code)
 
@@ -175,10 +169,10 @@ _was_enabled = False
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """Let the garbage collector rest for as long as the context lasts.
+    """Pause the garbage collector in the context.
 
-    Objects without cycles go at once as always. Contexts may be nested, and held by several
-    threads: the collector goes on when the last one ends.
+    Objects without cycles are freed as always. Contexts may be nested and used by several threads:
+    the collector resumes when the last one ends.
     """
     global _pauses, _was_enabled
     with _lock:

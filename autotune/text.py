@@ -1,8 +1,8 @@
 """Text for people: safe output of foreign names, and lists, counts, sizes, durations in words.
 
-A name may contain what a terminal obeys (escape sequences), what turns a line around (bidi
-controls), what cannot be encoded (bytes of a file name that are not UTF-8), or what a spreadsheet
-computes. The data keeps it; terminals, pages and tables get the text that these functions return.
+A name may contain escape sequences for a terminal, bidi controls that reverse a line, bytes that
+are not UTF-8, or a formula for a spreadsheet. The data keeps it; terminals, pages and tables get
+the text that these functions return.
 """
 
 from __future__ import annotations
@@ -67,11 +67,12 @@ def format_duration(seconds: float) -> str:
         >>> format_duration(4980)
         '1 h 23 min'
     """
-    whole = round(seconds)
-    for unit, size, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60)):
-        if whole >= size:
-            return f"{whole // size} {unit} {whole % size // part} {smaller}"
-    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{seconds:.3g} s"
+    rounded = round(seconds)
+    units = (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1))
+    for unit, size, smaller, smaller_size in units:
+        if rounded >= size:
+            return f"{rounded // size} {unit} {rounded % size // smaller_size} {smaller}"
+    return f"{seconds:.3g} s"
 
 
 def format_clock(seconds: float | None) -> str:
@@ -96,28 +97,24 @@ def error_line(error: BaseException, limit: int = 200) -> str:
 
 
 def visible(text: str) -> str:
-    r"""Return a text in which characters that would act are written out, such as ``\x1b``.
-
-    Tabs and ends of lines stay: see :func:`one_line`.
-    """
-    return _HIDDEN.sub(_written, text)
+    r"""Write out control characters, such as ``\x1b``; tabs and line feeds stay."""
+    return _HIDDEN.sub(_escape, text)
 
 
 def one_line(text: str) -> str:
-    r"""Return a name as one visible line: ends of lines are written out too, as ``\n``."""
+    r"""Write out control characters, tabs and line feeds: the result is one line."""
     return visible(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def escaped(text: str) -> str:
-    r"""Return a JSON text with the same values, in which no character would act: ``\u001b``."""
-    return _HIDDEN.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
+    r"""Escape control characters in a JSON text, such as ``\u001b``; its values stay the same."""
+    return _HIDDEN.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
 def as_cell(value: object) -> object:
-    """Return a cell of a CSV file: a spreadsheet takes no text for a formula.
+    """Return a cell of a CSV file, quoted where a spreadsheet would compute a text.
 
-    Args:
-        value: A cell. A number stays one, also where it is a text such as ``-0.5``.
+    Numbers stay numbers, also a text such as ``-0.5``.
     """
     if not isinstance(value, str):
         return value
@@ -133,7 +130,7 @@ def as_cell(value: object) -> object:
 
 
 class VisibleFormatter(logging.Formatter):
-    """Formats what is logged: nothing in it acts on a terminal, or looks like another record."""
+    """Format log records so that their text neither acts on a terminal nor forges a record."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Format a record; lines after its first are indented."""
@@ -141,10 +138,10 @@ class VisibleFormatter(logging.Formatter):
 
 
 def guard_standard_error() -> None:
-    """Have what Python writes to standard error by itself be visible text.
+    """Write out control characters in everything that Python prints to standard error.
 
-    That is what libraries log where no handler is set up, warnings, and the traceback of an error
-    that nobody has caught; names of files and classes are in all of them.
+    These are log records without a handler, warnings and tracebacks of uncaught errors, which may
+    contain names of files and classes.
     """
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(VisibleFormatter("%(message)s"))
@@ -171,6 +168,6 @@ def _show_error(
     print(visible(text), end="", file=sys.stderr)
 
 
-def _written(found: re.Match[str]) -> str:
-    code = ord(found.group())
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match.group())
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"

@@ -1,4 +1,4 @@
-"""The Python API: every example that is written down runs, and what cannot be says why."""
+"""The Python API: its examples and its errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("AUTOTUNE_STORAGE", raising=False)
     with connections_closed():
@@ -37,14 +37,15 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def run_examples(test: doctest.DocTest) -> dict[str, Any]:
     """Run examples; return the names that they leave."""
-    said = io.StringIO()
+    output = io.StringIO()
     runner = doctest.DocTestRunner(optionflags=FLAGS)
     with workers_inline():
-        runner.run(test, out=said.write, clear_globs=False)
-    assert not runner.failures, said.getvalue()
+        runner.run(test, out=output.write, clear_globs=False)
+    assert not runner.failures, output.getvalue()
     return test.globs
 
 
+@pytest.mark.slow
 def test_every_example_is_true() -> None:
     """The page first, as it is read; its study is that of the docstrings."""
     text = PAGE.read_text(encoding="utf-8")
@@ -52,13 +53,12 @@ def test_every_example_is_true() -> None:
     page = doctest.DocTestParser().get_doctest(text, names, PAGE.name, str(PAGE), 0)
     assert len(page.examples) > 15
     study = run_examples(page)["study"]
-    found = doctest.DocTestFinder().find(
-        api, globs={}, extraglobs={"study": study, "autotune": autotune}
-    )
-    documented = [one for one in found if one.examples]
+    names = {"study": study, "autotune": autotune}
+    tests = doctest.DocTestFinder().find(api, globs={}, extraglobs=names)
+    documented = [test for test in tests if test.examples]
     assert len(documented) > 12
-    for one in documented:
-        run_examples(one)
+    for test in documented:
+        run_examples(test)
 
 
 def made(name: str = "made", **how: Any) -> autotune.Study:
@@ -116,20 +116,20 @@ def test_two_objectives() -> None:
 
 
 def test_a_notebook_is_shown_no_tags_of_others() -> None:
-    shown = made(name=HOSTILE, hostile=True)._repr_html_()
-    assert "<script>" not in shown and "<b>&amp;" not in shown
-    assert shown.count("<table>") == 1
+    html = made(name=HOSTILE, hostile=True)._repr_html_()
+    assert "<script>" not in html and "<b>&amp;" not in html
+    assert html.count("<table>") == 1
 
 
 def test_what_cannot_be_drawn_says_why() -> None:
     study = made(trials=0, running=1, failed=0, retried=0)
-    for draw, said in (
+    for draw, message in (
         (study.plot_history, "no trial is complete yet"),
         (study.plot_timeline, "no trial has ended yet"),
         (study.plot_importances, "need complete trials that differ"),
         (study.plot_front, "has one objective, and no front; a study file with 'objectives"),
     ):
-        with pytest.raises(StudyError, match=said):
+        with pytest.raises(StudyError, match=message):
             draw()
     with pytest.raises(StudyError, match=r"'training\.rl'; did you mean 'training\.lr'"):
         study.plot_slice("training.rl")
@@ -148,7 +148,7 @@ def test_mistakes(tmp_path: Path) -> None:
     study = made()
     with pytest.raises(StudyError, match="has no study 'mode'; it has made; did you mean 'made'"):
         autotune.Study.open("mode")
-    for call, said in (
+    for call, message in (
         (lambda: study.run(gpus=0), "gpus: must be text such as '0,2'"),  # type: ignore[arg-type]
         (lambda: study.confirm(seeds=1), "seeds: must be at least 2, but got 1"),
         (lambda: study.confirm(top=0), "top: must be at least 1, but got 0"),
@@ -156,7 +156,7 @@ def test_mistakes(tmp_path: Path) -> None:
         (lambda: study.report("missing/a.md"), "missing must exist and be writable"),
         (lambda: study.report(tmp_path), "but it is a folder"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             call()
 
 
@@ -181,11 +181,13 @@ def test_an_interrupt_queues_what_runs(tmp_path: Path) -> None:
             stderr=subprocess.STDOUT,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
-    wait_for(lambda: any(one.state == TrialState.RUNNING for one in trials_of(tmp_path, "digits")))
+    wait_for(
+        lambda: any(trial.state == TrialState.RUNNING for trial in trials_of(tmp_path, "digits"))
+    )
     started.send_signal(signal.SIGINT)
     assert started.wait(60) == 0
-    said = (tmp_path / "out.txt").read_text()
-    assert said.endswith(
+    output = (tmp_path / "out.txt").read_text()
+    assert output.endswith(
         "Stopped. The running trials are queued; run() continues them.\nafter: True 0\n"
     )
-    assert any(one.state == TrialState.WAITING for one in trials_of(tmp_path, "digits"))
+    assert any(trial.state == TrialState.WAITING for trial in trials_of(tmp_path, "digits"))

@@ -1,4 +1,4 @@
-"""The garbage collector rests while it is in the way, and goes on afterwards."""
+"""Pausing the garbage collector."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from autotune.runtime import gc_paused
 
 
-def test_the_collector_rests_until_the_last_context_ends() -> None:
+def test_the_collector_pauses_until_the_last_context_ends() -> None:
     assert gc.isenabled()
     with gc_paused():
         with gc_paused():
@@ -19,13 +19,13 @@ def test_the_collector_rests_until_the_last_context_ends() -> None:
     assert gc.isenabled()
 
 
-def test_the_collector_goes_on_after_an_error() -> None:
+def test_the_collector_resumes_after_an_error() -> None:
     with pytest.raises(ValueError, match="broken"), gc_paused():
         raise ValueError("broken")
     assert gc.isenabled()
 
 
-def test_a_thread_that_is_done_does_not_wake_it_for_another() -> None:
+def test_a_thread_that_is_done_does_not_resume_it_for_another() -> None:
     entered, leave = threading.Event(), threading.Event()
 
     def other() -> None:

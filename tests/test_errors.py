@@ -22,11 +22,8 @@ from autotune.errors import (
 
 
 def classes() -> list[type[Exception]]:
-    return [
-        one
-        for one in vars(errors).values()
-        if isinstance(one, type) and issubclass(one, Exception)
-    ]
+    members = vars(errors).values()
+    return [kind for kind in members if isinstance(kind, type) and issubclass(kind, Exception)]
 
 
 def test_the_tree_is_the_one_in_the_docstring() -> None:
@@ -35,17 +32,17 @@ def test_the_tree_is_the_one_in_the_docstring() -> None:
     above: list[tuple[int, str]] = []
     for line in errors.__doc__.splitlines():
         words = line.strip(" │├└─").split()
-        if words and words[0] in {one.__name__ for one in classes()} and line.startswith("    "):
+        if words and words[0] in {kind.__name__ for kind in classes()} and line.startswith("    "):
             indent = line.index(words[0])
             above = [(depth, name) for depth, name in above if depth < indent]
             drawn[words[0]] = above[-1][1] if above else "Exception"
             above.append((indent, words[0]))
-    assert drawn == {one.__name__: one.__bases__[0].__name__ for one in classes()}
+    assert drawn == {kind.__name__: kind.__bases__[0].__name__ for kind in classes()}
 
 
 @pytest.mark.parametrize("kind", classes(), ids=lambda kind: kind.__name__)
 def test_every_error_has_the_exit_code_of_its_kind(kind: type[AutotuneError]) -> None:
-    """2 for what the user can put right, 75 for what a new process puts right."""
+    """2 for what the user can correct, 75 for what a new process corrects."""
     expected = 2 if issubclass(kind, UserError) else 75 if kind is DeviceError else 1
     assert kind.exit_code == expected
 
@@ -57,7 +54,7 @@ def test_all_problems_are_in_the_message() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("text", "hidden"),
     [
         ("postgresql://u:secret@h/db", "postgresql://u:***@h/db"),
         (
@@ -75,20 +72,14 @@ def test_all_problems_are_in_the_message() -> None:
         ("hf://owner/name", "hf://owner/name"),
     ],
 )
-def test_passwords_are_hidden(text: str, shown: str) -> None:
-    assert hide_passwords(text) == shown
-    assert str(ConfigError(text, [Problem("k", text)])) == f"{shown}: 1 mistake\n  k: {shown}"
+def test_passwords_are_hidden(text: str, hidden: str) -> None:
+    assert hide_passwords(text) == hidden
+    assert str(ConfigError(text, [Problem("k", text)])) == f"{hidden}: 1 mistake\n  k: {hidden}"
 
 
 def test_values_are_shown_as_yaml_has_them() -> None:
-    assert [format_yaml(one) for one in (True, False, None, "x", 1, 0.5)] == [
-        "true",
-        "false",
-        "null",
-        "'x'",
-        "1",
-        "0.5",
-    ]
+    texts = [format_yaml(value) for value in (True, False, None, "x", 1, 0.5)]
+    assert texts == ["true", "false", "null", "'x'", "1", "0.5"]
 
 
 def test_nearest_names() -> None:
@@ -112,7 +103,7 @@ def test_other_errors_of_the_system_pass() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "may"),
+    ("error", "is_transient"),
     [
         (OSError(errno.EIO, ""), True),
         (OSError(errno.ESTALE, ""), True),
@@ -125,5 +116,5 @@ def test_other_errors_of_the_system_pass() -> None:
     ],
     ids=repr,
 )
-def test_what_the_system_may_do_in_a_moment(error: OSError, may: bool) -> None:
-    assert is_transient_os_error(error) is may
+def test_errors_after_which_another_try_may_succeed(error: OSError, is_transient: bool) -> None:
+    assert is_transient_os_error(error) is is_transient

@@ -34,16 +34,16 @@ STORED: dict[str, Sequence[Any]] = {
             if name.isupper() and not name.startswith("_") and isinstance(value, str)
         ),
         *(
-            [one.__name__, *(field.name for field in fields(one))]
-            for one in (*PLAN, Space, BackboneLimits, Budget, StopReason, Verdict, Metrics)
+            [kind.__name__, *(field.name for field in fields(kind))]
+            for kind in (*PLAN, Space, BackboneLimits, Budget, StopReason, Verdict, Metrics)
         ),
     ],
     format_versions.MODEL: [
-        *([one.__name__, *(field.name for field in fields(one))] for one in PLAN),
+        *([kind.__name__, *(field.name for field in fields(kind))] for kind in PLAN),
         model.FIELDS,
     ],
     format_versions.CONFIRMATION: [
-        *([one.__name__, *(field.name for field in fields(one))] for one in PLAN),
+        *([kind.__name__, *(field.name for field in fields(kind))] for kind in PLAN),
         confirm.FIELDS,
     ],
 }

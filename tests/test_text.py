@@ -75,16 +75,16 @@ def test_the_console_shows_and_obeys_nothing(text: str, terminal: bool) -> None:
     )
     table = Table(f"head {text}", title=f"title {text}")
     table.add_row(text)
-    for shown in (text, Text(text), table, f"[bold]{text}[/]", "[/wrong]"):
-        console.print(shown)
+    for printed in (text, Text(text), table, f"[bold]{text}[/]", "[/wrong]"):
+        console.print(printed)
     with console.status(Text(text)):
         pass
     stream.flush()
-    said = buffer.getvalue().decode()
+    output = buffer.getvalue().decode()
     if terminal:  # what rich sends itself: styles, moving the cursor, hiding it
-        said = re.sub(r"\x1b\[[0-9;?]*[mKAhl]|\r", "", said)
-    assert not ACTING & set(said)
-    assert "[bold]" in said and "[/wrong]" in said
+        output = re.sub(r"\x1b\[[0-9;?]*[mKAhl]|\r", "", output)
+    assert not ACTING & set(output)
+    assert "[bold]" in output and "[/wrong]" in output
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -97,8 +97,8 @@ def test_a_line_break_in_a_name_makes_no_line(terminal: bool) -> None:
     table.add_row(name)
     table.add_row(Text(name, style="bold"))
     styled = Text.assemble(("class", "bold"), f" {name}", style="red")
-    for shown in (name, Text(name), table, styled, Group(Text(name), Padding(Text(name), 1))):
-        console.print(shown)
+    for printed in (name, Text(name), table, styled, Group(Text(name), Padding(Text(name), 1))):
+        console.print(printed)
     with console.status(name) as status:
         status.update(f"[/x] {name}")
     lines = re.sub(r"\x1b\[[0-9;?]*[mKAhl]|\r", "", stream.getvalue()).splitlines()
@@ -110,8 +110,8 @@ def test_a_line_break_in_a_name_makes_no_line(terminal: bool) -> None:
 
 def test_a_line_break_in_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     fail(UserError("no folder /a\nerror: forged\n  a line of ours"))
-    said = capsys.readouterr().err
-    assert said == "error: no folder /a\n  error: forged\n  a line of ours\n"
+    output = capsys.readouterr().err
+    assert output == "error: no folder /a\n  error: forged\n  a line of ours\n"
 
 
 def test_rich_alone_would_fail() -> None:
@@ -124,14 +124,11 @@ def test_an_error_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "error: no \\x1b[2J [bold]class[/] 'a\\udcff' [/x]\n"
 
 
-def test_what_libraries_log() -> None:
-    line = logging.LogRecord("lib", logging.WARNING, "", 0, "bad \x1b[2J %s", ("\u202e",), None)
-    assert VisibleFormatter("%(message)s").format(line) == "bad \\x1b[2J \\u202e"
-
-
-def test_a_record_of_several_lines() -> None:
-    line = logging.LogRecord("lib", logging.WARNING, "", 0, "no a\nerror: b", (), None)
-    assert VisibleFormatter("%(message)s").format(line) == "no a\n  error: b"
+def test_log_records_are_visible_and_indented() -> None:
+    record = logging.LogRecord(
+        "lib", logging.WARNING, "", 0, "no \x1b[2J %s\nb", ("\u202e",), None
+    )
+    assert VisibleFormatter("%(message)s").format(record) == "no \\x1b[2J \\u202e\n  b"
 
 
 def test_what_python_writes_to_standard_error(
@@ -152,13 +149,13 @@ def test_what_python_writes_to_standard_error(
             raise ValueError(text)
         except ValueError as error:
             sys.excepthook(type(error), error, error.__traceback__)
-    said = capsys.readouterr().err
-    assert not ACTING & set(said) and said.count("no \\x1b[2J \\u202e") >= 3
-    assert "ValueError" in said and "UserWarning" in said
+    output = capsys.readouterr().err
+    assert not ACTING & set(output) and output.count("no \\x1b[2J \\u202e") >= 3
+    assert "ValueError" in output and "UserWarning" in output
 
 
 @pytest.mark.parametrize(
-    ("cell", "shown"),
+    ("cell", "expected"),
     [
         ("=1+1", "'=1+1"),
         ("+cmd|' /C calc'!A0", "'+cmd|' /C calc'!A0"),
@@ -183,8 +180,8 @@ def test_what_python_writes_to_standard_error(
         (None, None),
     ],
 )
-def test_cells(cell: object, shown: object) -> None:
-    assert as_cell(cell) == shown
+def test_cells(cell: object, expected: object) -> None:
+    assert as_cell(cell) == expected
 
 
 @pytest.mark.parametrize("form", ["html", "md", "csv", "json"])
@@ -205,22 +202,22 @@ def test_reports_of_a_hostile_study(form: str) -> None:
     trial.set_user_attr(attrs.REASON, text)
     trial.set_user_attr(attrs.WORKER, f"{text}/1/0")
     study.tell(trial, state=TrialState.FAIL)
-    said = render(StudyResults.from_study(study), form).decode()
+    output = render(StudyResults.from_study(study), form).decode()
     if form == "html":  # plotly's own script has characters of all kinds
-        start = said.index("<script>")
-        said = said[:start]
-    assert not ACTING & set(said), sorted(map(ascii, ACTING & set(said)))
+        start = output.index("<script>")
+        output = output[:start]
+    assert not ACTING & set(output), sorted(map(ascii, ACTING & set(output)))
     if form == "csv":
-        rows = list(csv.DictReader(io.StringIO(said)))
+        rows = list(csv.DictReader(io.StringIO(output)))
         assert rows[-1]["reason"].startswith("'=1") and float(rows[0]["value"]) > 0
 
 
 def test_a_hostile_name_of_a_study(tmp_path: Path, closed_connections: None) -> None:
     url = f"sqlite:///{tmp_path / 'storage/autotune.db'}"
     make_study("a[/b]\x1b[2J\u202e", trials=3, storage=open_storage(url, create=True))
-    ended = call("status", "nothing", cwd=tmp_path)  # names the studies that are there
-    assert ended.code == 2 and not ACTING & set(ended.err)
-    assert "it has a[/b]\\x1b[2J\\u202e" in ended.err
+    result = call("status", "nothing", cwd=tmp_path)  # names the studies that are there
+    assert result.code == 2 and not ACTING & set(result.err)
+    assert "it has a[/b]\\x1b[2J\\u202e" in result.err
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Rules for the values of a study file: what each kind of key takes, and the message when not."""
+"""Rules for the values of a study file: what a key takes, and the message for everything else."""
 
 from __future__ import annotations
 
@@ -45,9 +45,8 @@ def values_of_dimension(dimension: Any) -> list[Any]:
 
 def largest(dimension: Any) -> Any:
     """Return the largest value of a dimension of numbers."""
-    return (
-        dimension["high"] if isinstance(dimension, dict) else max(values_of_dimension(dimension))
-    )
+    is_range = isinstance(dimension, dict)
+    return dimension["high"] if is_range else max(values_of_dimension(dimension))
 
 
 def is_plugin_ref(value: Any) -> bool:
@@ -56,31 +55,26 @@ def is_plugin_ref(value: Any) -> bool:
     return bool(colon) and path.endswith(".py") and name.isidentifier()
 
 
-def choice(allowed: tuple[str, ...], *, optional: bool = False) -> FieldRule:
-    """Accept a name from a list, or null; suggest the nearest one otherwise."""
-    check = _name_check(allowed)
-    takes = _code(allowed) + (" or `null`" if optional else "")
-    return FieldRule(
-        lambda value: None if optional and value is None else check(value), takes=takes
-    )
+def choice(allowed: tuple[str, ...], *, optional: bool = False, plugin: bool = False) -> FieldRule:
+    """Accept a name from a list, and null or a plugin where that is allowed."""
+    also = ", or a plugin as {0}my_file.py:name{0}" if plugin else ""
+    check_name = _name_check(allowed, also.format(""))
 
+    def check(value: Any) -> Any:
+        is_other = (optional and value is None) or (plugin and is_plugin_ref(value))
+        return value if is_other else check_name(value)
 
-def choice_or_plugin(allowed: tuple[str, ...]) -> FieldRule:
-    """Accept a name from a list, or ``my_file.py:name``."""
-    check = _name_check(allowed, ", or a plugin as my_file.py:name")
-    return FieldRule(
-        lambda value: value if is_plugin_ref(value) else check(value),
-        takes=f"{_code(allowed)}, or a plugin as `my_file.py:name`",
-    )
+    takes = _code(allowed) + also.format("`") + (" or `null`" if optional else "")
+    return FieldRule(check, takes=takes)
 
 
 def plugin_ref() -> FieldRule:
     """Accept ``my_file.py:name``, or null."""
 
-    def check(value: Any) -> str | None:
+    def check(value: Any) -> Any:
         if value is not None and not is_plugin_ref(value):
             _refuse("must read my_file.py:name", value)
-        return None if value is None else str(value)
+        return value
 
     return FieldRule(check, takes="`my_file.py:name` or `null`")
 
@@ -111,8 +105,12 @@ def number(
     words: tuple[str, ...] = (),
 ) -> FieldRule:
     """Accept one number between two bounds, or null or a word where that means something."""
-    kind, bounds = _kind(integer), _bounds(low, high, low_open, high_open)
+    kind = _kind(integer)
+    bounds = f"{'above' if low_open else 'of at least'} {low:.12g}"
+    if math.isfinite(high):
+        bounds += f" and {'below' if high_open else 'at most'} {high:.12g}"
     rule = f"must be {', '.join(words)} or {kind}" if words else f"must be {kind}"
+    excluded = [end for end, is_open in ((low, low_open), (high, high_open)) if is_open]
 
     def check(value: Any) -> int | float | str | None:
         if value is None and optional:
@@ -121,12 +119,11 @@ def number(
             return "off"
         if isinstance(value, str) and value in words:
             return value
-        found = _number(value, integer)
-        if found is None or not low <= found <= high or found in excluded:
+        parsed = _parse_number(value, integer)
+        if parsed is None or not low <= parsed <= high or parsed in excluded:
             _refuse(f"{rule} {bounds}", value, words)
-        return found
+        return parsed
 
-    excluded = [end for end, is_open in ((low, low_open), (high, high_open)) if is_open]
     others = [f"`{word}`" for word in (*words, *(["null"] if optional else []))]
     return FieldRule(check, takes=" or ".join([f"{kind} {bounds}", *others]))
 
@@ -153,7 +150,7 @@ def kernel_dimension() -> FieldRule:
     allowed = (KEEP, *map(str, KERNELS))
 
     def scalar(value: Any) -> int | str:
-        side = KEEP if value == KEEP else _number(value, integer=True)
+        side = KEEP if value == KEEP else _parse_number(value, integer=True)
         if side not in (KEEP, *KERNELS):
             _refuse(_one_of(allowed), value, (KEEP,))
         return side  # type: ignore[return-value]
@@ -171,7 +168,7 @@ def width_dimension() -> FieldRule:
     def scalar(value: Any) -> int | float | str:
         if value == KEEP:
             return KEEP
-        ratio, count = _number(value, integer=False), _number(value, integer=True)
+        ratio, count = _parse_number(value, integer=False), _parse_number(value, integer=True)
         if ratio is not None and 0.1 <= ratio < FIRST_ABSOLUTE:
             return ratio
         if count is None or not FIRST_ABSOLUTE <= count <= 65536:
@@ -203,50 +200,42 @@ def expression() -> FieldRule:
 
 def protocol_name() -> FieldRule:
     """Accept a protocol with a number of images a class, or null."""
+    rule = "a number of training images such as {0}30-per-class{0}, or {0}null{0}"
+    pattern = re.compile(rf"[1-9]\d{{0,5}}{PER_CLASS}")
 
     def check(value: Any) -> str | None:
-        if value is None:
-            return None
-        if not isinstance(value, str) or not re.fullmatch(rf"[1-9]\d{{0,5}}{PER_CLASS}", value):
-            _refuse(f"must be a number of training images such as 30{PER_CLASS}, or null", value)
+        if value is not None and not (isinstance(value, str) and pattern.fullmatch(value)):
+            _refuse(f"must be {rule.format('')}", value)
         return value
 
-    return FieldRule(
-        check, takes=f"a number of training images such as `30{PER_CLASS}`, or `null`"
-    )
+    return FieldRule(check, takes=rule.format("`"))
 
 
-def name_or_names(what: str) -> FieldRule:
-    """Accept a name, or a list of different names."""
+def names(what: str, *, optional: bool = False) -> FieldRule:
+    """Accept a name or a list of different names, and an empty list where that is allowed.
+
+    Args:
+        what: What has the names, in the plural.
+        optional: Accept an empty list and null; the value is then always a list.
+    """
+    takes = f"a list of names of {what}"
+    if not optional:
+        takes = f"a name, or {takes}"
 
     def check(value: Any) -> str | list[str]:
-        names = value if isinstance(value, list) else [value]
-        for name in names:
-            if not isinstance(name, str):
-                quotes = "; put it in quotes" if isinstance(name, int | float) else ""
-                raise ValueError(
-                    f"must be a name or a list of names of {what}, but got "
-                    f"{format_yaml(name)}{quotes}"
-                )
-            if not name.strip():
-                raise ValueError("must not be empty")
-        _check_different(names)
-        return names if len(names) > 1 else str(names[0])
-
-    return FieldRule(check, takes=f"a name, or a list of names of {what}")
-
-
-def name_list(what: str) -> FieldRule:
-    """Accept a list of different names, which may be empty; a single name is a list of one."""
-
-    def check(value: Any) -> list[str]:
-        names = value if isinstance(value, list) else [] if value is None else [value]
-        for name in names:
+        if optional and value in (None, []):
+            return []
+        members = value if isinstance(value, list) else [value]
+        for name in members:
             if not isinstance(name, str) or not name.strip():
-                _refuse(f"must be a list of names of {what}", name)
-        return names and _check_different(names)
+                is_number = isinstance(name, int | float)
+                quotes = "put it in quotes" if is_number else ""
+                text = f"must be {takes.replace(',', '')}, but got {format_yaml(name)}"
+                raise ValueError(join_sentences(text, quotes))
+        _check_different(members)
+        return members if optional or len(members) > 1 else str(members[0])
 
-    return FieldRule(check, takes=f"a list of names of {what}")
+    return FieldRule(check, takes=takes)
 
 
 def _refuse(rule: str, value: Any, names: tuple[str, ...] = ()) -> NoReturn:
@@ -282,32 +271,23 @@ def _check_bool(value: Any) -> bool:
     return value
 
 
-def _number(value: Any, integer: bool) -> int | float | None:
-    """Read a number; return ``None`` when it is none.
-
-    YAML 1.1 reads ``1e-4`` (no dot) as a string, which is a number to us.
-    """
+def _parse_number(value: Any, integer: bool) -> int | float | None:
+    """Read a number, also ``1e-4``, which YAML 1.1 reads as a string; None if it is not one."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
-        found = float(value)
-        if not math.isfinite(found) or (integer and not found.is_integer()):
+        parsed = float(value)
+        if not math.isfinite(parsed) or (integer and not parsed.is_integer()):
             return None
         if not integer:
-            return found
-        return value if isinstance(value, int) else int(found)
+            return parsed
+        return value if isinstance(value, int) else int(parsed)
     except (ValueError, OverflowError):
         return None
 
 
 def _kind(integer: bool) -> str:
     return f"a {'whole ' if integer else ''}number"
-
-
-def _bounds(low: float, high: float, low_open: bool, high_open: bool) -> str:
-    lower = f"{'above' if low_open else 'of at least'} {low:.12g}"
-    upper = f" and {'below' if high_open else 'at most'} {high:.12g}"
-    return lower + (upper if math.isfinite(high) else "")
 
 
 def _list_rule(scalar: Check, words: str, takes: str) -> FieldRule:
@@ -337,18 +317,17 @@ def _check_different(values: list[Any]) -> list[Any]:
     return values
 
 
-def _check_range(value: dict[str, Any], end: Check, integer: bool) -> dict[str, Any]:
+def _check_range(value: dict[str, Any], check_end: Check, integer: bool) -> dict[str, Any]:
     keys = ("low", "high", "step", "log")
-    for key in value:
-        if key not in keys:
-            rule = f"a range has the keys {', '.join(keys)}, but got {key!r}"
-            raise ValueError(join_sentences(rule, did_you_mean(str(key), keys)))
-    if "low" not in value or "high" not in value:
+    if unknown := next((repr(key) for key in value if key not in keys), None):
+        rule = f"a range has the keys {', '.join(keys)}, but got {unknown}"
+        raise ValueError(join_sentences(rule, did_you_mean(unknown.strip("'"), keys)))
+    if not value.keys() >= {"low", "high"}:
         _refuse("a range needs low and high", value)
     result: dict[str, Any] = {}
     for key in ("low", "high"):
         try:
-            result[key] = end(value[key])
+            result[key] = check_end(value[key])
         except ValueError as error:
             raise ValueError(f"{key} {error}") from None
     low, high = result["low"], result["high"]
@@ -369,13 +348,11 @@ def _check_range(value: dict[str, Any], end: Check, integer: bool) -> dict[str, 
 
 
 def _check_step(low: float, high: float, value: Any, integer: bool) -> float:
-    """Refuse a step that does not lead from low to high; Optuna would lower the high end.
-
-    Computed in decimals, as Optuna does: in binary, 0.8 is not eight steps of 0.1.
-    """
-    step = _number(value, integer)
+    """Refuse a step that does not lead from low to high; Optuna would lower the high end."""
+    step = _parse_number(value, integer)
     if step is None or step <= 0:
         _refuse(f"step must be {_kind(integer)} above 0", value)
+    # In decimals, as Optuna does: in binary, 0.8 is not eight steps of 0.1.
     start, end, size = (Decimal(str(number)) for number in (low, high, step))
     try:
         rest = (end - start) % size

@@ -1,7 +1,7 @@
-"""Study files: YAML plus overrides in, a checked :class:`StudyConfig` out.
+"""Load a study file: YAML and overrides in, a checked :class:`StudyConfig` out.
 
-A study is named on the command line by a preset (a file shipped under ``studies/``) or by the
-path of a file. Overrides are ``dotted.key=value`` with the value in YAML.
+The command line names a study by a preset (a file shipped under ``studies/``) or by the path of a
+file. Overrides are ``dotted.key=value`` with the value in YAML.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from autotune.errors import (
 
 logger = logging.getLogger(__name__)
 
-#: A change of one of these keys makes another study, and the study's name says so.
+#: Keys whose change makes another study, with another name.
 NAMING_KEYS = ("dataset", "backbone", "init", "search.sampler", "search.strategy")
-#: Endings of data sets that are files: they are no part of a name.
+#: Endings of data set files, which are not part of a name.
 _ENDINGS = re.compile(r"\.(csv|tsv|parquet|zip|tar|tar\.(gz|bz2|xz)|t(gz|bz|bz2|xz))$", re.I)
-#: What a study file means that does not give them.
+#: Values of a study file without these keys.
 _DEFAULTS = {"init": "pretrained", "search.sampler": SAMPLERS[0], "search.strategy": STRATEGIES[0]}
 
 
@@ -73,29 +73,23 @@ def find_study_file(study: str) -> Path:
     Raises:
         StudyError: When there is neither.
     """
-    known = presets()
-    if study in known:
-        return known[study]
+    names = presets()
+    if study in names:
+        return names[study]
     path = Path(study)
     with suppress(OSError, RuntimeError, ValueError):  # no home, too long, not a path at all
         path = path.expanduser()
         if path.is_file():
             return path
-    rule = f"no study file {study!r}: " + (
-        "there is no such file"
-        if path.suffix in (".yaml", ".yml")
-        else f"the presets are {', '.join(known)}, and a path must be that of a YAML file"
-    )
-    raise StudyError(
-        join_sentences(rule, did_you_mean(study, [*known, *_yaml_files_beside(path)]))
-    )
-
-
-def _yaml_files_beside(path: Path) -> Iterator[str]:
+    reason = f"the presets are {', '.join(names)}, and a path must be that of a YAML file"
+    if path.suffix in (".yaml", ".yml"):
+        reason = "there is no such file"
+    near = list(names)
     with suppress(OSError, ValueError):
-        for one in sorted(path.parent.glob("*")):
-            if one.suffix in (".yaml", ".yml"):
-                yield str(path.parent / one.name)
+        near += [str(file) for file in sorted(path.parent.glob("*.y*ml"))]
+    raise StudyError(
+        join_sentences(f"no study file {study!r}: {reason}", did_you_mean(study, near))
+    )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -106,23 +100,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         values = parse_yaml(read_yaml_text(path))
-    except OSError as error:
-        reason = f"cannot be read: {error.strerror}"
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        match error:
+            case OSError():
+                reason = f"cannot be read: {error.strerror}"
+            case LimitError():
+                reason = str(error)
+            case UnicodeDecodeError():
+                at = f"{error.reason} at byte {error.start:,}"
+                reason = f"must be text in UTF-8, but is not ({at})"
+            case _:
+                reason = f"is not valid YAML: {' '.join(str(error).split())}"
         raise ConfigError(str(path), [Problem("(file)", reason)]) from error
-    except LimitError as error:
-        raise ConfigError(str(path), [Problem("(file)", str(error))]) from error
-    except UnicodeDecodeError as error:
-        reason = f"must be text in UTF-8, but is not ({error.reason} at byte {error.start:,})"
-        raise ConfigError(str(path), [Problem("(file)", reason)]) from error
-    except yaml.YAMLError as error:
-        message = " ".join(str(error).split())
-        raise ConfigError(
-            str(path), [Problem("(file)", f"is not valid YAML: {message}")]
-        ) from error
     if not isinstance(values, dict):
-        raise ConfigError(
-            str(path), [Problem("(file)", "must hold keys such as 'dataset:' and 'backbone:'")]
-        )
+        reason = "must hold keys such as 'dataset:' and 'backbone:'"
+        raise ConfigError(str(path), [Problem("(file)", reason)])
     return values
 
 
@@ -136,20 +128,18 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     problems = []
     for override in overrides:
         key, equals, text = override.partition("=")
-        if not equals or not key.strip():
+        key = key.strip()
+        if not equals or not key:
             problems.append(Problem(override.strip() or "''", "an override must read key=value"))
-            continue
-        if key.count(".") > MAX_DEPTH:
-            problems.append(Problem(key.strip(), f"must have at most {MAX_DEPTH} dots"))
-            continue
-        try:
-            parsed[key.strip()] = parse_yaml(text)
-        except LimitError as error:
-            problems.append(Problem(key.strip(), f"must be a YAML value, but {error}"))
-        except yaml.YAMLError:
-            problems.append(
-                Problem(key.strip(), f"must be a YAML value, but got {format_yaml(text)}")
-            )
+        elif key.count(".") > MAX_DEPTH:
+            problems.append(Problem(key, f"must have at most {MAX_DEPTH} dots"))
+        else:
+            try:
+                parsed[key] = parse_yaml(text)
+            except yaml.YAMLError as error:
+                is_limit = isinstance(error, LimitError)
+                reason = str(error) if is_limit else f"got {format_yaml(text)}"
+                problems.append(Problem(key, f"must be a YAML value, but {reason}"))
     if problems:
         raise ConfigError("command line", problems)
     return parsed
@@ -179,7 +169,7 @@ def load_study_file(
 
     Args:
         study: A preset's name or the path of a YAML file.
-        overrides: What replaces values of the file: values by dotted key, or
+        overrides: Values that replace those of the file: a mapping of dotted keys, or
             ``dotted.key=value`` strings.
         name: Name of the study; by default the file's own, see :func:`study_name`.
 
@@ -191,25 +181,25 @@ def load_study_file(
         ConfigError: With every mistake of the file and of the overrides.
     """
     path = find_study_file(study)
-    base, renamed = with_new_names(read_yaml(path), str(path))
-    _warn_once(str(path), renamed)
+    base = _with_new_names(read_yaml(path), str(path))
     if isinstance(overrides, Mapping):
         replaced = dict(overrides)
-        words = [f"{key}={format_yaml(value)}" for key, value in replaced.items()]
+        texts = [f"{key}={format_yaml(value)}" for key, value in replaced.items()]
     else:
-        replaced, words = parse_overrides(overrides), list(overrides)
-    replaced, renamed = with_new_names(replaced, "command line")
-    _warn_once("command line", renamed)
+        replaced, texts = parse_overrides(overrides), list(overrides)
+    replaced = _with_new_names(replaced, "command line")
     values = resolve_plugin_paths(apply_overrides(base, replaced), replaced, path.parent)
     values["name"] = name or study_name(base, replaced, path.stem)
-    return validate(
-        values, str(path) if not replaced else f"{path} with {' '.join(map(shorten, words))}"
-    )
+    source = f"{path} with {' '.join(map(shorten, texts))}" if replaced else str(path)
+    return validate(values, source)
 
 
-def _warn_once(source: str, renamed: Mapping[str, str]) -> None:
+def _with_new_names(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Rename the keys that have an old name, and log that once."""
+    values, renamed = with_new_names(values, source)
     if renamed:
         _log_once(describe_renamed(source, renamed))
+    return values
 
 
 @cache
@@ -224,8 +214,8 @@ def resolve_plugin_paths(
 
     Args:
         values: Nested values of a study file, overrides applied.
-        overrides: What the command line says: its paths are relative to the working directory.
-        folder: Where the study file lies: its paths are relative to that.
+        overrides: Values of the command line, with paths relative to the working directory.
+        folder: Folder of the study file; the paths in the file are relative to it.
     """
     given = apply_overrides({}, overrides)
     absolute = {}
@@ -241,11 +231,10 @@ def resolve_plugin_paths(
 
 
 def study_name(base: Mapping[str, Any], overrides: Mapping[str, Any], stem: str) -> str:
-    """Derive the study's name from the file and from what was overridden.
+    """Derive the study's name from the file and its overrides.
 
-    Another data set, backbone, sampler or start of changed layers is another study, so its name
-    says so:
-    ``digits`` run with ``search.sampler=gp`` becomes ``digits-gp``, and a list of backbones is
+    Another value of a key in ``NAMING_KEYS`` makes another study and is appended to the name:
+    ``digits`` run with ``search.sampler=tpe`` becomes ``digits-tpe``; a list of backbones is
     joined by ``+``. A file without a name takes that of its data set, so that ``folder`` run on
     ``photos/ants`` becomes ``ants``.
     """
@@ -255,41 +244,42 @@ def study_name(base: Mapping[str, Any], overrides: Mapping[str, Any], stem: str)
     values = apply_overrides(base, overrides)
     parts = [str(name)] if name else []
     for key in NAMING_KEYS:
-        value, before = _joined(get_dotted(values, key), key), _joined(get_dotted(base, key), key)
+        value, before = (_joined(get_dotted(source, key), key) for source in (values, base))
         before = _DEFAULTS.get(key) if before is None else before
-        if isinstance(value, str) and (value != before or (key == "dataset" and not name)):
-            value = stored_init(value) if key == "init" else value  # a name of before stays
-            shown = value.rpartition(":")[2] if is_plugin_ref(value) else value
-            parts.append(slug(_dataset_name(value) if key == "dataset" else shown))
+        if not isinstance(value, str) or (value == before and (name or key != "dataset")):
+            continue
+        if key == "init":
+            value = stored_init(value)  # names of earlier versions stay
+        elif is_plugin_ref(value):
+            value = value.rpartition(":")[2]
+        parts.append(slug(_dataset_name(value) if key == "dataset" else value))
     joined = "-".join(part for part in parts if part)
-    # A name that was given is checked as it is; what is made of other names has to fit.
+    # A given name is checked as it is; a name made of other names is cut to fit.
     if name:
         return joined[: max(MAX_NAME, len(str(name)))]
     return slug((joined or slug(stem) or "study")[:MAX_NAME])
 
 
 def _joined(value: Any, key: str) -> Any:
-    """Write a list of names as one; there is one data set alone."""
+    """Join a list of names; a study has one data set only."""
     return "+".join(map(str, value)) if isinstance(value, list) and key != "dataset" else value
 
 
 def _dataset_name(dataset: str) -> str:
     """Return the last part of a path without the ending of a table or an archive.
 
-    That of ``.`` is the name of the working directory, that of an address on a hub the name and
-    the configuration.
+    ``.`` gives the name of the working directory, an address on a hub its name and configuration.
     """
     _, hub, address = dataset.partition("://")
     if hub:
-        _, _, named = address.partition("?")[0].partition("/")
-        return re.sub("@[^/]*", "", named)
+        return re.sub("@[^/]*", "", address.partition("?")[0].partition("/")[2])
     name = Path(dataset).name
     name = name if name not in ("", "..") else Path(os.path.abspath(dataset)).name
     return _ENDINGS.sub("", name) or name
 
 
 def slug(text: str) -> str:
-    """Turn any text into characters that a study's name may have; letters lose their accents."""
+    """Replace the characters that a study's name may not have; letters lose their accents."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     return re.sub(r"[^A-Za-z0-9._+]+", "-", plain).strip("-._+")
 
@@ -306,7 +296,7 @@ def validate(values: Mapping[str, Any], source: str) -> StudyConfig:
 
     Args:
         values: Nested values as the file has them.
-        source: Where they came from, for the message.
+        source: Origin of the values, for the message.
 
     Raises:
         ConfigError: With every mistake.
@@ -314,58 +304,56 @@ def validate(values: Mapping[str, Any], source: str) -> StudyConfig:
     try:
         config = StudyConfig.model_validate(dict(values))
     except ValidationError as error:
-        found = error.errors()
-        problems = [_problem(one) for one in found[:MAX_PROBLEMS]]
-        raise ConfigError(source, problems, len(found)) from None
+        errors = error.errors()
+        raise ConfigError(source, map(_problem, errors[:MAX_PROBLEMS]), len(errors)) from None
     if problems := config.cross_field_problems():
         raise ConfigError(source, problems)
     return config
 
 
 def _problem(error: ErrorDetails) -> Problem:
+    """Return pydantic's error in the words of a study file."""
     location = [str(part) for part in error["loc"]]
-    key = ".".join(location)
-    value = error["input"]
-    kind = error["type"]
-    if kind in ("extra_forbidden", "invalid_key"):
-        return Problem(key, _unknown_key(location))
-    if kind == "missing":
-        return Problem(key, "is required, but the file does not give it")
-    if kind == "value_error":
-        return Problem(key, str(error["ctx"]["error"]))
-    if kind in ("model_type", "model_attributes_type"):
-        return Problem(key, f"must hold keys of its own, but got {format_yaml(value)}")
-    if kind == "string_type":
-        quotes = "" if value is None else "; put it in quotes"
-        return Problem(key, f"must be text, but got {format_yaml(value)}{quotes}")
-    return Problem(key, f"{error['msg']}, but got {format_yaml(value)}")
+    value = format_yaml(error["input"])
+    match error["type"]:
+        case "extra_forbidden" | "invalid_key":
+            text = _unknown_key(location)
+        case "missing":
+            text = "is required, but the file does not give it"
+        case "value_error":
+            text = str(error["ctx"]["error"])
+        case "model_type" | "model_attributes_type":
+            text = f"must hold keys of its own, but got {value}"
+        case "string_type":
+            quotes = "" if value == "null" else "put it in quotes"
+            text = join_sentences(f"must be text, but got {value}", quotes)
+        case _:
+            text = f"{error['msg']}, but got {value}"
+    return Problem(".".join(location), text)
 
 
 def _unknown_key(location: Sequence[str]) -> str:
+    *sections, name = location
     model: type[BaseModel] = StudyConfig
-    for part in location[:-1]:
+    for part in sections:
         inner = model.model_fields[part].annotation
         assert isinstance(inner, type) and issubclass(inner, BaseModel)
         model = inner
-    name = location[-1]
-    known = {key: None for one in all_keys() for key in _with_sections(one)}
-    elsewhere = [key for key in known if key.rsplit(".", 1)[-1] == name]
-    elsewhere += [new for old, new in KEYS.items() if old.rsplit(".", 1)[-1] == name]
-    if "." in name and name in known:
+    section = ".".join(sections)
+    dotted = {key: None for full in all_keys() for key in _with_sections(full)}
+    elsewhere = [key for key in dotted if key.rpartition(".")[2] == name]
+    elsewhere += [new for old, new in KEYS.items() if old.rpartition(".")[2] == name]
+    if "." in name and name in dotted:
         hint = f"in a file, write {name.replace('.', ': {')}: ...{'}' * name.count('.')}"
     elif elsewhere:
-        hint = f"did you mean {' or '.join(repr(key) for key in elsewhere)}?"
+        hint = f"did you mean {' or '.join(map(repr, elsewhere))}?"
     else:
-        section = ".".join(location[:-1])
         hint = did_you_mean(name, [*model.model_fields, *old_keys(section)])
         for old in old_keys(section):
             new = KEYS[f"{section}.{old}".lstrip(".")].rpartition(".")[2]
             hint = hint.replace(repr(old), repr(new))
-    where = ".".join(location[:-1]) or "a study file"
-    return join_sentences(
-        f"unknown key; {where} has {', '.join(model.model_fields)}",
-        hint,
-    )
+    keys = ", ".join(model.model_fields)
+    return join_sentences(f"unknown key; {section or 'a study file'} has {keys}", hint)
 
 
 def _with_sections(key: str) -> Iterator[str]:

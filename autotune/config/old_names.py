@@ -1,44 +1,39 @@
-"""Keys and values of a study file that have a new name; the old ones are accepted for a while.
+"""Old names of keys and values in study files, which are accepted for a while.
 
-Studies that earlier versions stored have the old names too, and digests in files beside the
-database were computed over them.
+Stored studies have the old names too. Digests in files beside the database are computed over them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from autotune.errors import ConfigError, Problem
 
 #: The release that no longer accepts the old names in study files.
 REMOVED_IN = "0.3"
-#: Old dotted key -> new one, in the same section.
-KEYS = {
-    "fit": "refit",
-    "inherit": "init",
-    "space.depth": "space.trainable_layers",
-    "space.layers.last": "space.layers.max_layers",
-    "space.layers.bridge": "space.layers.low_rank",
-    "space.training.head_epochs": "space.training.head_only_epochs",
-    "search.order": "search.strategy",
-    "search.known_good": "search.default_plans",
-    "training.views": "training.num_views",
-    "training.clip_norm": "training.clip_grad_norm",
-    "training.amp": "training.precision",
-    "data.unreadable_limit": "data.max_unreadable_share",
+#: Old dotted key -> (new key in the same section, old value -> new value).
+RENAMED: dict[str, tuple[str, dict[str, str]]] = {
+    "fit": ("refit", {}),
+    "inherit": ("init", {"weights": "pretrained", "data": "activations", "none": "random"}),
+    "space.depth": ("space.trainable_layers", {}),
+    "space.layers.last": ("space.layers.max_layers", {}),
+    "space.layers.bridge": ("space.layers.low_rank", {}),
+    "space.training.head_epochs": ("space.training.head_only_epochs", {}),
+    "search.order": ("search.strategy", {}),
+    "search.known_good": ("search.default_plans", {}),
+    "training.views": ("training.num_views", {}),
+    "training.clip_norm": ("training.clip_grad_norm", {}),
+    "training.amp": ("training.precision", {}),
+    "training.sampling": ("training.sampling", {"plain": "uniform"}),
+    "data.unreadable_limit": ("data.max_unreadable_share", {}),
+    "data.duplicates": ("data.duplicates", {"together": "group"}),
 }
-#: New dotted key -> its old values and the new ones. Plans store the old ones of ``init``.
-VALUES = {
-    "init": {"weights": "pretrained", "data": "activations", "none": "random"},
-    "training.sampling": {"plain": "uniform"},
-    "data.duplicates": {"together": "group"},
-}
-_OLD_KEYS = {new: old for old, new in KEYS.items()}
-_OLD_VALUES = {
-    _OLD_KEYS.get(key, key): {new: old for old, new in names.items()}
-    for key, names in VALUES.items()
-}
+#: Old dotted key -> new one.
+KEYS = {old: new for old, (new, _) in RENAMED.items() if old != new}
+#: New dotted key -> its old values and the new ones. Plans store the old values of ``init``.
+VALUES = {new: values for new, values in RENAMED.values() if values}
 
 
 def with_new_names(
@@ -53,22 +48,21 @@ def with_new_names(
     Raises:
         ConfigError: When a key is given under both of its names.
     """
-    renamed: dict[str, str] = {}
-    problems: list[Problem] = []
-    result = _rename(values, "", KEYS, VALUES, renamed, problems)
-    if problems:
-        raise ConfigError(source, problems)
-    return result, renamed
+    renaming = _Renaming(KEYS, VALUES)
+    result = renaming.mapping(values)
+    if renaming.problems:
+        raise ConfigError(source, renaming.problems)
+    return result, renaming.renamed
 
 
 def with_old_names(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return nested values under the names of version 0.1, over which digests are computed."""
-    return _rename(values, "", _OLD_KEYS, _OLD_VALUES, {}, [])
+    return _to_old().mapping(values)
 
 
 def stored_init(dimension: Any) -> Any:
     """Return values of ``init`` as plans and parameters store them."""
-    return _rename_value("inherit", dimension, _OLD_VALUES, {})
+    return _to_old().value("inherit", dimension)
 
 
 def old_keys(section: str) -> Iterator[str]:
@@ -80,51 +74,59 @@ def old_keys(section: str) -> Iterator[str]:
 
 
 def describe_renamed(source: str, renamed: Mapping[str, str]) -> str:
-    """Return the line that tells the new names."""
+    """Return the line that lists the new names."""
     names = ", ".join(f"{old!r} is now called {new!r}" for old, new in renamed.items())
     return f"{source}: {names}; old names work until autotune {REMOVED_IN}"
 
 
-def _rename(
-    values: Mapping[str, Any],
-    prefix: str,
-    keys: Mapping[str, str],
-    names: Mapping[str, Mapping[str, str]],
-    renamed: dict[str, str],
-    problems: list[Problem],
-) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in values.items():
-        path = f"{prefix}{key}"
-        new = _new_path(path, keys)
-        short = new[len(prefix) :] if isinstance(key, str) else key
-        if new != path:
-            renamed[path] = new
-            if short in values:
-                message = f"is given twice, also under its old name {path!r}; leave that out"
-                problems.append(Problem(new, message))
-        if isinstance(value, Mapping) and "low" not in value:
-            result[short] = _rename(value, f"{new}.", keys, names, renamed, problems)
-        else:
-            result[short] = _rename_value(new, value, names, renamed)
-    return result
+@dataclass
+class _Renaming:
+    """Rename nested keys and their values, and record what was renamed."""
+
+    keys: Mapping[str, str]
+    values: Mapping[str, Mapping[str, str]]  # by the resulting key
+    renamed: dict[str, str] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def mapping(self, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key, value in values.items():
+            path = f"{prefix}{key}"
+            new = self._new_path(path)
+            short = new[len(prefix) :] if isinstance(key, str) else key
+            if new != path:
+                self.renamed[path] = new
+                if short in values:
+                    text = f"is given twice, also under its old name {path!r}; leave that out"
+                    self.problems.append(Problem(new, text))
+            is_section = isinstance(value, Mapping) and "low" not in value
+            result[short] = (
+                self.mapping(value, f"{new}.") if is_section else self.value(new, value)
+            )
+        return result
+
+    def value(self, path: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self.value(path, item) for item in value]
+        new = self.values.get(path, {}).get(value) if isinstance(value, str) else None
+        if new is None:
+            return value
+        self.renamed[f"{path}: {value}"] = f"{path}: {new}"
+        return new
+
+    def _new_path(self, path: str) -> str:
+        """Return the new name of a dotted key, or of the section that it is in."""
+        for old, new in self.keys.items():
+            if path == old or path.startswith(f"{old}."):
+                return new + path[len(old) :]
+        return path
 
 
-def _new_path(path: str, keys: Mapping[str, str]) -> str:
-    """Return the new name of a dotted key, or of the section that it is in."""
-    for old, new in keys.items():
-        if path == old or path.startswith(f"{old}."):
-            return new + path[len(old) :]
-    return path
-
-
-def _rename_value(
-    path: str, value: Any, names: Mapping[str, Mapping[str, str]], renamed: dict[str, str]
-) -> Any:
-    if isinstance(value, list):
-        return [_rename_value(path, item, names, renamed) for item in value]
-    new = names.get(path, {}).get(value) if isinstance(value, str) else None
-    if new is None:
-        return value
-    renamed[f"{path}: {value}"] = f"{path}: {new}"
-    return new
+def _to_old() -> _Renaming:
+    return _Renaming(
+        {new: old for old, new in KEYS.items()},
+        {
+            old: {after: before for before, after in values.items()}
+            for old, (_, values) in RENAMED.items()
+        },
+    )

@@ -1,8 +1,8 @@
-"""Reading YAML of unknown origin: too much is refused before anything is built of it.
+"""Read YAML of unknown origin, and refuse oversized values before they are built.
 
-An alias stands for everything behind its anchor, so that a file of a few hundred bytes can mean
+An alias repeats everything behind its anchor, so that a file of a few hundred bytes can hold
 billions of values (https://en.wikipedia.org/wiki/Billion_laughs_attack), or itself. The events of
-PyYAML's parser tell sizes and depths without building a value.
+PyYAML's parser give sizes and depths without building a value.
 """
 
 from __future__ import annotations
@@ -21,16 +21,23 @@ MAX_DEPTH = 32
 MAX_VALUES = 20_000
 #: Limit of a whole number: that of 64 bits. Python refuses to write one of thousands of digits.
 MAX_INTEGER = 2**63
-#: What PyYAML's constructors raise beside its own errors, of a tag such as ``!!int ''``.
-_STRANGE = (ValueError, LookupError, AttributeError, TypeError, OverflowError, RecursionError)
+#: Errors of PyYAML's constructors besides its own, raised by a tag such as ``!!int ''``.
+_CONSTRUCTOR_ERRORS = (
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    OverflowError,
+    RecursionError,
+)
 
 
 class LimitError(yaml.YAMLError):
-    """A YAML text is larger than any that is meant for autotune."""
+    """A YAML text exceeds a limit of size or depth."""
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Refuse a key that is given twice, of which YAML would keep the last, and a huge number."""
+    """Refuse duplicate keys, of which YAML would keep the last, and huge numbers."""
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         value: int = super().construct_yaml_int(node)
@@ -77,13 +84,13 @@ def parse_yaml(text: str) -> Any:
     """Build the value of a YAML text.
 
     Raises:
-        yaml.YAMLError: When it is none, has a key twice, or is larger than the limits.
+        yaml.YAMLError: When it is not YAML, has a key twice, or exceeds the limits.
     """
     try:
         _check_size(text)
         return yaml.load(text, Loader=_StrictLoader)
-    except _STRANGE as error:
-        if isinstance(error, ValueError):  # it says in words what is wrong
+    except _CONSTRUCTOR_ERRORS as error:
+        if isinstance(error, ValueError):  # its message explains the mistake
             raise yaml.YAMLError(str(error)) from error
         reason = f"{type(error).__name__}: {error}"
         raise yaml.YAMLError(f"a value does not fit its type ({reason})") from error
@@ -92,18 +99,18 @@ def parse_yaml(text: str) -> Any:
 def _check_size(text: str) -> None:
     if len(text) > MAX_BYTES:
         raise LimitError(f"it must have at most {MAX_BYTES:,} characters, but has {len(text):,}")
-    sizes: dict[str, tuple[int, int]] = {}  # the values behind each anchor, and their levels
-    open_ones: list[tuple[str | None, int]] = []  # the anchor of each, and the values before it
-    heights: list[int] = []  # the levels inside each of them, so far
+    sizes: dict[str, tuple[int, int]] = {}  # anchor -> values behind it, and their levels
+    open_anchors: list[tuple[str | None, int]] = []  # open collections: anchor, values before it
+    heights: list[int] = []  # levels inside each open collection, so far
     values = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.CollectionStartEvent):
-            open_ones.append((event.anchor, values))
+            open_anchors.append((event.anchor, values))
             heights.append(0)
             values += 1
-            _check_depth(len(open_ones), event)
+            _check_depth(len(open_anchors), event)
         elif isinstance(event, yaml.CollectionEndEvent):
-            anchor, before = open_ones.pop()
+            anchor, before = open_anchors.pop()
             height = heights.pop() + 1
             if heights:
                 heights[-1] = max(heights[-1], height)
@@ -119,14 +126,14 @@ def _check_size(text: str) -> None:
                     f"{_line_of(event)} has {len(event.value):,}"
                 )
         elif isinstance(event, yaml.AliasEvent):
-            if any(anchor == event.anchor for anchor, _ in open_ones):
+            if any(anchor == event.anchor for anchor, _ in open_anchors):
                 raise LimitError(
-                    f"the alias *{event.anchor} of line {_line_of(event)} stands for "
-                    "what it is in, without end"
+                    f"the alias *{event.anchor} of line {_line_of(event)} contains itself, "
+                    "without end"
                 )
             size, height = sizes.get(event.anchor or "", (1, 0))
             values += size
-            _check_depth(len(open_ones) + height, event)
+            _check_depth(len(open_anchors) + height, event)
             if heights:
                 heights[-1] = max(heights[-1], height)
         if values > MAX_VALUES:

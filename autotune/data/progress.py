@@ -11,7 +11,7 @@ COMPARING = "comparing the images"
 COUNTED_STEPS = (INDEXING, READING, COMPARING)
 
 #: Called with a step, what is done of it, and the total; ``None`` while that is unknown.
-Progress = Callable[[str, int, int | None], None]
+ProgressCallback = Callable[[str, int, int | None], None]
 
 
 def no_progress(step: str, done: int, total: int | None) -> None:

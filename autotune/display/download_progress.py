@@ -11,11 +11,11 @@ from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedCo
 from rich.progress import Progress as Bars
 
 if TYPE_CHECKING:
-    from autotune.data.progress import Progress
+    from autotune.data.progress import ProgressCallback
 
 
 @contextmanager
-def download_progress(console: Console) -> Iterator[Progress]:
+def download_progress(console: Console) -> Iterator[ProgressCallback]:
     """Show the progress of a download until the block ends.
 
     Yields:

@@ -70,7 +70,7 @@ class StudyResults:
     @cached_property
     def study(self) -> Study:
         """Optuna's study, which has the trials and user attributes of this moment."""
-        reading = _Reading(optuna_private.storage(self.source), self.trials, self.attributes)
+        reading = _FixedStorage(optuna_private.storage(self.source), self.trials, self.attributes)
         return optuna_private.with_storage(self.source, reading)
 
     @property
@@ -284,7 +284,7 @@ def describe_excess(trial: FrozenTrial) -> str:
     return reason.removeprefix(f"{attrs.INFEASIBLE}: ")
 
 
-class _Reading(StorageProxy):
+class _FixedStorage(StorageProxy):
     """A storage that answers for one study from a reading, and passes all other calls on."""
 
     def __init__(

@@ -346,7 +346,7 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_(self._trainable(), self.config.clip_grad_norm)
 
     def _update(self) -> None:
-        if self._is_skipped():
+        if self._step_optimizer():
             return
         self.schedule.step()
         if self.ema is not None:
@@ -354,7 +354,7 @@ class Trainer:
             # not hold back their average.
             self.ema.update(self.phases.steps_of_phase(self.schedule.last_epoch))
 
-    def _is_skipped(self) -> bool:
+    def _step_optimizer(self) -> bool:
         """Take the optimizer's step; tell whether it is known that fp16 skipped it."""
         if not self.scaler.is_enabled():
             self.optimizer.step()

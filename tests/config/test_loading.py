@@ -20,10 +20,11 @@ from autotune.config.loading import (
     slug,
     study_name,
 )
-from autotune.config.schema import StudyConfig
+from autotune.config.schema import SearchConfig, StudyConfig
 from autotune.errors import ConfigError, StudyError
 
 MINIMAL = "dataset: photos/ants\nbackbone: resnet18\n"
+UNKNOWN = f"unknown key; search has {', '.join(SearchConfig.model_fields)}"
 STUDIES = sorted(presets_folder().rglob("*.y*ml"))
 
 
@@ -85,7 +86,7 @@ def test_a_preset_comes_before_a_file_and_a_path_is_a_path(
         (".", "no study file '.'"),
     ],
 )
-def test_a_missing_file_is_told_with_the_nearest_name(
+def test_a_missing_file_is_reported_with_the_nearest_name(
     name: str, message: str, study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(study.parent)
@@ -187,17 +188,12 @@ def test_overrides_that_cannot_be_read() -> None:
     [
         (
             "serach.trials=3",
-            "serach: unknown key; a study file has name, description, dataset, backbone, weights, "
-            "init, data, space, baseline, search, training, objectives, constraints, refit, "
-            "cache, "
-            "storage, files; did you mean "
-            "'search'?",
+            f"serach: unknown key; a study file has {', '.join(StudyConfig.model_fields)}; "
+            "did you mean 'search'?",
         ),
         (
             "search.trails=3",
-            "search.trails: unknown key; search has sampler, pruner, strategy, greedy, "
-            "default_plans, warm_start, trials, timeout, device_hours, patience, "
-            "seed; did you mean 'trials'?",
+            f"search.trails: {UNKNOWN}; did you mean 'trials'?",
         ),
         (
             "search.sampler.name=3",
@@ -207,8 +203,7 @@ def test_overrides_that_cannot_be_read() -> None:
         ("search=", "search: must hold keys of its own, but got null"),
         (
             "search..trials=3",
-            "search.: unknown key; search has sampler, pruner, strategy, greedy, "
-            "default_plans, warm_start, trials, timeout, device_hours, patience, seed",
+            f"search.: {UNKNOWN}",
         ),
     ],
 )
@@ -312,23 +307,23 @@ def test_names_that_are_given_are_not_changed(study: Path) -> None:
         load_study_file(str(study), ["search.sampler=tpe"])
 
 
-def test_files_of_ones_own_are_relative_to_the_study_file(
+def test_paths_of_plugins_are_relative_to_the_study_file(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study.write_text(
         MINIMAL + "search: {sampler: own/a.py:A, pruner: /b.py:B}\nspace: {custom: ../c.py:c}\n"
     )
-    here = tmp_path / "here"
-    here.mkdir()
-    monkeypatch.chdir(here)
+    cwd = tmp_path / "cwd"
+    cwd.mkdir()
+    monkeypatch.chdir(cwd)
     folder = study.parent
     config = load_study_file(str(study))
     assert config.search.sampler == f"{folder}/own/a.py:A"
     assert config.search.pruner == "/b.py:B"
     assert config.space.custom == f"{folder.parent}/c.py:c"
     config = load_study_file(str(study), ["search.sampler=a.py:A", "space={custom: d.py:d}"])
-    assert config.search.sampler == f"{here}/a.py:A"
-    assert config.space.custom == f"{here}/d.py:d"
+    assert config.search.sampler == f"{cwd}/a.py:A"
+    assert config.space.custom == f"{cwd}/d.py:d"
     assert config.search.pruner == "/b.py:B"
     assert config.name == "ants-A"
     assert load_study_file(str(study), ["search.sampler=b.py:B"]).name == "ants-B"
@@ -337,11 +332,6 @@ def test_files_of_ones_own_are_relative_to_the_study_file(
 def test_slug() -> None:
     assert slug("Éléphants & co/") == "Elephants-co"
     assert slug("写真") == ""
-
-
-def test_digits_with_another_sampler_is_another_study() -> None:
-    assert load_study_file("digits", ["search.sampler=tpe"]).name == "digits-tpe"
-    assert load_study_file("folder", ["dataset=path/to/ants"]).name == "ants"
 
 
 # The package
@@ -358,7 +348,7 @@ def test_the_public_names_resolve() -> None:
 
 def test_presets_are_plain_yaml() -> None:
     code = "import autotune.config.loading, sys; print(sorted(autotune.config.loading.presets()))"
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/"
     )
-    assert yaml.safe_load(done.stdout) == sorted(presets())
+    assert yaml.safe_load(result.stdout) == sorted(presets())

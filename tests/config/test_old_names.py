@@ -58,8 +58,8 @@ def study(tmp_path: Path) -> Path:
 
 
 def test_every_old_name_means_the_new_one() -> None:
-    found, renamed = with_new_names(OLD)
-    assert found == NEW
+    values, renamed = with_new_names(OLD)
+    assert values == NEW
     assert set(renamed) > set(KEYS)
     assert len(renamed) == len(KEYS) + sum(map(len, VALUES.values())) - 1  # `data` is not there
     assert with_new_names(NEW) == (NEW, {})
@@ -75,7 +75,7 @@ def test_what_an_earlier_version_stored_is_read_and_is_equal() -> None:
     assert StudyConfig.model_validate(stored).stable_identity() == stored
 
 
-def test_one_line_tells_the_new_names(study: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_line_lists_the_new_names(study: Path, caplog: pytest.LogCaptureFixture) -> None:
     study.write_text(f"{FILE}search:\n  order: joint\nspace: {{depth: 2}}\n")
     with caplog.at_level(logging.WARNING):
         config = load_study_file(str(study), ["training.views=2"])
@@ -137,9 +137,9 @@ def test_a_wrong_key_near_an_old_name_leads_to_the_new_one(
 
 @pytest.mark.parametrize(("old", "new"), [("fit", "refit"), ("rerun", "reproduce")])
 def test_a_verb_under_its_old_name(old: str, new: str, tmp_path: Path) -> None:
-    ended: Any = call(old, "--help", cwd=tmp_path)
-    assert ended.code == 0 and f"Usage: autotune {new} " in ended.out
-    assert ended.err == (
+    result: Any = call(old, "--help", cwd=tmp_path)
+    assert result.code == 0 and f"Usage: autotune {new} " in result.out
+    assert result.err == (
         f"warning: 'autotune {old}' is now called 'autotune {new}'; the old name works until "
         "autotune 0.3\n"
     )

@@ -138,9 +138,9 @@ def test_an_override_that_is_too_much(name: str) -> None:
 def test_the_command_ends_in_one_message(tmp_path: Path) -> None:
     (tmp_path / "bomb.yaml").write_text(bomb())
     for verb in ("validate", "run", "status"):
-        ended = call(verb, "bomb.yaml", cwd=tmp_path)
-        assert ended.code == 2 and ended.err.count("error: ") == 1
-        assert "Traceback" not in ended.err
+        result = call(verb, "bomb.yaml", cwd=tmp_path)
+        assert result.code == 2 and result.err.count("error: ") == 1
+        assert "Traceback" not in result.err
 
 
 @pytest.mark.parametrize(
@@ -156,9 +156,9 @@ def test_the_command_ends_in_one_message(tmp_path: Path) -> None:
 )
 def test_a_plan_that_is_too_much(name: str, text: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
-    ended = call("layers", "--plan", name, cwd=tmp_path)
-    assert ended.code == 2 and ended.err.count("error: ") == 1
-    assert "--plan must be" in ended.err
+    result = call("layers", "--plan", name, cwd=tmp_path)
+    assert result.code == 2 and result.err.count("error: ") == 1
+    assert "--plan must be" in result.err
 
 
 def test_aliases_may_be_used() -> None:

@@ -107,6 +107,7 @@ def scores(results: list[EpochResult]) -> list[tuple[Any, ...]]:
     return [(one.epoch, one.loss, one.metrics) for one in results]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [*RECIPES, *IN_FOLDS])
 def test_interrupted_after_every_epoch(recipe: str, tmp_path: Path) -> None:
     whole = make(recipe)

@@ -1,4 +1,4 @@
-"""What make hands on to the command, and that its help tells the truth."""
+"""The commands of make, and its help."""
 
 from __future__ import annotations
 
@@ -114,19 +114,19 @@ def test_old_names_are_accepted_with_one_line() -> None:
 
 
 def test_the_dashboard_for_others() -> None:
-    told = make("-o", ".venv/public", "dashboard", "PUBLIC=1", "PORT=9000")
-    assert told == ".venv/bin/autotune dashboard 'digits' --port 9000 --public"
+    result = make("-o", ".venv/public", "dashboard", "PUBLIC=1", "PORT=9000")
+    assert result == ".venv/bin/autotune dashboard 'digits' --port 9000 --public"
 
 
 def test_the_tests_that_need_a_gpu_run_one_after_the_other() -> None:
-    told = make("-o", ".venv/bin/pytest", "test-gpu", "ARGS=-x")
-    assert told == ".venv/bin/python -m pytest -m gpu -x"
+    result = make("-o", ".venv/bin/pytest", "test-gpu", "ARGS=-x")
+    assert result == ".venv/bin/python -m pytest -m gpu -x"
 
 
-def test_a_backup_has_a_name_of_its_own() -> None:
-    told = make("backup", "STORAGE=postgresql://me:secret@host/db")
+def test_a_backup_has_the_time_in_its_name() -> None:
+    result = make("backup", "STORAGE=postgresql://me:secret@host/db")
     name = r"'sqlite:///storage/backup-\d{8}-\d{6}\.db'"
-    assert re.fullmatch(rf"\.venv/bin/autotune storage copy --to {name}", told)
+    assert re.fullmatch(rf"\.venv/bin/autotune storage copy --to {name}", result)
 
 
 def test_the_local_server() -> None:
@@ -163,16 +163,16 @@ def in_copy(target: str, root: Path, path: str, **extra: str) -> subprocess.Comp
 def test_postgres_in_docker(tmp_path: Path, docker: Path) -> None:
     root = tmp_path / "checkout"
     root.mkdir()
-    told = in_copy("postgres-up", root, str(docker.parent), POSTGRES_PORT="6000")
-    assert told.returncode == 0, told.stderr
+    result = in_copy("postgres-up", root, str(docker.parent), POSTGRES_PORT="6000")
+    assert result.returncode == 0, result.stderr
     password = root / "storage/postgres-password"
     secret = password.read_text()
     assert len(secret) >= 32 and stat.S_IMODE(password.stat().st_mode) == 0o600
-    assert secret not in told.stdout + told.stderr
+    assert secret not in result.stdout + result.stderr
     assert (
         'export AUTOTUNE_STORAGE="postgresql://autotune:$(cat storage/postgres-password)'
         '@127.0.0.1:6000/autotune"'
-    ) in told.stdout
+    ) in result.stdout
     in_copy("postgres-up", root, str(docker.parent))
     assert password.read_text() == secret
     in_copy("postgres-down", root, str(docker.parent))
@@ -183,7 +183,7 @@ def test_postgres_in_docker(tmp_path: Path, docker: Path) -> None:
     assert calls.splitlines() == [*up, *up, f"{compose} version", f"{compose} down"]
 
 
-def test_a_password_of_one_s_own(tmp_path: Path, docker: Path) -> None:
+def test_a_given_password(tmp_path: Path, docker: Path) -> None:
     root = tmp_path / "checkout"
     root.mkdir()
     in_copy("postgres-up", root, str(docker.parent), POSTGRES_PASSWORD="mine")
@@ -196,10 +196,10 @@ def test_without_docker(target: str, tmp_path: Path, docker: Path) -> None:
     docker.write_text("#!/bin/sh\necho 'unknown command: docker compose'; exit 1\n")
     root = tmp_path / "checkout"
     root.mkdir()
-    told = in_copy(target, root, str(docker.parent))
-    assert told.returncode == 2
-    said = "this needs Docker with its compose plugin; without them: make postgres-local"
-    assert told.stdout.strip() == said
+    result = in_copy(target, root, str(docker.parent))
+    assert result.returncode == 2
+    message = "this needs Docker with its compose plugin; without them: make postgres-local"
+    assert result.stdout.strip() == message
     assert not (root / "storage/postgres-password").exists()
 
 

@@ -19,8 +19,8 @@ from autotune.study.engine.launcher import resolve_gpus
 from autotune.study.engine.worker import (
     CHECK_GPU,
     build_context,
-    main,
-    worker_main,
+    run_worker_process,
+    run_worker_reporting_errors,
 )
 from autotune.study.state import attrs
 from tests.support.cuda import OUT_OF_MEMORY, accelerator_error
@@ -156,7 +156,7 @@ def test_a_process_that_finds_its_gpu_full_waits_for_its_job(
     pretend_gpus(monkeypatch, "NVIDIA H200", fails=fails)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     monkeypatch.setattr("sys.stdin", io.StringIO(""))  # the launcher has no job after all
-    assert main([CHECK_GPU]) == code
+    assert run_worker_process([CHECK_GPU]) == code
     told = json.loads(capsys.readouterr().out)
     assert told["event"] == event and told["message"].startswith("the GPU 0 ")
 
@@ -303,7 +303,7 @@ def test_a_worker_without_its_gpu_says_so_and_trains_nothing(
     list_gpus(monkeypatch, *UUIDS)
     refuse_gpus(monkeypatch, RuntimeError(TOO_OLD))
     events: list[dict[str, Any]] = []
-    assert worker_main(job(handle, gpu="1"), threading.Event(), events.append) == 2
+    assert run_worker_reporting_errors(job(handle, gpu="1"), threading.Event(), events.append) == 2
     (event,) = events
     assert event["event"] == "no_device"
     assert event["message"].startswith("the GPU 1 cannot be used: The NVIDIA driver")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from autotune.study.engine import launcher
-from autotune.study.engine.worker import Job, run_worker, worker_main, worker_name
+from autotune.study.engine.worker import Job, run_worker, run_worker_reporting_errors, worker_name
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.trial.run import EventCallback
 
@@ -97,7 +97,7 @@ class InlineBackend:
             on_event({**event, "worker": slot})
 
         try:
-            code = worker_main(job, self._stop, pass_on)
+            code = run_worker_reporting_errors(job, self._stop, pass_on)
         finally:
             if has_turn:
                 self._turn.release()

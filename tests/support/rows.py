@@ -12,7 +12,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
 
-from autotune.storage.admin.read_only import reading
+from autotune.storage.admin.read_only import connect_read_only
 from autotune.storage.admin.study_rows import read_study
 from autotune.storage.rdb.connection import open_storage
 from tests.support.studies import make_study
@@ -59,7 +59,7 @@ def rich_study(url: str, name: str = "rich") -> RDBStorage:
 
 def everything(url: str, name: str = "rich") -> dict[str, Any]:
     """Return all that a database holds of a study, by number of the trial in place of its id."""
-    with reading(url) as connection:
+    with connect_read_only(url) as connection:
         study = read_study(connection, name)
     numbers = {row["trial_id"]: row["number"] for row in study.trials}
     tables = {"trials": study.trials, **study.parts}

@@ -1,4 +1,4 @@
-"""``autotune doctor``: diagnose a study, and repair it."""
+"""``autotune doctor``: check_study a study, and repair it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def doctor(
     Exit code 0: nothing is wrong, or all of it was repaired. 1: something remains.
     """
     located = console.locate(study, overrides, name, storage)
-    from autotune.study.doctor.checks import Finding, FindingKind, diagnose
+    from autotune.study.doctor.checks import Finding, FindingKind, check_study
     from autotune.study.doctor.repair import repair
     from autotune.study.setup.opening import open_existing
 
@@ -46,13 +46,13 @@ def doctor(
         finding = Finding(FindingKind.SCHEMA, str(error))
         _print_findings(stdout, located.name, [finding], fix=fix)
         raise typer.Exit(1) from None
-    diagnosis = diagnose(opened)
+    diagnosis = check_study(opened)
     if fix and any(finding.is_fixable for finding in diagnosis.findings):
         _print_findings(stdout, opened.name, diagnosis.findings, fix=True)
         for line in repair(opened, diagnosis.findings):
             stdout.print(f"done: {line}")
         stdout.print()
-        diagnosis = diagnose(opened)
+        diagnosis = check_study(opened)
     _print_findings(stdout, opened.name, diagnosis.findings, fix=fix)
     if diagnosis.evidence is not None:
         stdout.print(_describe_evidence(diagnosis.evidence), style="dim")

@@ -12,7 +12,7 @@ from autotune.data.download.downloadable import Downloadable
 from autotune.data.download.extraction import extract, remove
 from autotune.data.download.http import RetryPolicy, download_archive
 from autotune.data.download.spec import ArchiveSpec, archive_urls
-from autotune.data.progress import Progress, no_progress
+from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.source import Source
 from autotune.errors import DatasetError
 
@@ -36,7 +36,7 @@ class ArchivedDataset(Downloadable):
     archives: tuple[ArchiveSpec, ...]
     images: int = field(kw_only=True)
     classes: int = field(kw_only=True)
-    read: Callable[[Path, Progress], Source] = field(kw_only=True)
+    read: Callable[[Path, ProgressCallback], Source] = field(kw_only=True)
     retry: RetryPolicy = field(default=RetryPolicy(), kw_only=True)
 
     @property
@@ -50,7 +50,7 @@ class ArchivedDataset(Downloadable):
         sizes = [archive.size for archive in self.archives]
         return None if None in sizes else sum(size or 0 for size in sizes)
 
-    def verify(self, progress: Progress = no_progress) -> list[str]:
+    def verify(self, progress: ProgressCallback = no_progress) -> list[str]:
         """Compare the archives and the unpacked files with their checksums.
 
         Returns:
@@ -73,7 +73,7 @@ class ArchivedDataset(Downloadable):
             return problems
         return problems + super().verify(progress)
 
-    def _fill(self, staging: Path, progress: Progress) -> None:
+    def _fill(self, staging: Path, progress: ProgressCallback) -> None:
         archives = self._expected()
         for archive in archives:
             path = self.paths.archive(archive.file)
@@ -121,7 +121,7 @@ class ArchivedDataset(Downloadable):
             )
 
 
-def _archive_problem(path: Path, archive: ArchiveSpec, progress: Progress) -> str:
+def _archive_problem(path: Path, archive: ArchiveSpec, progress: ProgressCallback) -> str:
     """Describe what is wrong with an archive on this disk; empty for nothing."""
     size = path.stat().st_size
     if archive.size is not None and size != archive.size:

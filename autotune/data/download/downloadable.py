@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from autotune.data.download.checksums import differences, read_sums, write_sums
 from autotune.data.download.extraction import remove
 from autotune.data.download.paths import DATA_VARIABLE, DatasetPaths
-from autotune.data.progress import Progress, no_progress
+from autotune.data.progress import ProgressCallback, no_progress
 from autotune.errors import DatasetError, DiskFullError, is_disk_full
 from autotune.text import format_bytes, plural
 
@@ -42,7 +42,7 @@ class Downloadable(ABC):
         """Bytes to download; ``None`` where they are unknown."""
 
     @abstractmethod
-    def _fill(self, staging: Path, progress: Progress) -> None:
+    def _fill(self, staging: Path, progress: ProgressCallback) -> None:
         """Download the data set, unpack it into a new folder and check its counts."""
 
     @property
@@ -55,7 +55,7 @@ class Downloadable(ABC):
         """Whether the data set is on this disk, complete."""
         return self.paths.final.is_dir()
 
-    def fetch(self, progress: Progress = no_progress) -> None:
+    def fetch(self, progress: ProgressCallback = no_progress) -> None:
         """Download, verify and unpack the data set if that is not done yet.
 
         One process does it while others wait. The unpacked folder appears when it is complete.
@@ -102,7 +102,7 @@ class Downloadable(ABC):
             )
         return final
 
-    def verify(self, progress: Progress = no_progress) -> list[str]:
+    def verify(self, progress: ProgressCallback = no_progress) -> list[str]:
         """Compare the unpacked files with the checksums of the day when they were unpacked.
 
         Returns:
@@ -145,7 +145,7 @@ def _writable(root: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(path: Path, name: str, progress: Progress) -> Iterator[None]:
+def _locked(path: Path, name: str, progress: ProgressCallback) -> Iterator[None]:
     """Hold the lock of a data set, and report when another process holds it."""
     lock = FileLock(path)
     try:

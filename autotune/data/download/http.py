@@ -19,7 +19,7 @@ import httpx2
 from autotune.data.download.checksums import sha256_of
 from autotune.data.download.paths import DATA_VARIABLE, DatasetPaths
 from autotune.data.download.spec import ArchiveSpec
-from autotune.data.progress import Progress
+from autotune.data.progress import ProgressCallback
 from autotune.errors import DatasetError, InsufficientSpaceError
 from autotune.text import first_line, format_bytes
 
@@ -56,7 +56,7 @@ def download_archive(
     archive: ArchiveSpec,
     urls: Sequence[str],
     paths: DatasetPaths,
-    progress: Progress,
+    progress: ProgressCallback,
     retry: RetryPolicy,
 ) -> None:
     """Download an archive from the first source that has it.
@@ -97,7 +97,7 @@ class _Download:
     archive: ArchiveSpec
     url: str
     paths: DatasetPaths
-    progress: Progress
+    progress: ProgressCallback
     retry: RetryPolicy
 
     @property

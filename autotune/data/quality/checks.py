@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from autotune.data.progress import Progress, no_progress
+from autotune.data.progress import ProgressCallback, no_progress
 from autotune.text import plural
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ _EXAMPLES = 5
 
 
 def check_dataset(
-    dataset: Dataset, duplicates: str, progress: Progress = no_progress
+    dataset: Dataset, duplicates: str, progress: ProgressCallback = no_progress
 ) -> dict[str, Any]:
     """Count possible problems of the images of a new study, as plain JSON values.
 

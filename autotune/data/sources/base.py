@@ -9,10 +9,9 @@ from itertools import pairwise
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits  # type: ignore[import-untyped, unused-ignore]
 
 from autotune.data.image_files import read_image
-from autotune.data.progress import Progress, no_progress
+from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.source import Sample, Shrink, Source
 from autotune.data.sources.folders import ImageFile, digest_files, printable, scan_folder
 from autotune.errors import DatasetError
@@ -24,6 +23,9 @@ class DigitsSource(Source):
     name = "digits"
 
     def __init__(self) -> None:
+        # Imported here, because sklearn is slow to import and few commands read this data set.
+        from sklearn.datasets import load_digits  # type: ignore[import-untyped, unused-ignore]
+
         digits = load_digits()
         # 17 gray levels, 0..16
         self._images = np.rint(digits.images * (255.0 / 16.0)).astype(np.uint8)
@@ -65,7 +67,7 @@ class FileSource(Source):
         name: str,
         files: Sequence[ImageFile],
         labeled: bool = False,
-        progress: Progress = no_progress,
+        progress: ProgressCallback = no_progress,
     ) -> None:
         self.name = name
         names = sorted({file.class_name for file in files})
@@ -106,7 +108,7 @@ class FileSource(Source):
         return read_image(self._paths[sample.key], shrink)
 
 
-def open_folder(name: str, root: str, progress: Progress = no_progress) -> FileSource:
+def open_folder(name: str, root: str, progress: ProgressCallback = no_progress) -> FileSource:
     """Open the image files of a folder of class folders, already split or not.
 
     Raises:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from autotune.data.download.archived_dataset import ArchivedDataset
 from autotune.data.download.spec import ArchiveSpec
-from autotune.data.progress import Progress, no_progress
+from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.sources.base import FileSource
 from autotune.data.sources.folders import ImageFile
 from autotune.errors import DatasetError
@@ -24,7 +24,7 @@ _TERMS = "Creative Commons Attribution 4.0 (CC BY 4.0), as CaltechDATA states it
 
 
 def read_caltech101(
-    root: Path, progress: Progress = no_progress, *, background: bool = True
+    root: Path, progress: ProgressCallback = no_progress, *, background: bool = True
 ) -> FileSource:
     """Open the unpacked Caltech-101, with or without its class of other pictures."""
     name = "caltech101-background" if background else "caltech101"
@@ -33,7 +33,7 @@ def read_caltech101(
 
 
 def read_caltech256(
-    root: Path, progress: Progress = no_progress, *, clutter: bool = True
+    root: Path, progress: ProgressCallback = no_progress, *, clutter: bool = True
 ) -> FileSource:
     """Open the unpacked Caltech-256, with or without its class of other pictures."""
     name = "caltech256-clutter" if clutter else "caltech256"
@@ -41,7 +41,7 @@ def read_caltech256(
     return _read(name, folder, progress, "" if clutter else CLUTTER)
 
 
-def _read(name: str, folder: Path, progress: Progress, left_out: str) -> FileSource:
+def _read(name: str, folder: Path, progress: ProgressCallback, left_out: str) -> FileSource:
     """Open the images of class folders such as ``accordion`` or ``001.ak47``.
 
     Folders within a class, and files without ``.jpg``, are remains that are no part of the set.

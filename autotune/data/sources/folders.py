@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autotune.data.progress import INDEXING, READING, Progress, no_progress
+from autotune.data.progress import INDEXING, READING, ProgressCallback, no_progress
 from autotune.errors import DatasetError, join_sentences
 from autotune.text import join_some
 
@@ -59,7 +59,7 @@ class ImageFile:
     group: str | None = None
 
 
-def scan_folder(root: str, progress: Progress = no_progress) -> tuple[ImageFile, ...]:
+def scan_folder(root: str, progress: ProgressCallback = no_progress) -> tuple[ImageFile, ...]:
     """Find the images of a folder of class folders, already split or not, sorted by key.
 
     Hidden files, other files and symlink loops are passed over; symlinks are followed. A dangling
@@ -93,7 +93,7 @@ def scan_folder(root: str, progress: Progress = no_progress) -> tuple[ImageFile,
     return tuple(sorted(files, key=lambda file: file.key))
 
 
-def digest_files(paths: Mapping[str, str], progress: Progress = no_progress) -> np.ndarray:
+def digest_files(paths: Mapping[str, str], progress: ProgressCallback = no_progress) -> np.ndarray:
     """Digest files by key, size and the content of both their ends: uint8, ``(N, 16)``.
 
     Two ends of 64 KiB are what makes 10,000 photos a matter of seconds; an editor that leaves

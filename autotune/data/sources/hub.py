@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl
 from PIL import Image
 
 from autotune.data.image_files import UnreadableImageError, read_image
-from autotune.data.progress import Progress, no_progress
+from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.source import Sample, Shrink, Source
 from autotune.data.sources.folders import SPLIT_NAMES, normalized, printable
 from autotune.data.sources.tables import COLUMNS
@@ -67,7 +67,7 @@ class HubSource(Source):
         DiskFullError: When the disk has no room for it.
     """
 
-    def __init__(self, name: str, progress: Progress = no_progress) -> None:
+    def __init__(self, name: str, progress: ProgressCallback = no_progress) -> None:
         self.name = name
         address = _Address.parse(name)
         progress("downloading the images", 0, None)

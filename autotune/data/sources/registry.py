@@ -13,7 +13,7 @@ from autotune.data.download.archived_dataset import ArchivedDataset
 from autotune.data.download.downloadable import Downloadable
 from autotune.data.download.extraction import extract, is_archive, remove, unsupported_format
 from autotune.data.download.paths import unpacked_folder
-from autotune.data.progress import Progress, no_progress
+from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.source import Source
 from autotune.data.sources.base import DigitsSource, FileSource, open_folder
 from autotune.data.sources.caltech import CALTECH101, CALTECH256, read_caltech101, read_caltech256
@@ -41,12 +41,12 @@ class RegisteredDataset:
         download: What has to be downloaded before; ``None`` for nothing.
     """
 
-    open: Callable[[Progress], Source]
+    open: Callable[[ProgressCallback], Source]
     download: Downloadable | None = None
 
 
 def _archived(
-    dataset: ArchivedDataset, read: Callable[[Path, Progress], Source] | None = None
+    dataset: ArchivedDataset, read: Callable[[Path, ProgressCallback], Source] | None = None
 ) -> RegisteredDataset:
     reader = read or dataset.read
     return RegisteredDataset(lambda progress: reader(dataset.folder(), progress), dataset)
@@ -80,7 +80,7 @@ def needs_download(name: str) -> bool:
     return download is not None and not download.is_downloaded
 
 
-def fetch_source(name: str, progress: Progress) -> None:
+def fetch_source(name: str, progress: ProgressCallback) -> None:
     """Download a registered data set if that is not done yet; do nothing for all others.
 
     Raises:
@@ -92,7 +92,7 @@ def fetch_source(name: str, progress: Progress) -> None:
         download.fetch(progress)
 
 
-def open_source(name: str, progress: Progress = no_progress) -> Source:
+def open_source(name: str, progress: ProgressCallback = no_progress) -> Source:
     """Open a data set: a registered name, or what :func:`open_local` takes. No image is decoded.
 
     Raises:
@@ -103,7 +103,7 @@ def open_source(name: str, progress: Progress = no_progress) -> Source:
     return open_local(name, progress) if registered is None else registered.open(progress)
 
 
-def open_local(name: str, progress: Progress = no_progress) -> Source:
+def open_local(name: str, progress: ProgressCallback = no_progress) -> Source:
     """Open images of the user.
 
     Args:
@@ -143,7 +143,7 @@ def open_local(name: str, progress: Progress = no_progress) -> Source:
     )
 
 
-def open_archive(name: str, path: str, progress: Progress = no_progress) -> FileSource:
+def open_archive(name: str, path: str, progress: ProgressCallback = no_progress) -> FileSource:
     """Open the class folders in a zip or tar file; folders around them are passed through.
 
     The archive is unpacked once: size, time of change and both its ends identify it.

@@ -17,7 +17,7 @@ from scipy.io.matlab import MatReadError
 
 from autotune.data.download.archived_dataset import ArchivedDataset
 from autotune.data.download.spec import ArchiveSpec
-from autotune.data.progress import Progress, no_progress
+from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.sources.base import FileSource
 from autotune.data.sources.folders import ImageFile
 from autotune.errors import DatasetError
@@ -25,7 +25,7 @@ from autotune.errors import DatasetError
 _BASE = "vision.stanford.edu/aditya86/ImageNetDogs"
 
 
-def read_dogs(root: Path, progress: Progress = no_progress) -> FileSource:
+def read_dogs(root: Path, progress: ProgressCallback = no_progress) -> FileSource:
     """Open the unpacked archives, with the splits of the official lists.
 
     Raises:

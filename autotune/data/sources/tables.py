@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pandas as pd
 
-from autotune.data.progress import INDEXING, Progress, no_progress
+from autotune.data.progress import INDEXING, ProgressCallback, no_progress
 from autotune.data.sources.base import FileSource
 from autotune.data.sources.folders import SPLIT_NAMES, ImageFile, normalized, printable, quoted
 from autotune.errors import DatasetError, did_you_mean, join_sentences
@@ -34,7 +34,7 @@ _THREADS = 16
 _CHUNK = 1000
 
 
-def open_table(name: str, path: str, progress: Progress = no_progress) -> FileSource:
+def open_table(name: str, path: str, progress: ProgressCallback = no_progress) -> FileSource:
     """Open the image files that a table names. A repeated row counts once.
 
     Args:
@@ -224,7 +224,7 @@ def _ambiguous(table: pd.DataFrame, role: str) -> list[int]:
     return list(counts[counts > 1].index)
 
 
-def _missing(files: Sequence[str], progress: Progress) -> Iterator[str]:
+def _missing(files: Sequence[str], progress: ProgressCallback) -> Iterator[str]:
     """Look for all files, in threads: a network file system takes its time for each."""
     missing: list[str] = []
     with ThreadPoolExecutor(_THREADS) as pool:

@@ -21,7 +21,7 @@ from PIL import Image
 
 from autotune.data.download.downloadable import Downloadable
 from autotune.data.download.extraction import SUFFIXES
-from autotune.data.progress import Progress, no_progress
+from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.source import Sample, Shrink, Source
 from autotune.data.sources.base import FileSource
 from autotune.data.sources.folders import ImageFile
@@ -64,11 +64,11 @@ class TorchvisionDataset(Downloadable):
         """About how many bytes there are to download."""
         return self.megabytes * 1_000_000
 
-    def open(self, progress: Progress = no_progress) -> Source:
+    def open(self, progress: ProgressCallback = no_progress) -> Source:
         """Open the downloaded data set."""
         return self._read(self.folder(), progress)
 
-    def _fill(self, staging: Path, progress: Progress) -> None:
+    def _fill(self, staging: Path, progress: ProgressCallback) -> None:
         self._copy_archives(staging / self.folder_name)
         try:
             with _watched(staging, f"fetching {self.name}", progress):
@@ -107,7 +107,7 @@ class TorchvisionDataset(Downloadable):
             options = {**options, "loader": os.fspath}  # the path, in place of the image
         return loader(root, download=download, **options)
 
-    def _read(self, root: Path, progress: Progress = no_progress) -> Source:
+    def _read(self, root: Path, progress: ProgressCallback = no_progress) -> Source:
         loaded = {split: self._load(root, options) for split, options in self.splits.items()}
         classes = list(next(iter(loaded.values())).classes)
         if self.in_memory:
@@ -166,7 +166,7 @@ def _labeled_paths(dataset: Any) -> Iterator[tuple[str, int]]:
 
 
 @contextmanager
-def _watched(folder: Path, step: str, progress: Progress) -> Iterator[None]:
+def _watched(folder: Path, step: str, progress: ProgressCallback) -> Iterator[None]:
     """Report the bytes in a folder until the block ends; hide torchvision's own bar."""
     ended = threading.Event()
 

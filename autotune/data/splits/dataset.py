@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from autotune.config.schema import DataConfig
-from autotune.data.progress import Progress, no_progress
+from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.source import Source
 from autotune.data.sources.registry import open_source
 from autotune.data.splits.duplicates import Duplicates, find_duplicates, refuse_too_many
@@ -53,7 +53,7 @@ class Dataset:
         name: str,
         data: DataConfig,
         manifest: Manifest | None = None,
-        progress: Progress = no_progress,
+        progress: ProgressCallback = no_progress,
     ) -> Dataset:
         """Find images and split them; none is decoded unless duplicates are to stay together.
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from autotune.data.cache.reading import ordered_thread_map, retry_read, silence_pillow
-from autotune.data.progress import COMPARING, Progress, no_progress
+from autotune.data.progress import COMPARING, ProgressCallback, no_progress
 from autotune.data.source import Source
 from autotune.data.splits.stratified import SplitIndices
 from autotune.errors import DatasetError
@@ -87,7 +87,7 @@ class Duplicates:
         return np.concatenate([self.exact, self.near])
 
 
-def find_duplicates(source: Source, progress: Progress = no_progress) -> Duplicates:
+def find_duplicates(source: Source, progress: ProgressCallback = no_progress) -> Duplicates:
     """Compare each image with all others, those of the test split too; only hashes are kept."""
     indices = range(len(source.samples))
     return find_pairs(fingerprint_images(source, indices, partial(progress, COMPARING)))

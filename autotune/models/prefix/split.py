@@ -127,20 +127,20 @@ class PrefixSplit:
         """Return itself: nothing of it belongs to one copy of a network."""
         return self
 
-    def prefix(self, known: Sequence[str] = ()) -> Prefix | None:
+    def prefix(self, available_keys: Sequence[str] = ()) -> Prefix | None:
         """Return the part before the cut.
 
         Args:
-            known: Keys of tensors to start from, as other splits of the backbone have them; the
-                prefix needs only those that it uses. Empty for images.
+            available_keys: Keys of tensors to start from, as other splits of the backbone have
+                them; the prefix needs only those that it uses. Empty for images.
 
         Returns:
-            The prefix, or ``None`` where the known tensors do not suffice.
+            The prefix, or ``None`` where those tensors do not suffice.
         """
-        subgraph = _prefix_subgraph(self._analysis, self.keys, known)
+        subgraph = _prefix_subgraph(self._analysis, self.keys, available_keys)
         if subgraph is None:
             return None
-        return Prefix(subgraph.needs if known else (), subgraph, self._analysis.root)
+        return Prefix(subgraph.needs if available_keys else (), subgraph, self._analysis.root)
 
     def tail(self, network: nn.Module, crossing: tuple[Tensor, ...], training: bool) -> Tensor:
         """Return the pooled features ``(N, F)``.
@@ -237,15 +237,15 @@ def _compare(features: Tensor, expected: Tensor) -> None:
 
 
 def _prefix_subgraph(
-    analysis: GraphAnalysis, keys: Sequence[str], known: Sequence[str] = ()
+    analysis: GraphAnalysis, keys: Sequence[str], available_keys: Sequence[str] = ()
 ) -> _Subgraph | None:
     """Make the part before the cut, from the tensors of some keys; from images without keys."""
     wanted = first_nodes(analysis, keys)
     images = [analysis.digests[node] for node in analysis.graph.nodes if node.op == "placeholder"]
-    known = known or images
-    needed = dependencies(analysis, wanted, known)
+    available = available_keys or images
+    needed = dependencies(analysis, wanted, available)
     reached = {analysis.digests[node] for node in needed if node in analysis.frozen}
-    used = tuple(dict.fromkeys(key for key in known if key in reached))
+    used = tuple(dict.fromkeys(key for key in available if key in reached))
     if {*images}.intersection(analysis.digests[node] for node in needed) - {*used}:
         return None
     rewritten = {analysis.digests[node] for node in analysis.rewritten}

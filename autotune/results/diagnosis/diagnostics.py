@@ -229,7 +229,7 @@ def _check_more_trials(facts: _Facts) -> _Finding | None:
     text = f"the last {late} trained plans improved the best value by {facts.format(gain)}"
     if gain <= facts.noise:
         text += f", which is within the noise ({facts.format(facts.noise)})"
-        advice = "More trials would bring little that could be told from chance."
+        advice = "More trials would bring little that could be distinguished from chance."
         return f"Perhaps a little: {text}.", "warning", advice
     advice = "Raise search.trials and run the study again: it continues where it ended."
     return f"Probably: {text}.", "action", advice
@@ -303,7 +303,7 @@ def _check_overfitting(facts: _Facts) -> _Finding | None:
         return None
     peak, last, noise = _peak(facts, curve), max(curve), facts.noise
     lost = facts.gain(curve[peak], curve[last])
-    source = "Training losses are not recorded: this is told from its validation curve alone."
+    source = "Training losses are not recorded: this is judged by its validation curve alone."
     trial = f"trial {facts.best.number}"
     if peak == last:
         text = f"No sign of it: {trial} was never better than after its last epoch, {last}"

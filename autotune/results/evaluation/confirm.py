@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from autotune.atomic import write_text
-from autotune.data.progress import Progress, no_progress
+from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.sources.registry import fetch_source
 from autotune.errors import DivergedError, StudyError
 from autotune.format_versions import CONFIRMATION, check_format, reading, refuse_unknown, stamp
 from autotune.plan import TrialPlan
-from autotune.results.evaluation.plan_selection import best_plans
+from autotune.results.evaluation.plan_selection import plans_to_confirm
 from autotune.results.study_results import StudyResults
 from autotune.results.values.intervals import (
     CONFIDENCE_LEVEL,
@@ -173,7 +173,7 @@ def confirm_plans(
     top: int,
     seeds: int,
     on_progress: Callable[[ConfirmProgress], None] = lambda progress: None,
-    on_download: Progress = no_progress,
+    on_download: ProgressCallback = no_progress,
 ) -> Confirmation:
     """Train the best plans of a study and its baseline under several seeds, and compare them.
 
@@ -192,7 +192,7 @@ def confirm_plans(
         DiskFullError: When a result cannot be written.
     """
     results = StudyResults.from_study(handle.study)
-    best = best_plans(results, top)
+    best = plans_to_confirm(results, top)
     fetch_source(handle.config().dataset, on_download)
     ctx = build_context(handle)
     config = ctx.config
@@ -346,7 +346,7 @@ def _compare(
         baseline.values(),
         maximized=objective.is_maximized,
         step=step,
-        among=len(plans),
+        num_compared=len(plans),
     )
     ranked = [result_of(by_trial.pop(one.name), one.mean, one.gain) for one in compared]
     mean = t_interval(baseline.values(), CONFIDENCE_LEVEL, step / math.sqrt(12))

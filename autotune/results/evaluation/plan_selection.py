@@ -66,7 +66,7 @@ def select_plan(results: StudyResults, trial: int | None = None) -> SelectedPlan
     return _selected(results, best, "the best of the search", bias)
 
 
-def best_plans(results: StudyResults, top: int) -> list[tuple[FrozenTrial, TrialPlan]]:
+def plans_to_confirm(results: StudyResults, top: int) -> list[tuple[FrozenTrial, TrialPlan]]:
     """Return the best trials with their plans, without the baseline.
 
     With two objectives these are the first trials of the Pareto front.
@@ -92,7 +92,7 @@ def best_plans(results: StudyResults, top: int) -> list[tuple[FrozenTrial, Trial
 
 def _confirmed(results: StudyResults, verdict: Verdict) -> SelectedPlan:
     seeds = f"confirmed over {verdict.seeds} seeds"
-    best = [trial.number for trial, _ in best_plans(results, len(verdict.trials))]
+    best = [trial.number for trial, _ in plans_to_confirm(results, len(verdict.trials))]
     missing = [str(number) for number in best if number not in verdict.trials]
     outdated: tuple[str, ...] = ()
     if missing:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.config.schema import RefitConfig
-from autotune.data.progress import Progress, no_progress
+from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.sources.registry import fetch_source
 from autotune.data.views.study_data import open_test_views
 from autotune.errors import disk_full_as_user_error
@@ -30,7 +30,7 @@ from autotune.study.setup.manifest_store import read_manifest
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.trial.plots import draw_confusion
-from autotune.study.trial.refit import Refit, TrainingSummary, refit, refit_views
+from autotune.study.trial.refit import Refit, TrainingSummary, refit_views, train_refit
 from autotune.training.metrics import Metrics, compute_metrics, confusion
 
 
@@ -105,7 +105,7 @@ def refit_study(
     trial: int | None = None,
     folder: Path | None = None,
     on_epoch: Callable[[str, int, int], None] = lambda what, epoch, epochs: None,
-    on_progress: Progress = no_progress,
+    on_progress: ProgressCallback = no_progress,
     settings: RefitConfig | None = None,
 ) -> RefitResult:
     """Train the selected plan and the baseline on training + validation images and measure both.
@@ -141,7 +141,7 @@ def refit_study(
     def train_plan(what: str, plan: TrialPlan, number: int | None) -> Refit:
         epochs = config.training.epochs
         attributes = {} if number is None else results.trials[number].user_attrs
-        return refit(
+        return train_refit(
             plan,
             ctx,
             train[plan.backbone],

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.data.progress import Progress, no_progress
+from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.sources.registry import fetch_source
 from autotune.errors import StudyError
 from autotune.plan import TrialPlan
@@ -20,7 +20,7 @@ from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.trial.retrain import retrain
-from autotune.study.trial.run import device_name
+from autotune.study.trial.run import torch_device_name
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def reproduce_trial(
     handle: OpenStudy,
     number: int,
     on_epoch: Callable[[int, int], None] = lambda epoch, epochs: None,
-    on_progress: Progress = no_progress,
+    on_progress: ProgressCallback = no_progress,
 ) -> Reproduction:
     """Train the plan of a trial as the study did.
 
@@ -108,7 +108,7 @@ def reproduce_trial(
         )
     finally:
         torch.set_num_threads(threads)
-    device = device_name(ctx.device)
+    device = torch_device_name(ctx.device)
     recorded = dict(trial.intermediate_values)
     if trial.state == TrialState.COMPLETE and (value := attrs.metric_value(trial)) is not None:
         recorded[epochs] = value

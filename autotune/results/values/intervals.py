@@ -77,7 +77,7 @@ def compare_with_baseline(
     *,
     maximized: bool = True,
     step: float = 0.0,
-    among: int | None = None,
+    num_compared: int | None = None,
 ) -> list[PlanComparison]:
     """Compare plans with the baseline.
 
@@ -89,12 +89,12 @@ def compare_with_baseline(
             Rounding to such steps hides a part of the deviation, and equal differences show none
             at all; no deviation is taken to be smaller than what rounding alone gives to a
             difference of two values, ``step / sqrt(6)``.
-        among: Among how many plans these were chosen; by default as many as there are.
+        num_compared: Number of plans that these were chosen from; by default all of them.
 
     Returns:
         The plans, the best mean first; among equals the first one given.
     """
-    plans = len(values) if among is None else among
+    plans = len(values) if num_compared is None else num_compared
     sign = 1.0 if maximized else -1.0
     compared = []
     for name, of_plan in values.items():

@@ -18,7 +18,7 @@ def describe_precision(compute: Mapping[str, Any]) -> str:
     """Describe in which precision a trial computed.
 
     Args:
-        compute: What :func:`autotune.study.trial.run.describe_precision` returned.
+        compute: What :func:`autotune.study.trial.run.precision_record` returned.
     """
     half, kept = compute["half"], compute.get("kept", [])
     single = "float32" if compute["float32"] == "ieee" else "float32 with products in TF32"

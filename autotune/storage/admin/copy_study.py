@@ -16,9 +16,9 @@ from autotune.errors import StorageError, StudyError
 from autotune.format_versions import ATTRIBUTE as FORMAT
 from autotune.format_versions import STUDY, check_format
 from autotune.storage.admin.read_only import (
+    connect_read_only,
     has_tables,
     list_studies,
-    reading,
     reading_engine,
     select_studies,
     sqlite_damage,
@@ -70,7 +70,7 @@ def copy_studies(
             f"a copy needs two storages, but both are {redact(source)}; name another one with --to"
         )
     source_files, target_files = StudyPaths.from_url(source), StudyPaths.from_url(target, files)
-    with reading(source) as connection:
+    with connect_read_only(source) as connection:
         if is_sqlite(source) and (damage := sqlite_damage(database_path(source))):
             raise StorageError(f"{redact(source)} is damaged: {damage[0]}; take a backup of it")
         check_schema(connection, source)

@@ -63,7 +63,7 @@ def reading_engine(url: str) -> sqlalchemy.Engine:
 
 
 @contextmanager
-def reading(url: str) -> Iterator[sqlalchemy.Connection]:
+def connect_read_only(url: str) -> Iterator[sqlalchemy.Connection]:
     """Yield a connection that sees the storage as it is now.
 
     Raises:

@@ -12,7 +12,7 @@ import sqlalchemy
 from optuna.storages import RDBStorage
 
 from autotune.errors import StorageError, disk_full_as_user_error
-from autotune.storage.admin.read_only import reading
+from autotune.storage.admin.read_only import connect_read_only
 from autotune.storage.rdb.connection import BUSY_TIMEOUT_S, CONNECT_TIMEOUT_S, storage_errors
 from autotune.storage.url import is_sqlite, parse_url, redact, template_of
 
@@ -54,7 +54,7 @@ def pending_upgrade(url: str) -> tuple[str, str] | None:
     Raises:
         StorageError: When the storage cannot be read, or its tables are newer than Optuna.
     """
-    with reading(url) as connection:
+    with connect_read_only(url) as connection:
         version = schema_version(connection)
         if version not in known_schemas():
             check_schema(connection, url)

@@ -74,7 +74,7 @@ _WAYS_OUT = {
 def allow_experimental() -> Iterator[None]:
     """Use an experimental part of Optuna without its warning.
 
-    The constraints file pins the version whose behaviour was tested.
+    The constraints file pins the version whose behavior was tested.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

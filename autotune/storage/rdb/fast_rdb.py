@@ -102,7 +102,7 @@ class FastRDBStorage(OpenRDBStorage):
 
     @contextmanager
     def state_changes_only(self) -> Iterator[None]:
-        """Read only whether trials still run that are known to run, in this thread.
+        """Of trials last read as running, read only the state again, in this thread.
 
         Their parameters do not change; their curves are those of the last reading. A claim counts
         the trials that run, and reads them under the study's lock.

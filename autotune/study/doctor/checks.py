@@ -84,20 +84,20 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Diagnosis:
+class StudyCheck:
     """What is wrong with a study, and the evidence, unless it could not be collected."""
 
     evidence: Evidence | None
     findings: tuple[Finding, ...]
 
 
-def diagnose(handle: OpenStudy, lock_timeout_s: float = LOCK_TIMEOUT_S) -> Diagnosis:
+def check_study(handle: OpenStudy, lock_timeout_s: float = LOCK_TIMEOUT_S) -> StudyCheck:
     """Look at a study and return what is wrong with it; nothing is changed."""
     try:
         evidence = gather(handle, lock_timeout_s)
     except LockedError as error:
-        return Diagnosis(None, (Finding(FindingKind.LOCK, str(error)),))
-    return Diagnosis(evidence, tuple(examine(evidence)))
+        return StudyCheck(None, (Finding(FindingKind.LOCK, str(error)),))
+    return StudyCheck(evidence, tuple(examine(evidence)))
 
 
 def examine(evidence: Evidence) -> list[Finding]:

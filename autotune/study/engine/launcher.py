@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from autotune.config.schema import StudyConfig
 from autotune.data.cache.array_cache import ArrayCache, record_new_entries
-from autotune.data.progress import Progress as DataProgress
+from autotune.data.progress import ProgressCallback as DataProgress
 from autotune.data.quality.checks import check_dataset
 from autotune.data.views.study_data import StudyData
 from autotune.errors import DiskFullError, UserError, disk_full_as_user_error
@@ -79,7 +79,7 @@ def resolve_gpus(gpus: str | None) -> tuple[str, ...]:
         return ()
     names = visible_gpus()
     if not names:
-        find_device()  # raises where the environment or the driver promises GPUs
+        find_device()  # raises where the environment or the driver says that there are GPUs
     if gpus is None or gpus == "all":
         if gpus == "all" and not names:
             raise UserError("--gpus all: this machine has no CUDA device; leave --gpus out")

@@ -29,7 +29,12 @@ from autotune.storage.url import is_sqlite, redact
 from autotune.study.devices import VISIBLE
 from autotune.study.engine.pool import MAX_RESTARTS, last_lines, thread_variables
 from autotune.study.engine.ray_mailbox import Mailbox
-from autotune.study.engine.worker import Job, worker_main, worker_name, write_log
+from autotune.study.engine.worker import (
+    Job,
+    redirect_output_to_log,
+    run_worker_reporting_errors,
+    worker_name,
+)
 from autotune.study.trial.run import EventCallback
 
 #: Seconds between two looks at the events of the workers.
@@ -359,8 +364,8 @@ def _work(job: Job, slot: int, mailbox: Any) -> int:
 
     on_event({"event": "registered", "name": job.worker})
     mailbox.wait_for_stop.remote().future().add_done_callback(ask_to_stop)
-    write_log(job.log)
-    code = worker_main(job, stop, on_event)
+    redirect_output_to_log(job.log)
+    code = run_worker_reporting_errors(job, stop, on_event)
     with suppress(Exception):  # the launcher may be gone
         last[0].future().result(timeout=KILL_TIMEOUT_S)
     if stop.is_set() and not is_asked.is_set():

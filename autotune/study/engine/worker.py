@@ -53,7 +53,7 @@ from autotune.study.state.budget import StopReason
 from autotune.study.state.failures import FailureKind, classify, first_line
 from autotune.study.state.trial_queue import MAX_RETRIES, WORKER_LOST, Claim, TrialQueue, Wait
 from autotune.study.trial.context import WorkerContext
-from autotune.study.trial.run import EventCallback, device_name, run_trial
+from autotune.study.trial.run import EventCallback, run_trial, torch_device_name
 from autotune.text import VisibleFormatter, guard_standard_error
 
 logger = logging.getLogger(__name__)
@@ -168,7 +168,9 @@ def run_worker(job: Job, stop: threading.Event, on_event: EventCallback) -> Stop
     seed = (search.seed * 1_000_003 + draws * 1009 + job.index) % 2**31
     study.sampler = make_sampler(ctx.config, ctx.space, seed, attrs.trial_budget)
     queue = handle.trial_queue()
-    on_event({"event": "ready", "device": device_name(ctx.device), "gpu": gpu_name(ctx.device)})
+    on_event(
+        {"event": "ready", "device": torch_device_name(ctx.device), "gpu": gpu_name(ctx.device)}
+    )
     failures = workers = 0
     is_waiting = False
     while not stop.is_set():
@@ -229,7 +231,7 @@ def run_claimed_trial(
             deleted.
         DeviceError: When this process can no longer use its GPU; the trial is queued again.
     """
-    ending = _Ending(claim, ctx, queue, on_event)
+    ending = _TrialOutcomeRecorder(claim, ctx, queue, on_event)
     try:
         outcome = run_trial(claim.trial, ctx, stop.is_set, on_event)
         queue.finish(claim, outcome.state, outcome.values)
@@ -244,7 +246,7 @@ def run_claimed_trial(
 
 
 @dataclass(frozen=True)
-class _Ending:
+class _TrialOutcomeRecorder:
     """Records how a claimed trial ended."""
 
     claim: Claim
@@ -338,7 +340,7 @@ class _Ending:
         handle.files.checkpoint(handle.name, first).unlink(missing_ok=True)
 
 
-def main(arguments: Sequence[str] = ()) -> int:
+def run_worker_process(arguments: Sequence[str] = ()) -> int:
     """Run the worker that a launcher has started; see the module's docstring.
 
     Args:
@@ -363,7 +365,7 @@ def main(arguments: Sequence[str] = ()) -> int:
         except BrokenPipeError:  # the launcher is gone; _watch_launcher notices too
             stop.set()
 
-    return worker_main(job, stop, on_event)
+    return run_worker_reporting_errors(job, stop, on_event)
 
 
 def _check_gpu() -> bool:
@@ -386,7 +388,7 @@ def _no_device(error: NoDeviceError) -> dict[str, Any]:
     return {"event": "no_device", "message": str(error)}
 
 
-def worker_main(job: Job, stop: threading.Event, on_event: EventCallback) -> int:
+def run_worker_reporting_errors(job: Job, stop: threading.Event, on_event: EventCallback) -> int:
     """Run a worker and turn what ends it into an event and an exit code.
 
     Args:
@@ -417,11 +419,11 @@ def worker_main(job: Job, stop: threading.Event, on_event: EventCallback) -> int
 def _take_stdout(log: str) -> TextIO:
     """Keep standard output for events; what libraries print goes to the log file."""
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    write_log(log)
+    redirect_output_to_log(log)
     return events
 
 
-def write_log(log: str) -> None:
+def redirect_output_to_log(log: str) -> None:
     """Redirect the output of this process to a log file."""
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

@@ -16,7 +16,7 @@ from autotune.config.fields import is_plugin_ref, values_of_dimension
 from autotune.config.old_names import stored_init
 from autotune.config.schema import POOLS, HeadSpace, SpaceConfig, StudyConfig
 from autotune.data.preprocessing import ImageSpec
-from autotune.data.progress import Progress, no_progress
+from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.sources.registry import fetch_source, needs_download
 from autotune.data.splits.dataset import Dataset
 from autotune.data.splits.manifest import Manifest
@@ -75,7 +75,7 @@ class Definition:
 def define(
     config: StudyConfig,
     manifest: Manifest | None = None,
-    progress: Progress = no_progress,
+    progress: ProgressCallback = no_progress,
     fetch: bool = False,
 ) -> Definition:
     """Check everything that a study file names.

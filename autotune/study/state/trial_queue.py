@@ -124,7 +124,7 @@ class TrialQueue:
                     return claimed
         except Exception as error:
             if is_transient(error):
-                self._undo(worker)
+                self._requeue_broken_claim(worker)
             raise
         raise AssertionError("the last proposal is taken")
 
@@ -173,7 +173,7 @@ class TrialQueue:
             if queued is None and reason is None:
                 reason = self._exhausted(trials)
             if queued is None and reason is not None:
-                return self._nothing(trials, reason)
+                return self._wait_or_stop(trials, reason)
             try:
                 if StopReason.from_attributes(attributes) is not None:
                     self._store_stop_reason(None)
@@ -188,7 +188,7 @@ class TrialQueue:
         return Claim(trial, now, len(workers | {worker}))
 
     @retrying
-    def _undo(self, worker: str) -> None:
+    def _requeue_broken_claim(self, worker: str) -> None:
         """Requeue what an interrupted claim has left behind.
 
         Besides the worker's own trial these are any without a worker: who was claiming them has
@@ -199,7 +199,9 @@ class TrialQueue:
                 if trial.user_attrs.get(attrs.WORKER) in (None, worker):
                     self._requeue(trial, INTERRUPTED)
 
-    def _nothing(self, trials: Sequence[FrozenTrial], reason: StopReason) -> Wait | StopReason:
+    def _wait_or_stop(
+        self, trials: Sequence[FrozenTrial], reason: StopReason
+    ) -> Wait | StopReason:
         """Return why nothing can start; where nothing runs either, the study has ended."""
         running = any(trial.state == TrialState.RUNNING for trial in trials)
         if running and reason.is_provisional:

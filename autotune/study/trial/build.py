@@ -27,7 +27,7 @@ ACTIVITY_IMAGES = 64
 AnyTrainer = Trainer | CrossValidationTrainer
 
 
-def build_trial(
+def build_trial_trainer(
     plan: TrialPlan,
     ctx: WorkerContext,
     stopped: Callable[[], bool] = lambda: False,

@@ -19,7 +19,7 @@ from autotune.data.views.views import Views
 from autotune.plan import TrialPlan
 from autotune.study.trial.build import build_trainer
 from autotune.study.trial.context import WorkerContext
-from autotune.study.trial.retrain import EpochCallback, TrainingProgress, with_oom_backoff
+from autotune.study.trial.retrain import EpochCallback, ResumableTraining, with_oom_as_user_error
 from autotune.training.trainer import Trainer, num_batches
 
 #: Share of the steps in which the trainable layers train that ``refit.ema: auto`` averages over.
@@ -67,7 +67,9 @@ class Refit:
             logits, labels = self.training.predict(views)
             return logits.cpu(), labels.cpu()
 
-        return with_oom_backoff(predict, self.training.micro_batch_size, self.training.device)
+        return with_oom_as_user_error(
+            predict, self.training.micro_batch_size, self.training.device
+        )
 
 
 def refit_views(
@@ -81,7 +83,7 @@ def refit_views(
     return data.train_validation_views(training.augment, count, config.search.seed, limit)
 
 
-def refit(
+def train_refit(
     plan: TrialPlan,
     ctx: WorkerContext,
     views: Views,
@@ -111,7 +113,7 @@ def refit(
     changed = {"training": config.training.model_copy(update={"ema": ema})}
     ctx = dataclasses.replace(ctx, config=config.model_copy(update=changed))
     start = time.perf_counter()
-    progress = TrainingProgress()
+    progress = ResumableTraining()
 
     def train(size: int) -> Trainer:
         trainer = build_trainer(plan, ctx, refit=views, micro_batch_size=size)
@@ -121,7 +123,7 @@ def refit(
 
     batch_size = config.training.batch_size
     size = batch_size if micro_batch_size is None else micro_batch_size
-    trainer = with_oom_backoff(train, size, ctx.device)
+    trainer = with_oom_as_user_error(train, size, ctx.device)
     summary = TrainingSummary(
         images=len(views),
         views=ONLINE if _is_online(config, fit) else views.views,

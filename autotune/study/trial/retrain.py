@@ -14,9 +14,9 @@ from torch.utils._pytree import tree_map_only
 from autotune.errors import DivergedError, UserError
 from autotune.plan import TrialPlan
 from autotune.study.state import oom
-from autotune.study.trial.build import AnyTrainer, build_trial
+from autotune.study.trial.build import AnyTrainer, build_trial_trainer
 from autotune.study.trial.context import WorkerContext
-from autotune.study.trial.run import describe_precision
+from autotune.study.trial.run import precision_record
 from autotune.training.folds import trainers_of
 from autotune.training.metrics import Metrics
 from autotune.training.trainer import EpochResult
@@ -61,11 +61,11 @@ def retrain(
         DivergedError: When the training diverges.
         UserError: When not even two images fit into memory.
     """
-    progress, curve = TrainingProgress(), dict[int, float]()
+    progress, curve = ResumableTraining(), dict[int, float]()
     objective = ctx.config.training.objective
 
     def train(size: int) -> Trained:
-        training = build_trial(plan, ctx, micro_batch_size=size, seed=seed)
+        training = build_trial_trainer(plan, ctx, micro_batch_size=size, seed=seed)
         for result in progress.resume(training):
             assert result.metrics is not None
             value = result.metrics.objective(objective)
@@ -76,14 +76,14 @@ def retrain(
             if result.epoch == epochs:
                 break
         assert training.metrics is not None
-        return Trained(training.metrics, curve, describe_precision(trainers_of(training)[0]))
+        return Trained(training.metrics, curve, precision_record(trainers_of(training)[0]))
 
     size = ctx.config.training.batch_size if micro_batch_size is None else micro_batch_size
-    return with_oom_backoff(train, size, ctx.device)
+    return with_oom_as_user_error(train, size, ctx.device)
 
 
 @dataclass
-class TrainingProgress:
+class ResumableTraining:
     """The state of a trainer after the last epoch, on the CPU: another attempt resumes from it."""
 
     state: dict[str, Any] | None = None
@@ -99,8 +99,10 @@ class TrainingProgress:
             )
 
 
-def with_oom_backoff(work: Callable[[int], T], micro_batch_size: int, device: torch.device) -> T:
-    """Call :func:`autotune.study.state.oom.with_oom_backoff` for work outside of the search.
+def with_oom_as_user_error(
+    work: Callable[[int], T], micro_batch_size: int, device: torch.device
+) -> T:
+    """Call :func:`autotune.study.state.oom.with_oom_as_user_error` for work outside of the search.
 
     Raises:
         UserError: When not even two images fit into memory.

@@ -31,7 +31,7 @@ from autotune.study.devices import gpu_name
 from autotune.study.setup.resources import BackboneResources
 from autotune.study.state import attrs, oom
 from autotune.study.state.constraints import set_constraints, violations
-from autotune.study.trial.build import AnyTrainer, build_trial
+from autotune.study.trial.build import AnyTrainer, build_trial_trainer
 from autotune.study.trial.context import CacheStats, WorkerContext
 from autotune.study.trial.identity import checkpoint_for
 from autotune.study.trial.plots import draw_confusion, draw_curve, draw_worst, worst
@@ -182,17 +182,17 @@ class _Run:
         assert plan is not None, "a claimed trial has its plan"
         text = plan.describe(named=len(ctx.space.backbones) > 1)
         self.on_event({"event": "start", "trial": trial.number, "plan": text})
-        training = build_trial(plan, ctx, self.stopped, micro_batch_size)
+        training = build_trial_trainer(plan, ctx, self.stopped, micro_batch_size)
         resources = ctx.resources.get(plan.backbone)
         record = _describe_run(training, ctx.device)
         try:
             costs = self._measure_costs(training, record)
-            if is_refused := self._is_refused(costs, record):
+            if is_infeasible := self._apply_limits(costs, record):
                 record[attrs.SECONDS] = round(time.perf_counter() - start, 3)
                 record[attrs.EPOCHS] = 0
         finally:
             _write_record(trial, ctx, record)
-        if is_refused:
+        if is_infeasible:
             return Outcome(TrialState.PRUNED, None)
         record = {}
         try:
@@ -233,7 +233,7 @@ class _Run:
             record[attrs.COSTS] = costs
         return costs
 
-    def _is_refused(self, costs: Mapping[str, float], record: dict[str, Any]) -> bool:
+    def _apply_limits(self, costs: Mapping[str, float], record: dict[str, Any]) -> bool:
         """Compare costs with the limits of the study; true if the plan is not trained.
 
         The baseline is trained even beyond the limits, because everything is compared with it.
@@ -274,8 +274,8 @@ class _Run:
 
 def _describe_run(training: AnyTrainer, device: torch.device) -> dict[str, Any]:
     record: dict[str, Any] = {
-        attrs.DEVICE: device_name(device),
-        attrs.COMPUTE: describe_precision(trainers_of(training)[0]),
+        attrs.DEVICE: torch_device_name(device),
+        attrs.COMPUTE: precision_record(trainers_of(training)[0]),
         attrs.TRAINABLE_PARAMETERS: count_trainable_parameters(training.network),
     }
     if device.type == "cuda":
@@ -323,7 +323,7 @@ def count_trainable_parameters(network: Network) -> int:
     return sum(parameter.numel() for _, parameter, _ in network.layer_of_parameters())
 
 
-def describe_precision(trainer: Trainer) -> dict[str, Any]:
+def precision_record(trainer: Trainer) -> dict[str, Any]:
     """Return the precision of a training as it is stored with a trial."""
     record: dict[str, Any] = {
         "half": trainer.amp.mode,
@@ -333,7 +333,7 @@ def describe_precision(trainer: Trainer) -> dict[str, Any]:
     return {**record, "kept": kept} if kept else record
 
 
-def device_name(device: torch.device) -> str:
+def torch_device_name(device: torch.device) -> str:
     """Return the name of a device as it is stored with a trial."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 

@@ -26,13 +26,13 @@ class MicroBatcher:
     """Splits batches into twice as many micro-batches whenever memory is not enough.
 
     Attributes:
-        parts: Micro-batches of a batch, also of the batches to come.
+        num_micro_batches: Micro-batches of a batch, also of the batches to come.
     """
 
     def __init__(self, what: str, device: torch.device) -> None:
         self.what = what
         self.device = device
-        self.parts = 1
+        self.num_micro_batches = 1
 
     def run(self, work: Callable[[Inputs], T], batch: Inputs) -> list[T]:
         """Compute a batch, images ``(N, ...)`` or a tuple of features, and return the results.
@@ -45,19 +45,19 @@ class MicroBatcher:
         """
         images = len(batch[0] if isinstance(batch, tuple) else batch)
         while True:
-            parts = max(1, min(self.parts, images))
+            parts = max(1, min(self.num_micro_batches, images))
             try:
                 return [work(part) for part in micro_batches(batch, parts)]
             except RuntimeError as error:
                 if parts >= images or not is_out_of_memory(error):
                     raise
             # Outside of the except block, which would keep the frames and their tensors alive.
-            self.parts = 2 * parts
+            self.num_micro_batches = 2 * parts
             logger.warning(
                 "%s: %d images at a time do not fit into device memory; continuing with %d",
                 self.what,
                 -(-images // parts),
-                -(-images // self.parts),
+                -(-images // self.num_micro_batches),
             )
             empty_cache(self.device)
 

@@ -10,7 +10,7 @@ import sqlalchemy
 from optuna.trial import TrialState
 
 from autotune.storage.rdb.connection import open_storage
-from autotune.study.doctor.checks import diagnose
+from autotune.study.doctor.checks import check_study
 from autotune.study.setup.opening import open_existing
 from autotune.study.state.budget import StopReason
 from tests.support.broken import claim, silence, trials_of
@@ -36,7 +36,7 @@ def test_nothing_is_wrong_while_a_study_runs(
     opened = open_existing("live", url)
     looks, running = 0, set()
     while launcher.poll() is None:
-        diagnosis = diagnose(opened)
+        diagnosis = check_study(opened)
         assert diagnosis.findings == ()
         assert diagnosis.evidence is not None
         running |= {one.number for one in diagnosis.evidence.snapshot.running}

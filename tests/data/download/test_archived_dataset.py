@@ -16,7 +16,7 @@ from autotune.data.download.archived_dataset import ArchivedDataset
 from autotune.data.download.http import RetryPolicy, download_archive
 from autotune.data.download.paths import DatasetPaths, data_folder
 from autotune.data.download.spec import ArchiveSpec, archive_urls
-from autotune.data.progress import Progress, no_progress
+from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.sources.stanford_dogs import read_dogs
 from autotune.errors import DatasetError, DiskFullError, InsufficientSpaceError, UserError
 from tests.support.archives import dogs_archives, sums_of, tar_bytes
@@ -52,7 +52,7 @@ def download(
     *urls: str,
     content: bytes = CONTENT,
     known: bool = True,
-    progress: Progress = no_progress,
+    progress: ProgressCallback = no_progress,
 ) -> bytes:
     """Download ``a.tar`` from some sources, with or without a known checksum and size."""
     digest = hashlib.sha256(content).hexdigest() if known else None
@@ -61,7 +61,9 @@ def download(
     return paths.archive("a.tar").read_bytes()
 
 
-def run_killed(work: Callable[[Progress], object], when: Callable[[str, int], bool]) -> None:
+def run_killed(
+    work: Callable[[ProgressCallback], object], when: Callable[[str, int], bool]
+) -> None:
     """Run a function in a process that is killed at a step."""
 
     def die(step: str, done: int, total: int | None) -> None:

@@ -23,13 +23,13 @@ from autotune.results.evaluation.confirm import (
     _write,
     confirm_plans,
 )
-from autotune.results.evaluation.plan_selection import best_plans
+from autotune.results.evaluation.plan_selection import plans_to_confirm
 from autotune.results.study_results import StudyResults
 from autotune.results.values.verdict import Verdict
 from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
-from autotune.study.trial.build import build_trial
+from autotune.study.trial.build import build_trial_trainer
 from tests.support.inline import run
 from tests.support.inside import contents
 from tests.support.page import page_of
@@ -65,7 +65,7 @@ def test_every_plan_is_trained_under_every_seed(opened: OpenStudy) -> None:
     for one in (found.baseline, *found.plans):
         assert len(one.values) == 2 and one.mean is not None
         assert one.mean.mean == statistics.fmean(value for value in one.values if value)
-        training = build_trial(one.plan, ctx, seed=2)
+        training = build_trial_trainer(one.plan, ctx, seed=2)
         last = [result.metrics for result in training.run()][-1]
         assert last is not None and last.accuracy == one.values[1]
     trials = opened.study.get_trials(deepcopy=False)
@@ -91,13 +91,13 @@ def test_seeds_differ_and_no_features_are_made(opened: OpenStudy) -> None:
     assert {name for name in contents(opened.files.cache) if "features" in name} == before
     ctx = build_context(opened)
     plan = found.plans[0].plan
-    first, second = (build_trial(plan, ctx, seed=seed) for seed in (1, 2))
+    first, second = (build_trial_trainer(plan, ctx, seed=seed) for seed in (1, 2))
     weights = [one.network.head[-1].weight for one in (first, second)]
     assert (weights[0] != weights[1]).any()
 
 
 def test_more_seeds_and_plans_add_to_what_is_there(opened: OpenStudy) -> None:
-    top = len(best_plans(StudyResults.from_study(opened.study), 100))
+    top = len(plans_to_confirm(StudyResults.from_study(opened.study), 100))
     confirmed_again(opened, top=1, seeds=2)
     trained, found = confirmed_again(opened, top=top + 5, seeds=2)
     assert trained == 0 and len(found.plans) == top  # two of them, and no more there are
@@ -192,7 +192,7 @@ def test_in_folds(tmp_path: Path) -> None:
     confirm_plans(made, 1, 2)
     found = confirm_plans(made, 1, 2)
     assert found.trained == 0
-    training = build_trial(found.baseline.plan, build_context(made), seed=1)
+    training = build_trial_trainer(found.baseline.plan, build_context(made), seed=1)
     (result,) = training.run()
     assert result.metrics is not None
     assert found.baseline.values[0] == result.metrics.accuracy
@@ -230,7 +230,7 @@ def test_two_objectives_confirm_the_front(tmp_path: Path) -> None:
     if not trials:
         pytest.skip("the baseline is the whole front")
     assert {
-        trial.number for trial, _ in best_plans(StudyResults.from_study(made.study), 100)
+        trial.number for trial, _ in plans_to_confirm(StudyResults.from_study(made.study), 100)
     } <= trials
 
 

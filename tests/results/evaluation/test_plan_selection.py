@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from autotune.errors import StudyError
-from autotune.results.evaluation.plan_selection import best_plans, select_plan
+from autotune.results.evaluation.plan_selection import plans_to_confirm, select_plan
 from autotune.results.study_results import StudyResults
 from autotune.results.values.verdict import Verdict
 from autotune.study.state import attrs
@@ -18,7 +18,7 @@ def results(confirmed: int = 0, skip: int = 0, **verdict: Any) -> StudyResults:
     """Return a study, whose verdict is that the last of its confirmed trials has the best mean."""
     study = make_study()
     if confirmed:
-        best = best_plans(StudyResults.from_study(study), confirmed)
+        best = plans_to_confirm(StudyResults.from_study(study), confirmed)
         trials = tuple(trial.number for trial, _ in best[skip:])
         values = {"mean": 0.949, "baseline": 0.928, "gain": 0.021, "low": 0.009, "high": 0.033}
         values |= {"selection_bias": 0.008, **verdict}

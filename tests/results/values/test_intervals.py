@@ -145,7 +145,7 @@ def test_one_image_more_under_every_seed_is_no_proof() -> None:
 def test_a_plan_that_is_left_out_counts() -> None:
     values, baseline = [0.92, 0.94, 0.93], [0.9, 0.9, 0.91]
     alone, chosen = (
-        compare_with_baseline({1: values}, baseline, among=among)[0] for among in (1, 5)
+        compare_with_baseline({1: values}, baseline, num_compared=among)[0] for among in (1, 5)
     )
     assert chosen.gain.half_width > 2 * alone.gain.half_width
     assert chosen.mean == alone.mean

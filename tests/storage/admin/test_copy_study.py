@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 from autotune.errors import StorageError, StudyError
 from autotune.storage import filesystem
 from autotune.storage.admin.copy_study import Copied, add_study, copy_studies
-from autotune.storage.admin.read_only import reading
+from autotune.storage.admin.read_only import connect_read_only
 from autotune.storage.admin.schema import back_up_sqlite
 from autotune.storage.admin.study_rows import read_study
 from autotune.storage.paths import REPORT_FORMATS, StudyPaths
@@ -156,7 +156,7 @@ def test_a_name_that_is_taken_meanwhile(kind: str, new_url: NewUrl) -> None:
     rich_study(old)
     storage = rich_study(new)
     before = everything(new)
-    with reading(old) as connection:
+    with connect_read_only(old) as connection:
         study = read_study(connection, "rich")
     with pytest.raises(StudyError, match="has got a study 'rich' meanwhile"):
         add_study(storage.engine, new, study)

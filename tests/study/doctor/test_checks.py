@@ -19,7 +19,7 @@ from optuna_dashboard import save_note
 from autotune.storage.rdb.connection import open_storage
 from autotune.storage.rdb.study_lock import study_lock
 from autotune.study.doctor import checks
-from autotune.study.doctor.checks import Diagnosis, Finding, FindingKind, diagnose
+from autotune.study.doctor.checks import Finding, FindingKind, StudyCheck, check_study
 from autotune.study.doctor.collect import gather, take_snapshot
 from autotune.study.doctor.repair import repair
 from autotune.study.setup.opening import OpenStudy, open_existing
@@ -53,7 +53,7 @@ def fresh(handle: OpenStudy) -> OpenStudy:
 
 
 def findings(handle: OpenStudy) -> tuple[Finding, ...]:
-    return diagnose(fresh(handle)).findings
+    return check_study(fresh(handle)).findings
 
 
 def kinds(handle: OpenStudy) -> list[str]:
@@ -350,11 +350,11 @@ def test_a_folder_that_is_on_other_machines_alone(postgres_url: str, tmp_path: P
     uploaded(handle, tmp_path, trial)
     finish(handle, trial.number)
     files.rename(tmp_path / "elsewhere")
-    diagnosis = diagnose(fresh(handle))
+    diagnosis = check_study(fresh(handle))
     assert diagnosis.findings == ()
     assert diagnosis.evidence is not None and diagnosis.evidence.root is None
     moved = open_existing(handle.name, handle.url, str(tmp_path / "elsewhere"))
-    assert diagnose(moved).findings == ()
+    assert check_study(moved).findings == ()
 
 
 # What surrounds a study
@@ -384,10 +384,10 @@ def test_a_lock_that_somebody_sits_on(handle: OpenStudy) -> None:
     assert kinds(handle) == []  # and the connection that waited is as good as new
 
 
-def diagnose_in_thread(handle: OpenStudy) -> Diagnosis:
+def diagnose_in_thread(handle: OpenStudy) -> StudyCheck:
     """A file lock is taken by a thread, and would let this one in."""
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(diagnose, handle, 0.3).result()
+        return pool.submit(check_study, handle, 0.3).result()
 
 
 def test_the_clock_of_a_worker(handle: OpenStudy) -> None:
@@ -413,7 +413,7 @@ def test_the_clock_of_this_machine(handle: OpenStudy, monkeypatch: pytest.Monkey
 
 
 def test_a_disk_that_is_nearly_full(local: OpenStudy, monkeypatch: pytest.MonkeyPatch) -> None:
-    free = diagnose(local).evidence
+    free = check_study(local).evidence
     assert free is not None and sum(one.free_bytes for one in free.disks) > 0
     monkeypatch.setattr(checks, "FREE_BYTES", 1 << 60)
     assert "files of the study and database" in only(local, FindingKind.DISK).message

@@ -13,7 +13,7 @@ from autotune.errors import DatasetError, StudyError
 from autotune.results.evaluation import refit as fit_module
 from autotune.storage.admin.copy_study import copy_studies
 from autotune.storage.paths import StudyPaths
-from autotune.study.doctor.checks import diagnose
+from autotune.study.doctor.checks import check_study
 from autotune.study.engine.worker import build_context
 from autotune.study.setup.definition import define
 from autotune.study.setup.manifest_store import (
@@ -145,13 +145,13 @@ def test_it_goes_along_to_another_storage(handle: OpenStudy, tmp_path: Path) -> 
     assert copied.files == StudyPaths.from_url(target) != handle.files
     shutil.rmtree(handle.files.artifacts)
     assert read_manifest(copied.study, copied.files) == manifest
-    assert diagnose(copied).findings == ()
+    assert check_study(copied).findings == ()
 
 
 def test_the_doctor_misses_it(handle: OpenStudy) -> None:
-    assert diagnose(handle).findings == ()
+    assert check_study(handle).findings == ()
     (handle.files.artifacts / handle.study.user_attrs[attrs.SPLIT]).unlink()
-    (found,) = diagnose(again(handle)).findings
+    (found,) = check_study(again(handle)).findings
     assert found.message.startswith("the artifacts split.csv.gz of the study itself are not in ")
 
 

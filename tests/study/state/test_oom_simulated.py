@@ -17,6 +17,8 @@ from tests.support.inline import run
 from tests.support.simulated_gpu import simulated_gpu
 from tests.support.small import open_small
 
+pytestmark = pytest.mark.slow
+
 GIB = 2**30
 
 

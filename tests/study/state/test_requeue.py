@@ -25,7 +25,7 @@ from autotune.errors import StudyError
 from autotune.storage.rdb.connection import GRACE_PERIOD_S
 from autotune.storage.rdb.fast_rdb import Failure, _reporting
 from autotune.storage.rdb.heartbeat import read_heartbeat_ages
-from autotune.study.doctor.checks import FindingKind, diagnose
+from autotune.study.doctor.checks import FindingKind, check_study
 from autotune.study.doctor.repair import repair
 from autotune.study.setup.opening import OpenStudy, open_existing
 from autotune.study.state import attrs
@@ -228,10 +228,10 @@ def test_the_doctor_finds_a_lost_trial(tmp_path: Path) -> None:
     handle = open_small(tmp_path)
     queue = handle.trial_queue()
     fail_as_earlier_versions(queue, claim(queue))
-    found = diagnose(handle).findings
+    found = check_study(handle).findings
     assert [one.kind for one in found] == [FindingKind.LOST]
     assert repair(handle, found) == ["trial 0 was requeued"]
-    assert states(queue)[-1] == "WAITING" and diagnose(handle).findings == ()
+    assert states(queue)[-1] == "WAITING" and check_study(handle).findings == ()
 
 
 def test_the_doctor_finds_gaps_in_curves(tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_the_doctor_finds_gaps_in_curves(tmp_path: Path) -> None:
         handle.study.tell(trial, 0.5 if state == complete else None, state=state)
         if missing:
             expected.append(f"the curve of trial {trial.number} lacks the epochs {missing}")
-    found = [one for one in diagnose(handle).findings if one.kind == FindingKind.CURVE]
+    found = [one for one in check_study(handle).findings if one.kind == FindingKind.CURVE]
     assert [one.message.partition(":")[0] for one in found] == expected
 
 

@@ -21,7 +21,7 @@ from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import OpenStudy, open_or_create
 from autotune.study.state import attrs
 from autotune.study.trial import run as trial_module
-from autotune.study.trial.build import build_trial
+from autotune.study.trial.build import build_trial_trainer
 from autotune.training.folds import CrossValidationTrainer
 from autotune.training.metrics import Metrics
 from tests.study.engine.test_worker import picture
@@ -82,7 +82,7 @@ def test_weights_of_all_folds_give_the_value_again(tmp_path: Path) -> None:
     ]
     plan = attrs.trial_plan(trial)
     assert plan is not None
-    again = build_trial(plan, build_context(handle))
+    again = build_trial_trainer(plan, build_context(handle))
     assert isinstance(again, CrossValidationTrainer)
     state = load_file(handle.files.artifacts / weights.artifact_id)
     for number, one in enumerate(again.folds, start=1):
@@ -151,7 +151,7 @@ def test_a_batch_that_does_not_fit_is_halved_in_all_folds(
 def test_inherited_channels_are_chosen_without_the_images_that_judge(tmp_path: Path) -> None:
     ctx = build_context(small(tmp_path, data__train_per_class=None))
     plan = ctx.space.baseline(ctx.config.baseline)
-    training = build_trial(plan, ctx)
+    training = build_trial_trainer(plan, ctx)
     assert isinstance(training, CrossValidationTrainer)
     material = ctx.resources.get(plan.backbone)
     for one, cut in zip(training.folds, material.data.folds, strict=True):

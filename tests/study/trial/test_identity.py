@@ -74,6 +74,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Fro
     return trial
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [True, False], ids=["file put back", "file left"])
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_study_made_anew_starts_at_its_first_epoch(

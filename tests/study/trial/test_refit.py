@@ -14,7 +14,7 @@ from autotune.errors import UserError
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
 from autotune.study.engine.worker import build_context
 from autotune.study.trial.context import WorkerContext
-from autotune.study.trial.refit import AVERAGED, ema_decay, refit, refit_views
+from autotune.study.trial.refit import AVERAGED, ema_decay, refit_views, train_refit
 from autotune.study.trial.retrain import retrain
 from autotune.training.trainer import Trainer
 from tests.support.small import open_small, small_config
@@ -79,7 +79,7 @@ def test_what_is_judged_is_the_average_and_frozen_layers_are_untouched(ctx: Work
     task = ctx.resources.get(PLAN.backbone).data
     fit = RefitConfig(ema=0.9, views="online")
     epochs: list[int] = []
-    found = refit(PLAN, ctx, refit_views(task, ctx.config, fit, 0), fit, epochs.append)
+    found = train_refit(PLAN, ctx, refit_views(task, ctx.config, fit, 0), fit, epochs.append)
     assert epochs == [1, 2]
     training = found.training
     assert training.eval_model is not training.network
@@ -114,13 +114,13 @@ def test_a_batch_that_does_not_fit_goes_through_in_parts(
 
     monkeypatch.setattr(Trainer, "_step", short)
     monkeypatch.setattr(Trainer, "predict", shorter)
-    found = refit(PLAN, ctx, views, RefitConfig(), micro_batch_size=32)
+    found = train_refit(PLAN, ctx, views, RefitConfig(), micro_batch_size=32)
     assert found.summary.micro_batch_size == 16
     logits, labels = found.predict(ctx.resources.get(PLAN.backbone).validation)
     assert len(logits) == len(labels) and found.training.micro_batch_size == 8
     monkeypatch.setattr(Trainer, "_step", out_of_memory)
     with pytest.raises(UserError, match="even with 2 images at a time"):
-        refit(PLAN, ctx, views, RefitConfig())
+        train_refit(PLAN, ctx, views, RefitConfig())
 
 
 def out_of_memory(*_: Any, **__: Any) -> Any:
@@ -143,7 +143,7 @@ def test_after_a_batch_that_does_not_fit_a_training_goes_on_from_its_last_epoch(
 
     monkeypatch.setattr(Trainer, "_train_epoch", short)
     epochs: list[int] = []
-    refit(PLAN, ctx, views, RefitConfig(), epochs.append, micro_batch_size=32)
+    train_refit(PLAN, ctx, views, RefitConfig(), epochs.append, micro_batch_size=32)
     count = ctx.config.training.epochs
     assert epochs == list(range(1, count + 1))
     assert begun == [(0, 32), (1, 32), *((epoch, 16) for epoch in range(1, count))]

@@ -43,6 +43,8 @@ from tests.support.cuda import accelerator_error
 from tests.support.simulated_gpu import Kind, SimulatedGpu, simulated_gpu
 from tests.support.surgery import change
 
+pytestmark = pytest.mark.slow
+
 GPU = torch.device("cuda", 0)
 #: What no step may do.
 SLOW = (Kind.WAIT, Kind.PAGEABLE_TO_DEVICE, Kind.TO_HOST)
