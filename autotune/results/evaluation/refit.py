@@ -214,7 +214,9 @@ def _record_read(handle: OpenStudy, trial: int, comparison: Comparison) -> int:
     """Record with the study that the test split was read; return how often it has been."""
     gain = comparison.difference[handle.config().training.objective]
     entry = {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "time": datetime.now(
+            UTC
+        ).isoformat(),  # to the microsecond: two refits can end in one second
         "trial": trial,
         "test": comparison.model.values,
         "baseline": comparison.baseline.values,

@@ -80,7 +80,8 @@ def test_mistakes_of_all_kinds_are_told_at_once(verb: str, tmp_path: Path) -> No
     )
     ended = call(verb, "digits", *wrong, cwd=tmp_path)
     assert (ended.code, ended.out) == (2, "")
-    title, *lines = ended.err.splitlines()
+    warning, title, *lines = ended.err.splitlines()
+    assert warning.startswith("warning: every user of this machine can read a password")
     assert title == "error: command line: 6 mistakes"
     assert [line.split(":")[0].strip() for line in lines] == [
         "no-override",
