@@ -54,9 +54,11 @@ _DEFAULTS = {"init": "pretrained", "search.sampler": SAMPLERS[0], "search.strate
 def presets_folder() -> Path:
     """Return the folder of the shipped study files.
 
-    In a checkout it is a link to ``studies/``, which a wheel carries as a folder.
+    A wheel carries them as ``autotune/presets``. In a checkout that is a link to ``studies/``.
+    Where links are lost (a downloaded archive), ``studies/`` itself is read.
     """
-    return Path(__file__).parents[1] / "presets"
+    presets = Path(__file__).parents[1] / "presets"
+    return presets if presets.is_dir() else Path(__file__).parents[2] / "studies"
 
 
 def presets() -> dict[str, Path]:

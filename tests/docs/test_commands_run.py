@@ -202,7 +202,7 @@ def small(study: dict[str, Any]) -> dict[str, Any]:
         study["data"] |= {"image_size": 16, "train_per_class": 5}
     else:
         study |= {"backbone": "test_resnet", "weights": "none"}
-        study["space"] |= {"depth": {"low": 0, "high": 2}}
+        study["space"] |= {"trainable_layers": {"low": 0, "high": 2}}
     if study["dataset"] == "path/to/images":
         study["dataset"] = "photos"
     if "trials_per_stage" in study["search"].get("greedy", {}):

@@ -71,7 +71,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "training__precision": "bf16",
         "space__trainable_layers": 2,
         "space__layers": {"kernel": [1, 5], "activation": ["gelu"]},
-        "inherit": "data",
+        "init": "activations",
     },
     "constraints": {
         "training__precision": "bf16",
@@ -84,7 +84,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "space__trainable_layers": 2,
         "space__training__optimizer": "sgd",
         "space__training__l2_sp": 0.01,
-        "space__training__head_epochs": 1,
+        "space__training__head_only_epochs": 1,
     },
     "Adagrad": {
         "training__precision": "bf16",
@@ -250,7 +250,7 @@ CAPTURED: dict[str, dict[str, Any]] = {
     "a tail": {"space__trainable_layers": 1},
     "bf16": {"training__precision": "bf16", "space__trainable_layers": 1},
     "folds": {"space__trainable_layers": 1, "data__folds": 2},
-    "the head first": {"space__trainable_layers": 1, "space__training__head_epochs": 1},
+    "the head first": {"space__trainable_layers": 1, "space__training__head_only_epochs": 1},
     "no average": {
         "space__trainable_layers": 1,
         "training__ema": None,
