@@ -172,7 +172,7 @@ class Study:
             workers: Number of workers; default: one per GPU, or two on the CPU.
             gpus: ``all``, ``none``, or indices such as ``0,2``; default: all.
             engine: ``local``, or ``ray`` for tasks of a cluster.
-            workers_per_gpu: Workers that share a GPU, in place of ``workers``.
+            workers_per_gpu: Workers that share a GPU, instead of ``workers``.
             gpus_per_worker: GPUs of a worker in Ray.
             cpus_per_worker: CPUs of a worker in Ray.
             progress: Print a line for every trial; or a function to call with every

@@ -58,7 +58,7 @@ def reading(what: str, kind: str = STUDY, by: str = "") -> Iterator[None]:
         by: Version of autotune that has written it; empty if unknown.
 
     Raises:
-        FormatError: In place of the reader's error.
+        FormatError: Instead of the reader's error.
     """
     try:
         yield

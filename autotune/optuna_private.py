@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Container, Mapping
 from typing import Any
 
@@ -111,7 +112,7 @@ class StorageProxy:
         return getattr(self._storage, name)
 
 
-class StudyProxy:
+class StudyProxy(ABC):
     """A study that presents other trials to a sampler or a pruner, and forwards everything else.
 
     Args:
@@ -126,11 +127,11 @@ class StudyProxy:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._study, name)
 
+    @abstractmethod
     def get_trials(
         self, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
         """Return the trials to present."""
-        raise NotImplementedError
 
     def _get_trials(
         self,

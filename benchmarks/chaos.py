@@ -69,7 +69,7 @@ SHARES = {
 DISK_MIB = 1200
 #: So often at most a run is started.
 STARTS = 60
-#: What is counted by an option of its own: its plural, and what is to be known of it.
+#: What is counted by its own option: its plural, and what is to be known of it.
 OPTIONS = {
     "kill": ("kills", "of single workers"),
     "pair": ("pairs", "of workers, killed at once"),

@@ -33,7 +33,7 @@ STOPPING_S = 120.0
 def bad_ends(outputs: Sequence[Path], codes: Sequence[int], killed: Collection[int]) -> list[str]:
     """Say which runs ended in another way than with a result or a message.
 
-    The message of a run whose workers died quotes a log, which may have tracebacks of its own.
+    The message of a run whose workers died quotes a log, which may have its own tracebacks.
 
     Args:
         outputs: What each run said.

@@ -140,7 +140,7 @@ class Chaos:
         return found
 
     def _kill(self, count: int) -> bool:
-        """Kill so many workers at once."""
+        """Kill this many workers at once."""
         workers = self._workers()
         if len(workers) < count:
             return False
@@ -295,7 +295,7 @@ class Chaos:
         return True
 
     def _crash(self) -> bool:
-        """End the server without a checkpoint of its own: it recovers when it starts."""
+        """End the server without its own checkpoint: it recovers when it starts."""
         pid = int((self.folder / "postgres" / "postmaster.pid").read_text().split()[0])
         server = psutil.Process(pid)
         server.send_signal(signal.SIGQUIT)

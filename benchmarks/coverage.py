@@ -7,7 +7,7 @@ For the smallest classification model of every timm model module, with random we
 is built and its frozen layers are checked, the head is tried, and every kind of change is applied
 to all of the last 8 layers that can take it, one kind at a time, followed by a forward pass, a
 backward pass and one optimizer step. Changes that claim to preserve the function must do so. Plans
-go through JSON. Each family runs in a process of its own.
+go through JSON. Each family runs in its own process.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ other on one machine, each a process that starts for it, and that twice; the sho
     python benchmarks/dashboard_scale.py [--trials 2000] [--rounds 2]
 
 Without a browser: what ``autotune status``, the report and the first answer of the dashboard take,
-each in a process of its own, in turn with the same on a twentieth of the trials and with
+each in its own process, in turn with the same on a twentieth of the trials and with
 optuna-dashboard alone. CPU seconds tell more than wall seconds where a machine is busy.
 
     python benchmarks/dashboard_scale.py --reading --trials 5000 [--rounds 3] [--storage URL]
@@ -296,7 +296,7 @@ class Waits:
 
 
 def measure(browser: Browser, name: str, url: str, plain: bool, port: int, trials: int) -> Waits:
-    """Look at one dashboard, in a process and with a page of its own."""
+    """Look at one dashboard, in its own process, with its own page."""
     with served(url, plain, port) as address:
         base, study = re.fullmatch(r"(http://[^/]+)/dashboard/studies/(\d+)", address).groups()  # type: ignore[union-attr]
         question = f"{base}/api/studies/{study}?after="

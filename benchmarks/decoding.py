@@ -138,7 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=Path, help="folder of JPEGs")
     parser.add_argument("--made", type=int, default=6, help="how many photographs to make")
-    parser.add_argument("--limit", type=int, default=100, help="of the folder, so many")
+    parser.add_argument("--limit", type=int, default=100, help="number of images of the folder")
     arguments = parser.parse_args()
     turbo = features.version("libjpeg_turbo") or "none"
     print(f"{date_and_machine('pillow', 'timm')} libjpeg-turbo: {turbo}.\n")

@@ -23,7 +23,7 @@ def each_family(
 
     Args:
         description: Of the benchmark, for its help.
-        check: Takes a family and the name of its model, in a process of its own; what it returns
+        check: Takes a family and the name of its model, in its own process; what it returns
             has at least ``family``, ``model`` and ``failures``.
         nothing: What else the row of a check has that raised an error.
 

@@ -122,7 +122,7 @@ def epoch_s(training: Trainer) -> float:
 
 
 def by_images(counts: Sequence[int], home: Path) -> list[str]:
-    """Measure each number of images in a cache of its own."""
+    """Measure each number of images in its own cache."""
     rows = []
     for count in counts:
         make_images(home / f"images-{count}", count)
@@ -206,7 +206,7 @@ def by_workers(count: int, home: Path) -> list[str]:
 
 
 def be_worker(folder: Path, cache: Path, first: int) -> None:
-    """Ask for four views, beginning with one's own share."""
+    """Ask for four views, beginning with the process's own share."""
     _, _, features = Bench(folder, cache, views=4).prepare(ROOT, None)
     print("ready", flush=True)
     sys.stdin.readline()

@@ -7,7 +7,7 @@
     python benchmarks/gpu.py --report       # the report once more, from the lines that are there
 
 Everything is made here: images are noise, weights random; nothing is fetched. Each step runs in
-a process of its own, which is ended when its time is up, and the next one begins. Results are
+its own process, which is ended when its time is up, and the next one begins. Results are
 lines of JSON, written at once to ``benchmarks/results/DATE-gpu-half-N.jsonl``; the report of all
 lines of that day is ``benchmarks/results/DATE-gpu.md``. A dry run measures nothing on a GPU: its
 lines and its report go to ``storage/gpu-dry/``, and say so.
@@ -52,7 +52,7 @@ _GRACE_S = 5.0
 
 
 def run_step(context: Context, command: Sequence[str]) -> str:
-    """Run a step in a process of its own, and write down when it began and how it ended.
+    """Run a step in its own process, and write down when it began and how it ended.
 
     Args:
         context: What it is given.

@@ -1,7 +1,7 @@
 """How long does it take to index and to split hundreds of thousands of images, in how much memory?
 
 Makes class folders of hard links to a few small images, and a table of the same files. Each is
-opened in a process of its own: found and fingerprinted, then split. Seconds of the wall clock; the
+opened in its own process: found and fingerprinted, then split. Seconds of the wall clock; the
 memory is the most that the process had, less what it had before, and what a worker keeps of it.
 
     python benchmarks/index.py [--images 20000 200000] [--write]
@@ -90,7 +90,7 @@ def measure(path: str) -> None:
 
 
 def row(path: Path, what: str) -> str:
-    """Measure in a process of its own, and write a line of the table."""
+    """Measure in its own process, and write a line of the table."""
     command = [sys.executable, __file__, "--measure", str(path)]
     found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
     return (
@@ -115,7 +115,7 @@ def main() -> None:
         date_and_machine("pandas", "scikit-learn"),
         "",
         f"PNG files of 16x16 in {CLASSES} classes (hard links to {ORIGINALS} files), in the "
-        "system's cache; each line is a process of its own. Index: all files found; in a table "
+        "system's cache; each line is a separate process. Index: all files found; in a table "
         "looked for. Opened: with the fingerprint, for which both ends of every file are read. "
         "Memory: beyond what the process had before, at most and afterwards.",
         "",

@@ -17,7 +17,7 @@ from stack_shares import REST, STAGES, Shares
 SIDES = ("naive", "cold", "warm")
 #: How many times faster than naive: the whole list cold and warm, and trials of depth 0 warm.
 GOALS = {"cold": 8.0, "warm": 20.0, "depth 0": 100.0}
-#: Accuracies are alike when their mean difference is within so many points.
+#: Accuracies are alike when their mean difference is within this many points.
 MARGIN = 0.5
 #: Share of its cores that naive gets on a machine that does nothing else.
 LEAST_BUSY = 0.8

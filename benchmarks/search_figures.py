@@ -43,7 +43,7 @@ class Group:
         return np.array([one.epochs[min(trials, len(one.epochs)) - 1] for one in self.courses])
 
     def best_by_epochs(self, epochs: np.ndarray) -> np.ndarray:
-        """Return the best so far ``(seeds, len(epochs))`` when so many epochs were spent."""
+        """Return the best so far ``(seeds, len(epochs))`` when this many epochs were spent."""
         rows = []
         for one in self.courses:
             finished = np.searchsorted(one.epochs, epochs, side="right")
@@ -61,7 +61,7 @@ class Group:
         return np.array(spent)
 
     def trials_to(self, right: float, budget: int) -> np.ndarray:
-        """Return the trials that every seed needs to have so many right images.
+        """Return the trials that every seed needs to have this many right images.
 
         One more than the budget stands for "not within the budget".
         """

@@ -32,7 +32,7 @@ ATTRIBUTES = {
     "distribution": {"_contains"},
     "GP sampler": {"_get_constraints_acqf_args", "_constraints_gprs_cache_list"},
 }
-#: Tables and columns that autotune reads and writes in statements of its own.
+#: Tables and columns that autotune reads and writes in its own statements.
 TABLES = {
     "StudyModel": {"study_id", "study_name"},
     "TrialModel": {"trial_id", "number", "study_id", "state", "datetime_start"}

@@ -325,7 +325,7 @@ def _problem(error: ErrorDetails) -> Problem:
         case "value_error":
             text = str(error["ctx"]["error"])
         case "model_type" | "model_attributes_type":
-            text = f"must hold keys of its own, but got {value}"
+            text = f"must be a section with keys, but got {value}"
         case "string_type":
             quotes = "" if value == "null" else "put it in quotes"
             text = join_sentences(f"must be text, but got {value}", quotes)

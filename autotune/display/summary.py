@@ -156,7 +156,7 @@ def _print_next(console: Console, opened: OpenStudy, results: StudyResults) -> N
     if report := _report_path(opened, results):
         lines = {"report": relative_path(report), **lines}
     if "***" in command:
-        lines[""] = "(write the password in place of ***)"
+        lines[""] = "(write the password instead of ***)"
     console.print()
     for title, text in lines.items():
         # Never wrapped: a command on two lines cannot be pasted.

@@ -3,7 +3,7 @@
 Layer ``i`` is counted from the output in every backbone, and a parameter has the values that any
 of them can take. A backbone resolves a value that it cannot take: a depth beyond its layers tunes
 all of them; any other value becomes ``keep`` if the study file allows that, else the first value
-that it can take. So each backbone has the plans that it would have in a study of its own.
+that it can take. So each backbone has the plans that it would have in its own study.
 """
 
 from __future__ import annotations

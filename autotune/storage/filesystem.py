@@ -1,7 +1,7 @@
 """The file system of a folder, and whether SQLite can be trusted with it.
 
 The workers of a study share an SQLite database in WAL mode, which keeps its index in memory that
-all of them map; on a network file system every machine has a memory of its own, and locks often
+all of them map; on a network file system every machine has its own memory, and locks often
 do not lock (https://sqlite.org/wal.html, https://sqlite.org/howtocorrupt.html).
 """
 

@@ -30,14 +30,14 @@ class Sizes:
         backbone: What the studies train.
         split_backbones: What is split; each with its own image size where ``None`` is given.
         timed_backbones: What is timed in each precision.
-        timed_batches: With so many images.
-        timed_steps: So many steps.
+        timed_batches: Number of images.
+        timed_steps: Number of steps.
         depths: Depths of which the throughput is measured.
         epochs: Epochs of a throughput, the first left out.
         study_trials: Plans of the study that one and two workers train.
         study_epochs: Epochs of each.
         naive_plans: Plans of the list that naive and autotune train.
-        naive_seen: So many of them the naive side trains.
+        naive_seen: Number of them that the naive side trains.
         naive_epochs: Epochs of each.
         loader_workers: Processes that prepare images of the naive side; ``None`` for two less
             than there are cores.
@@ -150,7 +150,7 @@ class Context:
         lines: The file that gets its lines.
         images: Folder with ``train/``, ``val/`` and ``test/``.
         folder: Where it may write; empty.
-        limit_s: After so many seconds it is ended.
+        limit_s: Seconds after which it is ended.
         gpu: The simulated device of a dry run.
         began_s: When it began, by the monotonic clock.
     """

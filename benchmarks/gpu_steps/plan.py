@@ -17,7 +17,7 @@ class Step:
     Args:
         name: What it is called on the command line, and in its lines.
         half: The half that it belongs to.
-        limit_s: After so many seconds its process is ended.
+        limit_s: Seconds after which its process is ended.
         place: ``module.function`` in this folder.
         title: Its heading in the report.
     """

@@ -77,7 +77,7 @@ def take_trial(address: str, folder: Path = IMAGES) -> list[Path]:
 
 @contextmanager
 def open_page(address: str, height: int) -> Iterator[Page]:
-    """Open a page in a browser of its own."""
+    """Open a page in its own browser."""
     with sync_playwright() as driver:
         executable = os.environ.get("CHROMIUM", "/usr/bin/chromium")
         browser = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"])

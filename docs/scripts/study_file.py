@@ -26,7 +26,7 @@ TOP = "study"
 
 
 def sections(model: type[BaseModel] = StudyConfig, name: str = "") -> Iterator[tuple[str, str]]:
-    """Yield every section that has keys of its own, with its table.
+    """Yield every section that has its own keys, with its table.
 
     Args:
         model: The model of the section.

@@ -22,7 +22,7 @@ from tests.support.runs import SMALL, autotune
 from tests.support.studies import make_study
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
-#: The digits study on images of one's own.
+#: The digits study on the user's images.
 OWN = ("run", "digits", "data.train_per_class=null")
 
 

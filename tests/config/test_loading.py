@@ -200,7 +200,7 @@ def test_overrides_that_cannot_be_read() -> None:
             "search.sampler: must be one of gp, tpe, random, or a plugin as my_file.py:name, "
             "but got {'name': 3}",
         ),
-        ("search=", "search: must hold keys of its own, but got null"),
+        ("search=", "search: must be a section with keys, but got null"),
         (
             "search..trials=3",
             f"search.: {UNKNOWN}",

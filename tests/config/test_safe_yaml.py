@@ -106,7 +106,7 @@ def test_a_key_of_thousands_of_parts(key: str) -> None:
 
 
 def test_messages_stay_short_and_in_their_lines(tmp_path: Path) -> None:
-    """Of thousands of mistakes some are shown; no key or value makes lines of its own."""
+    """Of thousands of mistakes some are shown; no key or value adds lines."""
     path = tmp_path / "study.yaml"
     base = "dataset: digits\nbackbone: resnet18\n"
     path.write_text(base + "".join(f"k{i}: 1\n" for i in range(3_000)))

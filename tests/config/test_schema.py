@@ -386,7 +386,7 @@ def test_all_mistakes_at_once() -> None:
         "true\n"
         "  training.objective: must be one of accuracy, balanced_accuracy, macro_f1, log_loss, "
         "but got 'accurracy'; did you mean 'accuracy'?\n"
-        "  training.augment: must hold keys of its own, but got null\n"
+        "  training.augment: must be a section with keys, but got null\n"
         f"  lr: {UNKNOWN}; did you mean 'space.training.lr' or 'baseline.lr'?\n"
         f"  bakbone: {UNKNOWN}; did you mean 'backbone'?"
     )

@@ -184,7 +184,7 @@ def selections(name: str, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
 
 
 def _silence(net: Network, group: ChannelGroup, gone: list[int]) -> None:
-    """Make every reader of a group read zeros in place of some of its channels."""
+    """Make every reader of a group read zeros instead of some of its channels."""
     for member in group.members:
         if member.side != "in":
             continue

@@ -24,7 +24,7 @@ NAMES = ("test_resnet", "test_vit", "test_convnext", "test_efficientnet", "test_
 
 
 def trained(name: str, **options: Any) -> nn.Module:
-    """Make a model with a classifier and weights of its own."""
+    """Make a model with a classifier and its own weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         return timm.create_model(name, num_classes=11, **options)

@@ -12,7 +12,7 @@ from tests.support.cuda import OUT_OF_MEMORY, accelerator_error
 
 
 def test_a_torch_without_a_class_for_errors_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch 2.7 has none: to ask for it would raise in place of what has gone wrong."""
+    """torch 2.7 has none: to ask for it would raise instead of what has gone wrong."""
     lost = RuntimeError(str(accelerator_error("an illegal memory access was encountered")))
     monkeypatch.delattr(torch, "AcceleratorError")
     importlib.reload(device_errors)

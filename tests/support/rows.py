@@ -58,7 +58,7 @@ def rich_study(url: str, name: str = "rich") -> RDBStorage:
 
 
 def everything(url: str, name: str = "rich") -> dict[str, Any]:
-    """Return all that a database holds of a study, by number of the trial in place of its id."""
+    """Return all that a database holds of a study, by number of the trial instead of its id."""
     with connect_read_only(url) as connection:
         study = read_study(connection, name)
     numbers = {row["trial_id"]: row["number"] for row in study.trials}

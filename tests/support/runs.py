@@ -1,4 +1,4 @@
-"""Running the command as a user does: a process of its own, in a folder of its own."""
+"""Running the command as a user does: its own process, in its own folder."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def make_study(
         running: Trials that are at epoch 3.
         waiting: Trials in the queue.
         failed: Trials that diverged.
-        retried: Attempts that were given back; the first retry of each is among ``trials``, so
+        retried: Attempts that were requeued; the first retry of each is among ``trials``, so
             that there are at most ``trials - 1``.
         objective: One of ``autotune.config.schema.OBJECTIVES``; it decides the direction.
         objectives: A metric and a cost for a Pareto study; nothing is pruned then.
@@ -270,7 +270,7 @@ class _Maker:
         final = min(0.995, 0.842 + bonus)
         values = final * (1 - 0.75 * np.exp(-np.arange(1, EPOCHS + 1) / 1.8)) + noise
         values[-1] = final
-        # Accuracies of so many images come in steps of one image.
+        # Accuracies of this many images come in steps of one image.
         return {
             step: round(float(value) * VALIDATION) / VALIDATION
             for step, value in enumerate(values, start=1)

@@ -203,7 +203,7 @@ def test_latency_is_the_median_of_the_passes(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_mixed_targets_are_counted() -> None:
-    """A share of every class in place of a label, once they are mixed."""
+    """A share of every class instead of a label, once they are mixed."""
     plain, mixed = (
         training(plan("test_resnet", 2, mixup=mixup, cutmix=mixup)) for mixup in (0.0, 0.2)
     )

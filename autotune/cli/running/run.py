@@ -23,7 +23,7 @@ def run(
         str | None, typer.Option(help="'all', 'none', or indices such as 0,2. Default: all.")
     ] = None,
     workers_per_gpu: Annotated[
-        int | None, typer.Option(help="Workers that share a GPU, in place of --workers.")
+        int | None, typer.Option(help="Workers that share a GPU, instead of --workers.")
     ] = None,
     gpus_per_worker: Annotated[
         float | None,

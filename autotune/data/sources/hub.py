@@ -130,7 +130,7 @@ def _load(name: str, address: _Address) -> dict[str, Dataset]:
     if os.path.isdir(address.repository):
         raise DatasetError(
             f"{name}: the library 'datasets' would read the folder {address.repository!r} that is "
-            "here in place of the hub; run it from another folder"
+            "here instead of the hub; run it from another folder"
         )
     repository, configuration = address.repository, address.configuration
     with _silenced(), _user_errors(name):

@@ -104,7 +104,7 @@ class TorchvisionDataset(Downloadable):
 
         loader = getattr(datasets, self.loader)
         if not self.in_memory and self.loader != "OxfordIIITPet":
-            options = {**options, "loader": os.fspath}  # the path, in place of the image
+            options = {**options, "loader": os.fspath}  # the path, instead of the image
         return loader(root, download=download, **options)
 
     def _read(self, root: Path, progress: ProgressCallback = no_progress) -> Source:

@@ -7,7 +7,7 @@ its own; what depends on the number of images is a node like any other.
 A digest identifies what a node computes: its operation, the settings of its module, and the
 digests of its arguments down to the images. It is the same in every process and for every network
 that computes the same up to there. Parameters and buffers enter by name and shape: their values
-are those of the backbone, which has a fingerprint of its own.
+are those of the backbone, which has its own fingerprint.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def execute_node(node: Node, root: nn.Module, args: Any, kwargs: Any) -> Any:
 
 
 def is_expensive(node: Node, root: nn.Module) -> bool:
-    """Return whether a node has parameters of its own, or multiplies matrices."""
+    """Return whether a node has its own parameters, or multiplies matrices."""
     if node.op == "call_module":
         return any(True for _ in get_target(root, node.target).parameters())
     name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")

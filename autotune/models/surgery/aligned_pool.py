@@ -74,7 +74,7 @@ class PoolGrid:
 
 @register_notrace_module
 class GridAlignedPool2d(nn.Module):
-    """A max or average pooling in place of another pooling, with its stride and resolution.
+    """A max or average pooling instead of another pooling, with its stride and resolution.
 
     Its windows lie around the centers of the original ones, half a pixel later where they cannot.
     Pixels outside of the input are ignored. A window that would hold none inside (the original's
@@ -115,7 +115,7 @@ class GridAlignedPool2d(nn.Module):
         return means / self._average(inside, needs)[0]
 
     def extra_repr(self) -> str:
-        """Show what it does and in place of what."""
+        """Show what it does and instead of what."""
         return f"{self.kind}, kernel_size={self.kernel_size}, base={self.base}"
 
     def _average(self, input: Tensor, needs: Sequence[Pair]) -> tuple[Tensor, Pair]:

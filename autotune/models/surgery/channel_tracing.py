@@ -268,7 +268,7 @@ class _ChannelTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for parameter in _tensors(args[1:]):
             own = self._ids_or_new(parameter)
             if own is None:
-                self.unions.fix(ids, "a norm without parameters of its own")
+                self.unions.fix(ids, "a norm without its own parameters")
             else:
                 shape = own.shape if packet in ops.LAYER_NORMS else (-1, *(1,) * (tensor.ndim - 2))
                 self.unions.unite(ids, own.view(shape))

@@ -60,7 +60,7 @@ def activation_name(module: nn.Module) -> str:
 
 
 class ScaledActivation(nn.Module):
-    """An activation function and a factor, in place of timm's ``GammaAct``.
+    """An activation function and a factor, instead of timm's ``GammaAct``.
 
     ``GammaAct`` multiplies in place, over what relu, sigmoid and tanh keep for their gradients.
     """

@@ -38,7 +38,7 @@ def kernel_problem(conv: nn.Conv2d) -> str:
     if computed not in [(kind.forward, kind._conv_forward) for kind in known]:
         return (
             "a kernel can be changed in torch's and timm's own convolutions, but "
-            f"{type(conv).__name__!r} computes in a way of its own; its kernel must be kept"
+            f"{type(conv).__name__!r} computes in a special way; its kernel must be kept"
         )
     if "weight" not in dict(conv.named_parameters(recurse=False)):
         return (

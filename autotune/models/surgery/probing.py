@@ -41,8 +41,8 @@ _Change = Callable[[LayerCapabilities, nn.Module], None]
 #: Field of a plan -> attribute of the capabilities -> reason where there is none.
 _FIELDS = {
     "kernel": ("convolutions", "it has no spatial convolution"),
-    "width": ("groups", "no convolution or linear layer of it has channels of its own"),
-    "bridge": ("residual_writers", "no channels of its own lead to channels of other layers"),
+    "width": ("groups", "no convolution or linear layer of it has its own channels"),
+    "bridge": ("residual_writers", "none of its channels lead to channels of other layers"),
     "activation": ("activations", "it has no activation function as a module"),
     "pool": ("pools", "it does not pool"),
     "dropout": ("dropouts", "it has no dropout"),

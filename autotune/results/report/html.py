@@ -112,7 +112,7 @@ def _context(results: StudyResults, storage_url: str) -> dict[str, Any]:
 
 @cache
 def _plotly_compressed() -> str:
-    """Return plotly's code, gzip in base64: 1.9 MB in place of 4.8."""
+    """Return plotly's code, gzip in base64: 1.9 MB instead of 4.8."""
     packed = gzip.compress(get_plotlyjs().encode(), compresslevel=9, mtime=0)
     return base64.b64encode(packed).decode()
 

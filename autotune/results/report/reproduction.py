@@ -64,7 +64,7 @@ def _command_lines(results: StudyResults, storage_url: str) -> Iterator[str]:
     # Under its own name the finished study would be found, and nothing be trained.
     again = f"{file.removesuffix('.yaml')}-again"
     if "***" in storage:
-        yield "# write the password of the database in place of ***"
+        yield "# write the password of the database instead of ***"
     yield "# the winning plan of this study"
     yield f"autotune best {shlex.quote(name)}{storage}"
     if _is_preset(results):

@@ -56,7 +56,7 @@ class PlanComparison:
 
     Args:
         name: Number of its trial.
-        mean: Mean of its values, with an interval of its own at ``CONFIDENCE_LEVEL``.
+        mean: Mean of its values, with its own interval at ``CONFIDENCE_LEVEL``.
         gain: By how much it is better than the baseline; positive also where less is better. The
             intervals of all plans hold together at ``CONFIDENCE_LEVEL``.
     """

@@ -18,7 +18,7 @@ def find_password(variable: str, file: Path) -> tuple[str, str]:
 
     Args:
         variable: Environment variable that may give it.
-        file: Where it is kept otherwise, in a folder of its own, for its owner alone.
+        file: Where it is kept otherwise, in its own folder, for its owner alone.
 
     Raises:
         UserError: When it is too short or too long, or others may read its file.

@@ -52,7 +52,7 @@ def study_lock(
             lock.release()
         return
     key = int.from_bytes(hashlib.blake2b(study.encode(), digest_size=8).digest(), signed=True)
-    # A session lock on a connection of its own: it goes when the connection does.
+    # A session lock on its own connection: it goes when the connection does.
     with storage.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         _lock(connection, key, study, timeout_s)
         try:

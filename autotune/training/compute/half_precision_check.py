@@ -228,7 +228,7 @@ def keep_inaccurate_fp32(
 
     Returns:
         The mixed precision in which it can train: none if an operation is wrong that does not
-        belong to a module of its own.
+        belong to its own module.
     """
     if amp.device.type != "cpu" or amp.dtype is None:
         return amp

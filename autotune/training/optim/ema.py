@@ -19,7 +19,7 @@ class WeightAverage:
 
     Its values are those of timm's ``ModelEmaV3`` with ``use_warmup``. That one goes through two
     state dictionaries of the whole network in every step, and copies each counter of batches with
-    an operation of its own. Here the tensors are listed once, and only those of trainable layers
+    its own operation. Here the tensors are listed once, and only those of trainable layers
     and head are averaged, all together (``torch._foreach_lerp_``). Frozen tensors do not change:
     they are their own average. Integer buffers (the counters of batch norms) are copied, by one
     more operation.

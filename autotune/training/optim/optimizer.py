@@ -68,7 +68,7 @@ def make_schedule(
 ) -> LambdaLR:
     """Make the schedule: linear warm-up, then half a cosine to zero (Loshchilov, Hutter 2017).
 
-    Head-only steps and the others each have a schedule of their own (see
+    Head-only steps and the others each have their own schedule (see
     :class:`autotune.training.optim.phases.Phases`). So the head has settled when the layers are
     unfrozen, and the rate rises again while the optimizer, which has seen no gradient of these
     layers, adapts to them.

@@ -66,7 +66,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Public:
-    """A running dashboard for others, in a folder of its own."""
+    """A running dashboard for others, in its own folder."""
 
     process: subprocess.Popen[str]
     port: int
@@ -394,7 +394,7 @@ def test_every_answer_is_hardened(public: Public) -> None:
 
 @pytest.mark.slow
 def test_wrong_passwords_cost_ever_more_time(finished: Path) -> None:
-    """In a dashboard of its own: who has to wait is the address of all tests."""
+    """In its own dashboard: who has to wait is the address of all tests."""
     public = serve(finished, "guessed")
     try:
         forged = {"X-Autotune-Client": "192.0.2.1", "X-Forwarded-For": "192.0.2.2"}

@@ -1,4 +1,4 @@
-"""Samplers, pruners and spaces of one's own, and warm starts, as a user runs them."""
+"""Custom samplers, pruners and spaces, and warm starts, as a user runs them."""
 
 from __future__ import annotations
 

@@ -236,7 +236,7 @@ def test_norms_start_as_identities(norm: nn.Module) -> None:
 
 
 def test_what_is_no_norm_keeps_its_weights() -> None:
-    """A block that holds a scale of its own, and an activation with a slope."""
+    """A block that holds its own scale, and an activation with a slope."""
     slope = nn.PReLU(4)
     reinitialize(slope, seeded())
     assert bool((slope.weight == 0.25).all())

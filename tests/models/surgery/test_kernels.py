@@ -378,7 +378,7 @@ def test_what_computes_in_another_way_is_refused(kind: type[nn.Conv2d]) -> None:
     conv = kind(4, 8, 3)
     message = (
         "a kernel can be changed in torch's and timm's own convolutions, but "
-        f"'{kind.__name__}' computes in a way of its own; its kernel must be kept"
+        f"'{kind.__name__}' computes in a special way; its kernel must be kept"
     )
     assert kernel_problem(conv) == message
     with pytest.raises(PlanError) as caught:

@@ -44,7 +44,7 @@ def test_values_are_those_of_scikit_learn() -> None:
     counts, _ = np.histogram(probability.numpy(), np.linspace(0, 1, BINS + 1))
     expected = (np.abs(shares - means) * counts[counts > 0]).sum() / 300
     assert found[CALIBRATION_ERROR] == pytest.approx(expected)
-    # What is drawn is computed from sums of its own: of every image once it is the same.
+    # What is drawn is computed from its own sums: of every image once it is the same.
     own = bootstrap._ImageSums.from_logits(logits, labels).metrics(np.ones((300, 1)))[0]
     assert list(found.values()) == pytest.approx(own.tolist())
 

@@ -1,4 +1,4 @@
-"""What is tried again while the storage is away, and what is not."""
+"""What is tried again while the storage is unavailable, and what is not."""
 
 from __future__ import annotations
 

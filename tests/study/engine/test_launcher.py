@@ -454,7 +454,7 @@ def test_a_full_disk_of_the_database_ends_the_run_and_the_next_one_goes_on(tmp_p
         assert "Traceback" not in said and "died" not in said
         assert said.splitlines()[-1].startswith("error: no space left on the disk of the storage")
         (disk / "filler").unlink()
-        time.sleep(GRACE_PERIOD_S)  # nobody could write down that the trial was given back
+        time.sleep(GRACE_PERIOD_S)  # nobody could write down that the trial was requeued
         process = start(*arguments, cwd=tmp_path)
         wait_for(lambda: any(attrs.earlier_attempts(one) for one in trials()), timeout=180)
         process.send_signal(signal.SIGINT)

@@ -322,7 +322,7 @@ def test_a_warm_start_without_a_storage(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-# Files of one's own
+# Plugin files
 
 MINE = """
 from optuna.samplers import RandomSampler

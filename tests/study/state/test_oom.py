@@ -169,7 +169,7 @@ def test_a_machine_that_does_not_tell_its_memory(monkeypatch: pytest.MonkeyPatch
 def failing(
     sizes: int, needs: Sequence[MemoryShortage], monkeypatch: pytest.MonkeyPatch
 ) -> list[int]:
-    """Run something that fits in parts of so many; return the parts that were tried."""
+    """Run something that fits in parts of this size; return the parts that were tried."""
     tried: list[int] = []
     coming = iter(needs)
     monkeypatch.setattr(oom, "measure_shortage", lambda error, device: next(coming))

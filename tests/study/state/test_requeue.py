@@ -1,4 +1,4 @@
-"""A trial that is given back keeps all that its worker reported, and is never lost in between."""
+"""A requeued trial keeps all that its worker reported, and is never lost in between."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class OutOfMemory:
     count: int = 0
 
     def applies(self, images: int) -> bool:
-        """Tell whether a convolution of so many images fails now."""
+        """Tell whether a convolution of this many images fails now."""
         if images <= self.images or (self.times is not None and self.count >= self.times):
             return False
         if self.inside and not any(self.inside in caller for caller in product_callers()):
@@ -52,7 +52,7 @@ class DeviceMemory:
         total_bytes: What the device has.
         fraction: Share of it that this process may have.
         neighbor_bytes: What another process holds.
-        neighbor_calls: After so many questions for the free memory the neighbor leaves; ``None``
+        neighbor_calls: After this many questions for the free memory the neighbor leaves; ``None``
             if it stays.
         provoked: Where memory gives out.
     """
@@ -68,7 +68,7 @@ class DeviceMemory:
     _live: dict[int, tuple[StorageWeakRef, int]] = field(default_factory=dict)
 
     def crowd(self, nbytes: int, calls: int | None = None) -> None:
-        """Let another process hold memory, until it was asked for so many times."""
+        """Let another process hold memory, until it was asked for this many times."""
         self.neighbor_bytes, self.neighbor_calls = nbytes, calls
 
     def provoke(self, images: int, inside: str = "", times: int | None = None) -> OutOfMemory:
@@ -126,7 +126,7 @@ class DeviceMemory:
         """Fail where out of memory is provoked.
 
         Raises:
-            torch.OutOfMemoryError: When a convolution of so many images finds none.
+            torch.OutOfMemoryError: When a convolution of this many images finds none.
         """
         if any(rule.applies(images) for rule in self.provoked):
             raise self.error(2 * GIB)

@@ -1,7 +1,7 @@
 """The simulated device in processes that a test starts, and in those that they start.
 
 A ``sitecustomize`` module on the path of the processes installs it when they load torch, for as
-long as they live. Each has a device of its own: what others hold has to be simulated too.
+long as they live. Each has its own device: what others hold has to be simulated too.
 """
 
 from __future__ import annotations

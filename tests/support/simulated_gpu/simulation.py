@@ -209,7 +209,7 @@ def simulated_gpu(
 
 
 def install(gpu: SimulatedGpu, undo: ExitStack) -> None:
-    """Put the device in place of the driver, until ``undo`` is closed."""
+    """Install the device instead of the driver, until ``undo`` is closed."""
     assert Current.gpu is None, "one device is simulated at a time"
     for target, name, value in _replacements(gpu):
         undo.enter_context(patch.object(target, name, value, create=not hasattr(target, name)))

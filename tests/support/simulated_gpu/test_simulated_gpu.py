@@ -378,7 +378,7 @@ def test_graphs_are_refused(gpu: SimulatedGpu) -> None:
 def captured(
     optimizer: torch.optim.Optimizer, weight: Tensor, given: Tensor
 ) -> torch.cuda.CUDAGraph:
-    """Capture a step, after one to warm up on a stream of its own."""
+    """Capture a step, after one to warm up on its own stream."""
     graph = torch.cuda.CUDAGraph()
 
     def step() -> None:
