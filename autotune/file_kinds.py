@@ -1,7 +1,7 @@
 """Tell what a file is by its first bytes, whatever its name says.
 
-Messages about a file that cannot be used name its kind: a Git LFS pointer, the HTML page of a login,
-an archive, weights of another framework.
+Messages about a file that cannot be used name its kind: a Git LFS pointer, the HTML page of a
+login, an archive, weights of another framework.
 """
 
 from __future__ import annotations
