@@ -105,5 +105,6 @@ def look_up_existing(config: StudyConfig) -> ExistingStudy:
             study, _ = found
             files = config.files or study.user_attrs.get(attrs.FILES)
             manifest = read_manifest(study, StudyPaths.from_url(config.storage, files))
-            return ExistingStudy(manifest, StopReason.from_study(study) is not None)
+            reason = StopReason.from_study(study)
+            return ExistingStudy(manifest, reason is not None and not reason.is_request)
     return ExistingStudy()
