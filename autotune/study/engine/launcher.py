@@ -54,7 +54,7 @@ class RunResult:
     """How a run ended.
 
     ``ended`` says why the study has ended and is ``None`` if it can continue; ``trained`` is
-    whether a trial was started, ``interrupted`` whether a signal stopped it.
+    whether a trial was started, ``interrupted`` whether a signal or ``autotune stop`` stopped it.
     """
 
     handle: OpenStudy
@@ -221,6 +221,7 @@ def _run(definition: Definition, backend: WorkerBackend, on_event: EventCallback
             interrupted = pool.run()
     with storage_errors(handle.url):
         after, ended = trials.progress(), trials.finalize()
+    interrupted = interrupted or (ended is not None and ended.is_request)
     return RunResult(handle, after, ended, after.attempts > before.attempts, interrupted)
 
 

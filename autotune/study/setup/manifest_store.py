@@ -106,9 +106,10 @@ def look_up_existing(config: StudyConfig) -> ExistingStudy:
             study, _ = found
             remembered = study.user_attrs.get(attrs.FILES)
             files = StudyPaths.for_run(config.storage, remembered, config.files)
+            reason = StopReason.from_study(study)
             return ExistingStudy(
                 read_manifest(study, files),
-                StopReason.from_study(study) is not None,
+                reason is not None and not reason.is_request,
                 remembered_root(config.storage, files),
             )
     return ExistingStudy()
