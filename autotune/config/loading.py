@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -40,6 +41,7 @@ from autotune.errors import (
     join_sentences,
     shorten,
 )
+from autotune.file_type import FileType, file_type
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +75,7 @@ def find_study_file(study: str) -> Path:
         study: A preset's name or the path of a YAML file.
 
     Raises:
-        StudyError: When there is neither.
+        StudyError: When there is neither; it says what is there instead.
     """
     names = presets()
     if study in names:
@@ -81,6 +83,8 @@ def find_study_file(study: str) -> Path:
     path = Path(study)
     with suppress(OSError, RuntimeError, ValueError):  # no home, too long, not a path at all
         path = path.expanduser()
+        if path.exists() and (kind := file_type(path)) is not None:
+            raise StudyError(_describe_other(study, kind))
         if path.is_file():
             return path
     reason = f"the presets are {', '.join(names)}, and a path must be that of a YAML file"
@@ -92,6 +96,17 @@ def find_study_file(study: str) -> Path:
     raise StudyError(
         join_sentences(f"no study file {study!r}: {reason}", did_you_mean(study, near))
     )
+
+
+def _describe_other(path: str, kind: FileType) -> str:
+    """Say what is at the path of a study file instead, and what uses it."""
+    quoted, advice = shlex.quote(path), kind.advice(path)
+    if kind.use == "images":
+        advice = (
+            f"'autotune run folder dataset={quoted}' makes a study of its images, and 'autotune "
+            f"data info {quoted}' counts them"
+        )
+    return f"a study is the name of a preset or a YAML file, but {path!r} is {kind.name}; {advice}"
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
