@@ -18,7 +18,7 @@ PACKAGE = Path(autotune.__file__).parent
 ROOT = PACKAGE.parent
 #: Floors of the house: a room imports from lower floors only, never from one beside it.
 LEVELS = (
-    ("file_type", "lazy", "optuna_private", "runtime", "text", "version"),
+    ("file_kinds", "lazy", "optuna_private", "runtime", "text", "version"),
     ("errors",),
     ("atomic", "format_versions"),
     ("plan",),

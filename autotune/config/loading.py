@@ -29,7 +29,7 @@ from autotune.config.old_names import (
     stored_init,
     with_new_names,
 )
-from autotune.config.safe_yaml import MAX_DEPTH, LimitError, parse_yaml, read_yaml_text
+from autotune.config.safe_yaml import MAX_BYTES, MAX_DEPTH, LimitError, parse_yaml, read_yaml_text
 from autotune.config.schema import MAX_NAME, PLUGIN_KEYS, SAMPLERS, STRATEGIES, StudyConfig
 from autotune.errors import (
     MAX_PROBLEMS,
@@ -41,7 +41,7 @@ from autotune.errors import (
     join_sentences,
     shorten,
 )
-from autotune.file_type import FileType, file_type
+from autotune.file_kinds import file_kind
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,8 @@ logger = logging.getLogger(__name__)
 NAMING_KEYS = ("dataset", "backbone", "init", "search.sampler", "search.strategy")
 #: Endings of data set files, which are not part of a name.
 _ENDINGS = re.compile(r"\.(csv|tsv|parquet|zip|tar|tar\.(gz|bz2|xz)|t(gz|bz|bz2|xz))$", re.I)
+#: A key of a study file at the beginning of a line.
+_STUDY_KEY = re.compile(r"""^[{\s]*["']?(dataset|backbone|space|search|training)["']?\s*:""", re.M)
 #: Values of a study file without these keys.
 _DEFAULTS = {"init": "pretrained", "search.sampler": SAMPLERS[0], "search.strategy": STRATEGIES[0]}
 
@@ -83,9 +85,8 @@ def find_study_file(study: str) -> Path:
     path = Path(study)
     with suppress(OSError, RuntimeError, ValueError):  # no home, too long, not a path at all
         path = path.expanduser()
-        if path.exists() and (kind := file_type(path)) is not None:
-            raise StudyError(_describe_other(study, kind))
-        if path.is_file():
+        if study and path.exists():
+            _check_study_file(study, path)
             return path
     reason = f"the presets are {', '.join(names)}, and a path must be that of a YAML file"
     if path.suffix in (".yaml", ".yml"):
@@ -98,15 +99,27 @@ def find_study_file(study: str) -> Path:
     )
 
 
-def _describe_other(path: str, kind: FileType) -> str:
-    """Say what is at the path of a study file instead, and what uses it."""
-    quoted, advice = shlex.quote(path), kind.advice(path)
+def _check_study_file(study: str, path: Path) -> None:
+    """Raise a :class:`StudyError` for what is no text, or has another ending and no key."""
+    try:
+        kind = file_kind(path)
+    except OSError:  # said when it is read
+        return
+    if path.suffix in (".yaml", ".yml") and kind.use in ("text", "broken", ""):
+        return
+    if kind.use == "text":
+        with path.open(encoding="utf-8", errors="replace") as stream:
+            if not path.suffix or _STUDY_KEY.search(stream.read(MAX_BYTES)):
+                return
+    quoted, advice = shlex.quote(study), kind.advice(study)
     if kind.use == "images":
         advice = (
             f"'autotune run folder dataset={quoted}' makes a study of its images, and 'autotune "
             f"data info {quoted}' counts them"
         )
-    return f"a study is the name of a preset or a YAML file, but {path!r} is {kind.name}; {advice}"
+    name = kind.name or "of an unknown format"
+    problem = f"a study is the name of a preset or a YAML file, but {study!r} is {name}"
+    raise StudyError(join_sentences(problem, advice))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

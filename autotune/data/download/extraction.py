@@ -25,7 +25,7 @@ from autotune.data.download.members import (
     ratio_problem,
 )
 from autotune.errors import DatasetError, DiskFullError, InsufficientSpaceError, is_disk_full
-from autotune.file_type import DAMAGE, archive_format, file_type
+from autotune.file_kinds import DAMAGE, archive_format, file_kind
 from autotune.text import first_line, format_bytes
 
 #: Names of archives that can be unpacked; whether a file is one is told by its content.
@@ -45,14 +45,10 @@ def is_archive(path: Path) -> bool:
     with suppress(OSError):
         if path.is_file():
             return bool(archive_format(path)) or (
-                path.name.lower().endswith(SUFFIXES) and _is_damaged(path)
+                path.name.lower().endswith(SUFFIXES)
+                and ((kind := file_kind(path)).use == "broken" or not kind.name)
             )
     return False
-
-
-def _is_damaged(path: Path) -> bool:
-    kind = file_type(path)
-    return kind is None or kind.use in ("damaged", "unknown")
 
 
 def extract(

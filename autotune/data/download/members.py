@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
-from autotune.file_type import archive_format, decompressed, is_tar, type_of_content, zip_document
+from autotune.file_kinds import archive_format, decompressed, describe_head, is_tar, zip_document
 from autotune.text import format_bytes, join_some
 
 #: Limits the content of an archive, as a multiple of its size; small archives may hold
@@ -46,8 +46,8 @@ _ZIP_END_BYTES = (1 << 16) + 22
 #: Endings of the volumes that zip, 7-Zip and split make.
 _VOLUME = re.compile(r"\.(z\d\d|\d\d\d|(part-?)?a[a-z]|part\d+(\.\w+)?)$", re.IGNORECASE)
 #: Encodings in which programs write names into zip files without saying so.
-_ENCODINGS = ("gbk", "cp932", "cp949", "big5", "cp866", "cp1252", "cp850", "cp437")
-_EASTERN = _ENCODINGS[:4]
+_EASTERN = ("gbk", "cp932", "cp949", "big5")
+_ENCODINGS = (*_EASTERN, "cp866", "cp1252", "cp850", "cp437", "utf-8")
 #: Chinese, Japanese or Korean, and not a single character within a Latin word.
 _EASTERN_WORD = re.compile(
     "[\u3041-\u30ff\u4e00-\u9fff\uac00-\ud7a3]{2}"
@@ -87,7 +87,7 @@ def open_members(archive: Path) -> Iterator[Iterator[Member]]:
     Raises:
         RefusedError, TooLargeError, UnsupportedError: Also while members are read.
         OSError: When the archive cannot be read.
-        Exception: One of :data:`autotune.file_type.DAMAGE` when it is damaged.
+        Exception: One of :data:`autotune.file_kinds.DAMAGE` when it is damaged.
     """
     kind = archive_format(archive) or ("zip" if archive.suffix.lower() == ".zip" else "tar")
     try:
@@ -140,8 +140,7 @@ def _zip_members(archive: zipfile.ZipFile, path: Path) -> Iterator[Member]:
             method = _METHODS.get(info.compress_type, f"method {info.compress_type}")
             raise UnsupportedError(
                 f"cannot be unpacked here: its member {name!r} is compressed with {method}, which "
-                "Python does not read; "
-                + _UNPACK.format("unzip or 7z x")
+                "Python does not read; " + _UNPACK.format("unzip or 7z x")
             )
         is_folder = info.is_dir() or name.endswith("/")
         yield Member(
@@ -187,13 +186,18 @@ def _stated_name(info: zipfile.ZipInfo) -> str:
 
 def _encoding_of(names: Sequence[bytes]) -> str:
     """Return the encoding of names where it can be told; empty where it cannot."""
-    if _decoded(names, "utf-8"):
-        return "utf-8"
-    western = "".join(_decoded(names, "cp437"))
-    letters = [letter for letter in western if not letter.isascii()]
-    is_western = all(letter.isalpha() and letter < "\u0180" for letter in letters)
     eastern = (word for encoding in _EASTERN for word in _decoded(names, encoding))
-    return "cp437" if is_western and not any(map(_EASTERN_WORD.search, eastern)) else ""
+    is_eastern = any(map(_EASTERN_WORD.search, eastern))
+    letters = {
+        encoding: {letter for letter in "".join(_decoded(names, encoding)) if not letter.isascii()}
+        for encoding in ("utf-8", "cp437")
+    }
+    utf8, western = letters["utf-8"], letters["cp437"]
+    # one or two characters of Chinese may be Latin letters of UTF-8: of both, 0xC3A8 is one
+    if utf8 and (not is_eastern or len(utf8) > 2 or max(utf8) > "\u07ff"):
+        return "utf-8"
+    is_western = all(letter.isalpha() and letter < "\u0180" for letter in western)
+    return "cp437" if is_western and not is_eastern else ""
 
 
 def _describe_encodings(folders: Sequence[bytes], path: Path) -> str:
@@ -273,10 +277,9 @@ def _tar_members(archive: tarfile.TarFile, stream: IO[bytes], path: Path) -> Ite
             return
         stream.seek(offset)
         if not is_tar(head := stream.read(tarfile.BLOCKSIZE)):
-            kind = type_of_content(head)
             raise UnsupportedError(
                 "is several files in one: behind the end of its tar file follows "
-                f"{kind.name if kind else 'other content'}; separate them, or unpack it yourself "
+                f"{describe_head(head) or 'other content'}; separate them, or unpack it yourself "
                 "and name the folder"
             )
         stream.seek(offset)

@@ -23,7 +23,8 @@ from autotune.data.sources.stanford_dogs import STANFORD_DOGS
 from autotune.data.sources.tables import TABLE_ENDINGS, open_table
 from autotune.data.sources.torchvision_datasets import TORCHVISION_DATASETS
 from autotune.errors import DatasetError, did_you_mean, join_sentences
-from autotune.file_type import PARQUET, file_type
+from autotune.file_kinds import PARQUET, file_kind
+from autotune.text import join_some
 
 _PATHS = (
     "the path of a folder with one folder of images for each class, of a zip or tar file of such "
@@ -138,12 +139,15 @@ def _open_file(name: str, path: str, progress: ProgressCallback) -> Source:
     """Open a file by its content; an unknown one by the ending of its name."""
     if is_archive(Path(path)):
         return open_archive(name, path, progress)
-    kind = file_type(path)
-    is_text = kind is None or kind.use in ("images", "damaged", "unknown")
-    if kind == PARQUET or (is_text and path.lower().endswith(TABLE_ENDINGS)):
+    try:
+        kind = file_kind(path)
+    except OSError as error:
+        raise DatasetError(f"{name!r} cannot be read: {error.strerror}") from error
+    is_table = kind.use in ("images", "broken", "") and path.lower().endswith(TABLE_ENDINGS)
+    if is_table or kind == PARQUET:
         return open_table(name, path, progress)
-    problem = f"a dataset is {_PATHS}, but {name!r} is {kind.name if kind else 'none of these'}"
-    raise DatasetError(join_sentences(problem, kind.advice(name) if kind else ""))
+    problem = f"a dataset is {_PATHS}, but {name!r} is {kind.name or 'none of these'}"
+    raise DatasetError(join_sentences(problem, kind.advice(name)))
 
 
 def open_archive(name: str, path: str, progress: ProgressCallback = no_progress) -> FileSource:
@@ -163,12 +167,12 @@ def open_archive(name: str, path: str, progress: ProgressCallback = no_progress)
     try:
         return open_folder(name, root, progress)
     except DatasetError as error:
-        inner = archives_in(root)
+        archives = [path.name for path in sorted(Path(root).iterdir()) if is_archive(path)]
         remove(folder)
-        if inner:
+        if archives:
             raise DatasetError(
-                f"{name!r} holds other archives, {join_some([*map(repr, inner)], 5)}, and no "
-                f"class folders; unpack it and name one of them, or the folder that they make"
+                f"{name!r} holds other archives ({join_some(archives, 5)}) and no class folders; "
+                "unpack it and name one of them, or the folder into which you unpack them"
             ) from error
         raise DatasetError(f"{name!r} was unpacked into {folder}: {error}") from error
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("closed_connections")
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
 def test_nothing_is_wrong_while_a_study_runs(
-    kind: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     url = f"sqlite:///{tmp_path}/storage/autotune.db"
     if kind == "postgres":
@@ -32,8 +32,7 @@ def test_nothing_is_wrong_while_a_study_runs(
     open_storage(url, create=True)  # looking while a launcher makes the tables would race with it
     arguments = ("digits", *SMALL, "training.epochs=8", "search.trials=8", "--name", "live")
     launcher = start("run", *arguments, "--workers", "2", cwd=tmp_path, AUTOTUNE_STORAGE=url)
-    monkeypatch.setenv("AUTOTUNE_STORAGE", url)
-    wait_for(lambda: call("status", "live", cwd=tmp_path).code == 0)
+    wait_for(lambda: call("status", "live", cwd=tmp_path, AUTOTUNE_STORAGE=url).code == 0)
     opened = open_existing("live", url)
     looks, running = 0, set()
     while launcher.poll() is None:
@@ -46,7 +45,7 @@ def test_nothing_is_wrong_while_a_study_runs(
     assert launcher.returncode == 0, (tmp_path / "out.txt").read_text()
     assert looks > 20 and len(running) > 3
     assert StopReason.from_study(opened.study) is not None
-    ended = call("doctor", "live", cwd=tmp_path)
+    ended = call("doctor", "live", cwd=tmp_path, AUTOTUNE_STORAGE=url)
     assert (ended.code, ended.err) == (0, "")
     first, second = ended.out.splitlines()
     assert first == "study live: nothing is wrong"
