@@ -34,7 +34,8 @@ LEVELS = (
 FLOORS = {
     "config": (("fields", "old_names", "safe_yaml"), ("schema",), ("loading",)),
     "data": (
-        ("progress", "image_files", "memory_budget", "drawing"),
+        ("progress", "file_kinds", "damage", "memory_budget", "drawing"),
+        ("image_files",),
         ("preprocessing", "source"),
         ("download",),
         ("sources",),
