@@ -18,7 +18,7 @@ PACKAGE = Path(autotune.__file__).parent
 ROOT = PACKAGE.parent
 #: Floors of the house: a room imports from lower floors only, never from one beside it.
 LEVELS = (
-    ("lazy", "optuna_private", "runtime", "text", "version"),
+    ("file_kinds", "lazy", "optuna_private", "runtime", "text", "version"),
     ("errors",),
     ("atomic", "format_versions"),
     ("plan",),
@@ -32,7 +32,12 @@ LEVELS = (
 )
 #: The same inside each room: its packages and modules, lowest floor first.
 FLOORS = {
-    "config": (("fields", "old_names", "safe_yaml"), ("schema",), ("loading",)),
+    "config": (
+        ("fields", "old_names", "safe_yaml"),
+        ("schema",),
+        ("text_values",),
+        ("loading",),
+    ),
     "data": (
         ("progress", "file_kinds", "damage", "memory_budget", "drawing"),
         ("image_files",),

@@ -85,8 +85,7 @@ def _load_config(name: str, overrides: list[str], is_study: bool) -> StudyConfig
     """Load a study file, or a dataset with the other values of the preset ``folder``."""
     if is_study or name.endswith((".yaml", ".yml")):
         return console.load(name, overrides, None, None)
-    quoted = name.replace("'", "''")
-    return console.load("folder", [f"dataset='{quoted}'", *overrides], None, None)
+    return console.load("folder", [f"dataset={name}", *overrides], None, None)
 
 
 def _image_spec(config: StudyConfig) -> ImageSpec:

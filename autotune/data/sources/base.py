@@ -14,7 +14,8 @@ from autotune.data.file_kinds import PassedOver
 from autotune.data.image_files import read_image
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.source import Sample, Shrink, Source
-from autotune.data.sources.folders import ImageFile, digest_files, printable, scan_folder
+from autotune.data.sources.folders import ImageFile, digest_files, scan_folder
+from autotune.data.sources.names import describe_similar, printable, warn_once
 from autotune.errors import DatasetError
 
 
@@ -74,6 +75,8 @@ class FileSource(Source):
         names = sorted({file.class_name for file in files})
         labels = {class_name: label for label, class_name in enumerate(names)}
         self.classes = tuple(printable(class_name) for class_name in names)
+        if similar := describe_similar(names):
+            warn_once(f"{name}: {similar}")
         self.samples = tuple(
             Sample(file.key, labels[file.class_name], file.split, file.group) for file in files
         )

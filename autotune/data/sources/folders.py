@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
-import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -22,10 +20,15 @@ from autotune.data.file_kinds import (
     passed_over_kind,
 )
 from autotune.data.progress import INDEXING, READING, ProgressCallback, no_progress
+from autotune.data.sources.names import (
+    describe_similar,
+    is_system_folder,
+    normalized,
+    printable,
+    quoted,
+    warn_once,
+)
 from autotune.errors import DatasetError, join_sentences
-from autotune.text import join_some
-
-logger = logging.getLogger(__name__)
 
 #: Names of splits, in lower case -> split.
 SPLIT_NAMES = {
@@ -38,8 +41,6 @@ SPLIT_NAMES = {
     "test": "test",
     "testing": "test",
 }
-#: Folders that systems put among others: of macOS into archives, of Synology, of file systems.
-_SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "lost+found")
 _LAYOUT = "put the images of each class into a folder named after the class"
 _EDGE_BYTES = 1 << 16
 _THREADS = 16
@@ -101,10 +102,9 @@ def scan_folder(
     for _, folder in splits:
         names = Counter(normalized(name) for name in _subfolders(folder))
         if repeated := sorted(name for name, count in names.items() if count > 1):
-            logger.warning(
-                "%s: %s: folders whose names differ in how Unicode spells them are one class",
-                root,
-                quoted(repeated),
+            warn_once(
+                f"{root}: {quoted(repeated)}: folders whose names differ in how Unicode spells "
+                "them are one class"
             )
     return tuple(sorted(files, key=lambda file: file.key))
 
@@ -153,35 +153,13 @@ def image_paths(folder: str, passed_over: PassedOver | None = None) -> Iterator[
         seen.add(real)
         for entry in _entries(path, hidden=True):
             if _is_folder(entry):
-                if not entry.name.startswith(".") and entry.name not in _SYSTEM_FOLDERS:
+                if not entry.name.startswith(".") and not is_system_folder(entry.name):
                     pending.append(entry.path)
             elif kind := _kind(entry):
                 if passed_over is not None:
                     passed_over.add(entry.name, kind)
             else:
                 yield entry.path
-
-
-def printable(name: str) -> str:
-    """Return the name of a file in a form that any log, terminal and JSON file can hold.
-
-    Names that are no UTF-8 reach Python with lone surrogates, which cannot be encoded again.
-    """
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def normalized(name: str) -> str:
-    """Return a name in Unicode's composed form (NFC).
-
-    An umlaut is one character or two; systems differ in which they write, and people see no
-    difference.
-    """
-    return unicodedata.normalize("NFC", name)
-
-
-def quoted(names: Collection[str]) -> str:
-    """Quote names in a message; the first 20 are enough to see what is wrong."""
-    return join_some([repr(printable(name[:200])) for name in names])
 
 
 def _file_digest(file: tuple[str, str]) -> bytes:
@@ -283,9 +261,12 @@ def _check_classes(root: str, files: Sequence[ImageFile], splits: Sequence[str |
         missing = [name for name in classes if name not in present]
         if missing:
             raise DatasetError(
-                f"the splits of a folder must have the same classes, but {quoted(missing)} of "
-                f"{root} {'is' if len(missing) == 1 else 'are'} missing in {split}; add images "
-                "there, or remove the class from the other splits"
+                join_sentences(
+                    f"the splits of a folder must have the same classes, but {quoted(missing)} of "
+                    f"{root} {'is' if len(missing) == 1 else 'are'} missing in {split}; add "
+                    "images there, or remove the class from the other splits",
+                    describe_similar(classes),
+                )
             )
     if len(classes) == 1:
         inner = os.path.join(root, _subfolders(root)[0])
@@ -306,7 +287,7 @@ def _entries(folder: str, hidden: bool = False) -> list[os.DirEntry[str]]:
 
 def _subfolders(folder: str) -> list[str]:
     names = [entry.name for entry in _entries(folder) if _is_folder(entry)]
-    return [name for name in names if name not in _SYSTEM_FOLDERS]
+    return [name for name in names if not is_system_folder(name)]
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -19,15 +19,14 @@ from PIL import Image
 from autotune.data.image_files import UnreadableImageError, read_image
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.source import Sample, Shrink, Source
-from autotune.data.sources.folders import SPLIT_NAMES, normalized, printable
+from autotune.data.sources.folders import SPLIT_NAMES
+from autotune.data.sources.names import describe_similar, normalized, printable, warn_once
 from autotune.data.sources.tables import COLUMNS
-from autotune.errors import DatasetError, DiskFullError, did_you_mean, is_disk_full
+from autotune.errors import DatasetError, DiskFullError, did_you_mean, is_disk_full, join_sentences
 from autotune.text import first_line, join_some, plural
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
-
-logger = logging.getLogger(__name__)
 
 SCHEME = "hf://"
 _FORM = f"{SCHEME}owner/name[@revision][/configuration][?image=column&label=column]"
@@ -79,6 +78,8 @@ class HubSource(Source):
             sorted({text for texts in labels.values() for text in texts if text is not None})
         )
         _check(name, labels, self.classes)
+        if similar := describe_similar(self.classes):
+            warn_once(f"{name}: {similar}")
         numbers = {text: number for number, text in enumerate(self.classes)}
         self._rows: dict[str, tuple[str, int]] = {}
         samples = []
@@ -234,7 +235,7 @@ def _used_parts(name: str, parts: Mapping[str, Dataset], label: str) -> dict[str
         if split != "train" and not any(_texts(parts[part], label)):
             reasons[part] = "has no labels"
     for part, reason in reasons.items():
-        logger.warning("%s: the split %s %s and is skipped", name, part, reason)
+        warn_once(f"{name}: the split {part} {reason} and is skipped")
     return {part: dataset for part, dataset in parts.items() if part not in reasons}
 
 
@@ -264,4 +265,6 @@ def _check(name: str, labels: Mapping[str, list[str | None]], classes: Sequence[
     if len(classes) < 2:
         problems.append(f"there must be at least two classes, but it has {len(classes)}")
     if problems:
-        raise DatasetError(f"{name}: {'; '.join(problems)}")
+        raise DatasetError(
+            join_sentences(f"{name}: {'; '.join(problems)}", describe_similar(classes))
+        )

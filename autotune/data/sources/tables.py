@@ -12,7 +12,8 @@ import pandas as pd
 
 from autotune.data.progress import INDEXING, ProgressCallback, no_progress
 from autotune.data.sources.base import FileSource
-from autotune.data.sources.folders import SPLIT_NAMES, ImageFile, normalized, printable, quoted
+from autotune.data.sources.folders import SPLIT_NAMES, ImageFile
+from autotune.data.sources.names import describe_similar, normalized, printable, quoted
 from autotune.errors import DatasetError, did_you_mean, join_sentences
 from autotune.text import join_some, plural
 
@@ -212,10 +213,12 @@ def _split_problems(table: pd.DataFrame, files: Sequence[str]) -> Iterator[str]:
             f"{plural(len(ambiguous), 'image is', 'images are')} in more than one split, e.g. "
             f"{printable(files[ambiguous[0]])}"
         )
+    labels = set(table["label"].dropna())
     for split in sorted(set(splits)):
         present = set(table["label"][splits.index[splits == split]])
-        if missing := sorted(set(table["label"].dropna()) - present):
-            yield f"no image of {quoted(missing)} is in {split}"
+        if missing := sorted(labels - present):
+            text = f"no image of {quoted(missing)} is in {split}"
+            yield join_sentences(text, describe_similar(labels))
 
 
 def _ambiguous(table: pd.DataFrame, role: str) -> list[int]:

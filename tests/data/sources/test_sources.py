@@ -133,12 +133,6 @@ def test_what_is_called_like_an_image_and_is_none_is_not_waited_for(tmp_path: Pa
     assert keys == ["a/000.png", "a/loop.png", "b/000.png", "b/folder.png/0.png"]
 
 
-def test_folders_of_systems_are_no_classes(tmp_path: Path) -> None:
-    root = make_class_folders(tmp_path, {"a": 1, "b": 1, "__MACOSX": 0, "lost+found": 0})
-    make_class_folders(root / "a", {"@eaDir": 1})
-    assert [sample.key for sample in open_source(str(root)).samples] == ["a/000.png", "b/000.png"]
-
-
 def test_the_images_found_are_told(tmp_path: Path) -> None:
     make_class_folders(tmp_path, {"a": 2, "b": 3})
     calls: list[tuple[str, int, int | None]] = []
