@@ -71,7 +71,7 @@ export AUTOTUNE_STORAGE := $(STORAGE)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install study worker workers status doctor best report dashboard confirm refit fit predict export layers validate backup postgres-up postgres-down postgres-local postgres-local-down test test-slow test-long test-gpu check format reference pictures bench wheel clean
+.PHONY: help install study worker workers status stop doctor best report dashboard confirm refit fit predict export layers validate backup postgres-up postgres-down postgres-local postgres-local-down test test-slow test-long test-gpu check format reference pictures bench wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
@@ -114,6 +114,9 @@ worker: $(BIN)/autotune $(reader) ## attach one more worker to a running study
 
 status: $(BIN)/autotune ## show how far a study is (ARGS=--watch: until it ends)
 	@$(BIN)/autotune status $(which)
+
+stop: $(BIN)/autotune ## ask the workers of a study to stop, on all machines; make study continues it
+	@$(BIN)/autotune stop $(which)
 
 doctor: $(BIN)/autotune ## say what is wrong with a study; FIX=1 puts it right
 	@$(BIN)/autotune doctor $(which) $(if $(FIX),--fix)

@@ -20,7 +20,7 @@ from autotune.cli.results import (
     report,
     reproduce,
 )
-from autotune.cli.running import doctor, run, status, validate, worker
+from autotune.cli.running import doctor, run, status, stop, validate, worker
 from autotune.cli.sigint import interrupt_between_imports
 from autotune.config.old_names import REMOVED_IN
 from autotune.display import console
@@ -58,6 +58,7 @@ for _verb in (
     run.run,
     worker.worker,
     status.status,
+    stop.stop,
     doctor.doctor,
     best.best,
     report.report,

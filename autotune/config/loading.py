@@ -1,7 +1,7 @@
 """Load a study file: YAML and overrides in, a checked :class:`StudyConfig` out.
 
 The command line names a study by a preset (a file shipped under ``studies/``) or by the path of a
-file. Overrides are ``dotted.key=value`` with the value in YAML.
+file. Overrides are ``dotted.key=value``: text for a key that holds only text, else YAML.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+from yaml.scanner import ScannerError
 
 from autotune.config.fields import is_plugin_ref
 from autotune.config.old_names import (
@@ -30,7 +31,15 @@ from autotune.config.old_names import (
     with_new_names,
 )
 from autotune.config.safe_yaml import MAX_BYTES, MAX_DEPTH, LimitError, parse_yaml, read_yaml_text
-from autotune.config.schema import MAX_NAME, PLUGIN_KEYS, SAMPLERS, STRATEGIES, StudyConfig
+from autotune.config.schema import (
+    MAX_NAME,
+    PLUGIN_KEYS,
+    SAMPLERS,
+    STRATEGIES,
+    StudyConfig,
+    all_fields,
+)
+from autotune.config.text_values import Misread, parse_override
 from autotune.errors import (
     MAX_PROBLEMS,
     ConfigError,
@@ -122,14 +131,15 @@ def _check_study_file(study: str, path: Path) -> None:
     raise StudyError(join_sentences(problem, advice))
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a study file.
+def read_study_file(path: Path) -> tuple[dict[str, Any], Misread]:
+    """Read a study file, and find the texts that YAML reads as something else.
 
     Raises:
         ConfigError: When the file cannot be read, is not YAML or does not hold a mapping.
     """
     try:
-        values = parse_yaml(read_yaml_text(path))
+        text = read_yaml_text(path)
+        values = parse_yaml(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         match error:
             case OSError():
@@ -140,16 +150,27 @@ def read_yaml(path: Path) -> dict[str, Any]:
                 at = f"{error.reason} at byte {error.start:,}"
                 reason = f"must be text in UTF-8, but is not ({at})"
             case _:
-                reason = f"is not valid YAML: {' '.join(str(error).split())}"
+                quotes = "text with such characters goes in quotes"
+                reason = join_sentences(
+                    f"is not valid YAML: {' '.join(str(error).split())}",
+                    quotes if isinstance(error, ScannerError) else "",
+                )
         raise ConfigError(str(path), [Problem("(file)", reason)]) from error
     if not isinstance(values, dict):
         reason = "must hold keys such as 'dataset:' and 'backbone:'"
         raise ConfigError(str(path), [Problem("(file)", reason)])
-    return values
+    return values, Misread.from_text(text)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the values of a study file; raises what :func:`read_study_file` does."""
+    return read_study_file(path)[0]
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
-    """Read ``dotted.key=value`` overrides; values are YAML.
+    """Read ``dotted.key=value`` overrides.
+
+    The value of a key that holds only text is taken as it is; all others are YAML.
 
     Raises:
         ConfigError: When one has no ``=`` or a value that is not YAML.
@@ -165,7 +186,7 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
             problems.append(Problem(key, f"must have at most {MAX_DEPTH} dots"))
         else:
             try:
-                parsed[key] = parse_yaml(text)
+                parsed[key] = parse_override(key, text)
             except yaml.YAMLError as error:
                 is_limit = isinstance(error, LimitError)
                 reason = str(error) if is_limit else f"got {format_yaml(text)}"
@@ -211,17 +232,22 @@ def load_study_file(
         ConfigError: With every mistake of the file and of the overrides.
     """
     path = find_study_file(study)
-    base = _with_new_names(read_yaml(path), str(path))
+    values, misread = read_study_file(path)
+    base = _with_new_names(values, str(path))
     if isinstance(overrides, Mapping):
-        replaced = dict(overrides)
+        replaced = {
+            key: os.fspath(value) if isinstance(value, os.PathLike) else value
+            for key, value in overrides.items()
+        }
         texts = [f"{key}={format_yaml(value)}" for key, value in replaced.items()]
     else:
         replaced, texts = parse_overrides(overrides), list(overrides)
     replaced = _with_new_names(replaced, "command line")
     values = resolve_plugin_paths(apply_overrides(base, replaced), replaced, path.parent)
+    misread = misread.without([*replaced, *(["name"] if name else [])])
     values["name"] = name or study_name(base, replaced, path.stem)
     source = f"{path} with {' '.join(map(shorten, texts))}" if replaced else str(path)
-    return validate(values, source)
+    return validate(values, source, misread)
 
 
 def _with_new_names(values: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -321,30 +347,36 @@ def get_dotted(values: Any, key: str) -> Any:
     return values
 
 
-def validate(values: Mapping[str, Any], source: str) -> StudyConfig:
+def validate(
+    values: Mapping[str, Any], source: str, misread: Misread | None = None
+) -> StudyConfig:
     """Check the values of a study file.
 
     Args:
         values: Nested values as the file has them.
         source: Origin of the values, for the message.
+        misread: Texts that YAML reads as something else.
 
     Raises:
         ConfigError: With every mistake.
     """
+    misread = misread or Misread()
     try:
         config = StudyConfig.model_validate(dict(values))
     except ValidationError as error:
         errors = error.errors()
-        raise ConfigError(source, map(_problem, errors[:MAX_PROBLEMS]), len(errors)) from None
-    if problems := config.cross_field_problems():
+        listed = [*misread.problems, *(_problem(one, misread) for one in errors[:MAX_PROBLEMS])]
+        raise ConfigError(source, listed, len(misread.problems) + len(errors)) from None
+    if problems := [*misread.problems, *config.cross_field_problems()]:
         raise ConfigError(source, problems)
     return config
 
 
-def _problem(error: ErrorDetails) -> Problem:
+def _problem(error: ErrorDetails, misread: Misread) -> Problem:
     """Return pydantic's error in the words of a study file."""
     location = [str(part) for part in error["loc"]]
-    value = format_yaml(error["input"])
+    key = ".".join(location)
+    value, hint, cure = format_yaml(error["input"]), misread.hint(key), "put it in quotes"
     match error["type"]:
         case "extra_forbidden" | "invalid_key":
             text = _unknown_key(location)
@@ -354,12 +386,15 @@ def _problem(error: ErrorDetails) -> Problem:
             text = str(error["ctx"]["error"])
         case "model_type" | "model_attributes_type":
             text = f"must be a section with keys, but got {value}"
+        case "string_type" if hint:
+            return Problem(key, f"must be text, but {hint}")
         case "string_type":
-            quotes = "" if value == "null" else "put it in quotes"
-            text = join_sentences(f"must be text, but got {value}", quotes)
+            text = join_sentences(
+                f"must be text, but got {value}", "" if value == "null" else cure
+            )
         case _:
             text = f"{error['msg']}, but got {value}"
-    return Problem(".".join(location), text)
+    return Problem(key, join_sentences(text.removesuffix(f"; {cure}"), hint) if hint else text)
 
 
 def _unknown_key(location: Sequence[str]) -> str:
@@ -392,10 +427,6 @@ def _with_sections(key: str) -> Iterator[str]:
     yield from (".".join(parts[: end + 1]) for end in range(len(parts)))
 
 
-def all_keys(model: type[BaseModel] = StudyConfig, prefix: str = "") -> Iterator[str]:
+def all_keys() -> Iterator[str]:
     """Yield every dotted key that a study file may have."""
-    for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from all_keys(field.annotation, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
+    return (key for key, _ in all_fields())

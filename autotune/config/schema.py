@@ -8,9 +8,11 @@ file has them; ``autotune.search.space`` turns them into Optuna distributions.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
 
 from autotune.config.fields import (
     Dimension,
@@ -557,3 +559,14 @@ class StudyConfig(_Section):
             and f"must be hub or none where there are several backbones, but got {self.weights}",
         }
         return [Problem(key, message) for key, message in rules.items() if message]
+
+
+def all_fields(
+    model: type[BaseModel] = StudyConfig, prefix: str = ""
+) -> Iterator[tuple[str, FieldInfo]]:
+    """Yield every dotted key that a study file may have, with its field."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from all_fields(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field

@@ -170,10 +170,7 @@ def load_checked(
 
 
 def _all_overrides(overrides: Sequence[str] | None, storage: str | None) -> list[str]:
-    if not storage:
-        return list(overrides or ())
-    quoted = storage.replace("'", "''")
-    return [*(overrides or ()), f"storage='{quoted}'"]
+    return [*(overrides or ()), *([f"storage={storage}"] if storage else [])]
 
 
 @dataclass(frozen=True)

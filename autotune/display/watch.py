@@ -65,7 +65,8 @@ class StudyView:
         elif snapshot.ended is None:
             yield Text("no worker runs a trial", style="yellow")
         if snapshot.ended is not None:
-            yield Text(f"ended: {snapshot.ended.text}")
+            is_request = snapshot.ended.is_request
+            yield Text(f"{'' if is_request else 'ended: '}{snapshot.ended.text}")
         if self.trouble:
             age = format_clock(time.time() - snapshot.moment)
             yield Text(f"not read for {age}: {self.trouble}", style="bold red")

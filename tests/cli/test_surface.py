@@ -23,6 +23,7 @@ SURFACE = {
     },
     "worker": {*WHICH, "--files", "--wait"},
     "status": {*WHICH, "--watch", "--every"},
+    "stop": {*WHICH, "--wait"},
     "doctor": {*WHICH, "--files", "--fix"},
     "best": {*WHICH},
     "report": {*WHICH, "--output", "-o", "--format"},

@@ -265,7 +265,7 @@ def test_wrong_overrides(override: str, message: str, study: Path) -> None:
         ["storage=postgresql://u:secret@h/db: x", "search.trials=0"],
         ["postgresql://u:secret@h/db"],
         ["postgresql://u:secret@h/db?sslmode=require"],
-        ["storage={a: 'postgresql://u:secret@h/db'}"],
+        ["storage={a: 'postgresql://u:secret@h/db'}", "lr=3"],
         ["storage=postgresql://h/db?user=u&password=secret", "lr=3"],
     ],
 )

@@ -63,6 +63,7 @@ def make(*arguments: str) -> str:
         (["best"], "best 'digits'"),
         (["status"], "status 'digits'"),
         (["status", "ARGS=--watch"], "status 'digits' --watch"),
+        (["stop", "DATASET=photos"], "stop 'folder' 'dataset=photos'"),
         (["doctor"], "doctor 'digits'"),
         (["doctor", "FIX=1", "NAME=other"], "doctor 'digits' --name 'other' --fix"),
         (["confirm"], "confirm 'digits'"),

@@ -176,8 +176,8 @@ def after_the_end(snapshot: Snapshot) -> Iterator[Finding]:
     if snapshot.ended is None:
         return
     ended = f"the study has ended ({snapshot.ended.text}), yet trials"
-    live = [trial.number for trial in snapshot.running if not snapshot.is_gone(trial)]
-    if live:
+    live = [trial.number for trial in snapshot.live]
+    if live and not snapshot.ended.is_request:  # else they are about to stop
         yield Finding(
             FindingKind.ENDED,
             f"{ended} {join_some(live, _LISTED)} run: they were started outside autotune, and "

@@ -72,6 +72,11 @@ class Snapshot:
         """The trials that run."""
         return tuple(trial for trial in self.trials if trial.state == TrialState.RUNNING)
 
+    @cached_property
+    def live(self) -> tuple[FrozenTrial, ...]:
+        """The trials that run and whose workers give signs of life."""
+        return tuple(trial for trial in self.running if not self.is_gone(trial))
+
     def silent_s(self, trial: FrozenTrial) -> float | None:
         """Return the seconds since the last sign of life of a running trial's worker."""
         return seconds_silent(trial, self.heartbeats)
