@@ -233,7 +233,8 @@ def _open(definition: Definition, on_event: EventCallback) -> OpenStudy:
     is_new = not check_existing(definition)
     if definition.dataset.num_added:
         on_event({"event": "images_skipped", "count": definition.dataset.num_added})
-    folders = _make_folders(files.root)
+    # with a folder that tells whose it is: the root may lie among the folders of classes
+    folders = _make_folders(files.cache)
     with record_new_entries() as entries:
         try:
             return _open_with_images(definition, files, is_new, on_event)
