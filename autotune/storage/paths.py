@@ -20,6 +20,8 @@ from autotune.storage.url import database_path, is_sqlite, parse_url
 
 #: Formats of a report; the endings of its files.
 REPORT_FORMATS = ("html", "md", "json", "csv", "parquet")
+#: The file in the folder of a model that says how to build it.
+MODEL_RECORD = "record.json"
 #: User attribute in which a study remembers the folder of its files.
 ATTRIBUTE = "files"
 
