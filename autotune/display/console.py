@@ -66,7 +66,9 @@ StorageOption = Annotated[
 
 ModelArgument = Annotated[
     str,
-    typer.Argument(help="Folder of a model, or the study that 'autotune refit' has trained it for."),
+    typer.Argument(
+        help="Folder of a model, or the study that 'autotune refit' has trained it for."
+    ),
 ]
 ModelOverrides = Annotated[
     list[str] | None,
@@ -273,8 +275,8 @@ def find_model(
     folder = opened.files.model(opened.name)
     if not (folder / MODEL_RECORD).exists():
         raise ModelError(
-            f"the study {opened.name!r} has no model in {folder}; 'autotune refit' makes it (make: "
-            "make refit), or name the folder of a model"
+            f"the study {opened.name!r} has no model in {folder}; 'autotune refit' makes it (make "
+            "refit), or name the folder of a model"
         )
     return folder
 

@@ -40,7 +40,9 @@ def dashboard(
     opened = console.open_study(named, overrides, name, storage) if named else None
     from autotune.results.dashboard.server import Shown, serve
 
-    shown = Shown.study(opened) if opened else Shown.all_studies(storage or console.DEFAULT_STORAGE)
+    shown = (
+        Shown.study(opened) if opened else Shown.all_studies(storage or console.DEFAULT_STORAGE)
+    )
 
     if not public:
         serve(

@@ -181,6 +181,7 @@ def run_study(
         config.storage, engine, workers, gpus, workers_per_gpu, gpus_per_worker, cpus
     )
     existing = look_up_existing(config)
+    config = config.model_copy(update={"files": existing.files or config.files})
     with ExitStack() as stack:
         # Local workers import while the images are checked; a cluster is asked only when needed.
         backend = stack.enter_context(chosen) if engine == "local" else None
