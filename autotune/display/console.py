@@ -29,7 +29,6 @@ from autotune.errors import (
     StudyError,
     UserError,
 )
-from autotune.storage.paths import MODEL_RECORD
 from autotune.text import visible
 
 if TYPE_CHECKING:
@@ -257,6 +256,8 @@ def find_model(
     Raises:
         UserError: When there is neither, or the study has not been refitted.
     """
+    from autotune.storage.paths import MODEL_RECORD  # imports sqlalchemy
+
     folder = Path(model).expanduser()
     is_study = bool(overrides or name)
     if not is_study and (folder / MODEL_RECORD).exists():
