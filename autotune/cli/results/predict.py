@@ -40,6 +40,7 @@ def predict(
     # A spinner would break a table on the same terminal.
     progress = console.stderr(quiet=output == "-" and sys.stdout.isatty())
     with progress.status("loading the model") as status:
+        from autotune.data.file_kinds import PassedOver, describe_passed_over
         from autotune.data.sources.names import printable
         from autotune.results.model.model import load_model
         from autotune.results.model.prediction import (
@@ -52,7 +53,8 @@ def predict(
         from autotune.study.devices import find_device
         from autotune.training.compute.amp import set_float32_precision
 
-        paths = find_images(images)
+        passed_over = PassedOver()
+        paths = find_images(images, passed_over)
         loaded = load_model(console.find_model(model, overrides, name, storage))
         limit_torch_threads()
         device = find_device()
@@ -85,6 +87,8 @@ def predict(
         stderr.print(f"{len(unreadable)} of {len(paths)} images cannot be read:")
         for text in unreadable:
             stderr.print(f"  {text}")
+    if text := describe_passed_over(passed_over.by_kind()):
+        stderr.print(text)
     if output != "-":
         stderr.print(f"{len(paths) - len(unreadable)} images: {output}")
 
