@@ -39,7 +39,8 @@ FLOORS = {
         ("loading",),
     ),
     "data": (
-        ("progress", "image_files", "memory_budget", "drawing"),
+        ("progress", "file_kinds", "damage", "memory_budget", "drawing"),
+        ("image_files",),
         ("preprocessing", "source"),
         ("download",),
         ("sources",),

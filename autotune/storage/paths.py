@@ -25,6 +25,8 @@ from autotune.storage.url import database_path, is_sqlite, parse_url
 
 #: Formats of a report; the endings of its files.
 REPORT_FORMATS = ("html", "md", "json", "csv", "parquet")
+#: The file in the folder of a model that says how to build it.
+MODEL_RECORD = "record.json"
 #: Ending of the default folder, where a database has ``.db``.
 _ENDING = ".files"
 #: User attribute in which a study remembers the folder of its files, see :func:`remembered_root`.

@@ -31,8 +31,11 @@ SURFACE = {
     "confirm": {*WHICH, "--top", "--seeds", "--json"},
     "reproduce": {*WHICH, "trial"},
     "refit": {*WHICH, "--trial", "--output", "-o", "--json"},
-    "predict": {"model", "images", "--output", "-o", "--top", "--all", "--batch-size"},
-    "export": {"model", "--format", "--output", "-o", "--images"},
+    "predict": {
+        *("model", "images", "--output", "-o", "--top", "--all", "--batch-size"),
+        *("--set", "--name", "--storage"),
+    },
+    "export": {"model", "--format", "--output", "-o", "--images", "--set", "--name", "--storage"},
     "layers": {
         *("backbone", "--image-size", "--last", "--why", "--json"),
         *("--plan", "--study", "--name", "--storage"),
