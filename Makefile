@@ -38,7 +38,7 @@ POSTGRES_PORT ?= 5432
 export POSTGRES_PORT
 
 # make would ignore a variable that is not here: make study DATASETS=photos.
-variables := PYTHON VENV DATASET STUDY BACKBONE WEIGHTS INIT SAMPLER STRATEGY PRUNER TRIALS TIMEOUT EPOCHS SEED NAME \
+variables := PYTHON VENV DATASET STUDY BACKBONE WEIGHTS INIT SAMPLER STRATEGY PRUNER TRIALS TIMEOUT EPOCHS SEED NAME TO \
 	WORKERS GPUS WORKERS_PER_GPU ENGINE GPUS_PER_WORKER STORAGE PORT PUBLIC OUTPUT FIX MODEL IMAGES FORMAT ARGS \
 	INHERIT ORDER
 # What make and the programs below read themselves.
@@ -87,7 +87,8 @@ overrides = $(if $(dataset),$(call given,DATASET,dataset)) \
 workers = $(strip $(if $(ENGINE),--engine $(ENGINE)) $(if $(WORKERS),--workers $(WORKERS)) \
 	$(if $(GPUS),--gpus $(GPUS)) $(if $(WORKERS_PER_GPU),--workers-per-gpu $(WORKERS_PER_GPU)) \
 	$(if $(GPUS_PER_WORKER),--gpus-per-worker $(GPUS_PER_WORKER)))
-which = $(call quote,$(study)) $(overrides) $(if $(NAME),--name $(call quote,$(call raw,NAME)))
+changes = $(overrides) $(if $(NAME),--name $(call quote,$(call raw,NAME)))
+which = $(call quote,$(study)) $(changes)
 model = $(if $(MODEL),$(call quote,$(call raw,MODEL)),$(which))
 images = $(if $(IMAGES),$(1) $(call quote,$(call raw,IMAGES)))
 
@@ -151,10 +152,10 @@ doctor: $(BIN)/autotune ## say what is wrong with a study; FIX=1 puts it right
 	@$(BIN)/autotune doctor $(which) $(ARGS) $(if $(FIX),--fix)
 
 rename: $(BIN)/autotune ## rename a study to TO, with its files
-	@$(BIN)/autotune rename '$(study)' '$(TO)' $(strip $(overrides)) $(if $(NAME),--name '$(NAME)') $(ARGS)
+	@$(BIN)/autotune rename $(if $(is_named),$(call quote,$(study)) $(call quote,$(call raw,TO)) $(changes)) $(ARGS)
 
 rm: $(BIN)/autotune ## show what a study would take along, ask, and remove it (ARGS=--yes: without asking)
-	@$(BIN)/autotune rm $(which)
+	@$(BIN)/autotune rm $(if $(is_named),$(which)) $(ARGS)
 
 du: $(BIN)/autotune ## show what the studies of STORAGE take on disk
 	@$(BIN)/autotune du $(ARGS)

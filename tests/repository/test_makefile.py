@@ -68,6 +68,7 @@ def make(*arguments: str) -> str:
         (["du"], "du"),
         (["gc", "ARGS=--yes"], "gc --yes"),
         (["rm", "NAME=other", "ARGS=--all"], "rm 'digits' --name 'other' --all"),
+        (["rm", "ARGS=--yes"], "rm --yes"),  # not the default
         (
             ["rename", "DATASET=photos", "TO=flowers"],
             "rename 'folder' 'flowers' 'dataset=photos'",
