@@ -70,11 +70,11 @@ FLOORS = {
         ("samplers",),
     ),
     "storage": (("url", "filesystem", "artifacts"), ("paths", "rdb"), ("admin",)),
-    "study": (("state",), ("devices", "setup"), ("doctor", "trial"), ("engine",)),
+    "study": (("state",), ("devices", "setup"), ("doctor", "trial"), ("engine", "upkeep")),
     "results": (
         ("values",),
         ("model", "study_results"),
-        ("evaluation", "figures"),
+        ("evaluation", "figures", "overview"),
         ("diagnosis",),
         ("report",),
         ("dashboard",),
