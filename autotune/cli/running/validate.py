@@ -30,6 +30,8 @@ def validate(
         f"{study} is valid: study {config.name!r}, {plural(len(samples), 'image')} of "
         f"{plural(len(classes), 'class', 'classes')}, {backbones}"
     )
+    for note in definition.notes:
+        stdout.print(note, soft_wrap=True)
     if config.data.folds is not None:
         has_validation = any(sample.split == "validation" for sample in samples)
         note = "; the validation split of the data set is in the folds" if has_validation else ""
