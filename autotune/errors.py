@@ -9,7 +9,8 @@
     │   ├── BackboneError         unknown backbone, or weights of another model
     │   ├── StorageError          the database: unreachable, not writable, wrong password
     │   │   ├── SchemaError       its tables belong to another version of Optuna
-    │   │   └── LockedError       another process holds the lock of a study for too long
+    │   │   ├── LockedError       another process holds the lock of a study for too long
+    │   │   └── DatabaseLostError its file was deleted, moved or replaced while it was in use
     │   ├── StudyError            no such study, or one with another definition
     │   ├── FormatError           stored by another version of autotune, unreadable here
     │   ├── ModelError            a folder is not a model that this version can use
@@ -123,6 +124,10 @@ class LockedError(StorageError):
             f"storage: another process has held the lock of the study {study!r} for more than "
             f"{timeout_s:g} s, and no trial can start; is a worker stopped or hung?"
         )
+
+
+class DatabaseLostError(StorageError):
+    """The file of the database was deleted, moved or replaced while it was in use."""
 
 
 class StudyError(UserError):

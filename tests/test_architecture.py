@@ -32,9 +32,15 @@ LEVELS = (
 )
 #: The same inside each room: its packages and modules, lowest floor first.
 FLOORS = {
-    "config": (("fields", "old_names", "safe_yaml"), ("schema",), ("loading",)),
+    "config": (
+        ("fields", "old_names", "safe_yaml"),
+        ("schema",),
+        ("text_values",),
+        ("loading",),
+    ),
     "data": (
-        ("progress", "image_files", "memory_budget", "drawing"),
+        ("progress", "file_kinds", "damage", "memory_budget", "drawing"),
+        ("image_files",),
         ("preprocessing", "source"),
         ("download",),
         ("sources",),
@@ -65,11 +71,11 @@ FLOORS = {
         ("samplers",),
     ),
     "storage": (("url", "filesystem", "artifacts"), ("paths", "rdb"), ("admin",)),
-    "study": (("state",), ("devices", "setup"), ("doctor", "trial"), ("engine",)),
+    "study": (("state",), ("devices", "setup"), ("doctor", "trial"), ("engine", "upkeep")),
     "results": (
         ("values",),
         ("model", "study_results"),
-        ("evaluation", "figures"),
+        ("evaluation", "figures", "overview"),
         ("diagnosis",),
         ("report",),
         ("dashboard",),

@@ -8,9 +8,11 @@ file has them; ``autotune.search.space`` turns them into Optuna distributions.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
 
 from autotune.config.fields import (
     Dimension,
@@ -74,7 +76,8 @@ MAX_NAME = 100
 NAME_RULE = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._+-]{{0,{MAX_NAME - 1}}}")
 
 
-def _check_study_name(value: str | None) -> str | None:
+def check_study_name(value: str | None) -> str | None:
+    """Return a name of a study; raise a ValueError for what can be none."""
     if value is not None and not NAME_RULE.fullmatch(value):
         raise ValueError(
             f"a study's name has up to {MAX_NAME} letters, digits and . _ + - and starts with a "
@@ -437,7 +440,7 @@ class CacheConfig(_Section):
 class StudyConfig(_Section):
     """A study file."""
 
-    name: Annotated[str | None, AfterValidator(_check_study_name)] = None
+    name: Annotated[str | None, AfterValidator(check_study_name)] = None
     """Name of the study in the storage; null: the name of the file, see [Names](#names)."""
     description: str = ""
     """Description that `autotune ls` shows."""
@@ -558,3 +561,14 @@ class StudyConfig(_Section):
             and f"must be hub or none where there are several backbones, but got {self.weights}",
         }
         return [Problem(key, message) for key, message in rules.items() if message]
+
+
+def all_fields(
+    model: type[BaseModel] = StudyConfig, prefix: str = ""
+) -> Iterator[tuple[str, FieldInfo]]:
+    """Yield every dotted key that a study file may have, with its field."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from all_fields(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field

@@ -43,10 +43,9 @@ def print_summary(console: Console, opened: OpenStudy, *, trained: bool) -> None
     """
     results = StudyResults.from_study(opened.study)
     console.print()
-    if not trained and results.stop_reason is not None:
-        text = (
-            f"The study {opened.name!r} is over ({results.stop_reason.text}); nothing was trained."
-        )
+    reason = results.stop_reason
+    if not trained and reason is not None and not reason.is_request:
+        text = f"The study {opened.name!r} is over ({reason.text}); nothing was trained."
         console.print(Text(text))
     console.print(_scores_table(results))
     if results.best is not None and (plan := attrs.trial_plan(results.best)) is not None:
@@ -63,8 +62,8 @@ def print_summary(console: Console, opened: OpenStudy, *, trained: bool) -> None
 
 def _remarks(results: StudyResults) -> Iterator[str]:
     yield f"trials: {results.describe_progress()}"
-    if results.stop_reason:
-        yield f"ended: {results.stop_reason.text}"
+    if reason := results.stop_reason:
+        yield reason.text if reason.is_request else f"ended: {reason.text}"
     if saved := describe_saved_epochs(results):
         yield saved
     for failure in failures(results):

@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image
 
+from autotune.data.file_kinds import PassedOver
 from autotune.data.image_files import read_image
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.source import Sample, Shrink, Source
@@ -117,7 +118,10 @@ def open_folder(name: str, root: str, progress: ProgressCallback = no_progress) 
     Raises:
         DatasetError: When the folder is not laid out as a data set.
     """
-    return FileSource(name, scan_folder(root, progress), progress=progress)
+    passed_over = PassedOver()
+    source = FileSource(name, scan_folder(root, progress, passed_over), progress=progress)
+    source.passed_over = passed_over.by_kind()
+    return source
 
 
 class SubsetSource(Source):
@@ -129,6 +133,7 @@ class SubsetSource(Source):
         self.name = source.name
         self.classes = classes
         self.samples = samples
+        self.passed_over = source.passed_over
         self._source = source
 
     def fingerprint_of(self, samples: Sequence[Sample]) -> str:

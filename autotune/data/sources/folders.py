@@ -11,6 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autotune.data.file_kinds import (
+    ENDINGS,
+    LOOSE,
+    PIPES,
+    PassedOver,
+    describe_passed_over,
+    passed_over_kind,
+)
 from autotune.data.progress import INDEXING, READING, ProgressCallback, no_progress
 from autotune.data.sources.names import (
     describe_similar,
@@ -22,7 +30,6 @@ from autotune.data.sources.names import (
 )
 from autotune.errors import DatasetError, join_sentences
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 #: Names of splits, in lower case -> split.
 SPLIT_NAMES = {
     "train": "train",
@@ -60,21 +67,30 @@ class ImageFile:
     group: str | None = None
 
 
-def scan_folder(root: str, progress: ProgressCallback = no_progress) -> tuple[ImageFile, ...]:
+def scan_folder(
+    root: str, progress: ProgressCallback = no_progress, passed_over: PassedOver | None = None
+) -> tuple[ImageFile, ...]:
     """Find the images of a folder of class folders, already split or not, sorted by key.
 
-    Hidden files, other files and symlink loops are passed over; symlinks are followed. A dangling
-    symlink counts as a file: it is somebody's image.
+    Symlinks are followed. A dangling symlink counts as a file: it is somebody's image.
+
+    Args:
+        root: The folder.
+        progress: Called with the number of images.
+        passed_over: Counts the files that are no images, if given.
 
     Raises:
         DatasetError: When the folder has no class folders, an empty class, only one class, or
             splits whose classes differ.
     """
     files: list[ImageFile] = []
+    passed_over = PassedOver() if passed_over is None else passed_over
     try:
-        splits = _splits(root)
+        splits = _splits(root, passed_over)
+        for folder in dict.fromkeys([root, *(folder for _, folder in splits)]):
+            _count_loose(folder, passed_over)
         for split, folder in splits:
-            for class_files in _classes(root, split, folder):
+            for class_files in _classes(root, split, folder, passed_over):
                 files += class_files
                 progress(INDEXING, len(files), None)
     except OSError as error:
@@ -114,14 +130,16 @@ def digest_files(paths: Mapping[str, str], progress: ProgressCallback = no_progr
 def wrapped_folder(folder: str) -> str | None:
     """Return the only folder inside another one, if it may hold class folders or splits."""
     inner = _subfolders(folder)
-    if len(inner) != 1 or any(_is_image(entry) for entry in _entries(folder)):
+    if len(inner) != 1 or _count_images(folder):
         return None
     path = os.path.join(folder, inner[0])
     return path if _subfolders(path) else None
 
 
-def image_paths(folder: str) -> Iterator[str]:
+def image_paths(folder: str, passed_over: PassedOver | None = None) -> Iterator[str]:
     """Yield the images of an existing folder and of the folders in it, each real folder once.
+
+    Hidden folders and those of systems are left out; other files are counted in ``passed_over``.
 
     Raises an OSError when one of the folders cannot be read.
     """
@@ -133,11 +151,14 @@ def image_paths(folder: str) -> Iterator[str]:
         if real in seen:
             continue
         seen.add(real)
-        for entry in _entries(path):
+        for entry in _entries(path, hidden=True):
             if _is_folder(entry):
-                if not is_system_folder(entry.name):
+                if not entry.name.startswith(".") and not is_system_folder(entry.name):
                     pending.append(entry.path)
-            elif _is_image(entry):
+            elif kind := _kind(entry):
+                if passed_over is not None:
+                    passed_over.add(entry.name, kind)
+            else:
                 yield entry.path
 
 
@@ -160,7 +181,7 @@ def _file_digest(file: tuple[str, str]) -> bytes:
     return digest.digest()
 
 
-def _splits(root: str) -> list[tuple[str | None, str]]:
+def _splits(root: str, passed_over: PassedOver) -> list[tuple[str | None, str]]:
     """Return (split, path) for each folder of a split data set, else the folder itself."""
     folders = _subfolders(root)
     named = {name: SPLIT_NAMES[name.lower()] for name in folders if name.lower() in SPLIT_NAMES}
@@ -170,7 +191,7 @@ def _splits(root: str) -> list[tuple[str | None, str]]:
     others = [
         name
         for name in folders
-        if name not in named and next(image_paths(os.path.join(root, name)), None)
+        if name not in named and next(image_paths(os.path.join(root, name), passed_over), None)
     ]
     if others:
         raise DatasetError(
@@ -186,11 +207,20 @@ def _splits(root: str) -> list[tuple[str | None, str]]:
     return sorted((split, os.path.join(root, name)) for name, split in named.items())
 
 
-def _classes(root: str, split: str | None, folder: str) -> Iterator[list[ImageFile]]:
+def _count_loose(folder: str, passed_over: PassedOver) -> None:
+    """Count the files that lie directly in a folder of class folders."""
+    for entry in _entries(folder, hidden=True):
+        if not _is_folder(entry):
+            passed_over.add(entry.name, _kind(entry) or LOOSE)
+
+
+def _classes(
+    root: str, split: str | None, folder: str, passed_over: PassedOver
+) -> Iterator[list[ImageFile]]:
     """Yield the images of one class folder after the other."""
     names = _subfolders(folder)
-    loose = sum(_is_image(entry) for entry in _entries(folder))
     if not names:
+        loose = _count_images(folder)
         raise DatasetError(
             join_sentences(
                 f"a dataset has one folder for each class, but {folder} has no folders",
@@ -198,13 +228,12 @@ def _classes(root: str, split: str | None, folder: str) -> Iterator[list[ImageFi
                 _LAYOUT,
             )
         )
-    if loose:
-        warn_once(f"{folder}: {loose} images belong to no class and are left out")
     empty = []
+    counts = [PassedOver() for _ in names]
     inside = len(os.path.join(root, ""))
     folders = [os.path.join(folder, name) for name in names]
     with ThreadPoolExecutor(_THREADS) as pool:  # a network file system takes its time for each
-        all_paths = pool.map(lambda path: list(image_paths(path)), folders)
+        all_paths = pool.map(lambda *args: list(image_paths(*args)), folders, counts)
         for name, class_folder, paths in zip(names, folders, all_paths, strict=True):
             if not paths:
                 empty.append(class_folder[inside:])
@@ -213,10 +242,15 @@ def _classes(root: str, split: str | None, folder: str) -> Iterator[list[ImageFi
                 ImageFile(printable(path[inside:]).replace(os.sep, "/"), path, class_name, split)
                 for path in paths
             ]
+    for count in counts:
+        passed_over.update(count)
     if empty:
         raise DatasetError(
-            f"every class needs images ({' '.join(EXTENSIONS)}), but {root} has none in "
-            f"{quoted(empty)}; fill or remove {'it' if len(empty) == 1 else 'them'}"
+            join_sentences(
+                f"every class needs images ({' '.join(ENDINGS)}), but {root} has none in "
+                f"{quoted(empty)}; fill or remove {'it' if len(empty) == 1 else 'them'}",
+                describe_passed_over(passed_over.by_kind()),
+            )
         )
 
 
@@ -245,10 +279,10 @@ def _check_classes(root: str, files: Sequence[ImageFile], splits: Sequence[str |
         )
 
 
-def _entries(folder: str) -> list[os.DirEntry[str]]:
+def _entries(folder: str, hidden: bool = False) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
-        visible = [entry for entry in entries if not entry.name.startswith(".")]
-    return sorted(visible, key=lambda entry: entry.name)
+        wanted = [entry for entry in entries if hidden or not entry.name.startswith(".")]
+    return sorted(wanted, key=lambda entry: entry.name)
 
 
 def _subfolders(folder: str) -> list[str]:
@@ -263,11 +297,17 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _is_image(entry: os.DirEntry[str]) -> bool:
-    """Tell whether an entry is named like an image, and no pipe or device, nor a link to one."""
-    if not entry.name.lower().endswith(EXTENSIONS):
-        return False
-    try:
-        return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
+def _count_images(folder: str) -> int:
+    """Count the images that lie directly in a folder."""
+    return sum(not _is_folder(entry) and not _kind(entry) for entry in _entries(folder))
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    """Return the kind of a file that is passed over; empty where it is an image."""
+    if kind := passed_over_kind(entry.path):
+        return kind
+    try:  # a pipe would be waited for; a link that leads nowhere is somebody's image
+        is_file = entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
     except OSError:
-        return True
+        is_file = True
+    return "" if is_file else PIPES

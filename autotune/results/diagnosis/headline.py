@@ -193,7 +193,8 @@ def action_items(results: StudyResults, diagnostics: Sequence[Diagnostic]) -> li
     """Say what should be done next."""
     progress, texts = results.progress, []
     missing = progress.budget - progress.finished
-    if results.stop_reason is None and missing > 0:
+    reason = results.stop_reason
+    if (reason is None or reason.is_request) and missing > 0:
         texts.append(
             f"The study is not at its end: {missing} of {progress.budget} trials are missing."
         )

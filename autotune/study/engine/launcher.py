@@ -54,7 +54,7 @@ class RunResult:
     """How a run ended.
 
     ``ended`` says why the study has ended and is ``None`` if it can continue; ``trained`` is
-    whether a trial was started, ``interrupted`` whether a signal stopped it.
+    whether a trial was started, ``interrupted`` whether a signal or ``autotune stop`` stopped it.
     """
 
     handle: OpenStudy
@@ -181,6 +181,7 @@ def run_study(
         config.storage, engine, workers, gpus, workers_per_gpu, gpus_per_worker, cpus
     )
     existing = look_up_existing(config)
+    config = config.model_copy(update={"files": existing.files or config.files})
     with ExitStack() as stack:
         # Local workers import while the images are checked; a cluster is asked only when needed.
         backend = stack.enter_context(chosen) if engine == "local" else None
@@ -222,6 +223,7 @@ def _run(definition: Definition, backend: WorkerBackend, on_event: EventCallback
             interrupted = pool.run()
     with storage_errors(handle.url):
         after, ended = trials.progress(), trials.finalize()
+    interrupted = interrupted or (ended is not None and ended.is_request)
     return RunResult(handle, after, ended, after.attempts > before.attempts, interrupted)
 
 
