@@ -449,7 +449,8 @@ class StudyConfig(_Section):
     backbone: Annotated[str | list[str], names("backbones")]
     """timm model, best with its pretrained tag (`resnet50.a1_in1k`), or a list of models."""
     weights: Name = "hub"
-    """`hub`, the path of a `.safetensors`, `.pth` or `.pt` file, or `none`."""
+    """`hub`, the path of a file or folder ([weights from a file](#weights-from-a-file)), or
+    `none`."""
     init: Annotated[Dimension, choice_dimension(INIT)] = "pretrained"
     """Initial weights of changed layers. `pretrained`: the pretrained ones, channels chosen by
     magnitude; `activations`: the same, channels chosen by activity on training images; `random`:

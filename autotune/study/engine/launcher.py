@@ -188,6 +188,8 @@ def run_study(
         if backend is not None and not existing.has_ended:
             backend.prepare()
         definition = define(config, existing.manifest, _throttled(on_event), fetch=True)
+        if definition.notes:
+            on_event({"event": "notes", "notes": definition.notes})
         if backend is not None:
             backend.check()
         return _run(definition, backend or stack.enter_context(chosen), on_event)
