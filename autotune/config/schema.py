@@ -76,7 +76,8 @@ MAX_NAME = 100
 NAME_RULE = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._+-]{{0,{MAX_NAME - 1}}}")
 
 
-def _check_study_name(value: str | None) -> str | None:
+def check_study_name(value: str | None) -> str | None:
+    """Return a name of a study; raise a ValueError for what can be none."""
     if value is not None and not NAME_RULE.fullmatch(value):
         raise ValueError(
             f"a study's name has up to {MAX_NAME} letters, digits and . _ + - and starts with a "
@@ -439,7 +440,7 @@ class CacheConfig(_Section):
 class StudyConfig(_Section):
     """A study file."""
 
-    name: Annotated[str | None, AfterValidator(_check_study_name)] = None
+    name: Annotated[str | None, AfterValidator(check_study_name)] = None
     """Name of the study in the storage; null: the name of the file, see [Names](#names)."""
     description: str = ""
     """Description that `autotune ls` shows."""
@@ -448,7 +449,8 @@ class StudyConfig(_Section):
     backbone: Annotated[str | list[str], names("backbones")]
     """timm model, best with its pretrained tag (`resnet50.a1_in1k`), or a list of models."""
     weights: Name = "hub"
-    """`hub`, the path of a `.safetensors`, `.pth` or `.pt` file, or `none`."""
+    """`hub`, the path of a file or folder ([weights from a file](#weights-from-a-file)), or
+    `none`."""
     init: Annotated[Dimension, choice_dimension(INIT)] = "pretrained"
     """Initial weights of changed layers. `pretrained`: the pretrained ones, channels chosen by
     magnitude; `activations`: the same, channels chosen by activity on training images; `random`:

@@ -25,9 +25,7 @@ def doctor(
     overrides: console.Overrides = None,
     name: console.NameOption = None,
     storage: console.StorageOption = None,
-    files: Annotated[
-        str | None, typer.Option(help="Folder of the study's files, where it is mounted here.")
-    ] = None,
+    files: console.FilesOption = None,
     fix: Annotated[bool, typer.Option("--fix", help="Repair what can be repaired.")] = False,
 ) -> None:
     """Report what is wrong with a study; changes nothing without --fix.

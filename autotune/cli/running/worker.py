@@ -21,9 +21,7 @@ def worker(
     overrides: console.Overrides = None,
     name: console.NameOption = None,
     storage: console.StorageOption = None,
-    files: Annotated[
-        str | None, typer.Option(help="Folder of the study's files, where it is mounted here.")
-    ] = None,
+    files: console.FilesOption = None,
     wait: Annotated[
         float,
         typer.Option(min=0, metavar="SECONDS", help="Wait so long for a study that is to come."),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autotune.data.download.paths import data_folder
 from autotune.data.file_kinds import (
     ENDINGS,
     LOOSE,
@@ -28,6 +29,7 @@ from autotune.data.sources.names import (
     quoted,
     warn_once,
 )
+from autotune.data.sources.outputs import OWN, written_by, written_by_imageless
 from autotune.errors import DatasetError, join_sentences
 
 #: Names of splits, in lower case -> split.
@@ -98,6 +100,13 @@ def scan_folder(
             f"every folder of a dataset must be readable, but {error.filename}: {error.strerror}; "
             "change its permissions or move it elsewhere"
         ) from error
+    if not files:
+        raise DatasetError(
+            join_sentences(
+                f"a dataset has one folder for each class, but {root} has none with images",
+                describe_passed_over(passed_over.by_kind()),
+            )
+        )
     _check_classes(root, files, [split for split, _ in splits])
     for _, folder in splits:
         names = Counter(normalized(name) for name in _subfolders(folder))
@@ -136,13 +145,18 @@ def wrapped_folder(folder: str) -> str | None:
     return path if _subfolders(path) else None
 
 
-def image_paths(folder: str, passed_over: PassedOver | None = None) -> Iterator[str]:
+def image_paths(
+    folder: str, passed_over: PassedOver | None = None, is_class: bool = False
+) -> Iterator[str]:
     """Yield the images of an existing folder and of the folders in it, each real folder once.
 
-    Hidden folders and those of systems are left out; other files are counted in ``passed_over``.
+    Hidden folders and those of systems are left out. So is what programs have written, but not
+    ``folder`` itself unless it is that of a class. All else is counted in ``passed_over``.
 
     Raises an OSError when one of the folders cannot be read.
     """
+    passed_over = PassedOver() if passed_over is None else passed_over
+    downloads = os.path.realpath(data_folder())
     seen: set[str] = set()
     pending = [folder]
     while pending:
@@ -151,13 +165,20 @@ def image_paths(folder: str, passed_over: PassedOver | None = None) -> Iterator[
         if real in seen:
             continue
         seen.add(real)
-        for entry in _entries(path, hidden=True):
-            if _is_folder(entry):
+        entries = _entries(path, hidden=True)
+        files = {entry.path: _kind(entry) for entry in entries if not _is_folder(entry)}
+        if is_class or path != folder:
+            names = [entry.name for entry in entries]
+            has_images = not all(files.values())
+            if writer := OWN if real == downloads else written_by(path, names, has_images):
+                passed_over.add_folder(path, writer)
+                continue
+        for entry in entries:
+            if entry.path not in files:
                 if not entry.name.startswith(".") and not is_system_folder(entry.name):
                     pending.append(entry.path)
-            elif kind := _kind(entry):
-                if passed_over is not None:
-                    passed_over.add(entry.name, kind)
+            elif kind := files[entry.path]:
+                passed_over.add(entry.name, kind)
             else:
                 yield entry.path
 
@@ -191,7 +212,8 @@ def _splits(root: str, passed_over: PassedOver) -> list[tuple[str | None, str]]:
     others = [
         name
         for name in folders
-        if name not in named and next(image_paths(os.path.join(root, name), passed_over), None)
+        if name not in named
+        and next(image_paths(os.path.join(root, name), passed_over, True), None)
     ]
     if others:
         raise DatasetError(
@@ -233,10 +255,19 @@ def _classes(
     inside = len(os.path.join(root, ""))
     folders = [os.path.join(folder, name) for name in names]
     with ThreadPoolExecutor(_THREADS) as pool:  # a network file system takes its time for each
-        all_paths = pool.map(lambda *args: list(image_paths(*args)), folders, counts)
-        for name, class_folder, paths in zip(names, folders, all_paths, strict=True):
+        all_paths = pool.map(
+            lambda path, count: list(image_paths(path, count, is_class=True)), folders, counts
+        )
+        for name, class_folder, paths, count in zip(
+            names, folders, all_paths, counts, strict=True
+        ):
             if not paths:
-                empty.append(class_folder[inside:])
+                unseen = "" if count.has_photos else written_by_imageless(class_folder)
+                if writer := count.writer or unseen:
+                    count.clear()
+                    count.add_folder(class_folder, writer)
+                else:
+                    empty.append(class_folder[inside:])
             class_name = normalized(name)
             yield [
                 ImageFile(printable(path[inside:]).replace(os.sep, "/"), path, class_name, split)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -358,12 +358,7 @@ def missing_artifacts(evidence: Evidence) -> Iterator[Finding]:
 
 def orphaned_artifacts(evidence: Evidence) -> Iterator[Finding]:
     """Find files of artifacts that no study of the storage refers to."""
-    referred = {item.artifact for item in evidence.references}
-    orphans = tuple(
-        file
-        for file in evidence.artifacts
-        if file.path.name not in referred and file.age_s > ORPHAN_AFTER_S
-    )
+    orphans = unreferenced(evidence.artifacts, {item.artifact for item in evidence.references})
     if not orphans or evidence.root is None:
         return
     folder = evidence.root / "artifacts"
@@ -373,8 +368,8 @@ def orphaned_artifacts(evidence: Evidence) -> Iterator[Finding]:
             FindingKind.ORPHANS,
             f"{what} belong to no study of this storage. They are left alone: the studies "
             f"{', '.join(evidence.foreign_studies)} also have files in {evidence.root} and are "
-            "not in this storage; if they were deleted, remove what they left in checkpoints/, "
-            "logs/, models/ and reports/, and ask again",
+            "not in this storage; if they were deleted, 'autotune gc --deleted' removes what they "
+            "left",
         )
     else:
         yield Finding(
@@ -387,14 +382,7 @@ def orphaned_artifacts(evidence: Evidence) -> Iterator[Finding]:
 
 def orphaned_checkpoints(evidence: Evidence) -> Iterator[Finding]:
     """Find checkpoints of trials that have ended for good."""
-    trials = evidence.snapshot.trials
-    live = {attrs.first_attempt(trial) for trial in trials if not trial.state.is_finished()}
-    orphans = tuple(
-        file
-        for file in evidence.checkpoints
-        if not (file.path.stem.isdecimal() and int(file.path.stem) in live)
-        and file.age_s > ORPHAN_AFTER_S
-    )
+    orphans = superfluous_checkpoints(evidence.checkpoints, evidence.snapshot.trials)
     if orphans:
         yield Finding(
             FindingKind.CHECKPOINTS,
@@ -403,6 +391,30 @@ def orphaned_checkpoints(evidence: Evidence) -> Iterator[Finding]:
             fix="remove them",
             files=orphans,
         )
+
+
+def unreferenced(
+    artifacts: Sequence[StoredFile], referred: Collection[str]
+) -> tuple[StoredFile, ...]:
+    """Return the artifacts that nothing refers to, and that nobody is about to refer to."""
+    return tuple(
+        file
+        for file in artifacts
+        if file.path.name not in referred and file.age_s > ORPHAN_AFTER_S
+    )
+
+
+def superfluous_checkpoints(
+    checkpoints: Sequence[StoredFile], trials: Sequence[FrozenTrial]
+) -> tuple[StoredFile, ...]:
+    """Return the checkpoints from which no trial will continue."""
+    live = {attrs.first_attempt(trial) for trial in trials if not trial.state.is_finished()}
+    return tuple(
+        file
+        for file in checkpoints
+        if not (file.path.stem.isdecimal() and int(file.path.stem) in live)
+        and file.age_s > ORPHAN_AFTER_S
+    )
 
 
 def _megabytes(files: Sequence[StoredFile]) -> str:
