@@ -70,7 +70,7 @@ FLOORS = {
         ("greedy", "pruners"),
         ("samplers",),
     ),
-    "storage": (("url", "filesystem", "artifacts"), ("paths", "rdb"), ("admin",)),
+    "storage": (("url", "filesystem", "artifacts"), ("paths", "rdb", "commands"), ("admin",)),
     "study": (("state",), ("devices", "setup"), ("doctor", "trial"), ("engine", "upkeep")),
     "results": (
         ("values",),
