@@ -364,6 +364,10 @@ class SearchConfig(_Section):
 BUDGETS = ("trials", "timeout", "device_hours", "patience")
 
 
+#: Other limits that may change: they decide whether a study starts, and not what it finds.
+LIMITS = ("data.max_unreadable_share",)
+
+
 #: Keys that may name a plugin, ``my_file.py:name``.
 PLUGIN_KEYS = ("search.sampler", "search.pruner", "space.custom")
 
@@ -519,6 +523,12 @@ class StudyConfig(_Section):
     def stable_identity(self) -> dict[str, Any]:
         """Return :meth:`identity` under names that never change, for digests that are stored."""
         return with_old_names(self.identity())
+
+    def without_limits(self) -> StudyConfig:
+        """Return a copy with the default of each of the :data:`LIMITS`, for digests of results."""
+        default = DataConfig.model_fields["max_unreadable_share"].default
+        data = self.data.model_copy(update={"max_unreadable_share": default})
+        return self.model_copy(update={"data": data})
 
     def cross_field_problems(self) -> list[Problem]:
         """Return a problem for each key that contradicts another one."""

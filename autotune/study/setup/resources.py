@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from autotune.config.schema import ONLINE, StudyConfig
 from autotune.data.memory_budget import worker_memory_budget
 from autotune.data.preprocessing import ImageSpec
+from autotune.data.splits.dataset import Dataset
 from autotune.data.views.study_data import StudyData
 from autotune.data.views.views import Views
-from autotune.errors import StudyError
+from autotune.errors import StudyError, join_sentences
 from autotune.models.backbone import Backbone, load_backbone
-from autotune.study.setup.manifest_store import read_manifest
+from autotune.study.setup.manifest_store import describe_changes, read_manifest
 from autotune.study.state import attrs
 
 if TYPE_CHECKING:
@@ -85,18 +86,24 @@ class ResourceCache:
                 f"the weights {config.weights!r} of {name!r} have changed since the study "
                 f"{handle.name!r} was made (hash {weights_hash} then, {backbone.weights_hash} now)"
             )
+        manifest = read_manifest(handle.study, handle.files)
         data = StudyData.open(
             config.dataset,
             config.data,
             ImageSpec.from_data_config(backbone.data_config, size),
             handle.files.cache,
             limit_bytes=config.cache.disk_bytes,
-            manifest=read_manifest(handle.study, handle.files),
+            manifest=manifest,
         )
         if data.info.fingerprint != attributes[attrs.DATASET]["fingerprint"]:
+            dataset = Dataset.open(config.dataset, config.data, manifest)
             raise StudyError(
-                f"the images of {config.dataset!r} have changed since the study {handle.name!r} "
-                "was made"
+                join_sentences(
+                    f"the images of {config.dataset!r} have changed since the study "
+                    f"{handle.name!r} was made",
+                    describe_changes(handle.study, dataset),
+                    "or start another study with --name",
+                )
             )
         return BackboneResources(backbone, data, *_make_views(data, config, memory_bytes))
 
