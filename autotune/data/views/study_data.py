@@ -95,6 +95,7 @@ class StudyData:
         limit_bytes: int | None = None,
         manifest: Manifest | None = None,
         is_new: bool = False,
+        check: Callable[[Dataset], None] = lambda dataset: None,
     ) -> StudyData:
         """Split a data set and decode its training and validation images, if not done yet.
 
@@ -107,12 +108,14 @@ class StudyData:
             limit_bytes: Limits everything in ``folder``.
             manifest: The split of the study, where it exists.
             is_new: Whether the study is being made, so that its images may still be changed.
+            check: Called with the images before any is decoded; may refuse them.
 
         Raises:
             DatasetError: When the images cannot be used.
             DiskFullError: When the disk is full, or fills up meanwhile.
         """
         opened = Dataset.open(dataset, data, manifest)
+        check(opened)
         source, split = opened.source, opened.split
         store = open_store(
             source,

@@ -86,26 +86,28 @@ class ResourceCache:
                 f"the weights {config.weights!r} of {name!r} have changed since the study "
                 f"{handle.name!r} was made (hash {weights_hash} then, {backbone.weights_hash} now)"
             )
-        manifest = read_manifest(handle.study, handle.files)
         data = StudyData.open(
             config.dataset,
             config.data,
             ImageSpec.from_data_config(backbone.data_config, size),
             handle.files.cache,
             limit_bytes=config.cache.disk_bytes,
-            manifest=manifest,
+            manifest=read_manifest(handle.study, handle.files),
+            check=self._check_unchanged,
         )
-        if data.info.fingerprint != attributes[attrs.DATASET]["fingerprint"]:
-            dataset = Dataset.open(config.dataset, config.data, manifest)
+        return BackboneResources(backbone, data, *_make_views(data, config, memory_bytes))
+
+    def _check_unchanged(self, dataset: Dataset) -> None:
+        handle = self._handle
+        if dataset.fingerprint != handle.study.user_attrs[attrs.DATASET]["fingerprint"]:
             raise StudyError(
                 join_sentences(
-                    f"the images of {config.dataset!r} have changed since the study "
+                    f"the images of {self._config.dataset!r} have changed since the study "
                     f"{handle.name!r} was made",
                     describe_changes(handle.study, dataset),
                     "or start another study with --name",
                 )
             )
-        return BackboneResources(backbone, data, *_make_views(data, config, memory_bytes))
 
 
 def _make_views(data: StudyData, config: StudyConfig, memory_bytes: int) -> tuple[Views, Views]:
