@@ -248,6 +248,7 @@ def _classes(
                 f"a dataset has one folder for each class, but {folder} has no folders",
                 f"its {loose} images lie directly in it" if loose else "",
                 _LAYOUT,
+                "" if loose else describe_passed_over(passed_over.by_kind()),
             )
         )
     empty = []

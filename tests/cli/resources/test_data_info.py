@@ -146,6 +146,11 @@ def test_any_file_of_images_is_a_data_set(name: str, tmp_path: Path) -> None:
         ("photos.tar.gz", b"Rar!\x1a\x07\x01\x00", "is a RAR archive; unpack it and name the"),
         ("labels.gz", gzip.compress(b"path,label"), "is a gzip file with a text file; unpack it"),
         ("net.safetensors", b"\x02\0\0\0\0\0\0\0{}", "is a safetensors file; a study uses"),
+        (
+            "set.zip.002",
+            bytes(range(255, 0, -1)),
+            "is one of several volumes; join them",
+        ),
         ("two.zip", zip_bytes({"a.zip": zip_bytes({})}), "holds other archives (a.zip) and no"),
         ("empty", None, "a dataset has one folder for each class, but empty has no folders"),
     ],
