@@ -29,6 +29,7 @@ from autotune.config.fields import (
     number_dimension,
     plugin_ref,
     protocol_name,
+    split_names,
     width_dimension,
 )
 from autotune.config.old_names import VALUES, with_new_names, with_old_names
@@ -244,6 +245,9 @@ class DataConfig(_Section):
     test: _Share = 0.2
     """Share of the images in the test split, which only `autotune refit` reads; ignored where the
     folder has one."""
+    splits: Annotated[str | dict[str, list[str]], split_names()] = "auto"
+    """Names of the splits in the data set: folders, values of a column, splits on a hub. `auto`:
+    usual names are recognized; `none`: it has no splits, and all its folders are classes."""
     protocol: Annotated[str | None, protocol_name()] = None
     """`30-per-class`: 30 images of each class for training and validation, all others for the
     test; `data.validation` is then a share of the 30."""

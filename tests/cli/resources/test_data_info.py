@@ -165,3 +165,11 @@ def test_what_is_no_data_set_is_named(
     ended = call("data", "info", name, cwd=tmp_path, AUTOTUNE_DATA=str(tmp_path / "data"))
     assert ended.code == 2
     assert message in ended.err
+
+
+def test_a_folder_of_archives_is_no_data_set(tmp_path: Path) -> None:
+    (tmp_path / "zips").mkdir()
+    (tmp_path / "zips/photos.zip").write_bytes(zip_bytes({"a/1.png": b"x"}))
+    ended = call("data", "info", "zips", cwd=tmp_path)
+    assert ended.code == 2
+    assert "zips/photos.zip is not looked into; name it, or unpack it" in ended.err
