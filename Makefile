@@ -18,6 +18,7 @@ EPOCHS   ?=
 SEED     ?=
 WEIGHTS  ?=
 NAME     ?=
+TO       ?=
 WORKERS  ?=
 GPUS     ?=
 WORKERS_PER_GPU ?=
@@ -37,7 +38,7 @@ POSTGRES_PORT ?= 5432
 export POSTGRES_PORT
 
 # make would ignore a variable that is not here: make study DATASETS=photos.
-variables := PYTHON VENV DATASET STUDY BACKBONE WEIGHTS INIT SAMPLER STRATEGY PRUNER TRIALS TIMEOUT EPOCHS SEED NAME \
+variables := PYTHON VENV DATASET STUDY BACKBONE WEIGHTS INIT SAMPLER STRATEGY PRUNER TRIALS TIMEOUT EPOCHS SEED NAME TO \
 	WORKERS GPUS WORKERS_PER_GPU ENGINE GPUS_PER_WORKER STORAGE PORT PUBLIC OUTPUT FIX MODEL IMAGES FORMAT ARGS \
 	INHERIT ORDER
 # What make and the programs below read themselves.
@@ -86,7 +87,8 @@ overrides = $(if $(dataset),$(call given,DATASET,dataset)) \
 workers = $(strip $(if $(ENGINE),--engine $(ENGINE)) $(if $(WORKERS),--workers $(WORKERS)) \
 	$(if $(GPUS),--gpus $(GPUS)) $(if $(WORKERS_PER_GPU),--workers-per-gpu $(WORKERS_PER_GPU)) \
 	$(if $(GPUS_PER_WORKER),--gpus-per-worker $(GPUS_PER_WORKER)))
-which = $(call quote,$(study)) $(overrides) $(if $(NAME),--name $(call quote,$(call raw,NAME)))
+changes = $(overrides) $(if $(NAME),--name $(call quote,$(call raw,NAME)))
+which = $(call quote,$(study)) $(changes)
 model = $(if $(MODEL),$(call quote,$(call raw,MODEL)),$(which))
 images = $(if $(IMAGES),$(1) $(call quote,$(call raw,IMAGES)))
 
@@ -96,12 +98,12 @@ export AUTOTUNE_STORAGE := $(call raw,STORAGE)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install study worker workers status stop doctor best report dashboard confirm refit fit predict export layers validate backup postgres-up postgres-down postgres-local postgres-local-down test test-slow test-long test-gpu check format reference pictures bench wheel clean
+.PHONY: help install study worker workers ls status stop doctor rename rm du gc best report dashboard confirm refit fit predict export layers validate backup postgres-up postgres-down postgres-local postgres-local-down test test-slow test-long test-gpu check format reference pictures bench wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
 	@echo
-	@echo "variables: DATASET STUDY BACKBONE WEIGHTS INIT SAMPLER STRATEGY PRUNER TRIALS TIMEOUT EPOCHS SEED NAME"
+	@echo "variables: DATASET STUDY BACKBONE WEIGHTS INIT SAMPLER STRATEGY PRUNER TRIALS TIMEOUT EPOCHS SEED NAME TO"
 	@echo "           WORKERS GPUS WORKERS_PER_GPU ENGINE GPUS_PER_WORKER STORAGE PORT PUBLIC OUTPUT FIX MODEL IMAGES FORMAT ARGS"
 	@echo "e.g. make study DATASET=photos TRIALS=60; DATASET: a folder, or digits dogs caltech101 ... (docs/datasets.md)"
 
@@ -137,6 +139,9 @@ study: $(BIN)/autotune $(reader) $(if $(filter ray,$(ENGINE)),$(VENV)/ray) ## ru
 worker: $(BIN)/autotune $(reader) ## attach one more worker to a running study
 	@$(BIN)/autotune worker $(which) $(ARGS)
 
+ls: $(BIN)/autotune ## list the studies of STORAGE, and the presets
+	@$(BIN)/autotune ls $(ARGS)
+
 status: $(BIN)/autotune ## show how far a study is (ARGS=--watch: until it ends)
 	@$(BIN)/autotune status $(which) $(ARGS)
 
@@ -145,6 +150,18 @@ stop: $(BIN)/autotune ## ask the workers of a study to stop, on all machines; ma
 
 doctor: $(BIN)/autotune ## say what is wrong with a study; FIX=1 puts it right
 	@$(BIN)/autotune doctor $(which) $(ARGS) $(if $(FIX),--fix)
+
+rename: $(BIN)/autotune ## rename a study to TO, with its files
+	@$(BIN)/autotune rename $(if $(is_named),$(call quote,$(study)) $(call quote,$(call raw,TO)) $(changes)) $(ARGS)
+
+rm: $(BIN)/autotune ## show what a study would take along, ask, and remove it (ARGS=--yes: without asking)
+	@$(BIN)/autotune rm $(if $(is_named),$(which)) $(ARGS)
+
+du: $(BIN)/autotune ## show what the studies of STORAGE take on disk
+	@$(BIN)/autotune du $(ARGS)
+
+gc: $(BIN)/autotune ## show which files are of no more use, ask, and remove them
+	@$(BIN)/autotune gc $(ARGS)
 
 best: $(BIN)/autotune ## print the winning plan as YAML
 	@$(BIN)/autotune best $(which) $(ARGS)

@@ -50,7 +50,8 @@ FLOORS = {
         ("quality",),
     ),
     "models": (
-        ("backbone", "device_errors", "layers"),
+        ("pretrained", "device_errors", "layers"),
+        ("backbone",),
         ("flops", "surgery"),
         ("network",),
         ("inspection", "prefix"),
@@ -70,11 +71,11 @@ FLOORS = {
         ("samplers",),
     ),
     "storage": (("url", "filesystem", "artifacts"), ("paths", "rdb"), ("admin",)),
-    "study": (("state",), ("devices", "setup"), ("doctor", "trial"), ("engine",)),
+    "study": (("state",), ("devices", "setup"), ("doctor", "trial"), ("engine", "upkeep")),
     "results": (
         ("values",),
         ("model", "study_results"),
-        ("evaluation", "figures"),
+        ("evaluation", "figures", "overview"),
         ("diagnosis",),
         ("report",),
         ("dashboard",),

@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 from typer.core import TyperGroup
 
-from autotune.cli.resources import cp, data, layers, ls, storage, weights
+from autotune.cli.resources import cp, data, du, gc, layers, ls, rename, rm, storage, weights
 from autotune.cli.results import (
     best,
     confirm,
@@ -70,6 +70,10 @@ for _verb in (
     export.export,
     layers.layers,
     ls.ls,
+    rename.rename,
+    rm.rm,
+    du.du,
+    gc.gc,
     cp.cp,
     validate.validate,
 ):

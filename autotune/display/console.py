@@ -63,6 +63,18 @@ StorageOption = Annotated[
 ]
 
 
+StudiesArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="STUDY",
+        help="Names of studies or presets, or study files; KEY=VALUE replaces values of these.",
+    ),
+]
+FilesOption = Annotated[
+    str | None, typer.Option(help="Folder of the study's files, where it is mounted here.")
+]
+YesOption = Annotated[bool, typer.Option("--yes", help="Do it without asking.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ModelArgument = Annotated[
     str,
     typer.Argument(
@@ -227,11 +239,54 @@ def locate(
     except StudyError:
         if overrides or "/" in study or study.endswith((".yaml", ".yml")):
             raise
-        return Located(name or study, storage or DEFAULT_STORAGE, None)
+        return Located(name or study, storage_url(storage), None)
     config = load(study, overrides, name, storage)
     assert config.name is not None
     share = config.data.max_unreadable_share
     return Located(config.name, config.storage, config.files, config.refit, share)
+
+
+def locate_all(arguments: Sequence[str], name: str | None, storage: str | None) -> list[Located]:
+    """Locate studies, each named once; arguments with a = replace values of their files.
+
+    Raises:
+        UserError: When there is none or one of them twice, or a name for several.
+    """
+    studies = [argument for argument in arguments if "=" not in argument]
+    overrides = [argument for argument in arguments if "=" in argument]
+    if name is not None and len(studies) > 1:
+        raise UserError(f"--name is for one study, but got {', '.join(map(repr, studies))}")
+    located = [locate(study, overrides, name, storage) for study in studies]
+    names = [(each.name, each.storage) for each in located]
+    if not names or len(set(names)) < len(names):
+        raise UserError(
+            f"name at least one study, and each once, but got {', '.join(map(repr, arguments))}"
+        )
+    return located
+
+
+def storage_url(storage: str | None) -> str:
+    """Return the URL of the storage that was given, or of the default one."""
+    return storage or DEFAULT_STORAGE
+
+
+def is_terminal() -> bool:
+    """Tell whether somebody can read a question and answer it."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def ask(question: str, is_yes: bool) -> None:
+    """Ask before something is removed, unless ``is_yes``.
+
+    Raises:
+        UserError: When there is no terminal to ask at.
+        typer.Abort: When the answer is no.
+    """
+    if is_yes:
+        return
+    if not is_terminal():
+        raise UserError("nothing was removed: there is no terminal to ask at; --yes removes it")
+    typer.confirm(visible(question), abort=True)
 
 
 def open_study(

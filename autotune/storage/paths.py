@@ -116,16 +116,24 @@ class StudyPaths:
         return self.root / "reports" / f"{study}.{format}"
 
     def studies(self) -> set[str]:
-        """Return the names of the studies that have files here, apart from artifacts."""
+        """Return the names of the studies that were run here.
+
+        Models and reports may have outlived theirs.
+        """
         return {
-            path.stem if folder == "reports" and path.suffix[1:] in REPORT_FORMATS else path.name
-            for folder in ("checkpoints", "confirmed", "logs", "models", "reports")
+            path.name
+            for folder in ("checkpoints", "confirmed", "logs")
             if (self.root / folder).is_dir()
             for path in (self.root / folder).iterdir()
         }
 
     def owned_by(self, study: str) -> tuple[Path, ...]:
-        """Return what belongs to one study alone; its artifacts are among those of others."""
+        """Return what belongs to one study alone; its artifacts are among those of others.
+
+        A study that another program has named like a path has nothing here.
+        """
+        if study in ("", ".", "..") or "/" in study:
+            return ()
         return (
             *(self.checkpoints(study), self.confirmed(study), self.logs(study), self.model(study)),
             *(self.report(study, format) for format in REPORT_FORMATS),

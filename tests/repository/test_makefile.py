@@ -64,6 +64,15 @@ def make(*arguments: str) -> str:
         (["status"], "status 'digits'"),
         (["status", "ARGS=--watch"], "status 'digits' --watch"),
         (["stop", "DATASET=photos"], "stop 'folder' 'dataset=photos'"),
+        (["ls", "ARGS=--json"], "ls --json"),
+        (["du"], "du"),
+        (["gc", "ARGS=--yes"], "gc --yes"),
+        (["rm", "NAME=other", "ARGS=--all"], "rm 'digits' --name 'other' --all"),
+        (["rm", "ARGS=--yes"], "rm --yes"),  # not the default
+        (
+            ["rename", "DATASET=photos", "TO=flowers"],
+            "rename 'folder' 'flowers' 'dataset=photos'",
+        ),
         (["doctor"], "doctor 'digits'"),
         (["doctor", "FIX=1", "NAME=other"], "doctor 'digits' --name 'other' --fix"),
         (["confirm"], "confirm 'digits'"),

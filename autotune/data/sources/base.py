@@ -16,7 +16,9 @@ from autotune.data.image_files import read_image
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.source import Sample, Shrink, Source
 from autotune.data.sources.folders import ImageFile, digest_files, scan_folder
+from autotune.data.sources.layout import find_layout, warn_of_equal_folders
 from autotune.data.sources.names import describe_similar, printable, warn_once
+from autotune.data.sources.split_names import AUTO, SplitNames
 from autotune.errors import DatasetError
 
 
@@ -124,14 +126,26 @@ class FileSource(Source):
         return read_image(self._paths[sample.key], shrink)
 
 
-def open_folder(name: str, root: str, progress: ProgressCallback = no_progress) -> FileSource:
+def open_folder(
+    name: str, root: str, progress: ProgressCallback = no_progress, splits: SplitNames = AUTO
+) -> FileSource:
     """Open the image files of a folder of class folders, already split or not.
+
+    Args:
+        name: The data set as the user named it.
+        root: The folder.
+        progress: Called while files are listed and read.
+        splits: What ``data.splits`` says of its folders.
 
     Raises:
         DatasetError: When the folder is not laid out as a data set.
     """
     passed_over = PassedOver()
-    source = FileSource(name, scan_folder(root, progress, passed_over), progress=progress)
+    layout = find_layout(root, splits, passed_over)
+    files = scan_folder(root, layout, progress, passed_over)
+    if splits == AUTO and layout[0].split is None:
+        warn_of_equal_folders(root, files)
+    source = FileSource(name, files, progress=progress)
     source.passed_over = passed_over.by_kind()
     return source
 

@@ -188,6 +188,8 @@ def run_study(
         if backend is not None and not existing.has_ended:
             backend.prepare()
         definition = define(config, existing.manifest, _throttled(on_event), fetch=True)
+        if definition.notes:
+            on_event({"event": "notes", "notes": definition.notes})
         if backend is not None:
             backend.check()
         return _run(definition, backend or stack.enter_context(chosen), on_event)
@@ -233,7 +235,8 @@ def _open(definition: Definition, on_event: EventCallback) -> OpenStudy:
     is_new = not check_existing(definition)
     if definition.dataset.num_added:
         on_event({"event": "images_skipped", "count": definition.dataset.num_added})
-    folders = _make_folders(files.root)
+    # with a folder that tells whose it is: the root may lie among the folders of classes
+    folders = _make_folders(files.cache)
     with record_new_entries() as entries:
         try:
             return _open_with_images(definition, files, is_new, on_event)

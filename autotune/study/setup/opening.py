@@ -100,8 +100,16 @@ class OpenStudy:
         return attrs.count_progress(trials, attrs.trial_budget(self.study))
 
 
-def open_existing(name: str, url: str, files: str | None = None) -> OpenStudy:
-    """Open a study that exists; ``files`` is needed if they are not beside the database.
+def open_existing(
+    name: str, url: str, files: str | None = None, *, whole: bool = True
+) -> OpenStudy:
+    """Open a study that exists.
+
+    Args:
+        name: Its name.
+        url: Its storage.
+        files: The folder of its files, needed if they are not beside the database.
+        whole: Refuse a study that was never made to the end, because its launcher was killed.
 
     Raises:
         StudyError: When the storage has no such study, or it was not made by autotune.
@@ -119,7 +127,7 @@ def open_existing(name: str, url: str, files: str | None = None) -> OpenStudy:
                 )
             )
         study = attrs.load_study(name, storage)
-    return _opened(study, storage, url, files)
+    return _opened(study, storage, url, files, whole)
 
 
 def find_existing(name: str, url: str, files: str | None = None) -> OpenStudy | None:
@@ -133,12 +141,16 @@ def find_existing(name: str, url: str, files: str | None = None) -> OpenStudy | 
     return _opened(*found, url, files) if found else None
 
 
-def _opened(study: Study, storage: RetryingStorage, url: str, files: str | None) -> OpenStudy:
-    if attrs.DEFINITION not in study.user_attrs:
+def _opened(
+    study: Study, storage: RetryingStorage, url: str, files: str | None, whole: bool = True
+) -> OpenStudy:
+    attributes = study.user_attrs
+    is_begun = not whole and (attrs.UUID in attributes or not (attributes or study.trials))
+    if attrs.DEFINITION not in attributes and not is_begun:
         raise StudyError(
             f"the study {study.study_name!r} in {redact(url)} was not made by autotune"
         )
-    paths = StudyPaths.from_study(url, study.user_attrs.get(attrs.FILES), files)
+    paths = StudyPaths.from_study(url, attributes.get(attrs.FILES), files)
     return OpenStudy(study, storage, absolute_url(url), paths)
 
 
