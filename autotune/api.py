@@ -370,8 +370,15 @@ class Study:
             if epoch == epochs:
                 log(f"{what}: trained for {epochs} epochs")
 
-        settings = None if self._config is None else self._config.refit
-        return refit_study(handle, trial, path, on_epoch, settings=settings)
+        config = self._config
+        return refit_study(
+            handle,
+            trial,
+            path,
+            on_epoch,
+            settings=None if config is None else config.refit,
+            max_unreadable_share=0.0 if config is None else config.data.max_unreadable_share,
+        )
 
     def fit(
         self, trial: int | None = None, folder: str | Path | None = None, *, progress: bool = True
