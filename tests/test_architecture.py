@@ -50,7 +50,8 @@ FLOORS = {
         ("quality",),
     ),
     "models": (
-        ("backbone", "device_errors", "layers"),
+        ("pretrained", "device_errors", "layers"),
+        ("backbone",),
         ("flops", "surgery"),
         ("network",),
         ("inspection", "prefix"),
