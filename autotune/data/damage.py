@@ -18,6 +18,8 @@ from PIL import Image
 _JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
 _SOF_PROGRESSIVE, _SOS, _EOI = 0xC2, 0xDA, b"\xff\xd9"
 _LACKS_SCANS = "truncated: details of the whole image are missing"
+_APP1, _APP14, _ADOBE_BYTES = 0xE1, 0xEE, 12
+_SIDE_DATA = (*range(0xE0, 0xF0), 0xFE)
 _SOFS = (0xC0, 0xC1, _SOF_PROGRESSIVE)
 #: Bytes that stand for missing ones: where they change no pixel, none is missing.
 _FILLER = bytes(range(1, 128)) * 16
@@ -94,6 +96,7 @@ def _jpeg_damage(image: Image.Image, content: bytes) -> str:
 
 
 def _mend_jpeg(content: bytes) -> bytes | None:
+    content = _without_side_data(content)
     end, lacks_scans = _jpeg_end(content)
     data = content[:end].rstrip(b"\xff")
     try:
@@ -103,6 +106,19 @@ def _mend_jpeg(content: bytes) -> bytes | None:
     if share or lacks_scans:
         raise OSError(_truncated(share) if share else _LACKS_SCANS)
     return data + _EOI
+
+
+def _without_side_data(content: bytes) -> bytes:
+    """Return a JPEG without the segments beside its pixels, apart from EXIF and Adobe's mark."""
+    result = [content[:2]]
+    for marker, start, data in _jpeg_segments(content):
+        if marker in (_SOS, _EOI[1]):
+            return b"".join([*result, content[start:]])
+        is_exif = marker == _APP1 and data.startswith(b"Exif\0\0")
+        is_adobe = marker == _APP14 and len(data) >= _ADOBE_BYTES
+        if is_exif or is_adobe or marker not in _SIDE_DATA:
+            result.append(content[start : start + 4 + len(data)])
+    return content
 
 
 def _jpeg_end(content: bytes) -> tuple[int, bool]:

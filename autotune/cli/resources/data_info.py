@@ -145,6 +145,8 @@ def _print(
         "deviation": _format_channels(statistics.std, spec.std if spec else None),
         "unreadable": f"{len(statistics.unreadable):,}",
     }
+    if statistics.blank:
+        facts["one color"] = f"{len(statistics.blank):,}"
     if counts := statistics.passed_over:
         total = sum(sum(endings.values()) for endings in counts.values())
         facts["passed over"] = f"{total:,}: {list_kinds(counts)}"

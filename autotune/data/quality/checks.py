@@ -131,6 +131,12 @@ def _duplicates(values: Mapping[str, Any]) -> Iterator[str]:
     counts = values.get("duplicates")
     if not counts:
         return
+    blank, *examples = counts.get("blank", [0])
+    if blank:
+        yield (
+            f"{plural(blank, 'image has', 'images have')} one color all over: "
+            f"{', '.join(examples)}{', ...' if blank > len(examples) else ''}."
+        )
     if counts["too_many"]:
         yield (
             "The images look so much alike that near duplicates cannot be told from others; only "

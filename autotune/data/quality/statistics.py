@@ -35,6 +35,7 @@ class DatasetStatistics:
         mean: Means of the channels red, green and blue, of values between 0 and 1.
         std: Standard deviations of the channels.
         unreadable: Key and reason of each image that cannot be decoded.
+        blank: Keys of images that have one color all over.
         passed_over: Kind and ending of the files that are no images -> their number.
         checks: What :func:`autotune.data.quality.checks.check_dataset` counted.
     """
@@ -49,6 +50,7 @@ class DatasetStatistics:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     unreadable: tuple[tuple[str, str], ...]
+    blank: tuple[str, ...]
     passed_over: dict[str, dict[str, int]]
     checks: dict[str, Any]
 
@@ -94,6 +96,11 @@ def compute_statistics(
             (source.samples[index].key, reason)
             for index, reason in results.items()
             if isinstance(reason, str)
+        ),
+        blank=tuple(
+            source.samples[index].key
+            for index, result in results.items()
+            if isinstance(result, ImageFingerprint) and result.is_blank
         ),
         passed_over=checks.pop("passed_over", {}),
         checks=checks,
