@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -29,7 +30,7 @@ from autotune.config.old_names import (
     stored_init,
     with_new_names,
 )
-from autotune.config.safe_yaml import MAX_DEPTH, LimitError, parse_yaml, read_yaml_text
+from autotune.config.safe_yaml import MAX_BYTES, MAX_DEPTH, LimitError, parse_yaml, read_yaml_text
 from autotune.config.schema import (
     MAX_NAME,
     PLUGIN_KEYS,
@@ -49,6 +50,7 @@ from autotune.errors import (
     join_sentences,
     shorten,
 )
+from autotune.file_kinds import file_kind
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +58,8 @@ logger = logging.getLogger(__name__)
 NAMING_KEYS = ("dataset", "backbone", "init", "search.sampler", "search.strategy")
 #: Endings of data set files, which are not part of a name.
 _ENDINGS = re.compile(r"\.(csv|tsv|parquet|zip|tar|tar\.(gz|bz2|xz)|t(gz|bz|bz2|xz))$", re.I)
+#: A key of a study file at the beginning of a line.
+_STUDY_KEY = re.compile(r"""^[{\s]*["']?(dataset|backbone|space|search|training)["']?\s*:""", re.M)
 #: Values of a study file without these keys.
 _DEFAULTS = {"init": "pretrained", "search.sampler": SAMPLERS[0], "search.strategy": STRATEGIES[0]}
 
@@ -82,7 +86,7 @@ def find_study_file(study: str) -> Path:
         study: A preset's name or the path of a YAML file.
 
     Raises:
-        StudyError: When there is neither.
+        StudyError: When there is neither; it says what is there instead.
     """
     names = presets()
     if study in names:
@@ -90,7 +94,8 @@ def find_study_file(study: str) -> Path:
     path = Path(study)
     with suppress(OSError, RuntimeError, ValueError):  # no home, too long, not a path at all
         path = path.expanduser()
-        if path.is_file():
+        if study and path.exists():
+            _check_study_file(study, path)
             return path
     reason = f"the presets are {', '.join(names)}, and a path must be that of a YAML file"
     if path.suffix in (".yaml", ".yml"):
@@ -101,6 +106,29 @@ def find_study_file(study: str) -> Path:
     raise StudyError(
         join_sentences(f"no study file {study!r}: {reason}", did_you_mean(study, near))
     )
+
+
+def _check_study_file(study: str, path: Path) -> None:
+    """Raise a :class:`StudyError` for what is no text, or has another ending and no key."""
+    try:
+        kind = file_kind(path)
+    except OSError:  # said when it is read
+        return
+    if path.suffix in (".yaml", ".yml") and kind.use in ("text", "broken", ""):
+        return
+    if kind.use == "text":
+        with path.open(encoding="utf-8", errors="replace") as stream:
+            if not path.suffix or _STUDY_KEY.search(stream.read(MAX_BYTES)):
+                return
+    quoted, advice = shlex.quote(study), kind.advice(study)
+    if kind.use == "images":
+        advice = (
+            f"'autotune run folder dataset={quoted}' makes a study of its images, and 'autotune "
+            f"data info {quoted}' counts them"
+        )
+    name = kind.name or "of an unknown format"
+    problem = f"a study is the name of a preset or a YAML file, but {study!r} is {name}"
+    raise StudyError(join_sentences(problem, advice))
 
 
 def read_study_file(path: Path) -> tuple[dict[str, Any], Misread]:

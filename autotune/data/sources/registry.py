@@ -11,7 +11,7 @@ from pathlib import Path
 
 from autotune.data.download.archived_dataset import ArchivedDataset
 from autotune.data.download.downloadable import Downloadable
-from autotune.data.download.extraction import extract, is_archive, remove, unsupported_format
+from autotune.data.download.extraction import extract, is_archive, remove
 from autotune.data.download.paths import unpacked_folder
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.source import Source
@@ -23,6 +23,8 @@ from autotune.data.sources.stanford_dogs import STANFORD_DOGS
 from autotune.data.sources.tables import TABLE_ENDINGS, open_table
 from autotune.data.sources.torchvision_datasets import TORCHVISION_DATASETS
 from autotune.errors import DatasetError, did_you_mean, join_sentences
+from autotune.file_kinds import PARQUET, file_kind
+from autotune.text import join_some
 
 _PATHS = (
     "the path of a folder with one folder of images for each class, of a zip or tar file of such "
@@ -120,18 +122,8 @@ def open_local(name: str, progress: ProgressCallback = no_progress) -> Source:
     if "\0" not in path:
         if os.path.isdir(path):
             return open_folder(name, path, progress)
-        if path.lower().endswith(TABLE_ENDINGS) and os.path.isfile(path):
-            return open_table(name, path, progress)
         if os.path.exists(path):
-            if is_archive(Path(path)):
-                return open_archive(name, path, progress)
-            if archive_format := unsupported_format(Path(path)):
-                raise DatasetError(
-                    f"a dataset is {_PATHS}, but {name!r} is a file of {archive_format}, which "
-                    "cannot be read here; unpack it and name the folder, or pack it as .tar.gz or "
-                    ".zip"
-                )
-            raise DatasetError(f"a dataset is {_PATHS}, but {name!r} is none of these")
+            return _open_file(name, path, progress)
     names = dataset_names()
     raise DatasetError(
         join_sentences(
@@ -141,6 +133,21 @@ def open_local(name: str, progress: ProgressCallback = no_progress) -> Source:
             f"nothing is at {os.path.abspath(path)!r}" if "\0" not in path else "",
         )
     )
+
+
+def _open_file(name: str, path: str, progress: ProgressCallback) -> Source:
+    """Open a file by its content; an unknown one by the ending of its name."""
+    if is_archive(Path(path)):
+        return open_archive(name, path, progress)
+    try:
+        kind = file_kind(path)
+    except OSError as error:
+        raise DatasetError(f"{name!r} cannot be read: {error.strerror}") from error
+    is_table = kind.use in ("images", "broken", "") and path.lower().endswith(TABLE_ENDINGS)
+    if is_table or kind == PARQUET:
+        return open_table(name, path, progress)
+    problem = f"a dataset is {_PATHS}, but {name!r} is {kind.name or 'none of these'}"
+    raise DatasetError(join_sentences(problem, kind.advice(name)))
 
 
 def open_archive(name: str, path: str, progress: ProgressCallback = no_progress) -> FileSource:
@@ -160,7 +167,13 @@ def open_archive(name: str, path: str, progress: ProgressCallback = no_progress)
     try:
         return open_folder(name, root, progress)
     except DatasetError as error:
+        archives = [path.name for path in sorted(Path(root).iterdir()) if is_archive(path)]
         remove(folder)
+        if archives:
+            raise DatasetError(
+                f"{name!r} holds other archives ({join_some(archives, 5)}) and no class folders; "
+                "unpack it and name one of them, or the folder into which you unpack them"
+            ) from error
         raise DatasetError(f"{name!r} was unpacked into {folder}: {error}") from error
 
 

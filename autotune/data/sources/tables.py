@@ -18,7 +18,8 @@ from autotune.errors import DatasetError, did_you_mean, join_sentences
 from autotune.text import join_some, plural
 
 #: Endings of the files that are tables.
-TABLE_ENDINGS = (".csv", ".tsv", ".parquet")
+TEXT_ENDINGS = (".csv", ".tsv")
+TABLE_ENDINGS = (*TEXT_ENDINGS, ".parquet")
 #: Role of a column -> its names, in lower case.
 COLUMNS = {
     "path": ("path", "file", "filename", "file_name", "filepath", "image"),
@@ -40,7 +41,8 @@ def open_table(name: str, path: str, progress: ProgressCallback = no_progress) -
 
     Args:
         name: The table as the user named it.
-        path: A file with one of :data:`TABLE_ENDINGS`. Paths in it are relative to its folder.
+        path: A file that ends as :data:`TEXT_ENDINGS`, or of Parquet. Paths in it are relative to
+            its folder.
         progress: Called while files are looked up, and read for the fingerprint.
 
     Raises:
@@ -87,7 +89,7 @@ def open_table(name: str, path: str, progress: ProgressCallback = no_progress) -
 def _load(path: str) -> pd.DataFrame:
     """Read all cells as they are written; the first line names the columns."""
     try:
-        if path.lower().endswith(".parquet"):
+        if not path.lower().endswith(TEXT_ENDINGS):
             return pd.read_parquet(path, dtype_backend="numpy_nullable")
         encoding, separator = _dialect(path)
         with warnings.catch_warnings():

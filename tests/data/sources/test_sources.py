@@ -215,7 +215,7 @@ class TestRefusals:
         (tmp_path / "pets.txt").write_text("cat")
         message = refusal(tmp_path / "pets.txt")
         assert message.startswith("a dataset is the path of a folder with one folder of images")
-        assert message.endswith("pets.txt' is none of these")
+        assert message.endswith("pets.txt' is a text file")
 
     @pytest.mark.parametrize(
         ("folders", "message"),
