@@ -39,7 +39,7 @@ FLOORS = {
         ("loading",),
     ),
     "data": (
-        ("progress", "file_kinds", "damage", "memory_budget", "drawing"),
+        ("progress", "image_formats", "damage", "memory_budget", "drawing"),
         ("image_files",),
         ("preprocessing", "source"),
         ("download",),

@@ -13,7 +13,8 @@ import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from autotune.data.damage import CHECKED_FORMATS, find_damage, mend
-from autotune.data.file_kinds import HEAD_BYTES, IMAGE_FORMATS, describe_content, has_heic
+from autotune.data.image_formats import IMAGE_FORMATS, describe_content, has_heic
+from autotune.file_kinds import HEAD_BYTES
 from autotune.text import plural
 
 #: Parts of Pillow's messages on files that end too early.

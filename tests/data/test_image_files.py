@@ -229,7 +229,7 @@ def test_what_is_no_image_says_why(tmp_path: Path) -> None:
     (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
     with pytest.raises(UnreadableImageError, match=r"^the file is empty$"):
         read_image(tmp_path / "empty.jpg")
-    with pytest.raises(UnreadableImageError, match=r"^a PostScript drawing, which cannot be read"):
+    with pytest.raises(UnreadableImageError, match=r"^a PostScript drawing, which is not read"):
         read_image(tmp_path / "eps.jpg")
     with pytest.raises(UnreadableImageError, match=r"^No such file or directory$"):
         read_image(tmp_path / "gone.jpg")

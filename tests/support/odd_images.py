@@ -54,7 +54,8 @@ def profile_chunk(size: int) -> bytes:
 
 def half_empty(content: bytes, ending: bytes = b"") -> bytes:
     """Return a file whose second half is zeros, or missing before an end marker."""
-    half = len(content) // 2
+    header = max(0, content.find(b"\xff\xda"))
+    half = (header + len(content)) // 2
     return content[:half] + (ending or bytes(len(content) - half))
 
 

@@ -125,7 +125,7 @@ def _print(
     config: StudyConfig,
     spec: ImageSpec | None,
 ) -> None:
-    from autotune.data.file_kinds import list_kinds
+    from autotune.data.image_formats import list_kinds
     from autotune.data.quality.checks import dataset_warnings
 
     classes, checks = statistics.classes, statistics.checks

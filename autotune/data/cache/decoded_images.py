@@ -20,7 +20,7 @@ import numpy as np
 from autotune.data.cache.array_cache import ArrayCache
 from autotune.data.cache.entry import Entry, EntryWriter
 from autotune.data.cache.reading import ordered_thread_map, retry_read, silence_pillow
-from autotune.data.file_kinds import has_heic
+from autotune.data.image_formats import has_heic
 from autotune.data.preprocessing import ImageSpec, draft_decode, to_store_array
 from autotune.data.source import Source
 from autotune.errors import DatasetError, InsufficientSpaceError

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from autotune.data.file_kinds import SYSTEM, describe_passed_over
+from autotune.data.image_formats import SYSTEM, describe_passed_over
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.text import plural
 

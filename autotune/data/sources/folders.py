@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autotune.data.file_kinds import (
+from autotune.data.image_formats import (
     ENDINGS,
     LOOSE,
     PIPES,
