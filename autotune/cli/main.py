@@ -9,9 +9,10 @@ import typer
 from rich.text import Text
 from typer.core import TyperGroup
 
-from autotune.cli.resources import cp, data, layers, ls, storage, weights
+from autotune.cli.resources import cp, data, du, gc, layers, ls, rename, rm, storage, weights
 from autotune.cli.results import (
     best,
+    compare,
     confirm,
     dashboard,
     export,
@@ -61,6 +62,7 @@ for _verb in (
     stop.stop,
     doctor.doctor,
     best.best,
+    compare.compare,
     report.report,
     dashboard.dashboard,
     confirm.confirm,
@@ -70,6 +72,10 @@ for _verb in (
     export.export,
     layers.layers,
     ls.ls,
+    rename.rename,
+    rm.rm,
+    du.du,
+    gc.gc,
     cp.cp,
     validate.validate,
 ):

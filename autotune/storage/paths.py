@@ -25,6 +25,8 @@ from autotune.storage.url import database_path, is_sqlite, parse_url
 
 #: Formats of a report; the endings of its files.
 REPORT_FORMATS = ("html", "md", "json", "csv", "parquet")
+#: The file in the folder of a model that says how to build it.
+MODEL_RECORD = "record.json"
 #: Ending of the default folder, where a database has ``.db``.
 _ENDING = ".files"
 #: User attribute in which a study remembers the folder of its files, see :func:`remembered_root`.
@@ -114,16 +116,24 @@ class StudyPaths:
         return self.root / "reports" / f"{study}.{format}"
 
     def studies(self) -> set[str]:
-        """Return the names of the studies that have files here, apart from artifacts."""
+        """Return the names of the studies that were run here.
+
+        Models and reports may have outlived theirs.
+        """
         return {
-            path.stem if folder == "reports" and path.suffix[1:] in REPORT_FORMATS else path.name
-            for folder in ("checkpoints", "confirmed", "logs", "models", "reports")
+            path.name
+            for folder in ("checkpoints", "confirmed", "logs")
             if (self.root / folder).is_dir()
             for path in (self.root / folder).iterdir()
         }
 
     def owned_by(self, study: str) -> tuple[Path, ...]:
-        """Return what belongs to one study alone; its artifacts are among those of others."""
+        """Return what belongs to one study alone; its artifacts are among those of others.
+
+        A study that another program has named like a path has nothing here.
+        """
+        if study in ("", ".", "..") or "/" in study:
+            return ()
         return (
             *(self.checkpoints(study), self.confirmed(study), self.logs(study), self.model(study)),
             *(self.report(study, format) for format in REPORT_FORMATS),

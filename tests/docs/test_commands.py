@@ -32,7 +32,7 @@ OTHERS = {
     "install": "of the system: writes a file for its owner alone",
 }
 #: Studies of the examples, made by ``make study DATASET=...`` of what is there called.
-EXAMPLES = ("photos", "photos.yaml", "my.yaml")
+EXAMPLES = ("photos", "photos.yaml", "my.yaml", "photos-tpe", "flowers")
 #: What a command in a sentence has in the place of a value.
 PLACEHOLDERS = {"N": "1", "DATASET=...": "DATASET=photos"}
 #: Variables of the environment that are not in the sources of autotune.
@@ -231,7 +231,7 @@ def check_python(arguments: Sequence[str]) -> None:
         except SyntaxError as error:
             raise Wrong(str(error)) from error
     elif first == "-m":
-        if rest[0] not in ("pytest", "pip", "venv"):
+        if rest[0] not in ("pytest", "pip", "venv", "zipfile"):
             raise Wrong(f"there is no module {rest[0]!r} that this test knows")
     else:
         script = check_script(first)

@@ -54,6 +54,8 @@ def test_the_files_of_a_study_are_found_by_its_name(tmp_path: Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
     assert files.studies() == {"s", "v1.2", "notes.md"}
+    for name in ("", ".", "..", "a/../../b"):  # as another program may name a study
+        assert files.owned_by(name) == ()
 
 
 def test_no_url() -> None:

@@ -15,13 +15,9 @@ from autotune.atomic import atomic_file
 from autotune.display import console
 from autotune.errors import AutotuneError
 
-ModelArgument = Annotated[
-    Path, typer.Argument(help="Folder of a model, as 'autotune refit' has written it.")
-]
-
 
 def predict(
-    model: ModelArgument,
+    model: console.ModelArgument,
     images: Annotated[list[str], typer.Argument(help="Image files, and folders of them.")],
     output: Annotated[
         str, typer.Option("--output", "-o", help="CSV file to write; - prints it.")
@@ -33,6 +29,9 @@ def predict(
     batch_size: Annotated[
         int, typer.Option(min=1, help="Images that go through the network at a time.")
     ] = 64,
+    overrides: console.ModelOverrides = None,
+    name: console.NameOption = None,
+    storage: console.StorageOption = None,
 ) -> None:
     """Write the classes of images and their probabilities as CSV."""
     if output != "-":
@@ -56,7 +55,7 @@ def predict(
 
         passed_over = PassedOver()
         paths = find_images(images, passed_over)
-        loaded = load_model(model)
+        loaded = load_model(console.find_model(model, overrides, name, storage))
         limit_torch_threads()
         device = find_device()
         set_float32_precision(device)

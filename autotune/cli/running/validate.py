@@ -31,6 +31,8 @@ def validate(
         f"{study} is valid: study {config.name!r}, {plural(len(samples), 'image')} of "
         f"{plural(len(classes), 'class', 'classes')}, {backbones}"
     )
+    for note in definition.notes:
+        stdout.print(f"  {note}", soft_wrap=True)
     if counts := definition.dataset.source.passed_over:
         stdout.print(f"  {describe_passed_over(counts)}")
     if config.data.folds is not None:

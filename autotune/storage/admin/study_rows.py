@@ -125,6 +125,17 @@ def write_study(engine: sqlalchemy.Engine, study: StudyRows) -> None:
             connection.execute(sqlalchemy.insert(_HEARTBEATS), running)
 
 
+def rename_study_row(engine: sqlalchemy.Engine, old: str, new: str) -> None:
+    """Give a study another name.
+
+    Raises:
+        sqlalchemy.exc.IntegrityError: When the storage has a study of that name.
+    """
+    with engine.begin() as connection:
+        named = sqlalchemy.update(_STUDIES).where(_STUDIES.c.study_name == old)
+        connection.execute(named.values(study_name=new))
+
+
 def _write_trials(
     connection: sqlalchemy.Connection, study_id: int, rows: list[Row]
 ) -> dict[int, int]:

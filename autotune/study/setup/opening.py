@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from autotune.config.fields import is_plugin_ref
 from autotune.config.loading import apply_overrides, get_dotted
-from autotune.config.schema import StudyConfig
+from autotune.config.schema import LIMITS, StudyConfig
 from autotune.errors import StudyError, did_you_mean, join_sentences
 from autotune.format_versions import STUDY, reading, stamp
 from autotune.search.plugins import PluginRef, plugin_refs
@@ -30,7 +30,7 @@ from autotune.storage.rdb.retry import RetryingStorage
 from autotune.storage.rdb.study_lock import study_lock
 from autotune.storage.url import absolute_url, database_path, is_sqlite, redact
 from autotune.study.setup.initial_trials import InitialTrials
-from autotune.study.setup.manifest_store import find_study, write_manifest
+from autotune.study.setup.manifest_store import describe_changes, find_study, write_manifest
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget
 from autotune.study.state.trial_queue import TrialQueue
@@ -100,8 +100,16 @@ class OpenStudy:
         return attrs.count_progress(trials, attrs.trial_budget(self.study))
 
 
-def open_existing(name: str, url: str, files: str | None = None) -> OpenStudy:
-    """Open a study that exists; ``files`` is needed if they are not beside the database.
+def open_existing(
+    name: str, url: str, files: str | None = None, *, whole: bool = True
+) -> OpenStudy:
+    """Open a study that exists.
+
+    Args:
+        name: Its name.
+        url: Its storage.
+        files: The folder of its files, needed if they are not beside the database.
+        whole: Refuse a study that was never made to the end, because its launcher was killed.
 
     Raises:
         StudyError: When the storage has no such study, or it was not made by autotune.
@@ -119,7 +127,7 @@ def open_existing(name: str, url: str, files: str | None = None) -> OpenStudy:
                 )
             )
         study = attrs.load_study(name, storage)
-    return _opened(study, storage, url, files)
+    return _opened(study, storage, url, files, whole)
 
 
 def find_existing(name: str, url: str, files: str | None = None) -> OpenStudy | None:
@@ -133,12 +141,16 @@ def find_existing(name: str, url: str, files: str | None = None) -> OpenStudy | 
     return _opened(*found, url, files) if found else None
 
 
-def _opened(study: Study, storage: RetryingStorage, url: str, files: str | None) -> OpenStudy:
-    if attrs.DEFINITION not in study.user_attrs:
+def _opened(
+    study: Study, storage: RetryingStorage, url: str, files: str | None, whole: bool = True
+) -> OpenStudy:
+    attributes = study.user_attrs
+    is_begun = not whole and (attrs.UUID in attributes or not (attributes or study.trials))
+    if attrs.DEFINITION not in attributes and not is_begun:
         raise StudyError(
             f"the study {study.study_name!r} in {redact(url)} was not made by autotune"
         )
-    paths = StudyPaths.from_study(url, study.user_attrs.get(attrs.FILES), files)
+    paths = StudyPaths.from_study(url, attributes.get(attrs.FILES), files)
     return OpenStudy(study, storage, absolute_url(url), paths)
 
 
@@ -306,6 +318,8 @@ def check_same(study: Study, definition: Definition) -> None:
     """
     stored = _with_defaults(study.user_attrs[attrs.DEFINITION])
     current = definition.config.identity()
+    unlimited = dict.fromkeys(LIMITS)
+    stored, current = (apply_overrides(values, unlimited) for values in (stored, current))
     changes, stored = _compare_plugins(study, stored, definition.config)
     paths = [
         {key: values.pop(key) for key in ("dataset", "weights")} for values in (stored, current)
@@ -317,10 +331,9 @@ def check_same(study: Study, definition: Definition) -> None:
     changes += differences(stored, current)
     if changes:
         lines = [f"  {key}: {old!r} in the study, {new!r} now" for key, old, new in changes]
-        if missing := definition.dataset.missing:
-            from autotune.data.splits.manifest import describe_missing  # imports scikit-learn
-
-            lines.append(f"  dataset: {describe_missing(missing)}")
+        is_other_dataset = "dataset" in (key for key, *_ in changes)
+        if is_other_dataset and (text := describe_changes(study, definition.dataset)):
+            lines.append(f"  dataset: {text}")
         raise StudyError(
             f"the study {study.study_name!r} exists with another definition:\n"
             + "\n".join(lines)

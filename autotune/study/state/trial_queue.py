@@ -297,6 +297,7 @@ class TrialQueue:
                     f"the study {self.study.study_name!r} was deleted while it ran, and its "
                     "trials with it; 'autotune run' makes another one"
                 )
+            self.storage.check_rows(optuna_private.study_id(self.study))
             yield attributes
 
     def _stop_reason(
