@@ -20,6 +20,7 @@
     ├── TrialError                one trial cannot be finished, the study continues
     │   ├── DivergedError         its loss or its logits are not finite
     │   └── PlanError             its plan does not fit the backbone
+    ├── NoResultError             a study has ended, and no trial has a result
     ├── ExportError               a model cannot be written in another format
     ├── SplitError                a network cannot be cut into prefix and tail; all of it runs
     ├── TrialInterruptedError     a stop was requested; the trial is queued again
@@ -160,6 +161,10 @@ class DivergedError(TrialError):
 
 class PlanError(TrialError):
     """A trial plan does not fit its backbone."""
+
+
+class NoResultError(AutotuneError):
+    """A study has ended, and no trial has a result."""
 
 
 class ExportError(AutotuneError):

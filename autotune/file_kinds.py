@@ -173,6 +173,7 @@ _ZIP_MEMBERS: tuple[tuple[str, str, Use], ...] = (
     (r"META-INF/MANIFEST\.MF", "a Java archive", ""),
     (r"[^/]+\.dist-info/WHEEL", "a Python wheel", ""),
 )
+_ZIP_MEMBER = re.compile("|".join(pattern for pattern, *_ in _ZIP_MEMBERS))
 _HTML = (b"<!doctype html", b"<html", b"<head", b"<body", b"<script", b"<!--")
 #: Ending of a text -> what it is, where the content tells less.
 _TEXTS = {
@@ -180,6 +181,9 @@ _TEXTS = {
     ".tsv": _TABLE,
     ".ipynb": FileKind("a Jupyter notebook"),
     ".py": FileKind("a Python program"),
+    ".yaml": FileKind("a YAML file, as of a study", "text"),
+    ".yml": FileKind("a YAML file, as of a study", "text"),
+    ".json": FileKind("a JSON file", "text"),
 }
 #: The end of the index of a TensorFlow checkpoint, which is a table of LevelDB.
 _LEVELDB_END = b"\x57\xfb\x80\x8b\x24\x75\x47\xdb"
@@ -320,8 +324,9 @@ def zip_document(names: Collection[str]) -> FileKind | None:
             return FileKind("a TorchScript program")
         if f"{top}version" in members:
             return FileKind("a PyTorch checkpoint", "weights")
+    telling = [name for name in members if _ZIP_MEMBER.fullmatch(name)]
     for pattern, kind, use in _ZIP_MEMBERS:
-        if any(map(re.compile(pattern).fullmatch, members)):
+        if any(re.fullmatch(pattern, name) for name in telling):
             return FileKind(kind, use)
     return None
 

@@ -75,13 +75,14 @@ FLOORS = {
     "results": (
         ("values",),
         ("model", "study_results"),
-        ("evaluation", "figures", "overview"),
+        ("comparison", "overview"),
+        ("evaluation", "figures"),
         ("diagnosis",),
         ("report",),
         ("dashboard",),
     ),
     "display": (
-        ("config_errors", "download_progress", "worker_table", "layer_table"),
+        ("config_errors", "download_progress", "worker_table", "layer_table", "comparison"),
         ("console",),
         ("run_display", "summary"),
         ("watch",),

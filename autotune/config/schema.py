@@ -29,6 +29,7 @@ from autotune.config.fields import (
     number_dimension,
     plugin_ref,
     protocol_name,
+    split_names,
     timm_name,
     width_dimension,
 )
@@ -245,6 +246,9 @@ class DataConfig(_Section):
     test: _Share = 0.2
     """Share of the images in the test split, which only `autotune refit` reads; ignored where the
     folder has one."""
+    splits: Annotated[str | dict[str, list[str]], split_names()] = "auto"
+    """Names of the splits in the data set: folders, values of a column, splits on a hub. `auto`:
+    usual names are recognized; `none`: it has no splits, and all its folders are classes."""
     protocol: Annotated[str | None, protocol_name()] = None
     """`30-per-class`: 30 images of each class for training and validation, all others for the
     test; `data.validation` is then a share of the 30."""
@@ -364,6 +368,10 @@ class SearchConfig(_Section):
 
 #: Keys of ``search`` that may change between two runs of the same study.
 BUDGETS = ("trials", "timeout", "device_hours", "patience")
+
+
+#: Other limits that may change: they decide whether a study starts, and not what it finds.
+LIMITS = ("data.max_unreadable_share",)
 
 
 #: Keys that may name a plugin, ``my_file.py:name``.
@@ -530,6 +538,12 @@ class StudyConfig(_Section):
     def stable_identity(self) -> dict[str, Any]:
         """Return :meth:`identity` under names that never change, for digests that are stored."""
         return with_old_names(self.identity())
+
+    def without_limits(self) -> StudyConfig:
+        """Return a copy with the default of each of the :data:`LIMITS`, for digests of results."""
+        default = DataConfig.model_fields["max_unreadable_share"].default
+        data = self.data.model_copy(update={"max_unreadable_share": default})
+        return self.model_copy(update={"data": data})
 
     def cross_field_problems(self) -> list[Problem]:
         """Return a problem for each key that contradicts another one."""

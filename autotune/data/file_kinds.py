@@ -35,6 +35,9 @@ _HIDDEN = "hidden files"
 SYSTEM = "files of the system"
 _UNNAMED = "images without the ending of one"
 _OTHER = "other files"
+#: The beginning of the kinds that are folders.
+FOLDERS = "folders of"
+_PHOTOS = (_HEIC, "raw photos", "images of other formats")
 _HINTS = {
     _HEIC: "HEIC is read after pip install 'autotune[heic]'",
     _UNNAMED: "images are read once their names end as those of images, such as .jpg",
@@ -158,6 +161,20 @@ class PassedOver(Counter[tuple[str, str]]):
         ending = os.path.splitext(name)[1].lower()[:12].encode("utf-8", "backslashreplace")
         self[kind, ending.decode()] += 1
 
+    def add_folder(self, path: str, kind: str) -> None:
+        """Count a folder that is left out with all that is in it."""
+        self[kind, os.fsencode(os.path.basename(path)).decode("utf-8", "backslashreplace")] += 1
+
+    @property
+    def writer(self) -> str:
+        """The kind of the first folder that is left out, if any."""
+        return next((kind for kind, _ in self if kind.startswith(FOLDERS)), "")
+
+    @property
+    def has_photos(self) -> bool:
+        """Whether there are photos in formats that are not read."""
+        return any(kind in _PHOTOS for kind, _ in self)
+
     def by_kind(self) -> dict[str, dict[str, int]]:
         """Return kind -> ending -> number of files."""
         kinds: dict[str, dict[str, int]] = {}
@@ -177,9 +194,10 @@ def describe_passed_over(counts: Mapping[str, Mapping[str, int]]) -> str:
         '4 files are passed over: videos 3 (.mp4, .mov), other files 1'
     """
     total = sum(sum(endings.values()) for endings in counts.values())
-    return f"{plural(total, 'file is', 'files are')} passed over: {list_kinds(counts)}" * bool(
-        total
-    )
+    words = ("file is", "files are")
+    if any(kind.startswith(FOLDERS) for kind in counts):
+        words = ("folder is", "folders and files are")
+    return f"{plural(total, *words)} passed over: {list_kinds(counts)}" * bool(total)
 
 
 def list_kinds(counts: Mapping[str, Mapping[str, int]]) -> str:

@@ -216,12 +216,14 @@ class Located:
     Args:
         files: Folder of its files, where the study file names one.
         refit: How its final fit trains, where there is a study file.
+        max_unreadable_share: Limit of unreadable images that the study file gives.
     """
 
     name: str
     storage: str
     files: str | None
     refit: RefitConfig | None = None
+    max_unreadable_share: float = 0.0
 
 
 def locate(
@@ -240,7 +242,8 @@ def locate(
         return Located(name or study, storage_url(storage), None)
     config = load(study, overrides, name, storage)
     assert config.name is not None
-    return Located(config.name, config.storage, config.files, config.refit)
+    share = config.data.max_unreadable_share
+    return Located(config.name, config.storage, config.files, config.refit, share)
 
 
 def locate_all(arguments: Sequence[str], name: str | None, storage: str | None) -> list[Located]:

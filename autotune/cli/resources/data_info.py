@@ -37,11 +37,12 @@ def info(
         typer.Option("--output", "-o", help="Draw a contact sheet into this PNG file."),
     ] = None,
     test: Annotated[
-        bool, typer.Option("--test", help="Decode the test images too, for sizes and duplicates.")
+        bool,
+        typer.Option("--test", help="Include the test images in sizes, colors and duplicates."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Count images, classes, sizes and duplicates; test images are only counted."""
+    """Count images, classes, sizes and duplicates; test images are counted, and opened."""
     is_study = _is_study(dataset)
     config = _load_config(dataset, list(overrides or ()), is_study)
     if output is not None:
@@ -144,7 +145,7 @@ def _print(
         "height": _format_range(statistics.heights),
         "mean": _format_channels(statistics.mean, spec.mean if spec else None),
         "deviation": _format_channels(statistics.std, spec.std if spec else None),
-        "unreadable": f"{len(statistics.unreadable):,}",
+        "unreadable": _format_unreadable(statistics),
     }
     if counts := statistics.passed_over:
         total = sum(sum(endings.values()) for endings in counts.values())
@@ -185,6 +186,13 @@ def _classes_table(classes: Mapping[str, Mapping[str, int]], splits: Sequence[st
         elif rank == half:
             table.add_row(Text(f"... {omitted} classes between", style="dim"))
     return table
+
+
+def _format_unreadable(statistics: DatasetStatistics) -> str:
+    tests = statistics.num_unreadable_test
+    return f"{len(statistics.unreadable):,}" + (
+        f", {tests:,} of them test images" if tests else ""
+    )
 
 
 def _format_range(values: tuple[int, int, int]) -> str:

@@ -87,3 +87,7 @@ def worker(
         raise typer.Exit(130)
     reason = f": {ended.text}" if ended else ""
     stdout.print(f"{count} finished here; the study {located.name!r} has no more to do{reason}")
+    no_result = StudyResults.from_study(opened.study).no_result
+    if no_result is not None:
+        stdout.print(no_result.describe())
+        raise typer.Exit(1)

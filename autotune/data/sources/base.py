@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -15,7 +16,9 @@ from autotune.data.image_files import read_image
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.source import Sample, Shrink, Source
 from autotune.data.sources.folders import ImageFile, digest_files, scan_folder
+from autotune.data.sources.layout import find_layout, warn_of_equal_folders
 from autotune.data.sources.names import describe_similar, printable, warn_once
+from autotune.data.sources.split_names import AUTO, SplitNames
 from autotune.errors import DatasetError
 
 
@@ -107,19 +110,42 @@ class FileSource(Source):
             digest.update(json.dumps(values).encode())
         return digest.hexdigest()
 
+    def changed_since(self, moment: float) -> tuple[str, ...]:
+        """Return the keys of files that were changed after a moment, or cannot be read."""
+
+        def is_changed(path: str) -> bool:
+            try:
+                return os.stat(path).st_mtime > moment or not os.access(path, os.R_OK)
+            except OSError:
+                return True
+
+        return tuple(sample.key for sample in self.samples if is_changed(self._paths[sample.key]))
+
     def read(self, sample: Sample, shrink: Shrink | None = None) -> Image.Image:
         """Return the image of a sample, upright, in mode RGB."""
         return read_image(self._paths[sample.key], shrink)
 
 
-def open_folder(name: str, root: str, progress: ProgressCallback = no_progress) -> FileSource:
+def open_folder(
+    name: str, root: str, progress: ProgressCallback = no_progress, splits: SplitNames = AUTO
+) -> FileSource:
     """Open the image files of a folder of class folders, already split or not.
+
+    Args:
+        name: The data set as the user named it.
+        root: The folder.
+        progress: Called while files are listed and read.
+        splits: What ``data.splits`` says of its folders.
 
     Raises:
         DatasetError: When the folder is not laid out as a data set.
     """
     passed_over = PassedOver()
-    source = FileSource(name, scan_folder(root, progress, passed_over), progress=progress)
+    layout = find_layout(root, splits, passed_over)
+    files = scan_folder(root, layout, progress, passed_over)
+    if splits == AUTO and layout[0].split is None:
+        warn_of_equal_folders(root, files)
+    source = FileSource(name, files, progress=progress)
     source.passed_over = passed_over.by_kind()
     return source
 
@@ -139,6 +165,11 @@ class SubsetSource(Source):
     def fingerprint_of(self, samples: Sequence[Sample]) -> str:
         """Return a hexadecimal digest of the keys and contents of some images."""
         return self._source.fingerprint_of(samples)
+
+    def changed_since(self, moment: float) -> tuple[str, ...]:
+        """Return the keys of files that were changed after a moment, or cannot be read."""
+        keys = {sample.key for sample in self.samples}
+        return tuple(key for key in self._source.changed_since(moment) if key in keys)
 
     def read(self, sample: Sample, shrink: Shrink | None = None) -> Image.Image:
         """Return the image of a sample, upright, in mode RGB."""

@@ -7,10 +7,14 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
+from autotune.data.download.extraction import SUFFIXES
+from autotune.data.download.paths import data_folder
 from autotune.data.file_kinds import (
     ENDINGS,
     LOOSE,
@@ -28,19 +32,9 @@ from autotune.data.sources.names import (
     quoted,
     warn_once,
 )
+from autotune.data.sources.outputs import OWN, written_by, written_by_imageless
 from autotune.errors import DatasetError, join_sentences
 
-#: Names of splits, in lower case -> split.
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "dev": "validation",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-    "testing": "test",
-}
 _LAYOUT = "put the images of each class into a folder named after the class"
 _EDGE_BYTES = 1 << 16
 _THREADS = 16
@@ -67,15 +61,34 @@ class ImageFile:
     group: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class SplitFolder:
+    """A folder of class folders, of one split or of all images.
+
+    Args:
+        split: ``train``, ``validation`` or ``test``; ``None`` where the images are not split.
+        folder: Its path.
+        class_name: The class of all images in it, where splits are inside of class folders.
+    """
+
+    split: str | None
+    folder: str
+    class_name: str | None = None
+
+
 def scan_folder(
-    root: str, progress: ProgressCallback = no_progress, passed_over: PassedOver | None = None
+    root: str,
+    splits: Sequence[SplitFolder],
+    progress: ProgressCallback = no_progress,
+    passed_over: PassedOver | None = None,
 ) -> tuple[ImageFile, ...]:
     """Find the images of a folder of class folders, already split or not, sorted by key.
 
     Symlinks are followed. A dangling symlink counts as a file: it is somebody's image.
 
     Args:
-        root: The folder.
+        root: The folder; keys are relative to it.
+        splits: The folders of its splits, or the folder itself.
         progress: Called with the number of images.
         passed_over: Counts the files that are no images, if given.
 
@@ -85,28 +98,41 @@ def scan_folder(
     """
     files: list[ImageFile] = []
     passed_over = PassedOver() if passed_over is None else passed_over
-    try:
-        splits = _splits(root, passed_over)
-        for folder in dict.fromkeys([root, *(folder for _, folder in splits)]):
-            _count_loose(folder, passed_over)
-        for split, folder in splits:
-            for class_files in _classes(root, split, folder, passed_over):
-                files += class_files
-                progress(INDEXING, len(files), None)
-    except OSError as error:
+    with readable_folders():
+        for path in _around_classes(root, splits):
+            _count_loose(path, passed_over)
+        folders = [folder for split in splits for folder in _class_folders(split)]
+        for class_files in _class_files(root, folders, passed_over):
+            files += class_files
+            progress(INDEXING, len(files), None)
+    if not files:
         raise DatasetError(
-            f"every folder of a dataset must be readable, but {error.filename}: {error.strerror}; "
-            "change its permissions or move it elsewhere"
-        ) from error
-    _check_classes(root, files, [split for split, _ in splits])
-    for _, folder in splits:
-        names = Counter(normalized(name) for name in _subfolders(folder))
+            join_sentences(
+                f"a dataset has one folder for each class, but {root} has none with images",
+                describe_passed_over(passed_over.by_kind()),
+            )
+        )
+    _check_classes(root, files, splits)
+    for path in [split.folder for split in splits if split.class_name is None]:
+        names = Counter(normalized(name) for name in subfolders(path))
         if repeated := sorted(name for name, count in names.items() if count > 1):
             warn_once(
                 f"{root}: {quoted(repeated)}: folders whose names differ in how Unicode spells "
                 "them are one class"
             )
     return tuple(sorted(files, key=lambda file: file.key))
+
+
+@contextmanager
+def readable_folders() -> Iterator[None]:
+    """Turn the error of a folder that cannot be read into a message."""
+    try:
+        yield
+    except OSError as error:
+        raise DatasetError(
+            f"every folder of a dataset must be readable, but {error.filename}: {error.strerror}; "
+            "change its permissions or move it elsewhere"
+        ) from error
 
 
 def digest_files(paths: Mapping[str, str], progress: ProgressCallback = no_progress) -> np.ndarray:
@@ -128,21 +154,37 @@ def digest_files(paths: Mapping[str, str], progress: ProgressCallback = no_progr
 
 
 def wrapped_folder(folder: str) -> str | None:
-    """Return the only folder inside another one, if it may hold class folders or splits."""
-    inner = _subfolders(folder)
-    if len(inner) != 1 or _count_images(folder):
+    """Return the only folder with images inside another one, if it may hold class folders."""
+    if _count_images(folder):
         return None
-    path = os.path.join(folder, inner[0])
-    return path if _subfolders(path) else None
+    paths = (os.path.join(folder, name) for name in subfolders(folder))
+    inner = [*islice(filter(holds_images, paths), 2)]
+    return inner[0] if len(inner) == 1 and subfolders(inner[0]) else None
 
 
-def image_paths(folder: str, passed_over: PassedOver | None = None) -> Iterator[str]:
+def holds_images(folder: str) -> bool:
+    """Tell whether there are images in a folder that may be a class, or in the folders in it."""
+    return next(image_paths(folder, is_class=True), None) is not None
+
+
+def subfolders(folder: str) -> list[str]:
+    """Return the names of the folders in a folder, sorted, without hidden ones and a system's."""
+    names = [entry.name for entry in _entries(folder) if _is_folder(entry)]
+    return [name for name in names if not is_system_folder(name)]
+
+
+def image_paths(
+    folder: str, passed_over: PassedOver | None = None, is_class: bool = False
+) -> Iterator[str]:
     """Yield the images of an existing folder and of the folders in it, each real folder once.
 
-    Hidden folders and those of systems are left out; other files are counted in ``passed_over``.
+    Hidden folders and those of systems are left out. So is what programs have written, but not
+    ``folder`` itself unless it is that of a class. All else is counted in ``passed_over``.
 
     Raises an OSError when one of the folders cannot be read.
     """
+    passed_over = PassedOver() if passed_over is None else passed_over
+    downloads = os.path.realpath(data_folder())
     seen: set[str] = set()
     pending = [folder]
     while pending:
@@ -151,15 +193,33 @@ def image_paths(folder: str, passed_over: PassedOver | None = None) -> Iterator[
         if real in seen:
             continue
         seen.add(real)
-        for entry in _entries(path, hidden=True):
-            if _is_folder(entry):
+        entries = _entries(path, hidden=True)
+        files = {entry.path: _kind(entry) for entry in entries if not _is_folder(entry)}
+        if is_class or path != folder:
+            names = [entry.name for entry in entries]
+            has_images = not all(files.values())
+            if writer := OWN if real == downloads else written_by(path, names, has_images):
+                passed_over.add_folder(path, writer)
+                continue
+        for entry in entries:
+            if entry.path not in files:
                 if not entry.name.startswith(".") and not is_system_folder(entry.name):
                     pending.append(entry.path)
-            elif kind := _kind(entry):
-                if passed_over is not None:
-                    passed_over.add(entry.name, kind)
+            elif kind := files[entry.path]:
+                passed_over.add(entry.name, kind)
             else:
                 yield entry.path
+
+
+def list_images(folder: str, passed_over: PassedOver) -> list[str]:
+    """List the images of a class folder; without any, count it when a program has written it."""
+    paths = [*image_paths(folder, passed_over, is_class=True)]
+    if not paths:
+        unseen = "" if passed_over.has_photos else written_by_imageless(folder)
+        if writer := passed_over.writer or unseen:
+            passed_over.clear()
+            passed_over.add_folder(folder, writer)
+    return paths
 
 
 def _file_digest(file: tuple[str, str]) -> bytes:
@@ -181,30 +241,16 @@ def _file_digest(file: tuple[str, str]) -> bytes:
     return digest.digest()
 
 
-def _splits(root: str, passed_over: PassedOver) -> list[tuple[str | None, str]]:
-    """Return (split, path) for each folder of a split data set, else the folder itself."""
-    folders = _subfolders(root)
-    named = {name: SPLIT_NAMES[name.lower()] for name in folders if name.lower() in SPLIT_NAMES}
-    splits = list(named.values())
-    if "train" not in splits or len(set(splits)) < 2:
-        return [(None, root)]
-    others = [
-        name
-        for name in folders
-        if name not in named and next(image_paths(os.path.join(root, name), passed_over), None)
-    ]
-    if others:
-        raise DatasetError(
-            f"a folder that is already split has no other folders with images, but {root} has "
-            f"{quoted(others)} next to {quoted(named)}; move one of the two elsewhere"
-        )
-    repeated = [name for name, split in named.items() if splits.count(split) > 1]
-    if repeated:
-        raise DatasetError(
-            f"a folder that is already split has one folder for each split, but {root} has "
-            f"{quoted(repeated)}; join them or move one elsewhere"
-        )
-    return sorted((split, os.path.join(root, name)) for name, split in named.items())
+def _around_classes(root: str, splits: Sequence[SplitFolder]) -> list[str]:
+    """Return the root and the folders between it and the class folders."""
+    paths = {root: None}
+    for split in splits:
+        path = root
+        inside = os.path.relpath(split.folder, root).split(os.sep)
+        for name in inside if split.class_name is None else inside[:-1]:
+            path = os.path.normpath(os.path.join(path, name))
+            paths[path if name != "." else root] = None
+    return [*paths]
 
 
 def _count_loose(folder: str, passed_over: PassedOver) -> None:
@@ -214,11 +260,12 @@ def _count_loose(folder: str, passed_over: PassedOver) -> None:
             passed_over.add(entry.name, _kind(entry) or LOOSE)
 
 
-def _classes(
-    root: str, split: str | None, folder: str, passed_over: PassedOver
-) -> Iterator[list[ImageFile]]:
-    """Yield the images of one class folder after the other."""
-    names = _subfolders(folder)
+def _class_folders(split: SplitFolder) -> list[SplitFolder]:
+    """Return the folders of a split, one for each class."""
+    folder = split.folder
+    if split.class_name is not None:
+        return [split]
+    names = subfolders(folder)
     if not names:
         loose = _count_images(folder)
         raise DatasetError(
@@ -226,21 +273,42 @@ def _classes(
                 f"a dataset has one folder for each class, but {folder} has no folders",
                 f"its {loose} images lie directly in it" if loose else "",
                 _LAYOUT,
+                _file_hint(folder),
             )
         )
+    return [SplitFolder(split.split, os.path.join(folder, name), name) for name in names]
+
+
+def _file_hint(folder: str) -> str:
+    """Name an archive in a folder, or a table that may have the classes, also beside it."""
+    for path in (folder, os.path.dirname(folder)):
+        for entry in _entries(path or "."):
+            if entry.name.lower().endswith((".csv", ".tsv", ".parquet")):
+                return f"if {printable(entry.path)} has their classes, name it as the dataset"
+            if path == folder and entry.name.lower().endswith(SUFFIXES):
+                return f"{printable(entry.path)} is not looked into; name it, or unpack it"
+    return ""
+
+
+def _class_files(
+    root: str, folders: Sequence[SplitFolder], passed_over: PassedOver
+) -> Iterator[list[ImageFile]]:
+    """Yield the images of one class folder after the other."""
     empty = []
-    counts = [PassedOver() for _ in names]
+    counts = [PassedOver() for _ in folders]
     inside = len(os.path.join(root, ""))
-    folders = [os.path.join(folder, name) for name in names]
     with ThreadPoolExecutor(_THREADS) as pool:  # a network file system takes its time for each
-        all_paths = pool.map(lambda *args: list(image_paths(*args)), folders, counts)
-        for name, class_folder, paths in zip(names, folders, all_paths, strict=True):
-            if not paths:
-                empty.append(class_folder[inside:])
-            class_name = normalized(name)
+        all_paths = pool.map(
+            lambda folder, count: list_images(folder.folder, count), folders, counts
+        )
+        for folder, paths, count in zip(folders, all_paths, counts, strict=True):
+            if not paths and not count.writer:
+                empty.append(folder.folder[inside:])
+            class_name = normalized(folder.class_name or "")
+            keys = [printable(path[inside:]).replace(os.sep, "/") for path in paths]
             yield [
-                ImageFile(printable(path[inside:]).replace(os.sep, "/"), path, class_name, split)
-                for path in paths
+                ImageFile(key, path, class_name, folder.split)
+                for key, path in zip(keys, paths, strict=True)
             ]
     for count in counts:
         passed_over.update(count)
@@ -254,9 +322,9 @@ def _classes(
         )
 
 
-def _check_classes(root: str, files: Sequence[ImageFile], splits: Sequence[str | None]) -> None:
+def _check_classes(root: str, files: Sequence[ImageFile], splits: Sequence[SplitFolder]) -> None:
     classes = sorted({file.class_name for file in files})
-    for split in splits:
+    for split in dict.fromkeys(split.split for split in splits):
         present = {file.class_name for file in files if file.split == split}
         missing = [name for name in classes if name not in present]
         if missing:
@@ -269,8 +337,8 @@ def _check_classes(root: str, files: Sequence[ImageFile], splits: Sequence[str |
                 )
             )
     if len(classes) == 1:
-        inner = os.path.join(root, _subfolders(root)[0])
-        is_nested = splits[0] is None and len(_subfolders(inner)) > 1
+        inner = os.path.join(root, subfolders(root)[0])
+        is_nested = splits[0].split is None and len(subfolders(inner)) > 1
         raise DatasetError(
             join_sentences(
                 f"a dataset needs at least two classes, but {root} has one, {quoted(classes)}",
@@ -283,11 +351,6 @@ def _entries(folder: str, hidden: bool = False) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
         wanted = [entry for entry in entries if hidden or not entry.name.startswith(".")]
     return sorted(wanted, key=lambda entry: entry.name)
-
-
-def _subfolders(folder: str) -> list[str]:
-    names = [entry.name for entry in _entries(folder) if _is_folder(entry)]
-    return [name for name in names if not is_system_folder(name)]
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

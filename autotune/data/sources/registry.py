@@ -12,6 +12,7 @@ from pathlib import Path
 from autotune.data.download.archived_dataset import ArchivedDataset
 from autotune.data.download.downloadable import Downloadable
 from autotune.data.download.extraction import extract, is_archive, remove
+from autotune.data.download.members import describe_volumes, is_volume
 from autotune.data.download.paths import unpacked_folder
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.source import Source
@@ -19,8 +20,9 @@ from autotune.data.sources.base import DigitsSource, FileSource, open_folder
 from autotune.data.sources.caltech import CALTECH101, CALTECH256, read_caltech101, read_caltech256
 from autotune.data.sources.folders import wrapped_folder
 from autotune.data.sources.hub import SCHEME, HubSource
+from autotune.data.sources.split_names import AUTO, SplitNames
 from autotune.data.sources.stanford_dogs import STANFORD_DOGS
-from autotune.data.sources.tables import TABLE_ENDINGS, open_table
+from autotune.data.sources.tables.table import TABLE_ENDINGS, open_table
 from autotune.data.sources.torchvision_datasets import TORCHVISION_DATASETS
 from autotune.errors import DatasetError, did_you_mean, join_sentences
 from autotune.file_kinds import PARQUET, file_kind
@@ -94,36 +96,53 @@ def fetch_source(name: str, progress: ProgressCallback) -> None:
         download.fetch(progress)
 
 
-def open_source(name: str, progress: ProgressCallback = no_progress) -> Source:
+def open_source(
+    name: str, progress: ProgressCallback = no_progress, splits: SplitNames = AUTO
+) -> Source:
     """Open a data set: a registered name, or what :func:`open_local` takes. No image is decoded.
+
+    Args:
+        name: The data set as the user names it.
+        progress: Called while files are listed and read.
+        splits: What ``data.splits`` says of the names of its splits.
 
     Raises:
         DatasetError: When there is no such data set, its layout is wrong, or it must be
             downloaded first.
     """
     registered = _REGISTRY.get(name)
-    return open_local(name, progress) if registered is None else registered.open(progress)
+    if registered is None:
+        return open_local(name, progress, splits)
+    if splits != AUTO:
+        raise DatasetError(
+            f"data.splits names the splits of your own images, but {name!r} is a known data set, "
+            "whose splits do not change; leave data.splits out"
+        )
+    return registered.open(progress)
 
 
-def open_local(name: str, progress: ProgressCallback = no_progress) -> Source:
+def open_local(
+    name: str, progress: ProgressCallback = no_progress, splits: SplitNames = AUTO
+) -> Source:
     """Open images of the user.
 
     Args:
         name: The path of a folder, a table or an archive (``~`` is the home folder), or
             ``hf://owner/name``.
         progress: Called while files are listed and read.
+        splits: What ``data.splits`` says of the names of its splits.
 
     Raises:
         DatasetError: When nothing is there, or its layout is wrong.
     """
     if name.lower().startswith(SCHEME):
-        return HubSource(name, progress)
+        return HubSource(name, progress, splits)
     path = os.path.expanduser(name)
     if "\0" not in path:
         if os.path.isdir(path):
-            return open_folder(name, path, progress)
+            return open_folder(name, path, progress, splits)
         if os.path.exists(path):
-            return _open_file(name, path, progress)
+            return _open_file(name, path, progress, splits)
     names = dataset_names()
     raise DatasetError(
         join_sentences(
@@ -135,22 +154,26 @@ def open_local(name: str, progress: ProgressCallback = no_progress) -> Source:
     )
 
 
-def _open_file(name: str, path: str, progress: ProgressCallback) -> Source:
+def _open_file(name: str, path: str, progress: ProgressCallback, splits: SplitNames) -> Source:
     """Open a file by its content; an unknown one by the ending of its name."""
     if is_archive(Path(path)):
-        return open_archive(name, path, progress)
+        return open_archive(name, path, progress, splits)
     try:
         kind = file_kind(path)
     except OSError as error:
         raise DatasetError(f"{name!r} cannot be read: {error.strerror}") from error
     is_table = kind.use in ("images", "broken", "") and path.lower().endswith(TABLE_ENDINGS)
     if is_table or kind == PARQUET:
-        return open_table(name, path, progress)
+        return open_table(name, path, progress, splits)
+    if not kind.name and is_volume(path):
+        raise DatasetError(f"{name} {describe_volumes(os.path.basename(path))}")
     problem = f"a dataset is {_PATHS}, but {name!r} is {kind.name or 'none of these'}"
     raise DatasetError(join_sentences(problem, kind.advice(name)))
 
 
-def open_archive(name: str, path: str, progress: ProgressCallback = no_progress) -> FileSource:
+def open_archive(
+    name: str, path: str, progress: ProgressCallback = no_progress, splits: SplitNames = AUTO
+) -> FileSource:
     """Open the class folders in a zip or tar file; folders around them are passed through.
 
     The archive is unpacked once: size, time of change and both its ends identify it.
@@ -165,7 +188,7 @@ def open_archive(name: str, path: str, progress: ProgressCallback = no_progress)
     while (inner := wrapped_folder(root)) is not None:
         root = inner
     try:
-        return open_folder(name, root, progress)
+        return open_folder(name, root, progress, splits)
     except DatasetError as error:
         archives = [path.name for path in sorted(Path(root).iterdir()) if is_archive(path)]
         remove(folder)

@@ -23,6 +23,7 @@ from autotune.study.doctor.collect import LOCK_TIMEOUT_S, Evidence, Snapshot, ga
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.state.budget import startable_queue
+from autotune.study.state.outcome import find_no_result
 from autotune.study.state.trial_queue import lost_without_retry
 from autotune.text import join_some
 
@@ -57,6 +58,7 @@ class FindingKind(StrEnum):
     CLOCK = "clock"
     DISK = "disk space"
     BUDGET = "budget"
+    NO_RESULT = "no result"
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ def examine(evidence: Evidence) -> list[Finding]:
     snapshot = evidence.snapshot
     return [
         *unreadable(evidence),
+        *missing_result(snapshot),
         *zombies(snapshot),
         *lost_trials(snapshot),
         *after_the_end(snapshot),
@@ -129,6 +132,13 @@ def unreadable(evidence: Evidence) -> Iterator[Finding]:
             f"this version of autotune cannot read {what}: no worker of this version can continue "
             "the study; use the version that made it",
         )
+
+
+def missing_result(snapshot: Snapshot) -> Iterator[Finding]:
+    """Find that the study has ended, and no trial has a result."""
+    found = find_no_result(snapshot.trials, snapshot.attributes)
+    if found is not None:
+        yield Finding(FindingKind.NO_RESULT, found.describe())
 
 
 def zombies(snapshot: Snapshot) -> Iterator[Finding]:

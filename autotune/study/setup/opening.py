@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from autotune.config.fields import is_plugin_ref
 from autotune.config.loading import apply_overrides, get_dotted
-from autotune.config.schema import StudyConfig
+from autotune.config.schema import LIMITS, StudyConfig
 from autotune.errors import StudyError, did_you_mean, join_sentences
 from autotune.format_versions import STUDY, reading, stamp
 from autotune.search.plugins import PluginRef, plugin_refs
@@ -30,7 +30,7 @@ from autotune.storage.rdb.retry import RetryingStorage
 from autotune.storage.rdb.study_lock import study_lock
 from autotune.storage.url import absolute_url, database_path, is_sqlite, redact
 from autotune.study.setup.initial_trials import InitialTrials
-from autotune.study.setup.manifest_store import find_study, write_manifest
+from autotune.study.setup.manifest_store import describe_changes, find_study, write_manifest
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget
 from autotune.study.state.trial_queue import TrialQueue
@@ -318,6 +318,8 @@ def check_same(study: Study, definition: Definition) -> None:
     """
     stored = _with_defaults(study.user_attrs[attrs.DEFINITION])
     current = definition.config.identity()
+    unlimited = dict.fromkeys(LIMITS)
+    stored, current = (apply_overrides(values, unlimited) for values in (stored, current))
     changes, stored = _compare_plugins(study, stored, definition.config)
     paths = [
         {key: values.pop(key) for key in ("dataset", "weights")} for values in (stored, current)
@@ -329,10 +331,9 @@ def check_same(study: Study, definition: Definition) -> None:
     changes += differences(stored, current)
     if changes:
         lines = [f"  {key}: {old!r} in the study, {new!r} now" for key, old, new in changes]
-        if missing := definition.dataset.missing:
-            from autotune.data.splits.manifest import describe_missing  # imports scikit-learn
-
-            lines.append(f"  dataset: {describe_missing(missing)}")
+        is_other_dataset = "dataset" in (key for key, *_ in changes)
+        if is_other_dataset and (text := describe_changes(study, definition.dataset)):
+            lines.append(f"  dataset: {text}")
         raise StudyError(
             f"the study {study.study_name!r} exists with another definition:\n"
             + "\n".join(lines)

@@ -201,6 +201,12 @@ def ended_infeasible(trial: FrozenTrial) -> bool:
     return trial.state == TrialState.PRUNED and ranking.is_infeasible(trial)
 
 
+def has_diverged(trial: FrozenTrial) -> bool:
+    """Tell whether a trial failed because its loss or its logits were not finite."""
+    reason = str(trial.user_attrs.get(REASON, ""))  # earlier versions wrote the name of the error
+    return trial.state == TrialState.FAIL and reason.startswith(("diverged", "DivergedError"))
+
+
 def metric_direction(study: Study) -> StudyDirection:
     """Return the direction of the metric; the second objective, a cost, is always minimized."""
     return study.directions[0]

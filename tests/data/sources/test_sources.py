@@ -246,7 +246,7 @@ class TestRefusals:
                 "'b' of {root} is missing in train; add images",
             ),
             (
-                {"train/a": 1, "train/b": 1, "test/a": 1, "test/b": 1, "extra": 1},
+                {"train/a": 1, "train/b": 1, "test/a": 1, "test/b": 1, "extra/a": 1},
                 "but {root} has 'extra' next to 'test', 'train'; move",
             ),
             (
