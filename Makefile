@@ -98,6 +98,9 @@ ifneq ($(STORAGE),)
 export AUTOTUNE_STORAGE := $(call raw,STORAGE)
 endif
 
+# Commands that autotune prints are make's, and name a storage that the shell does not know.
+export AUTOTUNE_MAKE := $(if $(filter command,$(origin STORAGE)),STORAGE,1)
+
 .DEFAULT_GOAL := help
 .PHONY: help install study worker workers ls status stop doctor rename rm du gc best compare report dashboard confirm refit fit predict export layers validate backup postgres-up postgres-down postgres-local postgres-local-down test test-slow test-long test-gpu check format reference pictures bench wheel clean
 

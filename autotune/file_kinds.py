@@ -22,6 +22,8 @@ from os import PathLike
 from pathlib import Path
 from typing import IO, Literal, cast
 
+from autotune.text import shell_quote
+
 #: What files are good for: ``images`` can be a data set, ``packed`` has to be unpacked before.
 Use = (
     Literal["images", "packed", "sheet", "image", "weights", "arrays", "database", "model"]
@@ -54,7 +56,7 @@ class FileKind:
 
     def advice(self, path: str) -> str:
         """Say what to do with such a file where a data set or a study file is wanted."""
-        return _ADVICE[self.use].format(path=path)
+        return _ADVICE[self.use].format(path=shell_quote(str(path)))
 
 
 #: Bytes that are read of the beginning of a file.

@@ -18,8 +18,8 @@ PACKAGE = Path(autotune.__file__).parent
 ROOT = PACKAGE.parent
 #: Floors of the house: a room imports from lower floors only, never from one beside it.
 LEVELS = (
-    ("file_kinds", "lazy", "optuna_private", "runtime", "text", "version"),
-    ("errors",),
+    ("lazy", "optuna_private", "runtime", "text", "version"),
+    ("errors", "file_kinds"),
     ("atomic", "format_versions"),
     ("plan",),
     ("config",),
@@ -70,7 +70,7 @@ FLOORS = {
         ("greedy", "pruners"),
         ("samplers",),
     ),
-    "storage": (("url", "filesystem", "artifacts"), ("paths", "rdb"), ("admin",)),
+    "storage": (("url", "filesystem", "artifacts"), ("paths", "rdb", "commands"), ("admin",)),
     "study": (("state",), ("devices", "setup"), ("doctor", "trial"), ("engine", "upkeep")),
     "results": (
         ("values",),

@@ -92,7 +92,8 @@ def _load_config(name: str, overrides: list[str], is_study: bool) -> StudyConfig
 def _image_spec(config: StudyConfig) -> ImageSpec:
     """Return how the first backbone takes images, without loading its weights."""
     from autotune.data.preprocessing import ImageSpec
-    from autotune.models.backbone import build_backbone, check_name, data_config
+    from autotune.models.backbone import build_backbone, data_config
+    from autotune.models.pretrained.names import check_name
 
     name, size = config.backbones[0], config.data.image_size
     check_name(name)
