@@ -560,10 +560,10 @@ class Study:
         from autotune.study.state import attrs
 
         handle = self._open_handle()
-        values = handle.config().model_dump(mode="json")
+        values = handle.config().model_dump(mode="json", exclude={"name"})
         budget = handle.study.user_attrs.get(attrs.BUDGET, {})
         values["search"] |= {key: budget[key] for key in BUDGETS if key in budget}
-        return StudyConfig.model_validate(values)
+        return StudyConfig.model_validate(values).model_copy(update={"name": handle.name})
 
     def _plot(self, draw: Callable[[StudyResults], go.Figure | None], why: str) -> go.Figure:
         figure = draw(self._results())

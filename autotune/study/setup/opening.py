@@ -18,7 +18,7 @@ from optuna.study import Study
 from pydantic import ValidationError
 
 from autotune.config.fields import is_plugin_ref
-from autotune.config.loading import apply_overrides, get_dotted
+from autotune.config.loading import apply_overrides, get_dotted, slug
 from autotune.config.schema import LIMITS, StudyConfig
 from autotune.errors import StudyError, did_you_mean, join_sentences
 from autotune.format_versions import STUDY, reading, stamp
@@ -78,16 +78,17 @@ class OpenStudy:
         attributes = self.study.user_attrs
         what = f"the definition of the study {self.name!r}"
         with reading(what, by=attrs.written_by_version(attributes)):
-            return StudyConfig.model_validate(
+            config = StudyConfig.model_validate(
                 {
                     **attributes[attrs.DEFINITION],
-                    "name": self.name,
                     "refit": attributes.get(attrs.FIT, {}),
                     "cache": attributes.get(attrs.CACHE, {}),
                     "storage": self.url,
                     "files": remembered_root(self.url, self.files),
                 }
             )
+        # Not validated: somebody may have given it another kind of name in the dashboard.
+        return config.model_copy(update={"name": self.name})
 
     def trial_queue(self) -> TrialQueue:
         """Return the queue that hands out its trials."""
@@ -330,6 +331,7 @@ def check_same(study: Study, definition: Definition) -> None:
             changes.append((key, f"{before}{name} (hash {old})", f"{now}{name} (hash {new})"))
     changes += differences(stored, current)
     if changes:
+        other = slug(study.study_name) or "study"
         lines = [f"  {key}: {old!r} in the study, {new!r} now" for key, old, new in changes]
         is_other_dataset = "dataset" in (key for key, *_ in changes)
         if is_other_dataset and (text := describe_changes(study, definition.dataset)):
@@ -338,7 +340,7 @@ def check_same(study: Study, definition: Definition) -> None:
             f"the study {study.study_name!r} exists with another definition:\n"
             + "\n".join(lines)
             + "\ncontinue it with its own definition, or start another one with --name "
-            f"{study.study_name}-2 (make: NAME={study.study_name}-2)"
+            f"{other}-2 (make: NAME={other}-2)"
         )
 
 
