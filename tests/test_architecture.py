@@ -52,7 +52,7 @@ FLOORS = {
     "models": (
         ("pretrained", "device_errors", "layers"),
         ("backbone",),
-        ("flops", "surgery"),
+        ("flops", "image_border", "surgery"),
         ("network",),
         ("inspection", "prefix"),
     ),
