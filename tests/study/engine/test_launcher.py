@@ -89,6 +89,7 @@ def test_budget_is_exact_and_a_second_run_trains_nothing(tmp_path: Path) -> None
     assert len(trials_of(tmp_path, "tiny")) == 6
 
 
+@pytest.mark.slow
 def test_workers_are_processes_of_their_own(tmp_path: Path) -> None:
     arguments = ("run", "digits", *BARE, "training.epochs=1", "search.trials=1", "--name", "tiny")
     ended = call(*arguments, "--workers", "1", cwd=tmp_path, processes=True)
