@@ -166,7 +166,7 @@ def _print_next(console: Console, opened: OpenStudy, results: StudyResults) -> N
 def _program() -> str:
     """Return how this program was called, as a user would type it."""
     program = Path(sys.argv[0])
-    if program.suffix == ".py":  # python -m autotune.cli.main
+    if program.suffix == ".py":  # python -m autotune
         return "autotune"
     return program.name if shutil.which(program.name) == str(program) else relative_path(program)
 

@@ -410,7 +410,7 @@ def test_a_plan_that_wants_more_than_the_machine_has_is_infeasible(tmp_path: Pat
     """Two hidden layers of 65,536 units want 17 GB; the system refuses, for real."""
     arguments = ("run", "digits", *SMALL, "search.default_plans=false", "training.epochs=1")
     arguments += ("space.head.hidden_layers=2", "space.head.units=65536", "search.trials=3")
-    command = f"ulimit -v {14 << 20}; exec {sys.executable} -m autotune.cli.main"
+    command = f"ulimit -v {14 << 20}; exec {sys.executable} -m autotune"
     ended = subprocess.run(
         ["bash", "-c", f'{command} "$@"', "bash", *arguments, "--name", "tiny", "--workers", "1"],
         cwd=tmp_path,
