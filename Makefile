@@ -18,6 +18,7 @@ EPOCHS   ?=
 SEED     ?=
 WEIGHTS  ?=
 NAME     ?=
+TO       ?=
 WORKERS  ?=
 GPUS     ?=
 WORKERS_PER_GPU ?=
@@ -28,13 +29,30 @@ PUBLIC   ?=
 STORAGE  ?=
 OUTPUT   ?= storage/backup-$(shell date +%Y%m%d-%H%M%S).db
 FIX      ?=
-MODEL    ?= storage/autotune.files/models/$(or $(NAME),$(basename $(notdir $(DATASET))))
+MODEL    ?=
 IMAGES   ?=
 FORMAT   ?= onnx
 ARGS     ?=
 
 POSTGRES_PORT ?= 5432
 export POSTGRES_PORT
+
+# make would ignore a variable that is not here: make study DATASETS=photos.
+variables := PYTHON VENV DATASET STUDY BACKBONE WEIGHTS INIT SAMPLER STRATEGY PRUNER TRIALS TIMEOUT EPOCHS SEED NAME TO \
+	WORKERS GPUS WORKERS_PER_GPU ENGINE GPUS_PER_WORKER STORAGE PORT PUBLIC OUTPUT FIX MODEL IMAGES FORMAT ARGS \
+	INHERIT ORDER
+# What make and the programs below read themselves.
+foreign := SHELL MAKE% GNUMAKEFLAGS MFLAGS PATH HOME TMPDIR LANG LC_% COLUMNS NO_COLOR PYTHON% PIP_% POSTGRES_% \
+	AUTOTUNE_% CUDA_% DOCKER_% COMPOSE_% HF_% RAY_% SLURM_% PYTORCH_% OMP_% MKL_% XDG_% %_PROXY %_proxy
+unknown := $(filter-out $(variables) $(foreign),$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
+nearest = $(shell $(PYTHON) -c 'import difflib, sys; print(*difflib.get_close_matches(sys.argv[1].upper(), sys.argv[2:], 1))' \
+	$(call quote,$(1)) $(variables))
+suggest = $(if $(call nearest,$(1)),; did you mean $(call nearest,$(1))?)
+# The text of a variable as it was given, without the $ that make would expand; and as one word of a shell.
+raw   = $(if $(filter command environment,$(origin $(1))),$(value $(1)),$($(1)))
+quote = '$(subst ','\'',$(1))'
+$(foreach name,$(unknown),$(error $(name) is no variable of this Makefile$(call suggest,$(name)); \
+	'make help' lists them; a key of the study file goes into ARGS='data.folds=5'))
 
 # Old names of variables and targets are accepted until autotune 0.3, with one line.
 note = $(shell echo "make: '$(1)' is now called '$(2)'; the old name works until autotune 0.3" >&2)
@@ -47,13 +65,19 @@ fit: refit
 workers: worker
 
 # A data set with a study file of its own runs that one, any other one runs 'folder'.
-preset := $(if $(wildcard studies/$(DATASET).yaml),$(DATASET),folder)
-study  := $(or $(STUDY),$(preset))
-given   = $(if $($(1)),'$(2)=$($(1))')
+presets := $(basename $(notdir $(wildcard studies/*.yaml)))
+named   := $(call raw,DATASET)
+preset  := $(or $(if $(filter 1,$(words $(named))),$(filter $(presets),$(named))),folder)
+study   := $(or $(call raw,STUDY),$(preset))
+# What names a study; without it, the dashboard lists all.
+is_named := $(filter command environment,$(foreach name,DATASET STUDY NAME BACKBONE WEIGHTS INIT SAMPLER STRATEGY INHERIT ORDER,$(origin $(name))))
+# An option before each override, where they are none of the arguments.
+predict export: option := --set
+given = $(if $(call raw,$(1)),$(option) $(call quote,$(2)=$(call raw,$(1))))
 # DATASET is an override wherever the study file is not that of the data set.
-dataset := $(if $(STUDY),$(if $(filter command line environment,$(origin DATASET)),1),$(if $(filter folder,$(preset)),1))
+dataset := $(if $(STUDY),$(filter command environment,$(origin DATASET)),$(filter folder,$(preset)))
 
-overrides = $(if $(dataset),'dataset=$(DATASET)') \
+overrides = $(if $(dataset),$(call given,DATASET,dataset)) \
 	$(call given,BACKBONE,backbone) $(call given,WEIGHTS,weights) \
 	$(call given,INIT,init) \
 	$(call given,SAMPLER,search.sampler) $(call given,STRATEGY,search.strategy) \
@@ -63,20 +87,23 @@ overrides = $(if $(dataset),'dataset=$(DATASET)') \
 workers = $(strip $(if $(ENGINE),--engine $(ENGINE)) $(if $(WORKERS),--workers $(WORKERS)) \
 	$(if $(GPUS),--gpus $(GPUS)) $(if $(WORKERS_PER_GPU),--workers-per-gpu $(WORKERS_PER_GPU)) \
 	$(if $(GPUS_PER_WORKER),--gpus-per-worker $(GPUS_PER_WORKER)))
-which = '$(study)' $(strip $(overrides)) $(if $(NAME),--name '$(NAME)') $(ARGS)
+changes = $(overrides) $(if $(NAME),--name $(call quote,$(call raw,NAME)))
+which = $(call quote,$(study)) $(changes)
+model = $(if $(MODEL),$(call quote,$(call raw,MODEL)),$(which))
+images = $(if $(IMAGES),$(1) $(call quote,$(call raw,IMAGES)))
 
 # By the environment, not by the command line, which every user of the machine can read.
 ifneq ($(STORAGE),)
-export AUTOTUNE_STORAGE := $(STORAGE)
+export AUTOTUNE_STORAGE := $(call raw,STORAGE)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install study worker workers status doctor best report dashboard confirm refit fit predict export layers validate backup postgres-up postgres-down postgres-local postgres-local-down test test-slow test-long test-gpu check format reference pictures bench wheel clean
+.PHONY: help install study worker workers ls status stop doctor rename rm du gc best report dashboard confirm refit fit predict export layers validate backup postgres-up postgres-down postgres-local postgres-local-down test test-slow test-long test-gpu check format reference pictures bench wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
 	@echo
-	@echo "variables: DATASET STUDY BACKBONE WEIGHTS INIT SAMPLER STRATEGY PRUNER TRIALS TIMEOUT EPOCHS SEED NAME"
+	@echo "variables: DATASET STUDY BACKBONE WEIGHTS INIT SAMPLER STRATEGY PRUNER TRIALS TIMEOUT EPOCHS SEED NAME TO"
 	@echo "           WORKERS GPUS WORKERS_PER_GPU ENGINE GPUS_PER_WORKER STORAGE PORT PUBLIC OUTPUT FIX MODEL IMAGES FORMAT ARGS"
 	@echo "e.g. make study DATASET=photos TRIALS=60; DATASET: a folder, or digits dogs caltech101 ... (docs/datasets.md)"
 
@@ -107,54 +134,72 @@ $(VENV)/hf $(VENV)/parquet: $(VENV)/%: $(BIN)/autotune
 	@touch $@
 
 study: $(BIN)/autotune $(reader) $(if $(filter ray,$(ENGINE)),$(VENV)/ray) ## run a study (DATASET=digits), or continue it
-	@$(BIN)/autotune run $(which) $(workers)
+	@$(BIN)/autotune run $(which) $(ARGS) $(workers)
 
 worker: $(BIN)/autotune $(reader) ## attach one more worker to a running study
-	@$(BIN)/autotune worker $(which)
+	@$(BIN)/autotune worker $(which) $(ARGS)
+
+ls: $(BIN)/autotune ## list the studies of STORAGE, and the presets
+	@$(BIN)/autotune ls $(ARGS)
 
 status: $(BIN)/autotune ## show how far a study is (ARGS=--watch: until it ends)
-	@$(BIN)/autotune status $(which)
+	@$(BIN)/autotune status $(which) $(ARGS)
+
+stop: $(BIN)/autotune ## ask the workers of a study to stop, on all machines; make study continues it
+	@$(BIN)/autotune stop $(which) $(ARGS)
 
 doctor: $(BIN)/autotune ## say what is wrong with a study; FIX=1 puts it right
-	@$(BIN)/autotune doctor $(which) $(if $(FIX),--fix)
+	@$(BIN)/autotune doctor $(which) $(ARGS) $(if $(FIX),--fix)
+
+rename: $(BIN)/autotune ## rename a study to TO, with its files
+	@$(BIN)/autotune rename $(if $(is_named),$(call quote,$(study)) $(call quote,$(call raw,TO)) $(changes)) $(ARGS)
+
+rm: $(BIN)/autotune ## show what a study would take along, ask, and remove it (ARGS=--yes: without asking)
+	@$(BIN)/autotune rm $(if $(is_named),$(which)) $(ARGS)
+
+du: $(BIN)/autotune ## show what the studies of STORAGE take on disk
+	@$(BIN)/autotune du $(ARGS)
+
+gc: $(BIN)/autotune ## show which files are of no more use, ask, and remove them
+	@$(BIN)/autotune gc $(ARGS)
 
 best: $(BIN)/autotune ## print the winning plan as YAML
-	@$(BIN)/autotune best $(which)
+	@$(BIN)/autotune best $(which) $(ARGS)
 
 report: $(BIN)/autotune ## write the HTML report of a study (ARGS='--format md': another form)
-	@$(BIN)/autotune report $(which)
+	@$(BIN)/autotune report $(which) $(ARGS)
 
 $(VENV)/public: $(BIN)/autotune
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[public]'
 	@touch $@
 
-dashboard: $(if $(PUBLIC),$(VENV)/public,$(BIN)/autotune) ## open optuna-dashboard here (PORT=8080); PUBLIC=1: to others, read-only
-	@$(BIN)/autotune dashboard $(which) --port $(PORT) $(if $(PUBLIC),--public)
+dashboard: $(if $(PUBLIC),$(VENV)/public,$(BIN)/autotune) ## open optuna-dashboard here (PORT=8080), on a study if one is named; PUBLIC=1: to others, read-only
+	@$(BIN)/autotune dashboard $(if $(is_named),$(which)) $(ARGS) --port $(PORT) $(if $(PUBLIC),--public)
 
 confirm: $(BIN)/autotune $(reader) ## train the best plans and the baseline over seeds (ARGS=--seeds 8)
-	@$(BIN)/autotune confirm $(which)
+	@$(BIN)/autotune confirm $(which) $(ARGS)
 
 refit: $(BIN)/autotune $(reader) ## train the best plan again and measure it on the test split
-	@$(BIN)/autotune refit $(which)
+	@$(BIN)/autotune refit $(which) $(ARGS)
 
-predict: $(BIN)/autotune ## write the classes of IMAGES by the fitted MODEL (ARGS='-o classes.csv')
-	@$(BIN)/autotune predict '$(MODEL)' $(if $(IMAGES),'$(IMAGES)') $(ARGS)
+predict: $(BIN)/autotune ## write the classes of IMAGES by the study's model, or MODEL (ARGS='-o classes.csv')
+	@$(BIN)/autotune predict $(model) $(call images,) $(ARGS)
 
 $(VENV)/onnx: $(BIN)/autotune
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[onnx]'
 	@touch $@
 
-export: $(BIN)/autotune $(if $(filter onnx,$(FORMAT)),$(VENV)/onnx) ## write MODEL as FORMAT=onnx, torch-export or timm; IMAGES: to compare on
-	@$(BIN)/autotune export '$(MODEL)' --format $(FORMAT) $(if $(IMAGES),--images '$(IMAGES)') $(ARGS)
+export: $(BIN)/autotune $(if $(filter onnx,$(FORMAT)),$(VENV)/onnx) ## write the study's model, or MODEL, as FORMAT=onnx, torch-export, timm; IMAGES: to compare on
+	@$(BIN)/autotune export $(model) --format $(FORMAT) $(call images,--images) $(ARGS)
 
 layers: $(BIN)/autotune ## show the layers of BACKBONE and what each can become
-	@$(BIN)/autotune layers $(if $(BACKBONE),'$(BACKBONE)') $(ARGS)
+	@$(BIN)/autotune layers $(if $(BACKBONE),$(call quote,$(call raw,BACKBONE))) $(ARGS)
 
 validate: $(BIN)/autotune $(reader) ## check a study file, its images and its backbone
-	@$(BIN)/autotune validate $(which)
+	@$(BIN)/autotune validate $(which) $(ARGS)
 
 backup: $(BIN)/autotune ## copy all studies of STORAGE with their files to an SQLite file (OUTPUT=...), while workers run
-	@$(BIN)/autotune storage copy --to 'sqlite:///$(OUTPUT)'
+	@$(BIN)/autotune storage copy --to $(call quote,sqlite:///$(call raw,OUTPUT))
 
 compose = docker compose --file storage/compose.yaml
 docker = @$(compose) version >/dev/null 2>&1 || \

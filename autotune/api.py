@@ -19,7 +19,14 @@ from rich.text import Text
 from autotune.config.loading import load_study_file
 from autotune.config.schema import BUDGETS, StudyConfig
 from autotune.display.console import check_folder, check_writable, plain_console
-from autotune.errors import AutotuneError, StudyError, UserError, did_you_mean, join_sentences
+from autotune.errors import (
+    AutotuneError,
+    NoResultError,
+    StudyError,
+    UserError,
+    did_you_mean,
+    join_sentences,
+)
 from autotune.plan import TrialPlan
 from autotune.storage.url import absolute_url, redact
 
@@ -181,6 +188,7 @@ class Study:
         Raises:
             UserError: When an argument or the study file is wrong; nothing was written.
             WorkerError: When the workers cannot continue.
+            NoResultError: When the study has ended and no trial has a result, with what to do.
 
         Example:
             >>> study.run(workers=1, progress=False).interrupted
@@ -211,6 +219,9 @@ class Study:
         self._handle, self._interrupted = result.handle, result.interrupted
         if is_shown and result.interrupted:
             console.print(Text("Stopped. The running trials are queued; run() continues them."))
+        no_result = self._results().no_result
+        if no_result is not None:
+            raise NoResultError(f"the study {self._name!r} has no result. {no_result.describe()}")
         return self
 
     @property
@@ -498,6 +509,8 @@ class Study:
             texts.append(f"best {results.format_values(best)} (trial {best.number})")
         if baseline is not None:
             texts.append(f"baseline {results.format_values(baseline)}")
+        if results.no_result is not None:
+            texts.append(results.no_result.reason)
         return ", ".join(texts)
 
     def _summary(

@@ -9,7 +9,8 @@
     │   ├── BackboneError         unknown backbone, or weights of another model
     │   ├── StorageError          the database: unreachable, not writable, wrong password
     │   │   ├── SchemaError       its tables belong to another version of Optuna
-    │   │   └── LockedError       another process holds the lock of a study for too long
+    │   │   ├── LockedError       another process holds the lock of a study for too long
+    │   │   └── DatabaseLostError its file was deleted, moved or replaced while it was in use
     │   ├── StudyError            no such study, or one with another definition
     │   ├── FormatError           stored by another version of autotune, unreadable here
     │   ├── ModelError            a folder is not a model that this version can use
@@ -19,6 +20,7 @@
     ├── TrialError                one trial cannot be finished, the study continues
     │   ├── DivergedError         its loss or its logits are not finite
     │   └── PlanError             its plan does not fit the backbone
+    ├── NoResultError             a study has ended, and no trial has a result
     ├── ExportError               a model cannot be written in another format
     ├── SplitError                a network cannot be cut into prefix and tail; all of it runs
     ├── TrialInterruptedError     a stop was requested; the trial is queued again
@@ -125,6 +127,10 @@ class LockedError(StorageError):
         )
 
 
+class DatabaseLostError(StorageError):
+    """The file of the database was deleted, moved or replaced while it was in use."""
+
+
 class StudyError(UserError):
     """There is no such study, or it has another definition."""
 
@@ -155,6 +161,10 @@ class DivergedError(TrialError):
 
 class PlanError(TrialError):
     """A trial plan does not fit its backbone."""
+
+
+class NoResultError(AutotuneError):
+    """A study has ended, and no trial has a result."""
 
 
 class ExportError(AutotuneError):

@@ -19,6 +19,7 @@ from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.storages._rdb import models
 from optuna.study import Study
 from optuna.study._constrained_optimization import _CONSTRAINTS_KEY
+from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 __all__ = ["BaseHeartbeat", "OpenRDBStorage", "StorageProxy", "StudyProxy"]
@@ -30,7 +31,7 @@ def trial_id(trial: Trial | FrozenTrial) -> int:
     return trial._trial_id
 
 
-def study_id(study: Study) -> int:
+def study_id(study: Study | FrozenStudy) -> int:
     """Return the id of a study, which is unique in its storage."""
     return study._study_id
 

@@ -20,9 +20,9 @@ import numpy as np
 from heading import date_and_machine
 from PIL import Image
 
+from autotune.data.file_kinds import ENDINGS
 from autotune.data.image_files import read_image
 from autotune.data.source import Sample, Shrink, Source
-from autotune.data.sources.folders import EXTENSIONS
 from autotune.data.splits.duplicates import HASH_SIDE, NEAR_BITS, fingerprint_images, near_pairs
 
 HASHES: dict[str, Callable[[Image.Image], np.ndarray]] = {
@@ -85,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("images", type=Path, help="folder of photographs")
     folder = parser.parse_args().images
-    paths = [one for one in sorted(folder.rglob("*")) if one.suffix.lower() in EXTENSIONS]
+    paths = [one for one in sorted(folder.rglob("*")) if one.suffix.lower() in ENDINGS]
     print("# Duplicates: what the hash finds\n")
     print(date_and_machine("pillow", "ImageHash"), end="\n\n")
     print(f"{len(paths)} photographs. Bits by which a variant differs from the original:\n")

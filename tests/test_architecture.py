@@ -18,7 +18,7 @@ PACKAGE = Path(autotune.__file__).parent
 ROOT = PACKAGE.parent
 #: Floors of the house: a room imports from lower floors only, never from one beside it.
 LEVELS = (
-    ("lazy", "optuna_private", "runtime", "text", "version"),
+    ("file_kinds", "lazy", "optuna_private", "runtime", "text", "version"),
     ("errors",),
     ("atomic", "format_versions"),
     ("plan",),
@@ -32,9 +32,15 @@ LEVELS = (
 )
 #: The same inside each room: its packages and modules, lowest floor first.
 FLOORS = {
-    "config": (("fields", "old_names", "safe_yaml"), ("schema",), ("loading",)),
+    "config": (
+        ("fields", "old_names", "safe_yaml"),
+        ("schema",),
+        ("text_values",),
+        ("loading",),
+    ),
     "data": (
-        ("progress", "image_files", "memory_budget", "drawing"),
+        ("progress", "file_kinds", "damage", "memory_budget", "drawing"),
+        ("image_files",),
         ("preprocessing", "source"),
         ("download",),
         ("sources",),
@@ -44,7 +50,8 @@ FLOORS = {
         ("quality",),
     ),
     "models": (
-        ("backbone", "device_errors", "layers"),
+        ("pretrained", "device_errors", "layers"),
+        ("backbone",),
         ("flops", "surgery"),
         ("network",),
         ("inspection", "prefix"),
@@ -64,11 +71,11 @@ FLOORS = {
         ("samplers",),
     ),
     "storage": (("url", "filesystem", "artifacts"), ("paths", "rdb"), ("admin",)),
-    "study": (("state",), ("devices", "setup"), ("doctor", "trial"), ("engine",)),
+    "study": (("state",), ("devices", "setup"), ("doctor", "trial"), ("engine", "upkeep")),
     "results": (
         ("values",),
         ("model", "study_results"),
-        ("evaluation", "figures"),
+        ("evaluation", "figures", "overview"),
         ("diagnosis",),
         ("report",),
         ("dashboard",),

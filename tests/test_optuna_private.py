@@ -22,6 +22,7 @@ IMPORTS = {
     ("optuna.storages._heartbeat", "BaseHeartbeat"),
     ("optuna.storages._rdb", "models"),
     ("optuna.study._constrained_optimization", "_CONSTRAINTS_KEY"),
+    ("optuna.study._frozen", "FrozenStudy"),
 }
 #: Private attributes that it uses, by what has them.
 ATTRIBUTES = {

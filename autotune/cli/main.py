@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 from typer.core import TyperGroup
 
-from autotune.cli.resources import cp, data, layers, ls, storage, weights
+from autotune.cli.resources import cp, data, du, gc, layers, ls, rename, rm, storage, weights
 from autotune.cli.results import (
     best,
     confirm,
@@ -20,7 +20,7 @@ from autotune.cli.results import (
     report,
     reproduce,
 )
-from autotune.cli.running import doctor, run, status, validate, worker
+from autotune.cli.running import doctor, run, status, stop, validate, worker
 from autotune.cli.sigint import interrupt_between_imports
 from autotune.config.old_names import REMOVED_IN
 from autotune.display import console
@@ -58,6 +58,7 @@ for _verb in (
     run.run,
     worker.worker,
     status.status,
+    stop.stop,
     doctor.doctor,
     best.best,
     report.report,
@@ -69,6 +70,10 @@ for _verb in (
     export.export,
     layers.layers,
     ls.ls,
+    rename.rename,
+    rm.rm,
+    du.du,
+    gc.gc,
     cp.cp,
     validate.validate,
 ):

@@ -20,6 +20,7 @@ Check = Callable[[Any], Any]
 
 #: Ending of a protocol with a number of training images a class.
 PER_CLASS = "-per-class"
+_SPLITS = ("train", "validation", "test")
 #: Sides that a kernel can be changed to.
 KERNELS = (1, 2, 3, 5, 7)
 
@@ -209,6 +210,36 @@ def protocol_name() -> FieldRule:
         return value
 
     return FieldRule(check, takes=rule.format("`"))
+
+
+def split_names() -> FieldRule:
+    """Accept ``auto``, ``none``, or the names of each split; the value then has lists of text."""
+    rule = "must be auto, none or the names of each split, such as {train: a, test: [b, c]}"
+
+    def check(value: Any) -> str | dict[str, list[str]]:
+        if value in (None, "none"):
+            return "none"
+        if value == "auto":
+            return "auto"
+        if not isinstance(value, dict):
+            _refuse(rule, value, ("auto", "none"))
+        if unknown := next((str(key) for key in value if key not in _SPLITS), None):
+            hint = did_you_mean(unknown, _SPLITS)
+            text = f"the splits are {', '.join(_SPLITS)}, but got {unknown!r}"
+            raise ValueError(join_sentences(text, hint))
+        if "train" not in value:
+            _refuse("must name at least the train split", value)
+        result = {}
+        for split, members in value.items():
+            members = members if isinstance(members, list) else [members]
+            if not members or not all(isinstance(name, Scalar) for name in members):
+                _refuse(f"{split} must be a name or a list of names", members)
+            result[split] = [str(name) for name in members]
+        _check_different([name for members in result.values() for name in members])
+        return result
+
+    takes = "`auto`, `none`, or names: `{train: a, validation: b, test: [c, d]}`"
+    return FieldRule(check, takes=takes)
 
 
 def names(what: str, *, optional: bool = False) -> FieldRule:

@@ -1,7 +1,7 @@
 """Load a study file: YAML and overrides in, a checked :class:`StudyConfig` out.
 
 The command line names a study by a preset (a file shipped under ``studies/``) or by the path of a
-file. Overrides are ``dotted.key=value`` with the value in YAML.
+file. Overrides are ``dotted.key=value``: text for a key that holds only text, else YAML.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,6 +20,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+from yaml.scanner import ScannerError
 
 from autotune.config.fields import is_plugin_ref
 from autotune.config.old_names import (
@@ -28,8 +30,16 @@ from autotune.config.old_names import (
     stored_init,
     with_new_names,
 )
-from autotune.config.safe_yaml import MAX_DEPTH, LimitError, parse_yaml, read_yaml_text
-from autotune.config.schema import MAX_NAME, PLUGIN_KEYS, SAMPLERS, STRATEGIES, StudyConfig
+from autotune.config.safe_yaml import MAX_BYTES, MAX_DEPTH, LimitError, parse_yaml, read_yaml_text
+from autotune.config.schema import (
+    MAX_NAME,
+    PLUGIN_KEYS,
+    SAMPLERS,
+    STRATEGIES,
+    StudyConfig,
+    all_fields,
+)
+from autotune.config.text_values import Misread, parse_override
 from autotune.errors import (
     MAX_PROBLEMS,
     ConfigError,
@@ -40,6 +50,7 @@ from autotune.errors import (
     join_sentences,
     shorten,
 )
+from autotune.file_kinds import file_kind
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +58,8 @@ logger = logging.getLogger(__name__)
 NAMING_KEYS = ("dataset", "backbone", "init", "search.sampler", "search.strategy")
 #: Endings of data set files, which are not part of a name.
 _ENDINGS = re.compile(r"\.(csv|tsv|parquet|zip|tar|tar\.(gz|bz2|xz)|t(gz|bz|bz2|xz))$", re.I)
+#: A key of a study file at the beginning of a line.
+_STUDY_KEY = re.compile(r"""^[{\s]*["']?(dataset|backbone|space|search|training)["']?\s*:""", re.M)
 #: Values of a study file without these keys.
 _DEFAULTS = {"init": "pretrained", "search.sampler": SAMPLERS[0], "search.strategy": STRATEGIES[0]}
 
@@ -73,7 +86,7 @@ def find_study_file(study: str) -> Path:
         study: A preset's name or the path of a YAML file.
 
     Raises:
-        StudyError: When there is neither.
+        StudyError: When there is neither; it says what is there instead.
     """
     names = presets()
     if study in names:
@@ -81,7 +94,8 @@ def find_study_file(study: str) -> Path:
     path = Path(study)
     with suppress(OSError, RuntimeError, ValueError):  # no home, too long, not a path at all
         path = path.expanduser()
-        if path.is_file():
+        if study and path.exists():
+            _check_study_file(study, path)
             return path
     reason = f"the presets are {', '.join(names)}, and a path must be that of a YAML file"
     if path.suffix in (".yaml", ".yml"):
@@ -94,14 +108,38 @@ def find_study_file(study: str) -> Path:
     )
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a study file.
+def _check_study_file(study: str, path: Path) -> None:
+    """Raise a :class:`StudyError` for what is no text, or has another ending and no key."""
+    try:
+        kind = file_kind(path)
+    except OSError:  # said when it is read
+        return
+    if path.suffix in (".yaml", ".yml") and kind.use in ("text", "broken", ""):
+        return
+    if kind.use == "text":
+        with path.open(encoding="utf-8", errors="replace") as stream:
+            if not path.suffix or _STUDY_KEY.search(stream.read(MAX_BYTES)):
+                return
+    quoted, advice = shlex.quote(study), kind.advice(study)
+    if kind.use == "images":
+        advice = (
+            f"'autotune run folder dataset={quoted}' makes a study of its images, and 'autotune "
+            f"data info {quoted}' counts them"
+        )
+    name = kind.name or "of an unknown format"
+    problem = f"a study is the name of a preset or a YAML file, but {study!r} is {name}"
+    raise StudyError(join_sentences(problem, advice))
+
+
+def read_study_file(path: Path) -> tuple[dict[str, Any], Misread]:
+    """Read a study file, and find the texts that YAML reads as something else.
 
     Raises:
         ConfigError: When the file cannot be read, is not YAML or does not hold a mapping.
     """
     try:
-        values = parse_yaml(read_yaml_text(path))
+        text = read_yaml_text(path)
+        values = parse_yaml(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         match error:
             case OSError():
@@ -112,16 +150,27 @@ def read_yaml(path: Path) -> dict[str, Any]:
                 at = f"{error.reason} at byte {error.start:,}"
                 reason = f"must be text in UTF-8, but is not ({at})"
             case _:
-                reason = f"is not valid YAML: {' '.join(str(error).split())}"
+                quotes = "text with such characters goes in quotes"
+                reason = join_sentences(
+                    f"is not valid YAML: {' '.join(str(error).split())}",
+                    quotes if isinstance(error, ScannerError) else "",
+                )
         raise ConfigError(str(path), [Problem("(file)", reason)]) from error
     if not isinstance(values, dict):
         reason = "must hold keys such as 'dataset:' and 'backbone:'"
         raise ConfigError(str(path), [Problem("(file)", reason)])
-    return values
+    return values, Misread.from_text(text)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the values of a study file; raises what :func:`read_study_file` does."""
+    return read_study_file(path)[0]
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
-    """Read ``dotted.key=value`` overrides; values are YAML.
+    """Read ``dotted.key=value`` overrides.
+
+    The value of a key that holds only text is taken as it is; all others are YAML.
 
     Raises:
         ConfigError: When one has no ``=`` or a value that is not YAML.
@@ -137,7 +186,7 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
             problems.append(Problem(key, f"must have at most {MAX_DEPTH} dots"))
         else:
             try:
-                parsed[key] = parse_yaml(text)
+                parsed[key] = parse_override(key, text)
             except yaml.YAMLError as error:
                 is_limit = isinstance(error, LimitError)
                 reason = str(error) if is_limit else f"got {format_yaml(text)}"
@@ -183,17 +232,22 @@ def load_study_file(
         ConfigError: With every mistake of the file and of the overrides.
     """
     path = find_study_file(study)
-    base = _with_new_names(read_yaml(path), str(path))
+    values, misread = read_study_file(path)
+    base = _with_new_names(values, str(path))
     if isinstance(overrides, Mapping):
-        replaced = dict(overrides)
+        replaced = {
+            key: os.fspath(value) if isinstance(value, os.PathLike) else value
+            for key, value in overrides.items()
+        }
         texts = [f"{key}={format_yaml(value)}" for key, value in replaced.items()]
     else:
         replaced, texts = parse_overrides(overrides), list(overrides)
     replaced = _with_new_names(replaced, "command line")
     values = resolve_plugin_paths(apply_overrides(base, replaced), replaced, path.parent)
+    misread = misread.without([*replaced, *(["name"] if name else [])])
     values["name"] = name or study_name(base, replaced, path.stem)
     source = f"{path} with {' '.join(map(shorten, texts))}" if replaced else str(path)
-    return validate(values, source)
+    return validate(values, source, misread)
 
 
 def _with_new_names(values: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -293,30 +347,36 @@ def get_dotted(values: Any, key: str) -> Any:
     return values
 
 
-def validate(values: Mapping[str, Any], source: str) -> StudyConfig:
+def validate(
+    values: Mapping[str, Any], source: str, misread: Misread | None = None
+) -> StudyConfig:
     """Check the values of a study file.
 
     Args:
         values: Nested values as the file has them.
         source: Origin of the values, for the message.
+        misread: Texts that YAML reads as something else.
 
     Raises:
         ConfigError: With every mistake.
     """
+    misread = misread or Misread()
     try:
         config = StudyConfig.model_validate(dict(values))
     except ValidationError as error:
         errors = error.errors()
-        raise ConfigError(source, map(_problem, errors[:MAX_PROBLEMS]), len(errors)) from None
-    if problems := config.cross_field_problems():
+        listed = [*misread.problems, *(_problem(one, misread) for one in errors[:MAX_PROBLEMS])]
+        raise ConfigError(source, listed, len(misread.problems) + len(errors)) from None
+    if problems := [*misread.problems, *config.cross_field_problems()]:
         raise ConfigError(source, problems)
     return config
 
 
-def _problem(error: ErrorDetails) -> Problem:
+def _problem(error: ErrorDetails, misread: Misread) -> Problem:
     """Return pydantic's error in the words of a study file."""
     location = [str(part) for part in error["loc"]]
-    value = format_yaml(error["input"])
+    key = ".".join(location)
+    value, hint, cure = format_yaml(error["input"]), misread.hint(key), "put it in quotes"
     match error["type"]:
         case "extra_forbidden" | "invalid_key":
             text = _unknown_key(location)
@@ -326,12 +386,15 @@ def _problem(error: ErrorDetails) -> Problem:
             text = str(error["ctx"]["error"])
         case "model_type" | "model_attributes_type":
             text = f"must be a section with keys, but got {value}"
+        case "string_type" if hint:
+            return Problem(key, f"must be text, but {hint}")
         case "string_type":
-            quotes = "" if value == "null" else "put it in quotes"
-            text = join_sentences(f"must be text, but got {value}", quotes)
+            text = join_sentences(
+                f"must be text, but got {value}", "" if value == "null" else cure
+            )
         case _:
             text = f"{error['msg']}, but got {value}"
-    return Problem(".".join(location), text)
+    return Problem(key, join_sentences(text.removesuffix(f"; {cure}"), hint) if hint else text)
 
 
 def _unknown_key(location: Sequence[str]) -> str:
@@ -364,10 +427,6 @@ def _with_sections(key: str) -> Iterator[str]:
     yield from (".".join(parts[: end + 1]) for end in range(len(parts)))
 
 
-def all_keys(model: type[BaseModel] = StudyConfig, prefix: str = "") -> Iterator[str]:
+def all_keys() -> Iterator[str]:
     """Yield every dotted key that a study file may have."""
-    for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from all_keys(field.annotation, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
+    return (key for key, _ in all_fields())

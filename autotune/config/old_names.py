@@ -73,6 +73,11 @@ def old_keys(section: str) -> Iterator[str]:
             yield name
 
 
+def new_key(key: str) -> str:
+    """Return the new name of a dotted key; that of a key that was not renamed is the same."""
+    return _Renaming(KEYS, VALUES).new_path(key)
+
+
 def describe_renamed(source: str, renamed: Mapping[str, str]) -> str:
     """Return the line that lists the new names."""
     names = ", ".join(f"{old!r} is now called {new!r}" for old, new in renamed.items())
@@ -92,7 +97,7 @@ class _Renaming:
         result: dict[str, Any] = {}
         for key, value in values.items():
             path = f"{prefix}{key}"
-            new = self._new_path(path)
+            new = self.new_path(path)
             short = new[len(prefix) :] if isinstance(key, str) else key
             if new != path:
                 self.renamed[path] = new
@@ -114,7 +119,7 @@ class _Renaming:
         self.renamed[f"{path}: {value}"] = f"{path}: {new}"
         return new
 
-    def _new_path(self, path: str) -> str:
+    def new_path(self, path: str) -> str:
         """Return the new name of a dotted key, or of the section that it is in."""
         for old, new in self.keys.items():
             if path == old or path.startswith(f"{old}."):

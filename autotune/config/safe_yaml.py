@@ -65,6 +65,12 @@ class _StrictLoader(yaml.SafeLoader):
 _StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_yaml_int)
 
 
+class _TextLoader(_StrictLoader):
+    """Read every value as text, whatever it looks like."""
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012
+
+
 def read_yaml_text(path: Path) -> str:
     """Read the text of a YAML file.
 
@@ -80,20 +86,26 @@ def read_yaml_text(path: Path) -> str:
     return data.decode("utf-8")
 
 
-def parse_yaml(text: str) -> Any:
-    """Build the value of a YAML text.
+def parse_yaml(text: str, *, only_text: bool = False) -> Any:
+    """Build the value of a YAML text; with ``only_text``, of texts that are no numbers or words.
 
     Raises:
         yaml.YAMLError: When it is not YAML, has a key twice, or exceeds the limits.
     """
     try:
         _check_size(text)
-        return yaml.load(text, Loader=_StrictLoader)
+        return yaml.load(text, Loader=_TextLoader if only_text else _StrictLoader)
     except _CONSTRUCTOR_ERRORS as error:
         if isinstance(error, ValueError):  # its message explains the mistake
             raise yaml.YAMLError(str(error)) from error
         reason = f"{type(error).__name__}: {error}"
         raise yaml.YAMLError(f"a value does not fit its type ({reason})") from error
+
+
+def compose_yaml(text: str) -> yaml.Node | None:
+    """Return the nodes of a text that :func:`parse_yaml` has read; they know where they stand."""
+    node: yaml.Node | None = yaml.compose(text, Loader=_StrictLoader)
+    return node
 
 
 def _check_size(text: str) -> None:

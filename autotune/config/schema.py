@@ -8,9 +8,11 @@ file has them; ``autotune.search.space`` turns them into Optuna distributions.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
 
 from autotune.config.fields import (
     Dimension,
@@ -27,6 +29,7 @@ from autotune.config.fields import (
     number_dimension,
     plugin_ref,
     protocol_name,
+    split_names,
     width_dimension,
 )
 from autotune.config.old_names import VALUES, with_new_names, with_old_names
@@ -74,7 +77,8 @@ MAX_NAME = 100
 NAME_RULE = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._+-]{{0,{MAX_NAME - 1}}}")
 
 
-def _check_study_name(value: str | None) -> str | None:
+def check_study_name(value: str | None) -> str | None:
+    """Return a name of a study; raise a ValueError for what can be none."""
     if value is not None and not NAME_RULE.fullmatch(value):
         raise ValueError(
             f"a study's name has up to {MAX_NAME} letters, digits and . _ + - and starts with a "
@@ -241,6 +245,9 @@ class DataConfig(_Section):
     test: _Share = 0.2
     """Share of the images in the test split, which only `autotune refit` reads; ignored where the
     folder has one."""
+    splits: Annotated[str | dict[str, list[str]], split_names()] = "auto"
+    """Names of the splits in the data set: folders, values of a column, splits on a hub. `auto`:
+    usual names are recognized; `none`: it has no splits, and all its folders are classes."""
     protocol: Annotated[str | None, protocol_name()] = None
     """`30-per-class`: 30 images of each class for training and validation, all others for the
     test; `data.validation` is then a share of the 30."""
@@ -437,7 +444,7 @@ class CacheConfig(_Section):
 class StudyConfig(_Section):
     """A study file."""
 
-    name: Annotated[str | None, AfterValidator(_check_study_name)] = None
+    name: Annotated[str | None, AfterValidator(check_study_name)] = None
     """Name of the study in the storage; null: the name of the file, see [Names](#names)."""
     description: str = ""
     """Description that `autotune ls` shows."""
@@ -446,7 +453,8 @@ class StudyConfig(_Section):
     backbone: Annotated[str | list[str], names("backbones")]
     """timm model, best with its pretrained tag (`resnet50.a1_in1k`), or a list of models."""
     weights: Name = "hub"
-    """`hub`, the path of a `.safetensors`, `.pth` or `.pt` file, or `none`."""
+    """`hub`, the path of a file or folder ([weights from a file](#weights-from-a-file)), or
+    `none`."""
     init: Annotated[Dimension, choice_dimension(INIT)] = "pretrained"
     """Initial weights of changed layers. `pretrained`: the pretrained ones, channels chosen by
     magnitude; `activations`: the same, channels chosen by activity on training images; `random`:
@@ -557,3 +565,14 @@ class StudyConfig(_Section):
             and f"must be hub or none where there are several backbones, but got {self.weights}",
         }
         return [Problem(key, message) for key, message in rules.items() if message]
+
+
+def all_fields(
+    model: type[BaseModel] = StudyConfig, prefix: str = ""
+) -> Iterator[tuple[str, FieldInfo]]:
+    """Yield every dotted key that a study file may have, with its field."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from all_fields(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field

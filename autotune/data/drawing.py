@@ -6,10 +6,16 @@ from functools import cache
 from pathlib import Path
 
 import matplotlib
+from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from autotune.text import visible
+from autotune.text import one_line, visible
+
+#: Size and largest width of a name in a plot, in points: longer ones leave no room for the plot.
+_LABEL_SIZE, _LABEL_WIDTH = 10, 120
+#: Stands for characters that the font lacks.
+_BOX = "\u25a1"
 
 
 def draw_tile(view: Tensor, side: int) -> Image.Image:
@@ -39,7 +45,30 @@ def draw_text(
     pen.text(corner, line, color, font)
 
 
+def plot_label(name: str) -> str:
+    """Return a name as matplotlib can write it: one short line of letters that its font has.
+
+    Long names lose their middle: of many classes the beginnings are alike.
+    """
+    letters = _letters()
+    line = "".join(letter if ord(letter) in letters else _BOX for letter in one_line(name))
+    font, kept = _font(_LABEL_SIZE), min(len(line), _LABEL_WIDTH)
+    short = line
+    while font.getlength(short) > _LABEL_WIDTH:
+        kept -= 1
+        short = f"{line[: kept - kept // 2]}…{line[len(line) - kept // 2 :]}"
+    return short
+
+
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-    return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
+    return ImageFont.truetype(_font_path(), size, layout_engine=ImageFont.Layout.BASIC)
+
+
+@cache
+def _letters() -> frozenset[int]:
+    return frozenset(FT2Font(_font_path()).get_charmap())
+
+
+def _font_path() -> str:
+    return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")

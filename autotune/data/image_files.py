@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from collections.abc import Callable
@@ -11,9 +12,11 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
-#: Pillow would also open EPS, which starts Ghostscript: a file that merely calls itself .jpg
-#: must not run a program. The rest is what files named .jpg and .png hold in practice.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM", "MPO")
+from autotune.data.damage import CHECKED_FORMATS, find_damage, mend
+from autotune.data.file_kinds import HEAD_BYTES, IMAGE_FORMATS, describe_content, has_heic
+
+#: Limits where the header of a JPEG 2000 file is looked for.
+_JP2_HEADER_BYTES = 1 << 16
 #: EXIF orientation -> what turns the image upright.
 _TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -50,15 +53,31 @@ def read_image(
     try:
         if isinstance(file, str | os.PathLike) and not stat.S_ISREG(os.stat(file).st_mode):
             raise UnreadableImageError("not a file")  # a pipe would be waited for
-        with Image.open(file, formats=_formats()) as image:
-            white = _white(image)
-            smaller = image if shrink is None else shrink(image)
-            smaller.load()
-            return _upright(to_rgb(smaller, white), smaller)
+        try:
+            return _decode(file, shrink)
+        except (MemoryError, UnreadableImageError):
+            raise
+        except Exception:
+            if (mended := mend(_content(file))) is None:
+                raise
+            return _decode(io.BytesIO(mended), shrink)
     except (MemoryError, UnreadableImageError):
         raise
     except Exception as error:  # on damaged bytes, Pillow's plugins raise nearly anything
         raise UnreadableImageError(_reason(file, error)) from error
+
+
+def _decode(
+    file: str | os.PathLike[str] | BinaryIO, shrink: Callable[[Image.Image], Image.Image] | None
+) -> Image.Image:
+    with Image.open(file, formats=_formats()) as image:
+        white, has_alpha = _white(image), _may_have_alpha(image, file)
+        smaller = image if shrink is None else shrink(image)
+        smaller.load()
+        if image.format in CHECKED_FORMATS and (problem := find_damage(image, _content(file))):
+            raise UnreadableImageError(problem)
+        upright = to_rgb(smaller if has_alpha else smaller.convert("RGB"), white)
+        return _upright(upright, smaller)
 
 
 def to_rgb(image: Image.Image, white: int = 65535) -> Image.Image:
@@ -98,6 +117,22 @@ def _white(image: Image.Image) -> int:
     return -white if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0 else white
 
 
+def _may_have_alpha(image: Image.Image, file: str | os.PathLike[str] | BinaryIO) -> bool:
+    """Tell whether a fourth band is transparency, where a format has other ones too.
+
+    Near infrared for instance. A TIFF names such a band, JPEG 2000 in a box called cdef.
+    """
+    if image.mode not in ("RGBA", "LA"):
+        return True
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return TiffImagePlugin.EXTRASAMPLES in image.tag_v2
+    if image.format == "JPEG2000":
+        _, _, box = _content(file, _JP2_HEADER_BYTES).partition(b"cdef")
+        types = box[5 : 2 + 6 * int.from_bytes(box[:2]) : 6]  # 6 bytes for each channel
+        return not {1, 2}.isdisjoint(types)
+    return True
+
+
 def _upright(image: Image.Image, tagged: Image.Image) -> Image.Image:
     """Turn an image by the EXIF orientation of its file; damaged EXIF has none."""
     try:
@@ -124,19 +159,30 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
     return result
 
 
+def _content(file: str | os.PathLike[str] | BinaryIO, size: int = -1) -> bytes:
+    """Return the first bytes of a file, by default all."""
+    if isinstance(file, str | os.PathLike):
+        with open(file, "rb") as stream:
+            return stream.read(size)
+    file.seek(0)
+    return file.read(size)
+
+
 @lru_cache(maxsize=1)
 def _formats() -> tuple[str, ...]:
     Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
+    if has_heic():
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+    return tuple(name for name in IMAGE_FORMATS if name in Image.OPEN)
 
 
 def _reason(file: str | os.PathLike[str] | BinaryIO, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        if isinstance(file, str | os.PathLike):
-            is_empty = os.path.getsize(file) == 0
-        else:
-            is_empty = file.seek(0, os.SEEK_END) == 0
-        return "the file is empty" if is_empty else "not an image that Pillow can read"
+        return describe_content(_content(file, HEAD_BYTES)) or "not an image that Pillow can read"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if "truncated" in str(error).lower() and not str(error).startswith("truncated:"):
+        return "truncated: pixels are missing"
     return str(error) or type(error).__name__

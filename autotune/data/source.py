@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -37,11 +37,13 @@ class Source(ABC):
         name: The data set as the user named it.
         classes: Names of the classes; a label is an index into them.
         samples: All images, sorted by key.
+        passed_over: Kind and ending of the files among them that are no images -> their number.
     """
 
     name: str
     classes: tuple[str, ...]
     samples: tuple[Sample, ...]
+    passed_over: Mapping[str, Mapping[str, int]] = {}
 
     @cached_property
     def fingerprint(self) -> str:

@@ -14,7 +14,7 @@ from autotune.config.loading import (
     apply_overrides,
     find_study_file,
     parse_overrides,
-    read_yaml,
+    read_study_file,
     resolve_plugin_paths,
     study_name,
     validate,
@@ -46,7 +46,8 @@ def _without_wrong_keys(
     """Return the valid rest of a study file, if it is enough for a study, and the mistakes."""
     try:
         path = find_study_file(study)
-        base, _ = with_new_names(read_yaml(path))
+        written, misread = read_study_file(path)
+        base, _ = with_new_names(written)
     except ConfigError:
         return None, ()
     replaced: dict[str, Any] = {}
@@ -57,8 +58,9 @@ def _without_wrong_keys(
             continue
     values = resolve_plugin_paths(apply_overrides(base, replaced), replaced, path.parent)
     values["name"] = name or study_name(base, replaced, Path(study).stem)
+    misread = misread.without([*replaced, *(["name"] if name else [])])
     try:
-        return validate(values, study), ()
+        return validate(values, study, misread), ()
     except ConfigError as error:
         problems = error.problems
     try:

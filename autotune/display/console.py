@@ -18,14 +18,24 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from autotune.config.loading import find_study_file, load_study_file
+from autotune.config.loading import find_study_file, load_study_file, presets
 from autotune.config.schema import RefitConfig, StudyConfig
 from autotune.data.progress import COUNTED_STEPS
-from autotune.errors import AutotuneError, ConfigError, StudyError, UserError
+from autotune.errors import (
+    AutotuneError,
+    ConfigError,
+    ModelError,
+    StorageError,
+    StudyError,
+    UserError,
+)
 from autotune.text import visible
 
 if TYPE_CHECKING:
     from autotune.study.setup.opening import OpenStudy
+
+#: Where studies are kept if nothing else is said.
+DEFAULT_STORAGE: str = StudyConfig.model_fields["storage"].default
 
 StudyArgument = Annotated[
     str, typer.Argument(help="A preset's name (see 'autotune ls') or the path of a study file.")
@@ -49,6 +59,32 @@ StorageOption = Annotated[
         help="Storage URL: sqlite:///file.db or postgresql://user:password@host/database. Give "
         "a password in the environment or in ~/.pgpass: others can read the command line.",
         show_envvar=True,
+    ),
+]
+
+
+StudiesArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="STUDY",
+        help="Names of studies or presets, or study files; KEY=VALUE replaces values of these.",
+    ),
+]
+FilesOption = Annotated[
+    str | None, typer.Option(help="Folder of the study's files, where it is mounted here.")
+]
+YesOption = Annotated[bool, typer.Option("--yes", help="Do it without asking.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        help="Folder of a model, or the study that 'autotune refit' has trained it for."
+    ),
+]
+ModelOverrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Values that replaced those of the study's file."
     ),
 ]
 
@@ -170,10 +206,7 @@ def load_checked(
 
 
 def _all_overrides(overrides: Sequence[str] | None, storage: str | None) -> list[str]:
-    if not storage:
-        return list(overrides or ())
-    quoted = storage.replace("'", "''")
-    return [*(overrides or ()), f"storage='{quoted}'"]
+    return [*(overrides or ()), *([f"storage={storage}"] if storage else [])]
 
 
 @dataclass(frozen=True)
@@ -204,11 +237,53 @@ def locate(
     except StudyError:
         if overrides or "/" in study or study.endswith((".yaml", ".yml")):
             raise
-        default = StudyConfig.model_fields["storage"].default
-        return Located(name or study, storage or default, None)
+        return Located(name or study, storage_url(storage), None)
     config = load(study, overrides, name, storage)
     assert config.name is not None
     return Located(config.name, config.storage, config.files, config.refit)
+
+
+def locate_all(arguments: Sequence[str], name: str | None, storage: str | None) -> list[Located]:
+    """Locate studies, each named once; arguments with a = replace values of their files.
+
+    Raises:
+        UserError: When there is none or one of them twice, or a name for several.
+    """
+    studies = [argument for argument in arguments if "=" not in argument]
+    overrides = [argument for argument in arguments if "=" in argument]
+    if name is not None and len(studies) > 1:
+        raise UserError(f"--name is for one study, but got {', '.join(map(repr, studies))}")
+    located = [locate(study, overrides, name, storage) for study in studies]
+    names = [(each.name, each.storage) for each in located]
+    if not names or len(set(names)) < len(names):
+        raise UserError(
+            f"name at least one study, and each once, but got {', '.join(map(repr, arguments))}"
+        )
+    return located
+
+
+def storage_url(storage: str | None) -> str:
+    """Return the URL of the storage that was given, or of the default one."""
+    return storage or DEFAULT_STORAGE
+
+
+def is_terminal() -> bool:
+    """Tell whether somebody can read a question and answer it."""
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def ask(question: str, is_yes: bool) -> None:
+    """Ask before something is removed, unless ``is_yes``.
+
+    Raises:
+        UserError: When there is no terminal to ask at.
+        typer.Abort: When the answer is no.
+    """
+    if is_yes:
+        return
+    if not is_terminal():
+        raise UserError("nothing was removed: there is no terminal to ask at; --yes removes it")
+    typer.confirm(visible(question), abort=True)
 
 
 def open_study(
@@ -219,6 +294,47 @@ def open_study(
     from autotune.study.setup.opening import open_existing
 
     return open_existing(located.name, located.storage, located.files)
+
+
+def find_model(
+    model: str, overrides: Sequence[str] | None, name: str | None, storage: str | None
+) -> Path:
+    """Return the folder of a model: the folder itself, or where refitting a study has put it.
+
+    Args:
+        model: The folder, or a study as for the other verbs. A folder without a model may have
+            the name of a study: that of its images.
+        overrides: Overrides of the study file.
+        name: Name of the study, where it is not that of the file.
+        storage: Storage of the study.
+
+    Raises:
+        UserError: When there is neither, or the study has not been refitted.
+    """
+    from autotune.storage.paths import MODEL_RECORD  # imports sqlalchemy
+
+    folder = Path(model).expanduser()
+    is_study = bool(overrides or name)
+    if not is_study and (folder / MODEL_RECORD).exists():
+        return folder
+    try:
+        opened = open_study(model, overrides, name, storage)
+    except (StudyError, StorageError) as error:
+        if is_study or model in presets():
+            raise
+        if folder.exists() or folder.name != model:
+            return folder  # which is no model, as loading it says
+        raise ModelError(
+            f"{model!r} must be the folder of a model, or a study, but there is no such folder; "
+            f"{error}"
+        ) from None
+    folder = opened.files.model(opened.name)
+    if not (folder / MODEL_RECORD).exists():
+        raise ModelError(
+            f"the study {opened.name!r} has no model in {folder}; 'autotune refit' makes it (make "
+            "refit), or name the folder of a model"
+        )
+    return folder
 
 
 def relative_path(path: Path) -> str:

@@ -233,6 +233,8 @@ class RunState:
     def notices(self, event: dict[str, Any]) -> list[str]:
         """Return the lines about an event that stay on the screen."""
         match event["event"]:
+            case "notes":
+                return list(event["notes"])
             case "images_skipped":
                 return [
                     f"{plural(event['count'], 'image was', 'images were')} added after the study "

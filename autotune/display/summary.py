@@ -36,17 +36,19 @@ if TYPE_CHECKING:
 MAX_FRONT_LINES = 10
 
 
-def print_summary(console: Console, opened: OpenStudy, *, trained: bool) -> None:
+def print_summary(console: Console, opened: OpenStudy, *, trained: bool) -> bool:
     """Print the baseline, the best trial, its layers, the counts and the next commands.
 
     Without ``trained``, say first that nothing was trained.
+
+    Returns:
+        Whether the study has a result, or may still get one.
     """
     results = StudyResults.from_study(opened.study)
     console.print()
-    if not trained and results.stop_reason is not None:
-        text = (
-            f"The study {opened.name!r} is over ({results.stop_reason.text}); nothing was trained."
-        )
+    reason = results.stop_reason
+    if not trained and reason is not None and not reason.is_request:
+        text = f"The study {opened.name!r} is over ({reason.text}); nothing was trained."
         console.print(Text(text))
     console.print(_scores_table(results))
     if results.best is not None and (plan := attrs.trial_plan(results.best)) is not None:
@@ -59,12 +61,13 @@ def print_summary(console: Console, opened: OpenStudy, *, trained: bool) -> None
     for line in _remarks(results):
         console.print(Text(line))
     _print_next(console, opened, results)
+    return results.no_result is None
 
 
 def _remarks(results: StudyResults) -> Iterator[str]:
     yield f"trials: {results.describe_progress()}"
-    if results.stop_reason:
-        yield f"ended: {results.stop_reason.text}"
+    if reason := results.stop_reason:
+        yield reason.text if reason.is_request else f"ended: {reason.text}"
     if saved := describe_saved_epochs(results):
         yield saved
     for failure in failures(results):
@@ -75,11 +78,17 @@ def _remarks(results: StudyResults) -> Iterator[str]:
             "The best value of a search is optimistic; 'autotune confirm' trains it under "
             "other seeds, 'autotune refit' measures it on the test split."
         )
-    elif closest := results.closest_to_feasible:
+        return
+    closest = results.closest_to_feasible
+    nearest = (
+        f"the nearest is trial {closest.number}: {describe_excess(closest)}" if closest else ""
+    )
+    if results.no_result is not None:
+        yield f"{results.no_result.describe()}{f' T{nearest[1:]}.' if nearest else ''}"
+    elif nearest:
         yield (
-            f"No trial is within the limits; the nearest is trial {closest.number}: "
-            f"{describe_excess(closest)}. Other limits make another study; a space with "
-            "smaller plans does too."
+            f"No trial is within the limits; {nearest}. Other limits make another study; a space "
+            "with smaller plans does too."
         )
 
 
@@ -91,9 +100,7 @@ def _scores_table(results: StudyResults) -> Table:
     table.add_column("plan")
     for title, trial in (("baseline", results.baseline), ("best", results.best)):
         if trial is None:
-            is_infeasible = title == "best" and results.closest_to_feasible
-            missing = "none within the limits yet" if is_infeasible else "not finished yet"
-            table.add_row(title, "–", "–", missing)
+            table.add_row(title, "–", "–", Text(_describe_missing(results, title)))
         else:
             excess = f" ({describe_excess(trial)})" if ranking.is_infeasible(trial) else ""
             plan = Text(_describe_plan(results, trial) + excess)
@@ -101,6 +108,16 @@ def _scores_table(results: StudyResults) -> Table:
     if results.difference:
         table.add_row("difference", "", results.difference, "")
     return table
+
+
+def _describe_missing(results: StudyResults, title: str) -> str:
+    """Say why there is no baseline, or no best trial."""
+    if title == "baseline" and results.baseline_failure:
+        return f"failed: {results.baseline_failure}"
+    if results.no_result is not None:
+        return "no result"
+    is_infeasible = title == "best" and results.closest_to_feasible
+    return "none within the limits yet" if is_infeasible else "not finished yet"
 
 
 def _stages_table(stages: tuple[StageRow, ...]) -> Table:

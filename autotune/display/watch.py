@@ -18,7 +18,6 @@ from autotune.results.report.workers import WorkerRow, failures_by_reason, worke
 from autotune.results.study_results import StudyResults
 from autotune.storage.rdb.connection import storage_errors
 from autotune.storage.rdb.retry import no_retry
-from autotune.storage.url import database_path, is_sqlite
 from autotune.study.doctor.collect import Snapshot, take_snapshot
 from autotune.study.setup.opening import OpenStudy
 from autotune.text import format_clock
@@ -65,7 +64,8 @@ class StudyView:
         elif snapshot.ended is None:
             yield Text("no worker runs a trial", style="yellow")
         if snapshot.ended is not None:
-            yield Text(f"ended: {snapshot.ended.text}")
+            is_request = snapshot.ended.is_request
+            yield Text(f"{'' if is_request else 'ended: '}{snapshot.ended.text}")
         if self.trouble:
             age = format_clock(time.time() - snapshot.moment)
             yield Text(f"not read for {age}: {self.trouble}", style="bold red")
@@ -128,9 +128,10 @@ def poll(opened: OpenStudy) -> Snapshot:
         StorageError: When its storage is unavailable.
         StudyError: When the study was deleted.
     """
-    if is_sqlite(opened.url) and not database_path(opened.url).exists():
-        # Connecting would make an empty database.
-        raise StorageError(f"storage: there is no database {database_path(opened.url)}")
+    file = opened.storage.sqlite_file
+    if file is not None and not file.is_in_place():
+        state = "was replaced; start again to see it" if file.path.exists() else "is not there"
+        raise StorageError(f"storage: the database {file.path} {state}")
     with storage_errors(opened.url), no_retry():
         try:
             return take_snapshot(opened)

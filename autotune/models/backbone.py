@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import logging
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,8 @@ from timm.data.config import resolve_data_config
 from torch import nn
 
 from autotune.errors import BackboneError, did_you_mean, join_sentences
-from autotune.text import error_line, first_line, join_some
-
-logger = logging.getLogger(__name__)
+from autotune.models.pretrained.state_dict import check_finite, load_weights
+from autotune.text import error_line, first_line
 
 #: Pretrained tags whose weights are part of the package; see ``benchmarks.letters_weights``.
 PACKAGED_WEIGHTS = {"test_resnet.letters": "test_resnet.letters.safetensors"}
@@ -40,12 +38,14 @@ class Backbone:
         pretrained: The module as it was loaded; never trained, see :meth:`fresh`.
         data_config: timm's data configuration: input size, mean, std, interpolation, crop.
         weights_hash: Fingerprint of all parameters and buffers, hexadecimal.
+        taken: A sentence on what was taken of a file of weights; empty where that is all of it.
     """
 
     name: str
     pretrained: nn.Module
     data_config: Mapping[str, Any]
     weights_hash: str
+    taken: str = ""
 
     def fresh(self) -> nn.Module:
         """Return a copy of the pretrained module that may be changed."""
@@ -94,16 +94,19 @@ def load_backbone(name: str, weights: str = "hub", image_size: int | None = None
             cannot be read or belongs to another architecture.
     """
     check_name(name)
+    taken = ""
     if weights == "hub" and name not in PACKAGED_WEIGHTS:
         model = _from_hub(name, image_size)
+        check_finite(model, f"the file of {name!r} on the hub")
     else:
         model = build_backbone(name, image_size)
         if weights == "hub":
-            load_weights(model, _packaged(name), name)
-        elif weights != "none":
-            load_weights(model, Path(weights).expanduser(), name)
+            weights = str(_packaged(name))
+        if weights != "none":
+            keys = partial(classifier_keys, name, image_size)
+            taken = load_weights(model, Path(weights).expanduser(), name, keys)
     model.eval().requires_grad_(False)
-    return Backbone(name, model, data_config(model, image_size), hash_weights(model))
+    return Backbone(name, model, data_config(model, image_size), hash_weights(model), taken)
 
 
 def _packaged(name: str) -> Path:
@@ -140,7 +143,7 @@ def _create(name: str, image_size: int | None, **options: Any) -> nn.Module:
     config = timm.models.get_pretrained_cfg(name)
     if image_size is not None and config is not None and config.fixed_input_size:
         options["img_size"] = image_size
-    return timm.create_model(name, num_classes=0, **options)
+    return timm.create_model(name, **{"num_classes": 0, **options})
 
 
 def data_config(model: nn.Module, image_size: int | None = None) -> dict[str, Any]:
@@ -149,77 +152,15 @@ def data_config(model: nn.Module, image_size: int | None = None) -> dict[str, An
     return dict(resolve_data_config(overrides, model=model))  # type: ignore[no-untyped-call]
 
 
-def load_weights(model: nn.Module, path: Path, name: str) -> None:
-    """Load a ``.safetensors``, ``.pth`` or ``.pt`` file of tensors into a model, in place.
+def classifier_keys(name: str, image_size: int | None = None) -> frozenset[str]:
+    """Return the keys of a state dict that the architecture has with a classifier only.
 
-    Raises:
-        BackboneError: When the file cannot be read, or its keys or shapes are not the model's.
+    What ``num_classes=0`` drops may be more than the last linear layer: norms and hidden layers.
     """
-    if not path.is_file():
-        raise BackboneError(
-            f"weights: there is no file {str(path)!r}; allowed are 'hub', 'none' or the path of a "
-            ".safetensors, .pth or .pt file"
-        )
-    try:
-        state: Mapping[str, torch.Tensor] = timm.models.load_state_dict(
-            str(path), use_ema=False, weights_only=True
-        )
-    except Exception as error:  # the reader's errors on a damaged file are of many types
-        raise BackboneError(
-            f"weights: cannot read {str(path)!r} as a {path.suffix or 'weights'} file "
-            f"({error_line(error)}); give a .safetensors file, or a .pth "
-            "file that holds tensors only"
-        ) from error
-    if not isinstance(state, Mapping) or not all(
-        isinstance(value, torch.Tensor) for value in state.values()
-    ):
-        raise BackboneError(f"weights: {str(path)!r} holds no state dict of tensors")
-    if problems := _mismatches(model, state):
-        converted = _converted(model, state)
-        if converted is None or _mismatches(model, converted):
-            raise BackboneError(
-                f"weights: {str(path)!r} does not belong to the backbone {name!r}: "
-                + "; ".join(problems)
-            )
-        state = converted
-    own = model.state_dict()
-    model.load_state_dict({key: state.get(key, own[key]) for key in own})
-
-
-def _mismatches(model: nn.Module, state: Mapping[str, torch.Tensor]) -> list[str]:
-    """List how keys and shapes of a state dict differ from the model's; the head may differ."""
-    own = model.state_dict()
-    classifier = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
-    heads = tuple(
-        f"{prefix}." for prefix in ([classifier] if isinstance(classifier, str) else classifier)
-    )
-    differences = {
-        "missing": [k for k in own if k not in state and not k.endswith("num_batches_tracked")],
-        "unknown": [k for k in state if k not in own and not k.startswith(heads)],
-        "other shapes": [
-            f"{key} is {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
-            for key in own
-            if key in state and own[key].shape != state[key].shape
-        ],
-    }
-    return [
-        f"{len(keys)} {title}: {join_some(keys, 3)}" for title, keys in differences.items() if keys
-    ]
-
-
-def _converted(
-    model: nn.Module, state: Mapping[str, torch.Tensor]
-) -> Mapping[str, torch.Tensor] | None:
-    """Convert the checkpoint of an architecture's authors to timm's form, where timm can."""
-    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    if convert is None:
-        return None
-    try:
-        converted = convert(dict(state), model)
-    except Exception as error:  # the file is not the kind of checkpoint it was written for
-        logger.debug("checkpoint_filter_fn of %s: %s", type(model).__name__, error)
-        return None
-    return converted if isinstance(converted, Mapping) else None
+    with torch.device("meta"):
+        with_classes = _create(name, image_size, num_classes=7)
+        without = _create(name, image_size)
+    return frozenset(with_classes.state_dict().keys() - without.state_dict().keys())
 
 
 def _from_hub(name: str, image_size: int | None) -> nn.Module:

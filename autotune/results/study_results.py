@@ -28,6 +28,7 @@ from autotune.search import space as search_space
 from autotune.search.space import Space
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget, StopReason
+from autotune.study.state.outcome import NoResult, find_no_result
 
 _STATES = ("complete", "pruned", "infeasible", "failed", "retried", "running", "waiting")
 
@@ -88,6 +89,16 @@ class StudyResults:
         """The complete baseline, or ``None``."""
         return attrs.find_baseline(self.trials)
 
+    @cached_property
+    def baseline_failure(self) -> str:
+        """Why the last attempt at the baseline failed for good; empty if it did not."""
+        failed = (
+            str(trial.user_attrs.get(attrs.REASON, "")) or "no reason was recorded"
+            for trial in self.last_attempts
+            if attrs.is_baseline(trial) and trial.state == TrialState.FAIL
+        )
+        return next(failed, "")
+
     @property
     def difference(self) -> str:
         """How far the best trial lies from the baseline; empty while one of them is missing."""
@@ -116,10 +127,17 @@ class StudyResults:
         )
         return min(beyond, key=lambda trial: max(trial.constraints.values()), default=None)
 
+    @cached_property
+    def no_result(self) -> NoResult | None:
+        """Why the study has ended without a result; ``None`` if it has one, or goes on."""
+        return find_no_result(self.trials, self.attributes)
+
     def explain_no_best(self) -> str:
         """Say why a study has no best trial."""
         closest = self.closest_to_feasible
         if closest is None:
+            if self.no_result is not None:
+                return f"no result: {self.no_result.reason}. {self.no_result.advice}"
             return "no complete trial yet"
         return (
             f"no complete trial within the limits; the nearest is trial {closest.number}, "

@@ -9,10 +9,15 @@ Everything is in one folder beside the database, ``autotune.files/`` beside ``au
     logs/<study>/<worker>.log        one log a worker
     models/<study>/                  what ``autotune refit`` writes
     reports/<study>.<format>         what ``autotune report`` writes
+
+A study remembers its folder only where somebody chose one (``files:``, ``--files``), or where its
+database is that of a server. Without that the folder is found beside the SQLite file, wherever the
+two were moved or copied.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +25,11 @@ from autotune.storage.url import database_path, is_sqlite, parse_url
 
 #: Formats of a report; the endings of its files.
 REPORT_FORMATS = ("html", "md", "json", "csv", "parquet")
-#: User attribute in which a study remembers the folder of its files.
+#: The file in the folder of a model that says how to build it.
+MODEL_RECORD = "record.json"
+#: Ending of the default folder, where a database has ``.db``.
+_ENDING = ".files"
+#: User attribute in which a study remembers the folder of its files, see :func:`remembered_root`.
 ATTRIBUTE = "files"
 
 
@@ -41,9 +50,32 @@ class StudyPaths:
             return StudyPaths(Path(root).expanduser().absolute())
         if is_sqlite(url):
             path = database_path(url)
-            return StudyPaths(path.with_name(f"{path.name.removesuffix('.db')}.files"))
+            return StudyPaths(path.with_name(f"{path.name.removesuffix('.db')}{_ENDING}"))
         database = parse_url(url).database or "autotune"
-        return StudyPaths(Path("storage").absolute() / f"{Path(database).name}.files")
+        return StudyPaths(Path("storage").absolute() / f"{Path(database).name}{_ENDING}")
+
+    @staticmethod
+    def from_study(url: str, remembered: str | None, root: str | None = None) -> StudyPaths:
+        """Return the files of a study that exists.
+
+        Args:
+            url: Its storage.
+            remembered: Its attribute :data:`ATTRIBUTE`.
+            root: The folder that somebody names now; it takes precedence.
+        """
+        if root is None and remembered and not _is_former_default(url, remembered):
+            root = remembered
+        return StudyPaths.from_url(url, root)
+
+    @staticmethod
+    def for_run(url: str, remembered: str | None, root: str | None = None) -> StudyPaths:
+        """Return the files of a study that is run here, as :meth:`from_study` does.
+
+        The folder that was remembered with a server may be that of another machine.
+        """
+        if remembered and not is_sqlite(url) and not Path(remembered).is_dir():
+            remembered = None
+        return StudyPaths.from_study(url, remembered, root)
 
     @property
     def artifacts(self) -> Path:
@@ -84,17 +116,52 @@ class StudyPaths:
         return self.root / "reports" / f"{study}.{format}"
 
     def studies(self) -> set[str]:
-        """Return the names of the studies that have files here, apart from artifacts."""
+        """Return the names of the studies that were run here.
+
+        Models and reports may have outlived theirs.
+        """
         return {
-            path.stem if folder == "reports" and path.suffix[1:] in REPORT_FORMATS else path.name
-            for folder in ("checkpoints", "confirmed", "logs", "models", "reports")
+            path.name
+            for folder in ("checkpoints", "confirmed", "logs")
             if (self.root / folder).is_dir()
             for path in (self.root / folder).iterdir()
         }
 
     def owned_by(self, study: str) -> tuple[Path, ...]:
-        """Return what belongs to one study alone; its artifacts are among those of others."""
+        """Return what belongs to one study alone; its artifacts are among those of others.
+
+        A study that another program has named like a path has nothing here.
+        """
+        if study in ("", ".", "..") or "/" in study:
+            return ()
         return (
             *(self.checkpoints(study), self.confirmed(study), self.logs(study), self.model(study)),
             *(self.report(study, format) for format in REPORT_FORMATS),
         )
+
+
+def remembered_root(url: str, files: StudyPaths) -> str | None:
+    """Return what a study stores of the folder of its files: ``None`` for the default one.
+
+    The default of a server depends on the working directory, so it is stored. Earlier versions
+    stored the default of a file too; a slash at the end tells a chosen folder from such a one.
+    """
+    if is_sqlite(url) and files == StudyPaths.from_url(url):
+        return None
+    return f"{files.root}/" if files.root.suffix == _ENDING else str(files.root)
+
+
+def _is_former_default(url: str, remembered: str) -> bool:
+    """Tell whether a folder was stored by an earlier version, which stored the default too.
+
+    If it was the default of the database where that was then, it must not be used: it does not
+    exist any more, or belongs to the database that was copied.
+    """
+    folder = Path(remembered)
+    if not is_sqlite(url) or remembered.endswith("/") or folder.suffix != _ENDING:
+        return False
+    database = folder.with_suffix("")
+    databases = (database.with_name(f"{database.name}.db"), database)
+    if beside := [path for path in databases if path.is_file()]:
+        return not any(os.path.samefile(path, database_path(url)) for path in beside)
+    return not folder.exists() or StudyPaths.from_url(url).root.exists()

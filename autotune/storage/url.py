@@ -85,10 +85,14 @@ def redact(url: str) -> str:
 
 
 def database_path(url: str) -> Path:
-    """Return the absolute path of an SQLite database."""
+    """Return the absolute path of an SQLite database; that of the file itself where it is a link.
+
+    Its lock and its files lie beside it, and are the same by whatever path it is opened.
+    """
     database = parse_url(url).database
     assert database is not None
-    return Path(database).absolute()
+    path = Path(database).absolute()
+    return path.resolve() if path.is_symlink() else path
 
 
 def sqlite_url(path: Path) -> str:

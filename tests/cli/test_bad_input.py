@@ -86,7 +86,7 @@ def checked(ended: Ended, before: object, after: object) -> str:
         ),
         (
             ("run", "digits", "dataset=taken"),
-            "with a path and a label in each row, but 'taken' is none of these",
+            "with a path and a label in each row, but 'taken' is a text file",
         ),
         (("run", "digits", "backbone=test_resnt"), "did you mean 'test_resnet'?"),
         (

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from autotune.config.loading import (
 )
 from autotune.config.schema import SearchConfig, StudyConfig
 from autotune.errors import ConfigError, StudyError
+from tests.support.archives import tar_bytes, zip_bytes
 
 MINIMAL = "dataset: photos/ants\nbackbone: resnet18\n"
 UNKNOWN = f"unknown key; search has {', '.join(SearchConfig.model_fields)}"
@@ -73,6 +75,48 @@ def test_a_preset_comes_before_a_file_and_a_path_is_a_path(
     assert find_study_file("~/mine.yaml") == study
 
 
+OTHER_FILES = {
+    "photos.zip": (
+        zip_bytes({"a/1.png": b"x"}),
+        "is a zip archive; 'autotune run folder dataset=",
+    ),
+    "x.tar.gz": (gzip.compress(tar_bytes({"a": b"x"})), "is a tar archive in a gzip file; 'auto"),
+    "my table.csv": (b"path,label\n", "is a table; 'autotune run folder dataset='my table.csv''"),
+    "table": (b"PAR1....PAR1", "is a Parquet table; 'autotune run folder dataset=table'"),
+    "1.jpg": (b"\xff\xd8\xff\xe0", "is a JPEG image; name the folder that has"),
+    "model.yaml": (b"\x08\0\0\0\0\0\0\0{}      ", "is a safetensors file; a study uses weights"),
+    "a.ipynb": (b'{"cells": []}', "is a Jupyter notebook"),
+    "notes.txt": (b"search for it\n", "is a text file"),
+    "page.yaml": (b"<!DOCTYPE html>", "is an HTML page; open it to see why it is there"),
+    "a.7z": (b"7z\xbc\xaf\x27\x1c", "is a 7-Zip archive; unpack it and name the folder"),
+    "autotune.db": (
+        b"SQLite format 3\0",
+        "is an SQLite database; --storage sqlite:///autotune.db",
+    ),
+    "empty.csv": (b"", "is an empty file; copy or download it again"),
+    "noise": (bytes(range(255, 0, -1)), "is of an unknown format"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FILES)
+def test_what_is_no_study_file_is_named(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, message = OTHER_FILES[name]
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_bytes(content)
+    with pytest.raises(StudyError) as refusal:
+        find_study_file(name)
+    assert f"{name!r} {message}" in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["my.study", "my.txt", "my.json", "my", "my.YAML", "my.yml"])
+def test_a_study_file_of_any_name(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text('{\n  "dataset": "digits"\n}' if name == "my.json" else "a: 1\ndataset: x\n")
+    assert find_study_file(str(path)) == path
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -83,7 +127,7 @@ def test_a_preset_comes_before_a_file_and_a_path_is_a_path(
         ("x" * 5000, "no study file"),
         ("~nobody-here/x.yaml", "there is no such file"),
         ("a\0b", "no study file"),
-        (".", "no study file '.'"),
+        (".", "but '.' is a folder; 'autotune run folder dataset=.' makes a study of its"),
     ],
 )
 def test_a_missing_file_is_reported_with_the_nearest_name(
@@ -221,7 +265,7 @@ def test_wrong_overrides(override: str, message: str, study: Path) -> None:
         ["storage=postgresql://u:secret@h/db: x", "search.trials=0"],
         ["postgresql://u:secret@h/db"],
         ["postgresql://u:secret@h/db?sslmode=require"],
-        ["storage={a: 'postgresql://u:secret@h/db'}"],
+        ["storage={a: 'postgresql://u:secret@h/db'}", "lr=3"],
         ["storage=postgresql://h/db?user=u&password=secret", "lr=3"],
     ],
 )

@@ -84,8 +84,8 @@ def test_a_value_that_does_not_fit_its_type(value: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is not valid YAML") as caught:
         read_yaml(path)
     assert len(str(caught.value).splitlines()) == 2
-    with pytest.raises(ConfigError, match="name: must be a YAML value"):
-        parse_overrides([f"name={value}"])
+    with pytest.raises(ConfigError, match=r"search\.trials: must be a YAML value"):
+        parse_overrides([f"search.trials={value}"])
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "latin-1"])

@@ -55,6 +55,17 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     ),
     "data.validation": ([(0.1, 0.1), ("1e-1", 0.1)], [0, 1, -0.1, True, None, "x", math.nan]),
     "data.test": ([(0.999, 0.999)], [0, 1, True, [0.1]]),
+    "data.splits": (
+        [
+            *(("auto", "auto"), ("none", "none"), (None, "none")),
+            ({"train": "a", "test": ["b", 1]}, {"train": ["a"], "test": ["b", "1"]}),
+            ({"train": [0, True]}, {"train": ["0", "True"]}),
+        ],
+        [
+            *("off", ["a"], 1, {}, {"test": "a"}, {"train": []}, {"train": None}),
+            *({"train": "a", "tset": "b"}, {"train": "a", "test": "a"}, {"train": {"a": 1}}),
+        ],
+    ),
     "data.protocol": (
         [(None, None), ("30-per-class", "30-per-class"), ("1-per-class", "1-per-class")],
         ["0-per-class", "30", 30, "-per-class", "30-per-image", True],

@@ -151,7 +151,7 @@ def test_a_database_file_that_is_away_is_waited_for(opened: OpenStudy, tmp_path:
         lambda: shutil.move(path, elsewhere),
         lambda: shutil.move(elsewhere, path),
     )
-    assert ["there is no database" in one for one in looks] == [False, True, False, False]
+    assert ["is not there" in one for one in looks] == [False, True, False, False]
 
 
 def test_a_study_that_is_deleted(opened: OpenStudy) -> None:

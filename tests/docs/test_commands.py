@@ -32,7 +32,7 @@ OTHERS = {
     "install": "of the system: writes a file for its owner alone",
 }
 #: Studies of the examples, made by ``make study DATASET=...`` of what is there called.
-EXAMPLES = ("photos", "photos.yaml", "my.yaml")
+EXAMPLES = ("photos", "photos.yaml", "my.yaml", "photos-tpe", "flowers")
 #: What a command in a sentence has in the place of a value.
 PLACEHOLDERS = {"N": "1", "DATASET=...": "DATASET=photos"}
 #: Variables of the environment that are not in the sources of autotune.

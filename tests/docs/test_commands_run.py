@@ -74,6 +74,7 @@ INSTEAD = (
     (r"--plan 7", "--plan 1"),
     (r"export MODEL", "export storage/autotune.files/models/digits"),
     (r"PORT=9000|--port 9000", "PORT={port}"),
+    (r"^(autotune rm .*|autotune gc)$", r"\1 --yes"),
     (r"^make dashboard$", "make dashboard PORT={port}"),
     (r"^autotune data info my.yaml", "autotune data info photos.yaml"),
     (r"sqlite:////data/team.db", "sqlite:///{root}/team.db"),

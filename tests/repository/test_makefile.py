@@ -63,6 +63,16 @@ def make(*arguments: str) -> str:
         (["best"], "best 'digits'"),
         (["status"], "status 'digits'"),
         (["status", "ARGS=--watch"], "status 'digits' --watch"),
+        (["stop", "DATASET=photos"], "stop 'folder' 'dataset=photos'"),
+        (["ls", "ARGS=--json"], "ls --json"),
+        (["du"], "du"),
+        (["gc", "ARGS=--yes"], "gc --yes"),
+        (["rm", "NAME=other", "ARGS=--all"], "rm 'digits' --name 'other' --all"),
+        (["rm", "ARGS=--yes"], "rm --yes"),  # not the default
+        (
+            ["rename", "DATASET=photos", "TO=flowers"],
+            "rename 'folder' 'flowers' 'dataset=photos'",
+        ),
         (["doctor"], "doctor 'digits'"),
         (["doctor", "FIX=1", "NAME=other"], "doctor 'digits' --name 'other' --fix"),
         (["confirm"], "confirm 'digits'"),
@@ -70,19 +80,26 @@ def make(*arguments: str) -> str:
         (["refit"], "refit 'digits'"),
         (
             ["predict", "IMAGES=my photos", "ARGS=-o out.csv"],
-            "predict 'storage/autotune.files/models/digits' 'my photos' -o out.csv",
+            "predict 'digits' 'my photos' -o out.csv",
         ),
         (["predict", "MODEL=m", "IMAGES=a.jpg"], "predict 'm' 'a.jpg'"),
         (
             ["export", "FORMAT=timm", "DATASET=my/photos.zip"],
-            "export 'storage/autotune.files/models/photos' --format timm",
+            "export 'folder' --set 'dataset=my/photos.zip' --format timm",
         ),
         (
             ["export", "FORMAT=timm", "MODEL=m", "IMAGES=x"],
             "export 'm' --format timm --images 'x'",
         ),
         (["worker", "STUDY=my.yaml"], "worker 'my.yaml'"),
-        (["dashboard", "PORT=9000"], "dashboard 'digits' --port 9000"),
+        (
+            ["predict", "IMAGES=x", "BACKBONE=a.b", "ORDER=greedy", "NAME=n"],
+            "predict 'digits' --set 'backbone=a.b' --set 'search.strategy=greedy' --name 'n' 'x'",
+        ),
+        (["export", "FORMAT=timm", "STUDY=my.yaml"], "export 'my.yaml' --format timm"),
+        (["dashboard", "PORT=9000"], "dashboard --port 9000"),
+        (["dashboard", "DATASET=digits"], "dashboard 'digits' --port 8080"),
+        (["dashboard", "NAME=other"], "dashboard 'digits' --name 'other' --port 8080"),
         (["validate"], "validate 'digits'"),
         (["layers", "BACKBONE=resnet50.a1_in1k"], "layers 'resnet50.a1_in1k'"),
         (["layers", "ARGS=--plan 3"], "layers --plan 3"),
@@ -93,6 +110,74 @@ def test_variables_become_arguments(arguments: list[str], expected: str) -> None
     assert make(*arguments) == f".venv/bin/autotune {expected}"
 
 
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    """A program that stands for autotune: it prints its arguments, one in a line."""
+    path = tmp_path / "an environment/bin/autotune"
+    path.parent.mkdir(parents=True)
+    path.write_text('#!/bin/sh\nprintf \'<%s>\\n\' "$@"\necho "<$AUTOTUNE_STORAGE>"\n')
+    path.chmod(0o755)
+    return path
+
+
+NAMES = (
+    *("it's #2", "a  b", 'say "x"', "cost$5 $(BIN) ${x} `id` $$", "100%", "Käfer", r"back\slash"),
+    *("digits dogs", "*", "a,b)(c", "~", "null", "; false", "-x", "a=b", "hf/#1"),
+)
+
+
+@pytest.mark.parametrize("by_environment", [False, True], ids=["command line", "environment"])
+@pytest.mark.parametrize("name", NAMES)
+def test_names_reach_the_program_as_they_are(
+    name: str, by_environment: bool, program: Path, tmp_path: Path
+) -> None:
+    """The recipe really runs, in a shell; an environment with a blank is reached by a link."""
+    (tmp_path / "venv").symlink_to(program.parents[1])
+    venv = tmp_path / "venv"
+    given = {"DATASET": name, "NAME": name, "STORAGE": f"sqlite:///{name}.db", "WEIGHTS": name}
+    listed = [] if by_environment else [f"{key}={value}" for key, value in given.items()]
+    target = ["-o", f"{venv}/bin/autotune", f"VENV={venv}", "study"]
+    result = subprocess.run(
+        ["make", "--no-print-directory", *target, *listed],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], **(given if by_environment else {})},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    words = ("run", "folder", f"dataset={name}", f"weights={name}", "--name", name)
+    assert result.stdout.splitlines() == [f"<{w}>" for w in (*words, f"sqlite:///{name}.db")]
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("DATASETS=photos", "DATASETS is no variable of this Makefile; did you mean DATASET?"),
+        ("dataset=my photos", "dataset is no variable of this Makefile; did you mean DATASET?"),
+        ("TRIAL=3", "TRIAL is no variable of this Makefile; did you mean TRIALS?"),
+        ("WORKER_PER_GPU=2", "did you mean WORKERS_PER_GPU?"),
+        ("data.folds=5", "a key of the study file goes into ARGS='data.folds=5'"),
+        ("ZZZ=1", "ZZZ is no variable of this Makefile; 'make help' lists them"),
+    ],
+)
+def test_a_variable_that_is_not_there_is_refused(argument: str, message: str) -> None:
+    result = subprocess.run(
+        ["make", "-n", "study", argument], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    assert message in result.stderr
+
+
+def test_variables_of_make_and_of_the_environment_pass() -> None:
+    given = ("PYTHON=python3.12", "CUDA_VISIBLE_DEVICES=1", "HF_HUB_OFFLINE=1", "https_proxy=x")
+    assert make("study", *given, "SHELL=/bin/sh", "POSTGRES_PORT=1") == (
+        ".venv/bin/autotune run 'digits'"
+    )
+    text = (ROOT / "Makefile").read_text()
+    known = text[text.index("variables := ") : text.index("# What make and")].split()
+    assert set(re.findall(r"^([A-Z_]+) +\?=", text, re.MULTILINE)) <= {*known, "POSTGRES_PORT"}
+
+
 def test_old_names_are_accepted_with_one_line() -> None:
     result = subprocess.run(
         ["make", "-n", "-o", ".venv/bin/autotune", "fit", "ORDER=greedy", "INHERIT=random"],
@@ -101,7 +186,8 @@ def test_old_names_are_accepted_with_one_line() -> None:
         text=True,
         check=True,
     )
-    assert "refit 'digits' 'init=random' 'search.strategy=greedy'" in result.stdout
+    command = " ".join(result.stdout.split())
+    assert command.endswith("refit 'digits' 'init=random' 'search.strategy=greedy'")
     assert [line.split(";")[0] for line in result.stderr.splitlines()] == [
         "make: 'INHERIT' is now called 'INIT'",
         "make: 'ORDER' is now called 'STRATEGY'",
@@ -115,7 +201,7 @@ def test_old_names_are_accepted_with_one_line() -> None:
 
 def test_the_dashboard_for_others() -> None:
     result = make("-o", ".venv/public", "dashboard", "PUBLIC=1", "PORT=9000")
-    assert result == ".venv/bin/autotune dashboard 'digits' --port 9000 --public"
+    assert result == ".venv/bin/autotune dashboard --port 9000 --public"
 
 
 def test_the_tests_that_need_a_gpu_run_one_after_the_other() -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from autotune.errors import StorageError
-from autotune.storage.paths import StudyPaths
+from autotune.storage.paths import StudyPaths, remembered_root
 
 
 @pytest.mark.parametrize(
@@ -52,8 +54,113 @@ def test_the_files_of_a_study_are_found_by_its_name(tmp_path: Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
     assert files.studies() == {"s", "v1.2", "notes.md"}
+    for name in ("", ".", "..", "a/../../b"):  # as another program may name a study
+        assert files.owned_by(name) == ()
 
 
 def test_no_url() -> None:
     with pytest.raises(StorageError, match="is no storage URL"):
         StudyPaths.from_url("autotune.db")
+
+
+def project(folder: Path, database: str = "autotune.db") -> str:
+    """Make a database with its files, and return its URL."""
+    path = folder / "storage" / database
+    (path.parent / "autotune.files").mkdir(parents=True)
+    path.touch()
+    return f"sqlite:///{path}"
+
+
+#: What happens to the project ``a`` -> where its database and its files are afterwards.
+MOVES: dict[str, tuple[Callable[[Path], object], str, str]] = {
+    "nothing": (lambda at: None, "a/storage/autotune.db", "a/storage/autotune.files"),
+    "moved": (
+        lambda at: (at / "a").rename(at / "b"),
+        "b/storage/autotune.db",
+        "b/storage/autotune.files",
+    ),
+    "copied": (
+        lambda at: shutil.copytree(at / "a", at / "b"),
+        "b/storage/autotune.db",
+        "b/storage/autotune.files",
+    ),
+    "moved, and another one made there": (
+        lambda at: ((at / "a").rename(at / "b"), project(at / "a")),
+        "b/storage/autotune.db",
+        "b/storage/autotune.files",
+    ),
+    "moved, and written to by an older version": (
+        lambda at: (
+            (at / "a").rename(at / "b"),
+            (at / "a/storage/autotune.files/reports").mkdir(parents=True),
+        ),
+        "b/storage/autotune.db",
+        "b/storage/autotune.files",
+    ),
+    "folder renamed": (
+        lambda at: (at / "a/storage").rename(at / "a/studies"),
+        "a/studies/autotune.db",
+        "a/studies/autotune.files",
+    ),
+    "database copied under another name": (
+        lambda at: shutil.copy(at / "a/storage/autotune.db", at / "a/storage/copy.db"),
+        "a/storage/copy.db",
+        "a/storage/copy.files",
+    ),
+    "a link to the folder": (
+        lambda at: (at / "b").symlink_to(at / "a"),
+        "b/storage/autotune.db",
+        "a/storage/autotune.files",
+    ),
+    "a link to the database": (
+        lambda at: (at / "link.db").symlink_to(at / "a/storage/autotune.db"),
+        "link.db",
+        "a/storage/autotune.files",
+    ),
+}
+
+
+@pytest.mark.parametrize("is_older", [True, False])
+@pytest.mark.parametrize("how", MOVES)
+def test_files_lie_beside_a_database_that_was_moved_or_copied(
+    how: str, is_older: bool, tmp_path: Path
+) -> None:
+    move, database, expected = MOVES[how]
+    files = StudyPaths.from_url(project(tmp_path / "a"))
+    url = f"sqlite:///{tmp_path / database}"
+    remembered = str(files.root) if is_older else remembered_root(url, StudyPaths.from_url(url))
+    move(tmp_path)
+    found = StudyPaths.from_study(url, remembered).root
+    assert found.resolve() == tmp_path / expected
+
+
+@pytest.mark.parametrize("name", ["photos", "autotune.files"])
+@pytest.mark.parametrize("is_older", [True, False])
+def test_a_folder_that_somebody_chose_is_remembered(
+    name: str, is_older: bool, tmp_path: Path
+) -> None:
+    chosen = StudyPaths(tmp_path / "shared" / name)
+    url = project(tmp_path / "a")
+    remembered = str(chosen.root) if is_older else remembered_root(url, chosen)
+    if is_older:
+        chosen.root.mkdir(parents=True)
+    (tmp_path / "a").rename(tmp_path / "b")
+    (tmp_path / "b/storage/autotune.files").rmdir()
+    url = f"sqlite:///{tmp_path}/b/storage/autotune.db"
+    assert StudyPaths.from_study(url, remembered) == chosen
+    assert StudyPaths.from_study(url, remembered, "/x") == StudyPaths(Path("/x"))
+
+
+def test_the_default_of_a_server_is_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    url = "postgresql://host/team"
+    files = StudyPaths.from_url(url)
+    files.root.mkdir(parents=True)
+    remembered = remembered_root(url, files)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert StudyPaths.from_study(url, remembered) == StudyPaths.for_run(url, remembered) == files
+    files.root.rmdir()  # as on another machine
+    assert StudyPaths.for_run(url, remembered).root == tmp_path / "elsewhere/storage/team.files"

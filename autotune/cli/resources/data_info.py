@@ -85,8 +85,7 @@ def _load_config(name: str, overrides: list[str], is_study: bool) -> StudyConfig
     """Load a study file, or a dataset with the other values of the preset ``folder``."""
     if is_study or name.endswith((".yaml", ".yml")):
         return console.load(name, overrides, None, None)
-    quoted = name.replace("'", "''")
-    return console.load("folder", [f"dataset='{quoted}'", *overrides], None, None)
+    return console.load("folder", [f"dataset={name}", *overrides], None, None)
 
 
 def _image_spec(config: StudyConfig) -> ImageSpec:
@@ -126,6 +125,9 @@ def _print(
     config: StudyConfig,
     spec: ImageSpec | None,
 ) -> None:
+    from autotune.data.file_kinds import list_kinds
+    from autotune.data.quality.checks import dataset_warnings
+
     classes, checks = statistics.classes, statistics.checks
     splits = ["train", "validation", "test"]
     if any(counts["unused"] for counts in classes.values()):
@@ -143,6 +145,9 @@ def _print(
         "deviation": _format_channels(statistics.std, spec.std if spec else None),
         "unreadable": f"{len(statistics.unreadable):,}",
     }
+    if counts := statistics.passed_over:
+        total = sum(sum(endings.values()) for endings in counts.values())
+        facts["passed over"] = f"{total:,}: {list_kinds(counts)}"
     if dataset.num_added:
         facts["not used"] = f"{dataset.num_added:,} that were added after the study was made"
     if duplicates := checks.get("duplicates"):
@@ -161,8 +166,6 @@ def _print(
         stdout.print(f"unreadable: {key} ({reason})")
     if len(statistics.unreadable) > 10:
         stdout.print(f"and {len(statistics.unreadable) - 10} more")
-    from autotune.data.quality.checks import dataset_warnings
-
     for remark in dataset_warnings(checks, config.training.model_dump()):
         stdout.print(remark)
 

@@ -10,7 +10,6 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from autotune.config.schema import StudyConfig
 from autotune.display import console
 from autotune.text import format_bytes, plural
 
@@ -28,10 +27,6 @@ FilesOption = Annotated[
 ]
 FolderOption = Annotated[Path, typer.Option(help="Folder of the server's data.")]
 POSTGRES_FOLDER = Path("storage/postgres")
-
-
-def _url(storage: str | None) -> str:
-    return storage or str(StudyConfig.model_fields["storage"].default)
 
 
 def _print(text: str) -> None:
@@ -73,8 +68,9 @@ def copy(
 
     if files is not None:
         console.check_folder(Path(files).expanduser())
-    copy_studies(_url(source), target, study, files, _print_copy)
-    _print(f"continue with --storage {redact(target)}; {redact(_url(source))} is unchanged")
+    url = console.storage_url(source)
+    copy_studies(url, target, study, files, _print_copy)
+    _print(f"continue with --storage {redact(target)}; {redact(url)} is unchanged")
 
 
 def _print_copy(copied: Copied) -> None:
@@ -118,7 +114,7 @@ def restore(
     from autotune.storage.url import sqlite_url
 
     _warn_renamed("restore", f"copy --from sqlite:///{file} --to ...")
-    copy(_url(storage), sqlite_url(file), files=files)
+    copy(console.storage_url(storage), sqlite_url(file), files=files)
 
 
 @app.command("upgrade")
@@ -127,7 +123,7 @@ def upgrade(storage: console.StorageOption = None) -> None:
     from autotune.storage.admin.schema import back_up_sqlite, pending_upgrade, upgrade_tables
     from autotune.storage.url import database_path, is_sqlite, redact
 
-    url = _url(storage)
+    url = console.storage_url(storage)
     pending = pending_upgrade(url)
     if pending is None:
         _print(f"{redact(url)} is up to date")
@@ -150,7 +146,7 @@ def check(storage: console.StorageOption = None) -> None:
     from autotune.storage.admin import check as checks
     from autotune.storage.url import redact
 
-    url = _url(storage)
+    url = console.storage_url(storage)
     results = list(checks.check(url))
     _print(redact(url))
     table = Table("check", "", "result", box=None)

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 def dashboard(
-    study: console.ExistingArgument = "digits",
+    study: Annotated[
+        str | None,
+        typer.Argument(help="A study to open, as for the other verbs; default: the list of all."),
+    ] = None,
     overrides: console.Overrides = None,
     name: console.NameOption = None,
     storage: console.StorageOption = None,
@@ -33,18 +36,23 @@ def dashboard(
     """Open optuna-dashboard on this machine's loopback address, until Ctrl-C."""
     if host is not None and not public:
         raise UserError("--host is for --public; without it the dashboard is on 127.0.0.1 alone")
-    opened = console.open_study(study, overrides, name, storage)
-    from autotune.results.dashboard.server import serve
+    named = study or name
+    opened = console.open_study(named, overrides, name, storage) if named else None
+    from autotune.results.dashboard.server import Shown, serve
+
+    shown = (
+        Shown.study(opened) if opened else Shown.all_studies(storage or console.DEFAULT_STORAGE)
+    )
 
     if not public:
         serve(
-            opened, port, lambda url: console.stdout().print(f"dashboard: {url} (Ctrl-C ends it)")
+            shown, port, lambda url: console.stdout().print(f"dashboard: {url} (Ctrl-C ends it)")
         )
         return
     from autotune.results.dashboard.public import FOLDER, serve_public
 
     console.check_folder(FOLDER)
-    serve_public(opened, port, host, _print_endpoint)
+    serve_public(shown, port, host, _print_endpoint)
 
 
 def _print_endpoint(endpoint: PublicEndpoint) -> None:

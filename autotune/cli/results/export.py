@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from autotune.cli.results.predict import ModelArgument
 from autotune.display import console
 
 
@@ -21,7 +20,7 @@ class Format(StrEnum):
 
 
 def export(
-    model: ModelArgument,
+    model: console.ModelArgument,
     format: Annotated[Format, typer.Option("--format", help="What to write.")] = Format.onnx,
     output: Annotated[
         Path | None,
@@ -31,6 +30,9 @@ def export(
         list[str] | None,
         typer.Option(help="Folder or file of images to compare on; made-up ones without."),
     ] = None,
+    overrides: console.ModelOverrides = None,
+    name: console.NameOption = None,
+    storage: console.StorageOption = None,
 ) -> None:
     """Write a model as ONNX, torch.export or timm, and compare it with PyTorch."""
     stdout = console.stdout()
@@ -44,9 +46,10 @@ def export(
         from autotune.results.model.prediction import sample_images
 
         check_packages(FORMATS[format])
-        loaded = load_model(model)
+        folder = console.find_model(model, overrides, name, storage)
+        loaded = load_model(folder)
         compared = sample_images(loaded, images) if images else random_images(loaded)
-        target = output or model / FORMATS[format].file
+        target = output or folder / FORMATS[format].file
         check(target)
         status.update(f"writing {format}")
         parity = write(loaded, FORMATS[format], target, compared)

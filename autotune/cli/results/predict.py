@@ -15,13 +15,9 @@ from autotune.atomic import atomic_file
 from autotune.display import console
 from autotune.errors import AutotuneError
 
-ModelArgument = Annotated[
-    Path, typer.Argument(help="Folder of a model, as 'autotune refit' has written it.")
-]
-
 
 def predict(
-    model: ModelArgument,
+    model: console.ModelArgument,
     images: Annotated[list[str], typer.Argument(help="Image files, and folders of them.")],
     output: Annotated[
         str, typer.Option("--output", "-o", help="CSV file to write; - prints it.")
@@ -33,6 +29,9 @@ def predict(
     batch_size: Annotated[
         int, typer.Option(min=1, help="Images that go through the network at a time.")
     ] = 64,
+    overrides: console.ModelOverrides = None,
+    name: console.NameOption = None,
+    storage: console.StorageOption = None,
 ) -> None:
     """Write the classes of images and their probabilities as CSV."""
     if output != "-":
@@ -41,7 +40,8 @@ def predict(
     # A spinner would break a table on the same terminal.
     progress = console.stderr(quiet=output == "-" and sys.stdout.isatty())
     with progress.status("loading the model") as status:
-        from autotune.data.sources.folders import printable
+        from autotune.data.file_kinds import PassedOver, describe_passed_over
+        from autotune.data.sources.names import printable
         from autotune.results.model.model import load_model
         from autotune.results.model.prediction import (
             csv_columns,
@@ -53,8 +53,9 @@ def predict(
         from autotune.study.devices import find_device
         from autotune.training.compute.amp import set_float32_precision
 
-        paths = find_images(images)
-        loaded = load_model(model)
+        passed_over = PassedOver()
+        paths = find_images(images, passed_over)
+        loaded = load_model(console.find_model(model, overrides, name, storage))
         limit_torch_threads()
         device = find_device()
         set_float32_precision(device)
@@ -86,6 +87,8 @@ def predict(
         stderr.print(f"{len(unreadable)} of {len(paths)} images cannot be read:")
         for text in unreadable:
             stderr.print(f"  {text}")
+    if text := describe_passed_over(passed_over.by_kind()):
+        stderr.print(text)
     if output != "-":
         stderr.print(f"{len(paths) - len(unreadable)} images: {output}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
@@ -25,9 +25,7 @@ def doctor(
     overrides: console.Overrides = None,
     name: console.NameOption = None,
     storage: console.StorageOption = None,
-    files: Annotated[
-        str | None, typer.Option(help="Folder of the study's files, where it is mounted here.")
-    ] = None,
+    files: console.FilesOption = None,
     fix: Annotated[bool, typer.Option("--fix", help="Repair what can be repaired.")] = False,
 ) -> None:
     """Report what is wrong with a study; changes nothing without --fix.
@@ -65,9 +63,14 @@ def _print_findings(stdout: Console, name: str, findings: Sequence[Finding], *, 
     stdout.print(f"study {name}: {count}")
     for finding in findings:
         stdout.print(Text(finding.kind, style="bold red"))
-        stdout.print(Padding(Text(finding.message), (0, 0, 0, 2)))
+        stdout.print(_indent(stdout, Text(finding.message)))
         if finding.is_fixable and not fix:
-            stdout.print(Padding(Text(f"--fix: {finding.fix}", style="green"), (0, 0, 0, 2)))
+            stdout.print(_indent(stdout, Text(f"--fix: {finding.fix}", style="green")))
+
+
+def _indent(stdout: Console, text: Text) -> RenderableType:
+    """Indent a text; without a terminal it is one line, which padding would cut."""
+    return Text.assemble("  ", text) if stdout.soft_wrap else Padding(text, (0, 0, 0, 2))
 
 
 def _describe_evidence(evidence: Evidence) -> str:

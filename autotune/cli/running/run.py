@@ -36,7 +36,10 @@ def run(
     name: console.NameOption = None,
     storage: console.StorageOption = None,
 ) -> None:
-    """Run a study until its budget is used up; run again to continue it."""
+    """Run a study until its budget is used up; run again to continue it.
+
+    Exit code 1: the study has ended, and no trial has a result.
+    """
     config = console.load_checked(study, overrides, name, storage)
     from autotune.display.run_display import make_view
 
@@ -60,9 +63,11 @@ def run(
     from autotune.results.report.formats import write_report
 
     write_report(result.handle)
-    print_summary(stdout, result.handle, trained=result.trained)
+    has_result = print_summary(stdout, result.handle, trained=result.trained)
     if result.interrupted:
         stdout.print(
             "Stopped. The trials that were running are queued; the same command continues them."
         )
         raise typer.Exit(130)
+    if not has_result:
+        raise typer.Exit(1)

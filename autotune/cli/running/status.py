@@ -27,7 +27,10 @@ def status(
         ),
     ] = None,
 ) -> None:
-    """Show the progress of a study, its workers, what failed, and the best trial."""
+    """Show the progress of a study, its workers, what failed, and the best trial.
+
+    Exit code 1: the study has ended, and no trial has a result.
+    """
     if every is not None and not watch:
         raise UserError("--every goes with --watch")
     opened = console.open_study(study, overrides, name, storage)
@@ -43,4 +46,5 @@ def status(
             return
     else:
         print_workers(stdout, opened)
-    print_summary(stdout, opened, trained=True)
+    if not print_summary(stdout, opened, trained=True):
+        raise typer.Exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from autotune.data.file_kinds import describe_passed_over
 from autotune.display import console
 from autotune.text import plural
 
@@ -30,6 +31,10 @@ def validate(
         f"{study} is valid: study {config.name!r}, {plural(len(samples), 'image')} of "
         f"{plural(len(classes), 'class', 'classes')}, {backbones}"
     )
+    for note in definition.notes:
+        stdout.print(f"  {note}", soft_wrap=True)
+    if counts := definition.dataset.source.passed_over:
+        stdout.print(f"  {describe_passed_over(counts)}")
     if config.data.folds is not None:
         has_validation = any(sample.split == "validation" for sample in samples)
         note = "; the validation split of the data set is in the folds" if has_validation else ""

@@ -21,9 +21,7 @@ def worker(
     overrides: console.Overrides = None,
     name: console.NameOption = None,
     storage: console.StorageOption = None,
-    files: Annotated[
-        str | None, typer.Option(help="Folder of the study's files, where it is mounted here.")
-    ] = None,
+    files: console.FilesOption = None,
     wait: Annotated[
         float,
         typer.Option(min=0, metavar="SECONDS", help="Wait so long for a study that is to come."),
@@ -89,3 +87,7 @@ def worker(
         raise typer.Exit(130)
     reason = f": {ended.text}" if ended else ""
     stdout.print(f"{count} finished here; the study {located.name!r} has no more to do{reason}")
+    no_result = StudyResults.from_study(opened.study).no_result
+    if no_result is not None:
+        stdout.print(no_result.describe())
+        raise typer.Exit(1)

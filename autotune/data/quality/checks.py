@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from autotune.data.file_kinds import SYSTEM, describe_passed_over
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.text import plural
 
@@ -23,7 +24,8 @@ def check_dataset(
     """Count possible problems of the images of a new study, as plain JSON values.
 
     Returns:
-        ``largest`` and ``smallest``, names and training images of two classes; ``groups``, how
+        ``largest`` and ``smallest``, names and training images of two classes; ``passed_over``,
+        numbers of files that are no images, by kind and ending; ``groups``, how
         many there are, how many are in several splits, and a few of those; ``duplicates``, see
         :func:`autotune.data.splits.duplicates.count_duplicates`. The last two are absent without
         groups, and where ``duplicates``, the setting, is ``off``.
@@ -35,6 +37,8 @@ def check_dataset(
         "largest": [source.classes[ranked[-1]], counts[ranked[-1]]],
         "smallest": [source.classes[ranked[0]], counts[ranked[0]]],
     }
+    if source.passed_over:
+        values["passed_over"] = source.passed_over
     if dataset.groups is not None:
         keys = [sample.key for sample in source.samples]
         examples: dict[int, dict[str, str]] = {}
@@ -61,7 +65,12 @@ def dataset_warnings(values: Mapping[str, Any], training: Mapping[str, Any]) -> 
         values: The result of :func:`check_dataset`; empty for studies of early versions.
         training: The section ``training`` of the study.
     """
-    return [*_imbalance(values, training), *_groups(values), *_duplicates(values)]
+    return [
+        *_passed_over(values),
+        *_imbalance(values, training),
+        *_groups(values),
+        *_duplicates(values),
+    ]
 
 
 def duplicate_summary(values: Mapping[str, Any]) -> str:
@@ -75,6 +84,12 @@ def duplicate_summary(values: Mapping[str, Any]) -> str:
         f"{counts['exact']:,} of {plural(counts['images'], 'image')} are there more than once, "
         f"{near}{small}; data.duplicates: {counts['mode']}"
     )
+
+
+def _passed_over(values: Mapping[str, Any]) -> Iterator[str]:
+    counts = values.get("passed_over", {})
+    if set(counts) - {SYSTEM}:
+        yield f"{describe_passed_over(counts)}."
 
 
 def _imbalance(values: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[str]:

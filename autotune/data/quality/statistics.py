@@ -35,6 +35,7 @@ class DatasetStatistics:
         mean: Means of the channels red, green and blue, of values between 0 and 1.
         std: Standard deviations of the channels.
         unreadable: Key and reason of each image that cannot be decoded.
+        passed_over: Kind and ending of the files that are no images -> their number.
         checks: What :func:`autotune.data.quality.checks.check_dataset` counted.
     """
 
@@ -48,6 +49,7 @@ class DatasetStatistics:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     unreadable: tuple[tuple[str, str], ...]
+    passed_over: dict[str, dict[str, int]]
     checks: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
@@ -93,6 +95,7 @@ def compute_statistics(
             for index, reason in results.items()
             if isinstance(reason, str)
         ),
+        passed_over=checks.pop("passed_over", {}),
         checks=checks,
     )
 

@@ -10,10 +10,14 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image
 
+from autotune.data.file_kinds import PassedOver
 from autotune.data.image_files import read_image
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.source import Sample, Shrink, Source
-from autotune.data.sources.folders import ImageFile, digest_files, printable, scan_folder
+from autotune.data.sources.folders import ImageFile, digest_files, scan_folder
+from autotune.data.sources.layout import find_layout, warn_of_equal_folders
+from autotune.data.sources.names import describe_similar, printable, warn_once
+from autotune.data.sources.split_names import AUTO, SplitNames
 from autotune.errors import DatasetError
 
 
@@ -73,6 +77,8 @@ class FileSource(Source):
         names = sorted({file.class_name for file in files})
         labels = {class_name: label for label, class_name in enumerate(names)}
         self.classes = tuple(printable(class_name) for class_name in names)
+        if similar := describe_similar(names):
+            warn_once(f"{name}: {similar}")
         self.samples = tuple(
             Sample(file.key, labels[file.class_name], file.split, file.group) for file in files
         )
@@ -108,13 +114,28 @@ class FileSource(Source):
         return read_image(self._paths[sample.key], shrink)
 
 
-def open_folder(name: str, root: str, progress: ProgressCallback = no_progress) -> FileSource:
+def open_folder(
+    name: str, root: str, progress: ProgressCallback = no_progress, splits: SplitNames = AUTO
+) -> FileSource:
     """Open the image files of a folder of class folders, already split or not.
+
+    Args:
+        name: The data set as the user named it.
+        root: The folder.
+        progress: Called while files are listed and read.
+        splits: What ``data.splits`` says of its folders.
 
     Raises:
         DatasetError: When the folder is not laid out as a data set.
     """
-    return FileSource(name, scan_folder(root, progress), progress=progress)
+    passed_over = PassedOver()
+    layout = find_layout(root, splits, passed_over)
+    files = scan_folder(root, layout, progress, passed_over)
+    if splits == AUTO and layout[0].split is None:
+        warn_of_equal_folders(root, files)
+    source = FileSource(name, files, progress=progress)
+    source.passed_over = passed_over.by_kind()
+    return source
 
 
 class SubsetSource(Source):
@@ -126,6 +147,7 @@ class SubsetSource(Source):
         self.name = source.name
         self.classes = classes
         self.samples = samples
+        self.passed_over = source.passed_over
         self._source = source
 
     def fingerprint_of(self, samples: Sequence[Sample]) -> str:

@@ -11,23 +11,40 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qsl
 
 from PIL import Image
 
+from autotune.data.file_kinds import PassedOver
 from autotune.data.image_files import UnreadableImageError, read_image
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.source import Sample, Shrink, Source
-from autotune.data.sources.folders import SPLIT_NAMES, normalized, printable
-from autotune.data.sources.tables import COLUMNS
-from autotune.errors import DatasetError, DiskFullError, did_you_mean, is_disk_full
+from autotune.data.sources.names import describe_similar, normalized, printable, warn_once
+from autotune.data.sources.split_columns import (
+    LEFT_OUT,
+    SPLIT_COLUMNS,
+    column_name,
+    other_split_columns,
+    splits_of_rows,
+    without_unlabeled,
+)
+from autotune.data.sources.split_names import (
+    AUTO,
+    NONE,
+    TRAIN,
+    SplitNames,
+    given,
+    matches,
+    recognized,
+    splits_key,
+)
+from autotune.data.sources.tables.table import COLUMNS
+from autotune.errors import DatasetError, DiskFullError, did_you_mean, is_disk_full, join_sentences
 from autotune.text import first_line, join_some, plural
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
-
-logger = logging.getLogger(__name__)
 
 SCHEME = "hf://"
 _FORM = f"{SCHEME}owner/name[@revision][/configuration][?image=column&label=column]"
@@ -55,40 +72,58 @@ class _Address:
         return _Address(match["repository"], match["revision"], match["configuration"], columns)
 
 
+class _Row(NamedTuple):
+    """An image: its part and number there, label and split."""
+
+    part: str
+    number: int
+    label: str | None
+    split: str | None
+
+
 class HubSource(Source):
     """The images of a data set of the Hugging Face hub, in the splits that it has.
 
     Args:
         name: ``hf://owner/name``, with a revision, a configuration and columns where needed.
         progress: Called when the download begins.
+        splits: What ``data.splits`` says of the names of its splits.
 
     Raises:
         DatasetError: When it cannot be downloaded, or holds no labeled images.
         DiskFullError: When the disk has no room for it.
     """
 
-    def __init__(self, name: str, progress: ProgressCallback = no_progress) -> None:
+    def __init__(
+        self, name: str, progress: ProgressCallback = no_progress, splits: SplitNames = AUTO
+    ) -> None:
         self.name = name
         address = _Address.parse(name)
         progress("downloading the images", 0, None)
         parts = _load(name, address)
         image, label, group = _columns(name, address, next(iter(parts.values())).features)
-        parts = _used_parts(name, parts, label)
-        labels = {part: _texts(dataset, label) for part, dataset in parts.items()}
-        self.classes = tuple(
-            sorted({text for texts in labels.values() for text in texts if text is not None})
-        )
-        _check(name, labels, self.classes)
+        used = _used_parts(name, list(parts), splits)
+        labels = {part: _texts(parts[part], label) for part in used}
+        passed_over = PassedOver()
+        rows = _rows(name, {part: parts[part] for part in used}, used, labels, splits, passed_over)
+        self.passed_over = passed_over.by_kind()
+        self.classes = tuple(sorted({row.label for row in rows if row.label is not None}))
+        _check(name, rows, self.classes)
+        if similar := describe_similar(self.classes):
+            warn_once(f"{name}: {similar}")
         numbers = {text: number for number, text in enumerate(self.classes)}
-        self._rows: dict[str, tuple[str, int]] = {}
-        samples = []
-        for part, dataset in parts.items():
-            split = SPLIT_NAMES.get(part.lower()) if len(parts) > 1 else None
-            groups = _texts(dataset, group) if group else [None] * len(dataset)
-            for row, (text, row_group) in enumerate(zip(labels[part], groups, strict=True)):
-                key = f"{part}/{row:07d}"
-                self._rows[key] = part, row
-                samples.append(Sample(key, numbers[text or ""], split, row_group))
+        parts = {part: parts[part] for part in used if any(row.part == part for row in rows)}
+        groups = {part: _texts(dataset, group) for part, dataset in parts.items() if group}
+        self._rows = {f"{row.part}/{row.number:07d}": (row.part, row.number) for row in rows}
+        samples = [
+            Sample(
+                f"{row.part}/{row.number:07d}",
+                numbers[row.label or ""],
+                row.split,
+                groups[row.part][row.number] if group else None,
+            )
+            for row in rows
+        ]
         self.samples = tuple(sorted(samples, key=lambda sample: sample.key))
         # the library's fingerprints follow from the commit
         digest = hashlib.blake2b(json.dumps([image, label]).encode(), digest_size=16)
@@ -219,23 +254,66 @@ def _column(
     )
 
 
-def _used_parts(name: str, parts: Mapping[str, Dataset], label: str) -> dict[str, Dataset]:
-    """Return the parts that are splits by their usual names and have labels, or the only part."""
-    if len(parts) == 1:
-        return dict(parts)
-    splits = {part: SPLIT_NAMES[part.lower()] for part in parts if part.lower() in SPLIT_NAMES}
-    if "train" not in splits.values() or len(set(splits.values())) < len(splits):
-        raise DatasetError(
-            f"{name}: the splits of a data set are train, validation and test, each once, train "
-            f"at least, but it has {', '.join(parts)}; choose a configuration that has them"
-        )
-    reasons = {part: "has another name" for part in parts if part not in splits}
-    for part, split in splits.items():
-        if split != "train" and not any(_texts(parts[part], label)):
-            reasons[part] = "has no labels"
-    for part, reason in reasons.items():
-        logger.warning("%s: the split %s %s and is skipped", name, part, reason)
-    return {part: dataset for part, dataset in parts.items() if part not in reasons}
+def _used_parts(name: str, parts: Sequence[str], splits: SplitNames) -> dict[str, str | None]:
+    """Return part -> split, of the parts that are used; ``None`` where it has no split yet."""
+    if splits == NONE:
+        return dict.fromkeys(parts)
+    if isinstance(splits, Mapping):
+        names = [member for members in splits.values() for member in members]
+        if len(parts) == 1 and not any(matches(parts[0], member) for member in names):
+            return dict.fromkeys(parts)  # a column has these names
+        known = given(name, parts, splits)
+    elif len(parts) == 1:
+        return dict.fromkeys(parts)
+    else:
+        known = recognized(parts)
+        if TRAIN not in known.values() or len(set(known.values())) < len(known):
+            raise DatasetError(
+                f"{name}: the splits of a data set are train, validation and test, each once, "
+                f"train at least, but it has {', '.join(parts)}; choose a configuration that has "
+                f"them, or name those to use with {splits_key(known or {parts[0]: TRAIN})}"
+            )
+    for part in parts:
+        if part not in known:
+            way = "" if isinstance(splits, Mapping) else "; data.splits can name it"
+            warn_once(f"{name}: the split {part} has another name and is skipped{way}")
+    return dict(known)
+
+
+def _rows(
+    name: str,
+    parts: Mapping[str, Dataset],
+    used: Mapping[str, str | None],
+    labels: Mapping[str, Sequence[str | None]],
+    splits: SplitNames,
+    passed_over: PassedOver,
+) -> list[_Row]:
+    """Return the images that are used: those of parts with labels."""
+    rows = []
+    for part, dataset in parts.items():
+        if len(parts) > 1 and not any(labels[part]):
+            warn_once(f"{name}: the split {part} has no labels and is skipped")
+            continue
+        row_splits: Sequence[str | None] = [used[part]] * len(dataset)
+        if len(parts) == 1 and used[part] is None:
+            columns = [column for column in dataset.features if _may_split(column, dataset)]
+            cells = {column: _texts(dataset, column) for column in columns}
+            row_splits = splits_of_rows(name, None, cells, splits, passed_over) or row_splits
+        rows += [
+            _Row(part, number, label, split)
+            for number, (label, split) in enumerate(zip(labels[part], row_splits, strict=True))
+        ]
+    kept = without_unlabeled([row.split for row in rows], [row.label for row in rows], passed_over)
+    return [row for row, split in zip(rows, kept, strict=True) if split != LEFT_OUT]
+
+
+def _may_split(column: str, dataset: Dataset) -> bool:
+    from datasets import ClassLabel, Value
+
+    is_text = isinstance(dataset.features[column], ClassLabel | Value)
+    return is_text and (
+        column_name(column) in SPLIT_COLUMNS or bool(other_split_columns([column]))
+    )
 
 
 def _texts(dataset: Dataset, column: str) -> list[str | None]:
@@ -250,18 +328,23 @@ def _texts(dataset: Dataset, column: str) -> list[str | None]:
     return [None if value is None else normalized(str(value).strip()) or None for value in values]
 
 
-def _check(name: str, labels: Mapping[str, list[str | None]], classes: Sequence[str]) -> None:
+def _check(name: str, rows: Sequence[_Row], classes: Sequence[str]) -> None:
     """Refuse what cannot be learned or measured."""
+    labels: dict[str, list[str | None]] = {}
+    for row in rows:
+        labels.setdefault(row.split or row.part, []).append(row.label)
+    is_split = any(row.split for row in rows)
     problems = []
     for part, texts in labels.items():
         if empty := texts.count(None):
             has = "has" if empty == 1 else "have"
             problems.append(f"{plural(empty, 'image')} of {part} {has} no label")
-        if missing := sorted(set(classes) - set(texts)):
+        if is_split and (missing := sorted(set(classes) - set(texts))):
             problems.append(
                 f"no image of {join_some([repr(text) for text in missing])} is in {part}"
             )
     if len(classes) < 2:
         problems.append(f"there must be at least two classes, but it has {len(classes)}")
     if problems:
-        raise DatasetError(f"{name}: {'; '.join(problems)}")
+        similar = describe_similar(classes)
+        raise DatasetError(join_sentences(f"{name}: {'; '.join(problems)}", similar))

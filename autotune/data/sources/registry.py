@@ -11,7 +11,7 @@ from pathlib import Path
 
 from autotune.data.download.archived_dataset import ArchivedDataset
 from autotune.data.download.downloadable import Downloadable
-from autotune.data.download.extraction import extract, is_archive, remove, unsupported_format
+from autotune.data.download.extraction import extract, is_archive, remove
 from autotune.data.download.paths import unpacked_folder
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.source import Source
@@ -19,10 +19,13 @@ from autotune.data.sources.base import DigitsSource, FileSource, open_folder
 from autotune.data.sources.caltech import CALTECH101, CALTECH256, read_caltech101, read_caltech256
 from autotune.data.sources.folders import wrapped_folder
 from autotune.data.sources.hub import SCHEME, HubSource
+from autotune.data.sources.split_names import AUTO, SplitNames
 from autotune.data.sources.stanford_dogs import STANFORD_DOGS
-from autotune.data.sources.tables import TABLE_ENDINGS, open_table
+from autotune.data.sources.tables.table import TABLE_ENDINGS, open_table
 from autotune.data.sources.torchvision_datasets import TORCHVISION_DATASETS
 from autotune.errors import DatasetError, did_you_mean, join_sentences
+from autotune.file_kinds import PARQUET, file_kind
+from autotune.text import join_some
 
 _PATHS = (
     "the path of a folder with one folder of images for each class, of a zip or tar file of such "
@@ -92,46 +95,53 @@ def fetch_source(name: str, progress: ProgressCallback) -> None:
         download.fetch(progress)
 
 
-def open_source(name: str, progress: ProgressCallback = no_progress) -> Source:
+def open_source(
+    name: str, progress: ProgressCallback = no_progress, splits: SplitNames = AUTO
+) -> Source:
     """Open a data set: a registered name, or what :func:`open_local` takes. No image is decoded.
+
+    Args:
+        name: The data set as the user names it.
+        progress: Called while files are listed and read.
+        splits: What ``data.splits`` says of the names of its splits.
 
     Raises:
         DatasetError: When there is no such data set, its layout is wrong, or it must be
             downloaded first.
     """
     registered = _REGISTRY.get(name)
-    return open_local(name, progress) if registered is None else registered.open(progress)
+    if registered is None:
+        return open_local(name, progress, splits)
+    if splits != AUTO:
+        raise DatasetError(
+            f"data.splits names the splits of your own images, but {name!r} is a known data set, "
+            "whose splits do not change; leave data.splits out"
+        )
+    return registered.open(progress)
 
 
-def open_local(name: str, progress: ProgressCallback = no_progress) -> Source:
+def open_local(
+    name: str, progress: ProgressCallback = no_progress, splits: SplitNames = AUTO
+) -> Source:
     """Open images of the user.
 
     Args:
         name: The path of a folder, a table or an archive (``~`` is the home folder), or
             ``hf://owner/name``.
         progress: Called while files are listed and read.
+        splits: What ``data.splits`` says of the names of its splits.
 
     Raises:
         DatasetError: When nothing is there, or its layout is wrong.
     """
     if name.lower().startswith(SCHEME):
-        return HubSource(name, progress)
+        return HubSource(name, progress, splits)
     path = os.path.expanduser(name)
     if "\0" not in path:
         if os.path.isdir(path):
-            return open_folder(name, path, progress)
-        if path.lower().endswith(TABLE_ENDINGS) and os.path.isfile(path):
-            return open_table(name, path, progress)
+            return open_folder(name, path, progress, splits)
         if os.path.exists(path):
-            if is_archive(Path(path)):
-                return open_archive(name, path, progress)
-            if archive_format := unsupported_format(Path(path)):
-                raise DatasetError(
-                    f"a dataset is {_PATHS}, but {name!r} is a file of {archive_format}, which "
-                    "cannot be read here; unpack it and name the folder, or pack it as .tar.gz or "
-                    ".zip"
-                )
-            raise DatasetError(f"a dataset is {_PATHS}, but {name!r} is none of these")
+            return _open_file(name, path, progress, splits)
     names = dataset_names()
     raise DatasetError(
         join_sentences(
@@ -143,7 +153,24 @@ def open_local(name: str, progress: ProgressCallback = no_progress) -> Source:
     )
 
 
-def open_archive(name: str, path: str, progress: ProgressCallback = no_progress) -> FileSource:
+def _open_file(name: str, path: str, progress: ProgressCallback, splits: SplitNames) -> Source:
+    """Open a file by its content; an unknown one by the ending of its name."""
+    if is_archive(Path(path)):
+        return open_archive(name, path, progress, splits)
+    try:
+        kind = file_kind(path)
+    except OSError as error:
+        raise DatasetError(f"{name!r} cannot be read: {error.strerror}") from error
+    is_table = kind.use in ("images", "broken", "") and path.lower().endswith(TABLE_ENDINGS)
+    if is_table or kind == PARQUET:
+        return open_table(name, path, progress, splits)
+    problem = f"a dataset is {_PATHS}, but {name!r} is {kind.name or 'none of these'}"
+    raise DatasetError(join_sentences(problem, kind.advice(name)))
+
+
+def open_archive(
+    name: str, path: str, progress: ProgressCallback = no_progress, splits: SplitNames = AUTO
+) -> FileSource:
     """Open the class folders in a zip or tar file; folders around them are passed through.
 
     The archive is unpacked once: size, time of change and both its ends identify it.
@@ -158,9 +185,15 @@ def open_archive(name: str, path: str, progress: ProgressCallback = no_progress)
     while (inner := wrapped_folder(root)) is not None:
         root = inner
     try:
-        return open_folder(name, root, progress)
+        return open_folder(name, root, progress, splits)
     except DatasetError as error:
+        archives = [path.name for path in sorted(Path(root).iterdir()) if is_archive(path)]
         remove(folder)
+        if archives:
+            raise DatasetError(
+                f"{name!r} holds other archives ({join_some(archives, 5)}) and no class folders; "
+                "unpack it and name one of them, or the folder into which you unpack them"
+            ) from error
         raise DatasetError(f"{name!r} was unpacked into {folder}: {error}") from error
 
 

@@ -63,7 +63,7 @@ class Dataset:
             DatasetError: When there is no such data set, its layout is wrong, or it cannot be
                 split.
         """
-        source = open_source(name, progress)
+        source = open_source(name, progress, data.splits)
         missing = () if manifest is None else manifest.missing(source)
         if manifest is not None and not missing:
             selected, split, groups = manifest.select(source)

@@ -10,7 +10,7 @@ import numpy as np
 from autotune.config.fields import PER_CLASS
 from autotune.data.source import Source
 from autotune.data.sources.base import SubsetSource
-from autotune.data.sources.folders import quoted
+from autotune.data.sources.names import quoted
 from autotune.errors import DatasetError
 
 

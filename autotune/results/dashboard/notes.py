@@ -29,8 +29,8 @@ def study_note(results: StudyResults, storage_url: str) -> str:
         storage_url: URL of the storage; a password in it is left out.
     """
     progress = results.describe_progress()
-    if results.stop_reason is not None:
-        progress += f". The study has ended: {results.stop_reason.text}"
+    if reason := results.stop_reason:
+        progress += f". The study {'is' if reason.is_request else 'has ended:'} {reason.text}"
     answer = [f"**{escape(headline(results))}**", escape(f"trials: {progress}.")]
     if confirmation := describe_confirmation(results):
         answer.append(escape(confirmation))

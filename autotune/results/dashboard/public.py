@@ -39,9 +39,8 @@ from autotune.results.dashboard.access import (
     TOKEN_HEADER,
     Passwords,
 )
-from autotune.results.dashboard.server import HOST, make_dashboard_server, port_error, study_path
+from autotune.results.dashboard.server import HOST, Shown, make_dashboard_server, port_error
 from autotune.storage.admin.password import find_password
-from autotune.study.setup.opening import OpenStudy
 
 USER = "autotune"
 #: The environment variable that may hold the password.
@@ -74,14 +73,14 @@ class PublicEndpoint:
 
 
 def serve_public(
-    handle: OpenStudy, port: int, host: str | None, on_ready: Callable[[PublicEndpoint], None]
+    shown: Shown, port: int, host: str | None, on_ready: Callable[[PublicEndpoint], None]
 ) -> None:
     """Serve the dashboard to others until the process is interrupted, or Caddy ends.
 
     SIGTERM interrupts as Ctrl-C does.
 
     Args:
-        handle: A study of the storage; its artifacts are shown.
+        shown: What it shows.
         port: Port on all addresses of this machine.
         host: Name or address under which others reach this machine; default: its host name.
         on_ready: Called once Caddy listens.
@@ -96,14 +95,14 @@ def serve_public(
     password, where = find_password(VARIABLE, FOLDER / "password")
     token = secrets.token_urlsafe(24)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with make_dashboard_server(handle, 0, token, Passwords(USER, password)) as server:
+    with make_dashboard_server(shown, 0, token, Passwords(USER, password)) as server:
         config = _config(name, port, server.server_port, token)
         with _running(caddy, config) as (process, log):
             threading.Thread(target=server.serve_forever, daemon=True).start()
             try:
                 if fingerprint := _wait_for_certificate(process, port):
                     site = f"[{name}]" if ":" in name else name
-                    url = f"https://{site}:{port}{study_path(handle)}"
+                    url = f"https://{site}:{port}{shown.path}"
                     on_ready(PublicEndpoint(url, USER, where, fingerprint))
                 lines = deque(log, maxlen=LAST_LINES)  # until Caddy ends
                 code = process.wait()

@@ -9,9 +9,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from optuna.artifacts import FileSystemArtifactStore
+from optuna.storages import BaseStorage, get_storage
 
 from autotune import optuna_private
 from autotune.errors import UserError
@@ -22,6 +26,9 @@ from autotune.results.dashboard.access import (
     local_only,
 )
 from autotune.results.dashboard.annotations import annotated_app
+from autotune.storage.paths import StudyPaths
+from autotune.storage.rdb.connection import open_storage
+from autotune.storage.url import absolute_url
 from autotune.study.setup.opening import OpenStudy
 
 if TYPE_CHECKING:
@@ -40,29 +47,66 @@ class _Handler(WSGIRequestHandler):
         logger.debug(format, *args)
 
 
-def serve(handle: OpenStudy, port: int, on_ready: Callable[[str], None]) -> None:
+@dataclass(frozen=True)
+class Shown:
+    """What a dashboard shows: a storage, and the page that opens first.
+
+    Args:
+        storage: The storage with Optuna's cache: finished trials are not read again for every
+            request.
+        artifacts: The files of its trials.
+        url: URL of the storage.
+        path: Path of the first page.
+    """
+
+    storage: BaseStorage
+    artifacts: FileSystemArtifactStore
+    url: str
+    path: str = "/dashboard"
+
+    @classmethod
+    def study(cls, handle: OpenStudy) -> Shown:
+        """Show the storage of a study, with the page of the study first."""
+        path = f"/dashboard/studies/{optuna_private.study_id(handle.study)}"
+        return cls(optuna_private.storage(handle.study), handle.artifacts, handle.url, path)
+
+    @classmethod
+    def all_studies(cls, url: str) -> Shown:
+        """Show a storage, with the list of its studies first.
+
+        Raises:
+            StorageError: When the storage does not exist or cannot be used.
+        """
+        storage = open_storage(url)
+        folder = StudyPaths.from_url(url).artifacts
+        folder.mkdir(parents=True, exist_ok=True)
+        artifacts = FileSystemArtifactStore(str(folder))
+        return cls(get_storage(storage), artifacts, absolute_url(url))
+
+
+def serve(shown: Shown, port: int, on_ready: Callable[[str], None]) -> None:
     """Serve the dashboard until the process is interrupted.
 
     Args:
-        handle: A study of the storage; its artifacts are shown.
+        shown: What it shows.
         port: Port on the loopback address.
-        on_ready: Called with the address of the study once the server listens.
+        on_ready: Called with the address of the first page once the server listens.
 
     Raises:
         UserError: When the port is taken.
     """
-    with make_dashboard_server(handle, port) as server:
-        on_ready(f"http://{HOST}:{port}{study_path(handle)}")
+    with make_dashboard_server(shown, port) as server:
+        on_ready(f"http://{HOST}:{port}{shown.path}")
         server.serve_forever()
 
 
 def make_dashboard_server(
-    handle: OpenStudy, port: int, token: str = "", passwords: Passwords | None = None
+    shown: Shown, port: int, token: str = "", passwords: Passwords | None = None
 ) -> WSGIServer:
     """Make the server of the dashboard.
 
     Args:
-        handle: A study of the storage; its artifacts are shown.
+        shown: What it shows.
         port: Port on the loopback address; 0 for any free one.
         token: The token of Caddy. Without ``passwords`` all users of this machine may read and
             write, and no page of another site.
@@ -71,19 +115,12 @@ def make_dashboard_server(
     Raises:
         UserError: When the port is taken.
     """
-    # The storage with Optuna's cache: finished trials are not read again for every request.
-    storage = optuna_private.storage(handle.study)
-    app: WSGIApplication = annotated_app(storage, handle.artifacts, handle.url)
+    app: WSGIApplication = annotated_app(shown.storage, shown.artifacts, shown.url)
     app = local_only(app) if passwords is None else caddy_only(app, token, passwords)
     try:
         return make_server(HOST, port, add_security_headers(app), _Server, _Handler)
     except OSError as error:
         raise port_error(port, error) from error
-
-
-def study_path(handle: OpenStudy) -> str:
-    """Return the path of a study's page."""
-    return f"/dashboard/studies/{optuna_private.study_id(handle.study)}"
 
 
 def port_error(port: int, error: OSError) -> UserError:

@@ -19,7 +19,6 @@ from typing import Any, Literal
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.errors import DivergedError
 from autotune.results.diagnosis.space_edges import space_edges
 from autotune.results.figures.parameters import importances
 from autotune.results.study_results import StudyResults, is_active
@@ -125,12 +124,7 @@ class _Facts:
 
     @cached_property
     def diverged(self) -> list[FrozenTrial]:
-        return [
-            trial
-            for trial in self.results.last_attempts
-            if trial.state == TrialState.FAIL
-            and str(trial.user_attrs.get(attrs.REASON, "")).startswith(DivergedError.__name__)
-        ]
+        return [trial for trial in self.results.last_attempts if attrs.has_diverged(trial)]
 
     @property
     def noise(self) -> float:

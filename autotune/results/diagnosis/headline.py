@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 
 from autotune.results.diagnosis.diagnostics import Diagnostic
 from autotune.results.figures.history import last_moment
-from autotune.results.study_results import StudyResults
+from autotune.results.study_results import StudyResults, describe_excess
 from autotune.search import ranking
 from autotune.study.state import attrs
 from autotune.study.state.budget import device_hours_used
@@ -22,6 +22,8 @@ def headline(results: StudyResults) -> str:
     """Answer in one sentence what a study found."""
     best, baseline = results.best, results.baseline
     if best is None:
+        if results.no_result is not None:
+            return results.no_result.reason
         if results.closest_to_feasible is not None:
             return results.explain_no_best()
         counts = results.format_counts(with_zeros=False)
@@ -30,7 +32,8 @@ def headline(results: StudyResults) -> str:
     plan = f": {plan}" if plan else ""
     value = results.format_values(best)
     if baseline is None:
-        return f"best {value} (trial {best.number}){plan}; the baseline is not complete yet"
+        state = "failed" if results.baseline_failure else "is not complete yet"
+        return f"best {value} (trial {best.number}){plan}; the baseline {state}"
     front = f"; {len(results.front)} trials on the Pareto front" if len(results.front) > 1 else ""
     difference = results.objective.format_difference
     if best is not baseline:
@@ -193,10 +196,15 @@ def action_items(results: StudyResults, diagnostics: Sequence[Diagnostic]) -> li
     """Say what should be done next."""
     progress, texts = results.progress, []
     missing = progress.budget - progress.finished
-    if results.stop_reason is None and missing > 0:
+    reason = results.stop_reason
+    if (reason is None or reason.is_request) and missing > 0:
         texts.append(
             f"The study is not at its end: {missing} of {progress.budget} trials are missing."
         )
+    if results.no_result is not None:
+        texts.append(f"{results.no_result.advice}.")
+        if closest := results.closest_to_feasible:
+            texts.append(f"The nearest is trial {closest.number}: {describe_excess(closest)}.")
     return texts + [
         f"{diagnostic.question} {diagnostic.answer}"
         for diagnostic in diagnostics

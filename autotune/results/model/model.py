@@ -48,12 +48,13 @@ from autotune.models.backbone import Backbone, build_backbone, check_name
 from autotune.models.network import Network, build_network
 from autotune.models.surgery.aligned_conv import kernel_offsets, set_kernel_offsets
 from autotune.plan import TrialPlan
+from autotune.storage.paths import MODEL_RECORD
 from autotune.study.state import oom
 from autotune.text import first_line
 from autotune.training.trainer import Normalizer
 
 FORMAT = FORMATS[MODEL]
-WEIGHTS, RECORD = "model.safetensors", "record.json"
+WEIGHTS, RECORD = "model.safetensors", MODEL_RECORD
 #: Fields of the record of every model; a refit adds its scores.
 FIELDS = (
     *("format", "versions", "weights_sha256", "parameters", "backbone", "image_size", "decode"),

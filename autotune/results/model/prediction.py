@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from autotune.data.cache.reading import retry_read, silence_pillow
+from autotune.data.file_kinds import PassedOver, describe_passed_over
 from autotune.data.sources.folders import image_paths
-from autotune.errors import DatasetError
+from autotune.errors import DatasetError, join_sentences
 from autotune.results.model.model import Model
 from autotune.runtime import available_cpus
 from autotune.text import as_cell, one_line
@@ -33,11 +34,12 @@ class Prediction:
     problem: str = ""
 
 
-def find_images(given: Sequence[str]) -> list[str]:
+def find_images(given: Sequence[str], passed_over: PassedOver | None = None) -> list[str]:
     """Return the images of files and folders, each once, those of a folder sorted.
 
     Args:
         given: Files of any name, and folders with files whose names end as those of images.
+        passed_over: Counts the files in folders that are no images, if given.
 
     Raises:
         DatasetError: When a path does not exist, a folder cannot be read, or there is no image.
@@ -50,9 +52,13 @@ def find_images(given: Sequence[str]) -> list[str]:
             "relative to the working directory"
         )
     images: dict[str, None] = {}
+    passed_over = PassedOver() if passed_over is None else passed_over
     for path in given:
         try:
-            images |= dict.fromkeys(sorted(image_paths(path)) if os.path.isdir(path) else [path])
+            is_folder = os.path.isdir(path)
+            images |= dict.fromkeys(
+                sorted(image_paths(path, passed_over)) if is_folder else [path]
+            )
         except OSError as error:
             raise DatasetError(
                 f"every folder of images must be readable, but {error.filename!r}: "
@@ -60,8 +66,12 @@ def find_images(given: Sequence[str]) -> list[str]:
             ) from error
     if not images:
         raise DatasetError(
-            f"there must be at least one image, but no file in {', '.join(map(repr, given))} has "
-            "the name of one (.jpg, .png, .webp and so on); give files of other names one by one"
+            join_sentences(
+                f"there must be at least one image, but no file in {', '.join(map(repr, given))} "
+                "has the name of one (.jpg, .png, .webp and so on); give files of other names one "
+                "by one",
+                describe_passed_over(passed_over.by_kind()),
+            )
         )
     return list(images)
 

@@ -59,6 +59,7 @@ def _document(results: StudyResults, storage_url: str) -> Any:
         ],
         "progress": {**asdict(progress), "finished": progress.finished},
         "ended": ended.to_json() if ended else None,
+        "no_result": asdict(results.no_result) if results.no_result else None,
         "best": trials[best.number] if best else None,
         "baseline": trials[baseline.number] if baseline else None,
         "front": [trial.number for trial in results.front],

@@ -30,9 +30,9 @@ from autotune.storage.admin.study_files import (
     copied_files,
     plan_copy,
 )
-from autotune.storage.admin.study_rows import StudyRows, read_attribute, read_study, write_study
+from autotune.storage.admin.study_rows import StudyRows, read_attributes, read_study, write_study
 from autotune.storage.filesystem import check_not_network
-from autotune.storage.paths import ATTRIBUTE, StudyPaths
+from autotune.storage.paths import ATTRIBUTE, StudyPaths, remembered_root
 from autotune.storage.rdb.connection import has_content, open_storage, storage_errors
 from autotune.storage.url import absolute_url, database_path, is_sqlite, redact
 
@@ -79,11 +79,13 @@ def copy_studies(
         plans: dict[str, tuple[StudyPaths, StudyPaths] | None] = {}
         for name in names:
             # A later version may keep files that this one would leave behind.
-            check_format(read_attribute(connection, name, FORMAT), STUDY, f"the study {name!r}")
-            stored = read_attribute(connection, name, ATTRIBUTE)
-            is_chosen = files is not None
-            plan = stored and plan_copy(stored, source_files, target_files, is_chosen)
-            plans[name] = plan or None
+            attributes = read_attributes(connection, name)
+            check_format(attributes.get(FORMAT), STUDY, f"the study {name!r}")
+            plan = None
+            if ATTRIBUTE in attributes:  # a study of another program has none
+                origin = StudyPaths.from_study(source, attributes[ATTRIBUTE])
+                plan = plan_copy(origin, source_files, target_files, files is not None)
+            plans[name] = plan
             if plan and plan[0] != plan[1]:
                 check_no_conflict(name, target_files)
         with _writing(target) as engine:
@@ -159,7 +161,7 @@ def add_study(
         StorageError: When it cannot be written.
     """
     if folder is not None:
-        study = study.with_attribute(ATTRIBUTE, str(folder))
+        study = study.with_attribute(ATTRIBUTE, remembered_root(target, StudyPaths(folder)))
     with storage_errors(target):
         try:
             write_study(engine, study)

@@ -31,15 +31,14 @@ class CopiedFiles:
 
 
 def plan_copy(
-    stored: str, source: StudyPaths, target: StudyPaths, is_chosen: bool
+    origin: StudyPaths, source: StudyPaths, target: StudyPaths, is_chosen: bool
 ) -> tuple[StudyPaths, StudyPaths]:
     """Decide from where and to where the files of a study are copied; equal where they stay.
 
-    If the folder that the study remembers is gone, its storage's default folder counts, as after
-    both were moved; or the target, if somebody chose it and the files are there already. If nobody
-    chose the target, a study in a folder that somebody chose for it stays there.
+    ``origin`` is the folder of the study, ``source`` the default one of its storage. If the first
+    is gone, the second counts; or the target, if somebody chose it and the files are there
+    already. If nobody chose the target, a study in a folder that somebody chose stays there.
     """
-    origin = StudyPaths(Path(stored))
     if not origin.root.exists():
         if is_chosen and target.root.exists():
             return target, target

@@ -88,15 +88,14 @@ def read_study(connection: sqlalchemy.Connection, name: str) -> StudyRows:
     return StudyRows(name, rows(_TRIALS), {table.name: rows(table) for table in _PARTS})
 
 
-def read_attribute(connection: sqlalchemy.Connection, name: str, key: str) -> Any:
-    """Read one user attribute of a study; ``None`` where it has none."""
+def read_attributes(connection: sqlalchemy.Connection, name: str) -> dict[str, Any]:
+    """Read the user attributes of a study."""
     query = (
-        sqlalchemy.select(_USER_ATTRIBUTES.c.value_json)
+        sqlalchemy.select(_USER_ATTRIBUTES.c.key, _USER_ATTRIBUTES.c.value_json)
         .join(_STUDIES)
-        .where(_STUDIES.c.study_name == name, _USER_ATTRIBUTES.c.key == key)
+        .where(_STUDIES.c.study_name == name)
     )
-    value_json = connection.scalar(query)
-    return None if value_json is None else json.loads(value_json)
+    return {key: json.loads(value_json) for key, value_json in connection.execute(query)}
 
 
 def write_study(engine: sqlalchemy.Engine, study: StudyRows) -> None:
@@ -124,6 +123,17 @@ def write_study(engine: sqlalchemy.Engine, study: StudyRows) -> None:
         ]
         if running:
             connection.execute(sqlalchemy.insert(_HEARTBEATS), running)
+
+
+def rename_study_row(engine: sqlalchemy.Engine, old: str, new: str) -> None:
+    """Give a study another name.
+
+    Raises:
+        sqlalchemy.exc.IntegrityError: When the storage has a study of that name.
+    """
+    with engine.begin() as connection:
+        named = sqlalchemy.update(_STUDIES).where(_STUDIES.c.study_name == old)
+        connection.execute(named.values(study_name=new))
 
 
 def _write_trials(

@@ -37,6 +37,7 @@ from autotune.errors import (
 )
 from autotune.storage.filesystem import check_not_network
 from autotune.storage.rdb.retry import RetryingStorage
+from autotune.storage.rdb.sqlite_file import SQLiteFile
 from autotune.storage.rdb.sqlite_locking import begin_transaction
 from autotune.storage.url import database_path, is_sqlite, parse_url, redact, template_of
 
@@ -164,6 +165,11 @@ def _open(url: URL) -> RetryingStorage:
         storage.engine.dispose()  # connections made so far have none of these settings
         with storage.engine.begin() as connection:
             connection.exec_driver_sql("SELECT 1")
+        assert url.database is not None
+        file = SQLiteFile.at(Path(url.database).absolute())
+        storage.sqlite_file = file
+        # A new connection would make an empty file, or write into another one.
+        event.listen(storage.engine, "do_connect", lambda *_: file.check())
     else:
         event.listen(storage.engine, "checkin", _note_rest)
         event.listen(storage.engine, "checkout", partial(_check_rested, storage.engine))

@@ -29,6 +29,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from autotune import optuna_private
 from autotune.optuna_private import OpenRDBStorage, models
+from autotune.storage.rdb.sqlite_file import SQLiteFile
 from autotune.storage.rdb.trial_reader import read_trial, read_trials
 
 #: The user attribute that tells a study from others that had its name, or its id, before.
@@ -66,15 +67,19 @@ class FastRDBStorage(OpenRDBStorage):
     Attributes:
         study_uuid: Only the trials of the study with this uuid are written to; ``None`` where it
             has none. SQLite gives the ids of what was deleted to what is made next.
+        sqlite_file: The file of an SQLite database, as it was opened.
     """
 
     study_uuid: str | None = None
+    sqlite_file: SQLiteFile | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         #: Trials that ran when they were read, by id, with all of their parameters.
         self._running: dict[int, FrozenTrial] = {}
         self._local = threading.local()
+        #: Trials and ends of trials that a study had when they were last counted, by its id.
+        self._rows: dict[int, int] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to a process."""
@@ -86,6 +91,25 @@ class FastRDBStorage(OpenRDBStorage):
         """Make anew what belongs to a process."""
         super().__setstate__(state)
         self._local = threading.local()
+
+    def check_file(self) -> None:
+        """Raise an error if the file of the database is not the one that was opened.
+
+        Raises:
+            DatabaseLostError: When it was deleted, moved or replaced; what was stored is saved.
+        """
+        if self.sqlite_file is not None:
+            self.sqlite_file.check(self.engine)
+
+    def check_rows(self, study_id: int) -> None:
+        """Raise an error if the file of the database has lost trials of a study.
+
+        Raises:
+            DatabaseLostError: When an older file was written over it; what was stored is saved.
+        """
+        if self.sqlite_file is not None:
+            known = self._rows.get(study_id, 0)
+            self._rows[study_id] = self.sqlite_file.check_rows(self.engine, study_id, known)
 
     @contextmanager
     def _autocommit(self) -> Iterator[Connection]:

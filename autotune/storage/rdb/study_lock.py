@@ -38,14 +38,17 @@ def study_lock(
         LockLostError: At the end, when a server has lost the lock in between: what was done under
             it may have met what another holder did.
         LockedError: When another one holds it for longer than ``timeout_s``.
+        DatabaseLostError: When the file of the database was deleted, moved or replaced.
     """
     if is_sqlite(url):
+        storage.check_file()  # before the lock too, which would make its folder again
         lock = FileLock(f"{database_path(url)}.lock")
         try:
             lock.acquire(timeout=-1 if timeout_s is None else timeout_s, poll_interval=POLL_S)
         except Timeout as error:
             raise LockedError.for_study(study, timeout_s) from error
         try:
+            storage.check_file()
             with no_retry():
                 yield
         finally:

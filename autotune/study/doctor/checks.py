@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -23,6 +23,7 @@ from autotune.study.doctor.collect import LOCK_TIMEOUT_S, Evidence, Snapshot, ga
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.state.budget import startable_queue
+from autotune.study.state.outcome import find_no_result
 from autotune.study.state.trial_queue import lost_without_retry
 from autotune.text import join_some
 
@@ -57,6 +58,7 @@ class FindingKind(StrEnum):
     CLOCK = "clock"
     DISK = "disk space"
     BUDGET = "budget"
+    NO_RESULT = "no result"
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ def examine(evidence: Evidence) -> list[Finding]:
     snapshot = evidence.snapshot
     return [
         *unreadable(evidence),
+        *missing_result(snapshot),
         *zombies(snapshot),
         *lost_trials(snapshot),
         *after_the_end(snapshot),
@@ -129,6 +132,13 @@ def unreadable(evidence: Evidence) -> Iterator[Finding]:
             f"this version of autotune cannot read {what}: no worker of this version can continue "
             "the study; use the version that made it",
         )
+
+
+def missing_result(snapshot: Snapshot) -> Iterator[Finding]:
+    """Find that the study has ended, and no trial has a result."""
+    found = find_no_result(snapshot.trials, snapshot.attributes)
+    if found is not None:
+        yield Finding(FindingKind.NO_RESULT, found.describe())
 
 
 def zombies(snapshot: Snapshot) -> Iterator[Finding]:
@@ -176,8 +186,8 @@ def after_the_end(snapshot: Snapshot) -> Iterator[Finding]:
     if snapshot.ended is None:
         return
     ended = f"the study has ended ({snapshot.ended.text}), yet trials"
-    live = [trial.number for trial in snapshot.running if not snapshot.is_gone(trial)]
-    if live:
+    live = [trial.number for trial in snapshot.live]
+    if live and not snapshot.ended.is_request:  # else they are about to stop
         yield Finding(
             FindingKind.ENDED,
             f"{ended} {join_some(live, _LISTED)} run: they were started outside autotune, and "
@@ -348,12 +358,7 @@ def missing_artifacts(evidence: Evidence) -> Iterator[Finding]:
 
 def orphaned_artifacts(evidence: Evidence) -> Iterator[Finding]:
     """Find files of artifacts that no study of the storage refers to."""
-    referred = {item.artifact for item in evidence.references}
-    orphans = tuple(
-        file
-        for file in evidence.artifacts
-        if file.path.name not in referred and file.age_s > ORPHAN_AFTER_S
-    )
+    orphans = unreferenced(evidence.artifacts, {item.artifact for item in evidence.references})
     if not orphans or evidence.root is None:
         return
     folder = evidence.root / "artifacts"
@@ -363,8 +368,8 @@ def orphaned_artifacts(evidence: Evidence) -> Iterator[Finding]:
             FindingKind.ORPHANS,
             f"{what} belong to no study of this storage. They are left alone: the studies "
             f"{', '.join(evidence.foreign_studies)} also have files in {evidence.root} and are "
-            "not in this storage; if they were deleted, remove what they left in checkpoints/, "
-            "logs/, models/ and reports/, and ask again",
+            "not in this storage; if they were deleted, 'autotune gc --deleted' removes what they "
+            "left",
         )
     else:
         yield Finding(
@@ -377,14 +382,7 @@ def orphaned_artifacts(evidence: Evidence) -> Iterator[Finding]:
 
 def orphaned_checkpoints(evidence: Evidence) -> Iterator[Finding]:
     """Find checkpoints of trials that have ended for good."""
-    trials = evidence.snapshot.trials
-    live = {attrs.first_attempt(trial) for trial in trials if not trial.state.is_finished()}
-    orphans = tuple(
-        file
-        for file in evidence.checkpoints
-        if not (file.path.stem.isdecimal() and int(file.path.stem) in live)
-        and file.age_s > ORPHAN_AFTER_S
-    )
+    orphans = superfluous_checkpoints(evidence.checkpoints, evidence.snapshot.trials)
     if orphans:
         yield Finding(
             FindingKind.CHECKPOINTS,
@@ -393,6 +391,30 @@ def orphaned_checkpoints(evidence: Evidence) -> Iterator[Finding]:
             fix="remove them",
             files=orphans,
         )
+
+
+def unreferenced(
+    artifacts: Sequence[StoredFile], referred: Collection[str]
+) -> tuple[StoredFile, ...]:
+    """Return the artifacts that nothing refers to, and that nobody is about to refer to."""
+    return tuple(
+        file
+        for file in artifacts
+        if file.path.name not in referred and file.age_s > ORPHAN_AFTER_S
+    )
+
+
+def superfluous_checkpoints(
+    checkpoints: Sequence[StoredFile], trials: Sequence[FrozenTrial]
+) -> tuple[StoredFile, ...]:
+    """Return the checkpoints from which no trial will continue."""
+    live = {attrs.first_attempt(trial) for trial in trials if not trial.state.is_finished()}
+    return tuple(
+        file
+        for file in checkpoints
+        if not (file.path.stem.isdecimal() and int(file.path.stem) in live)
+        and file.age_s > ORPHAN_AFTER_S
+    )
 
 
 def _megabytes(files: Sequence[StoredFile]) -> str:

@@ -25,7 +25,7 @@ from autotune.search.space import Space
 from autotune.storage.artifacts import ArtifactReference, StoredFile, list_files, read_references
 from autotune.storage.rdb.connection import storage_errors
 from autotune.storage.rdb.heartbeat import HeartbeatAges, read_heartbeat_ages
-from autotune.storage.rdb.retry import LockLostError
+from autotune.storage.rdb.retry import LockLostError, RetryingStorage
 from autotune.storage.rdb.study_lock import study_lock
 from autotune.storage.url import database_path, is_sqlite, redact
 from autotune.study.setup.opening import OpenStudy
@@ -37,7 +37,7 @@ from autotune.text import error_line, join_some
 #: Seconds to wait for the study's lock: a claim with the GP takes seconds.
 LOCK_TIMEOUT_S = 60.0
 #: Errors of reading values of another version.
-_WRONG_JSON = (FormatError, AttributeError, KeyError, TypeError, ValueError)
+WRONG_JSON = (FormatError, AttributeError, KeyError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,11 @@ class Snapshot:
     def running(self) -> tuple[FrozenTrial, ...]:
         """The trials that run."""
         return tuple(trial for trial in self.trials if trial.state == TrialState.RUNNING)
+
+    @cached_property
+    def live(self) -> tuple[FrozenTrial, ...]:
+        """The trials that run and whose workers give signs of life."""
+        return tuple(trial for trial in self.running if not self.is_gone(trial))
 
     def silent_s(self, trial: FrozenTrial) -> float | None:
         """Return the seconds since the last sign of life of a running trial's worker."""
@@ -164,7 +169,7 @@ def gather(handle: OpenStudy, lock_timeout_s: float = LOCK_TIMEOUT_S) -> Evidenc
                 numbers = tuple(connection.execute(query).scalars())
             references = read_references(handle.storage)
             studies = optuna.get_all_study_names(handle.storage)
-            size = _database_bytes(handle)
+            size = database_bytes(handle.storage, handle.url)
     except LockLostError as error:
         raise StorageError(f"storage: {redact(handle.url)} became unavailable: {error}") from error
     # After the database: a reference is there before its file, so that no file lacks its own.
@@ -191,17 +196,17 @@ def _unreadable(handle: OpenStudy, snapshot: Snapshot) -> tuple[str, ...]:
     texts = []
     try:
         handle.config()
-    except _WRONG_JSON as error:
+    except WRONG_JSON as error:
         texts.append(f"its definition ({_reason(error)})")
     try:
         Space.from_json(snapshot.attributes[attrs.SPACE])
-    except _WRONG_JSON as error:
+    except WRONG_JSON as error:
         texts.append(f"its space ({_reason(error)})")
     unreadable = []
     for trial in snapshot.trials:
         try:
             attrs.trial_plan(trial)
-        except _WRONG_JSON:
+        except WRONG_JSON:
             unreadable.append(trial.number)
     if unreadable:
         texts.append(f"the plans of trials {join_some(unreadable, 8)}")
@@ -225,9 +230,10 @@ def _disks(handle: OpenStudy) -> tuple[Disk, ...]:
     return tuple(disks.values())
 
 
-def _database_bytes(handle: OpenStudy) -> int:
-    if is_sqlite(handle.url):
-        return database_path(handle.url).stat().st_size
-    with handle.storage.engine.connect() as connection:
+def database_bytes(storage: RetryingStorage, url: str) -> int:
+    """Return the size of a database."""
+    if is_sqlite(url):
+        return database_path(url).stat().st_size
+    with storage.engine.connect() as connection:
         query = sqlalchemy.text("SELECT pg_database_size(current_database())")
         return int(connection.execute(query).scalar_one())

@@ -54,7 +54,7 @@ class RunResult:
     """How a run ended.
 
     ``ended`` says why the study has ended and is ``None`` if it can continue; ``trained`` is
-    whether a trial was started, ``interrupted`` whether a signal stopped it.
+    whether a trial was started, ``interrupted`` whether a signal or ``autotune stop`` stopped it.
     """
 
     handle: OpenStudy
@@ -181,12 +181,15 @@ def run_study(
         config.storage, engine, workers, gpus, workers_per_gpu, gpus_per_worker, cpus
     )
     existing = look_up_existing(config)
+    config = config.model_copy(update={"files": existing.files or config.files})
     with ExitStack() as stack:
         # Local workers import while the images are checked; a cluster is asked only when needed.
         backend = stack.enter_context(chosen) if engine == "local" else None
         if backend is not None and not existing.has_ended:
             backend.prepare()
         definition = define(config, existing.manifest, _throttled(on_event), fetch=True)
+        if definition.notes:
+            on_event({"event": "notes", "notes": definition.notes})
         if backend is not None:
             backend.check()
         return _run(definition, backend or stack.enter_context(chosen), on_event)
@@ -220,6 +223,7 @@ def _run(definition: Definition, backend: WorkerBackend, on_event: EventCallback
             interrupted = pool.run()
     with storage_errors(handle.url):
         after, ended = trials.progress(), trials.finalize()
+    interrupted = interrupted or (ended is not None and ended.is_request)
     return RunResult(handle, after, ended, after.attempts > before.attempts, interrupted)
 
 
@@ -231,7 +235,8 @@ def _open(definition: Definition, on_event: EventCallback) -> OpenStudy:
     is_new = not check_existing(definition)
     if definition.dataset.num_added:
         on_event({"event": "images_skipped", "count": definition.dataset.num_added})
-    folders = _make_folders(files.root)
+    # with a folder that tells whose it is: the root may lie among the folders of classes
+    folders = _make_folders(files.cache)
     with record_new_entries() as entries:
         try:
             return _open_with_images(definition, files, is_new, on_event)

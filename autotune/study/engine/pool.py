@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from autotune.errors import NoDeviceError, UserError, WorkerError
+from autotune.errors import DatabaseLostError, NoDeviceError, UserError, WorkerError
 from autotune.runtime import set_gpu_defaults
 from autotune.storage.rdb.connection import storage_errors
 from autotune.storage.url import absolute_url
@@ -188,7 +188,10 @@ class WorkerPool:
                 event = self._events.get(timeout=0.5)
             except queue.Empty:
                 self._on_event({"event": "tick"})
-                continue
+                lost = self._check_database()
+                if lost is None:
+                    continue
+                event = lost
             match event["event"]:
                 case "stopping":
                     (self._backend.kill if event["now"] else self._backend.stop)()
@@ -208,6 +211,15 @@ class WorkerPool:
                     else:
                         running.discard(event["worker"])
             self._on_event(event)
+
+    def _check_database(self) -> dict[str, Any] | None:
+        """Return an error as an event if the file of the database is gone, the first time."""
+        try:
+            if self._error is None:
+                self._handle.storage.check_file()
+        except DatabaseLostError as error:
+            return {"event": "error", "message": str(error), "exit_code": error.exit_code}
+        return None
 
     def _replace(self, event: dict[str, Any]) -> bool:
         """Start another worker where one died, after its trial was queued again."""

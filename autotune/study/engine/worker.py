@@ -17,9 +17,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -193,9 +192,9 @@ def run_worker(job: Job, stop: threading.Event, on_event: EventCallback) -> Stop
             workers = max(job.workers, claim.workers)
             epochs, head_epochs = ctx.config.training.epochs, ctx.space.max_head_epochs
             study.pruner = make_pruner(search.pruner, epochs, workers, head_epochs)
-        beat = partial(queue.record_device_time, claim)
-        with Heartbeat(handle.storage, optuna_private.trial_id(claim.trial), beat):
-            kind = run_claimed_trial(claim, ctx, queue, stop, on_event)
+        request = StopRequest(claim, queue, stop)
+        with Heartbeat(handle.storage, optuna_private.trial_id(claim.trial), request.on_beat):
+            kind = run_claimed_trial(claim, ctx, queue, request.is_stopped, on_event)
         if kind not in MAX_CONSECUTIVE_FAILURES:
             failures = 0
             continue
@@ -205,6 +204,29 @@ def run_worker(job: Job, stop: threading.Event, on_event: EventCallback) -> Stop
         if kind == FailureKind.TRANSIENT:
             _pause(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 4 ** (failures - 1)), stop)
     return None
+
+
+class StopRequest:
+    """Tells a trial to stop: by the event of its process, or by a request in the study.
+
+    Args:
+        claim: The claim of the trial.
+        queue: The queue of the study.
+        stop: Set to interrupt the whole process.
+    """
+
+    def __init__(self, claim: Claim, queue: TrialQueue, stop: threading.Event) -> None:
+        self._claim, self._queue, self._stop = claim, queue, stop
+        self._is_requested = False
+
+    def on_beat(self) -> None:
+        """Record the time of the trial, and look for a request; called with every heartbeat."""
+        self._queue.record_device_time(self._claim)
+        self._is_requested = self._queue.is_stop_requested()
+
+    def is_stopped(self) -> bool:
+        """Tell whether the trial has to stop."""
+        return self._is_requested or self._stop.is_set()
 
 
 def _pause(seconds: float, stop: threading.Event) -> None:
@@ -218,10 +240,10 @@ def run_claimed_trial(
     claim: Claim,
     ctx: WorkerContext,
     queue: TrialQueue,
-    stop: threading.Event,
+    is_stopped: Callable[[], bool],
     on_event: EventCallback,
 ) -> FailureKind | None:
-    """Run one trial and record how it ended.
+    """Run one trial, until it ends or has to stop, and record how it ended.
 
     Returns:
         The kind of failure that ended it, or ``None``.
@@ -233,7 +255,7 @@ def run_claimed_trial(
     """
     ending = _TrialOutcomeRecorder(claim, ctx, queue, on_event)
     try:
-        outcome = run_trial(claim.trial, ctx, stop.is_set, on_event)
+        outcome = run_trial(claim.trial, ctx, is_stopped, on_event)
         queue.finish(claim, outcome.state, outcome.values)
         ending.report(outcome.state_name, outcome.value)
     except Exception as error:

@@ -48,6 +48,7 @@ class DefinedBackbone:
     """A checked backbone of a study, without its weights: workers load those again.
 
     Layers are counted from the last one; ``offers`` has as many as the space may reshape.
+    ``notes`` says what a user should know of it, a sentence each.
     """
 
     name: str
@@ -55,6 +56,7 @@ class DefinedBackbone:
     layers: tuple[Layer, ...]
     offers: tuple[LayerCapabilities, ...]
     spec: ImageSpec
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,11 @@ class Definition:
     space: Space
     dataset: Dataset
     backbones: tuple[DefinedBackbone, ...]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of the backbones and their weights, a sentence each."""
+        return tuple(dict.fromkeys(note for b in self.backbones for note in b.notes))
 
     @property
     def specs(self) -> tuple[ImageSpec, ...]:
@@ -234,7 +241,8 @@ def _inspect_backbone(
     loaded = problems.attempt("weights", lambda: load_backbone(name, config.weights, size), where)
     if loaded is None:
         return meta, None
-    return meta, DefinedBackbone(name, loaded.weights_hash, meta.layers, meta.offers, spec)
+    notes = (loaded.taken,) if loaded.taken else ()
+    return meta, DefinedBackbone(name, loaded.weights_hash, meta.layers, meta.offers, spec, notes)
 
 
 def _depth_problems(space: SpaceConfig, metas: Sequence[_MetaBackbone]) -> Iterator[Problem]:

@@ -15,7 +15,7 @@ from optuna.study import Study
 from autotune.config.schema import StudyConfig
 from autotune.errors import StorageError, disk_full_as_user_error
 from autotune.storage.artifacts import add_artifact
-from autotune.storage.paths import StudyPaths
+from autotune.storage.paths import StudyPaths, remembered_root
 from autotune.storage.rdb.connection import has_content, open_storage, storage_errors
 from autotune.storage.rdb.retry import RetryingStorage
 from autotune.storage.url import database_path, is_sqlite
@@ -86,13 +86,14 @@ def find_study(name: str | None, url: str) -> tuple[Study, RetryingStorage] | No
 
 @dataclass(frozen=True)
 class ExistingStudy:
-    """The split of a study, if it can be read, and whether the study has ended.
+    """The split of a study, if it can be read, its folder, and whether the study has ended.
 
-    A larger budget lets it continue all the same.
+    A larger budget lets it continue all the same. ``files`` is the folder that somebody chose.
     """
 
     manifest: Manifest | None = None
     has_ended: bool = False
+    files: str | None = None
 
 
 def look_up_existing(config: StudyConfig) -> ExistingStudy:
@@ -103,7 +104,12 @@ def look_up_existing(config: StudyConfig) -> ExistingStudy:
     with suppress(StorageError):
         if found := find_study(config.name, config.storage):
             study, _ = found
-            files = config.files or study.user_attrs.get(attrs.FILES)
-            manifest = read_manifest(study, StudyPaths.from_url(config.storage, files))
-            return ExistingStudy(manifest, StopReason.from_study(study) is not None)
+            remembered = study.user_attrs.get(attrs.FILES)
+            files = StudyPaths.for_run(config.storage, remembered, config.files)
+            reason = StopReason.from_study(study)
+            return ExistingStudy(
+                read_manifest(study, files),
+                reason is not None and not reason.is_request,
+                remembered_root(config.storage, files),
+            )
     return ExistingStudy()

@@ -24,7 +24,7 @@ from autotune.errors import StudyError, did_you_mean, join_sentences
 from autotune.format_versions import STUDY, reading, stamp
 from autotune.search.plugins import PluginRef, plugin_refs
 from autotune.storage.filesystem import check_not_network
-from autotune.storage.paths import StudyPaths
+from autotune.storage.paths import StudyPaths, remembered_root
 from autotune.storage.rdb.connection import allow_experimental, open_storage, storage_errors
 from autotune.storage.rdb.retry import RetryingStorage
 from autotune.storage.rdb.study_lock import study_lock
@@ -85,7 +85,7 @@ class OpenStudy:
                     "refit": attributes.get(attrs.FIT, {}),
                     "cache": attributes.get(attrs.CACHE, {}),
                     "storage": self.url,
-                    "files": str(self.files.root),
+                    "files": remembered_root(self.url, self.files),
                 }
             )
 
@@ -100,8 +100,16 @@ class OpenStudy:
         return attrs.count_progress(trials, attrs.trial_budget(self.study))
 
 
-def open_existing(name: str, url: str, files: str | None = None) -> OpenStudy:
-    """Open a study that exists; ``files`` is needed if they are not beside the database.
+def open_existing(
+    name: str, url: str, files: str | None = None, *, whole: bool = True
+) -> OpenStudy:
+    """Open a study that exists.
+
+    Args:
+        name: Its name.
+        url: Its storage.
+        files: The folder of its files, needed if they are not beside the database.
+        whole: Refuse a study that was never made to the end, because its launcher was killed.
 
     Raises:
         StudyError: When the storage has no such study, or it was not made by autotune.
@@ -119,7 +127,7 @@ def open_existing(name: str, url: str, files: str | None = None) -> OpenStudy:
                 )
             )
         study = attrs.load_study(name, storage)
-    return _opened(study, storage, url, files)
+    return _opened(study, storage, url, files, whole)
 
 
 def find_existing(name: str, url: str, files: str | None = None) -> OpenStudy | None:
@@ -133,13 +141,17 @@ def find_existing(name: str, url: str, files: str | None = None) -> OpenStudy | 
     return _opened(*found, url, files) if found else None
 
 
-def _opened(study: Study, storage: RetryingStorage, url: str, files: str | None) -> OpenStudy:
-    if attrs.DEFINITION not in study.user_attrs:
+def _opened(
+    study: Study, storage: RetryingStorage, url: str, files: str | None, whole: bool = True
+) -> OpenStudy:
+    attributes = study.user_attrs
+    is_begun = not whole and (attrs.UUID in attributes or not (attributes or study.trials))
+    if attrs.DEFINITION not in attributes and not is_begun:
         raise StudyError(
             f"the study {study.study_name!r} in {redact(url)} was not made by autotune"
         )
-    root = files or study.user_attrs.get(attrs.FILES)
-    return OpenStudy(study, storage, absolute_url(url), StudyPaths.from_url(url, root))
+    paths = StudyPaths.from_study(url, attributes.get(attrs.FILES), files)
+    return OpenStudy(study, storage, absolute_url(url), paths)
 
 
 def wait_for_existing(
@@ -180,7 +192,6 @@ def open_or_create(
     config = definition.config
     assert config.name is not None
     storage = open_storage(config.storage, create=True)
-    files = StudyPaths.from_url(config.storage, config.files)
     with (
         storage_errors(config.storage),
         # Of two launchers that start at once, one makes the study and the other continues it.
@@ -188,6 +199,8 @@ def open_or_create(
     ):
         study = _create(config, storage)
         attrs.check_version(study)
+        remembered = study.user_attrs.get(attrs.FILES)
+        files = StudyPaths.for_run(config.storage, remembered, config.files)
         if attrs.DEFINITION in study.user_attrs:
             check_same(study, definition)
             # It holds the current paths of images, weights and plugins that were moved.
@@ -212,6 +225,8 @@ def open_or_create(
             study.set_user_attr(attrs.UUID, uuid4().hex)
         handle = OpenStudy(study, storage, absolute_url(config.storage), files)
         study.set_user_attr(attrs.FORMAT, stamp(STUDY))
+        if remembered is None or config.files is not None or is_sqlite(config.storage):
+            study.set_user_attr(attrs.FILES, remembered_root(config.storage, files))
         study.set_user_attr(attrs.FIT, config.refit.model_dump(mode="json"))
         study.set_user_attr(attrs.CACHE, config.cache.model_dump(mode="json"))
         handle.trial_queue().set_budget(Budget.from_config(config.search, time.time()))
@@ -286,7 +301,6 @@ def _store_definition(
     for name, value in (
         (attrs.BACKBONES, backbones),
         (attrs.SPACE, definition.space.to_json()),
-        (attrs.FILES, str(files.root)),
         (attrs.ENVIRONMENT, {"python": platform.python_version(), **versions}),
         (attrs.PLUGINS, plugins),
     ):

@@ -39,7 +39,9 @@ SURVEY = "survey"  # dict: the results of the checks of its images, see data/qua
 # dict: name -> {"weights_hash", "parameters", "layers": [Layer.to_json()]}, the baseline's first
 BACKBONES = "backbones"
 SPACE = "space"  # dict: Space.to_json()
-FILES = paths.ATTRIBUTE  # str: folder of the study's files
+FILES = (
+    paths.ATTRIBUTE
+)  # str: folder of its files; None: beside its database, see storage/paths.py
 PRECISION = "precision"  # dict: backbone -> {device: "off", "bf16" or "fp16"}, for amp: auto
 FLOAT32 = "float32_precision"  # dict: GPU -> "tf32" or "ieee": how it computes in float32
 ENVIRONMENT = "environment"  # dict: package -> version
@@ -197,6 +199,12 @@ def ended_infeasible(trial: FrozenTrial) -> bool:
     If memory ran out later, it has a few epochs, and no value that counts.
     """
     return trial.state == TrialState.PRUNED and ranking.is_infeasible(trial)
+
+
+def has_diverged(trial: FrozenTrial) -> bool:
+    """Tell whether a trial failed because its loss or its logits were not finite."""
+    reason = str(trial.user_attrs.get(REASON, ""))  # earlier versions wrote the name of the error
+    return trial.state == TrialState.FAIL and reason.startswith(("diverged", "DivergedError"))
 
 
 def metric_direction(study: Study) -> StudyDirection:

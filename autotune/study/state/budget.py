@@ -24,6 +24,7 @@ TIMEOUT = "timeout"
 DEVICE_HOURS = "device hours"
 PATIENCE = "patience"
 EXHAUSTED = "exhausted"
+STOPPED = "stopped"
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ class Budget:
 class StopReason:
     """Why no new trial starts.
 
-    ``kind`` is the budget that is used up, or ``exhausted``: there is no further plan. ``text``
-    says the same to the user.
+    ``kind`` is the budget that is used up, ``exhausted`` where there is no further plan, or
+    ``stopped`` where somebody asked for it. ``text`` says the same to the user.
     """
 
     kind: str
@@ -81,6 +82,11 @@ class StopReason:
     def is_provisional(self) -> bool:
         """Whether the result of a running trial can make the search continue."""
         return self.kind in (PATIENCE, EXHAUSTED)
+
+    @property
+    def is_request(self) -> bool:
+        """Whether somebody asked the study to stop, which the next run forgets."""
+        return self.kind == STOPPED
 
     @staticmethod
     def from_study(study: Study) -> StopReason | None:

@@ -50,6 +50,7 @@ from autotune.storage.rdb.study_lock import study_lock
 from autotune.study.state import attrs
 from autotune.study.state.budget import (
     EXHAUSTED,
+    STOPPED,
     Budget,
     StopReason,
     count_startable,
@@ -155,7 +156,7 @@ class TrialQueue:
             return None
         if any(trial.state == TrialState.WAITING for trial in trials):
             return None
-        if self._stop_reason(trials, time.time(), Budget.from_attributes(attributes)) is not None:
+        if self._stop_reason(trials, attributes) is not None:
             return None
         return None if self._exhausted(trials) else sampler.propose(self.study, trials)
 
@@ -168,7 +169,7 @@ class TrialQueue:
             is_ours = self._sampler(draws=True) is not None
             with self.storage.state_changes_only() if is_ours else nullcontext():
                 trials, now = self.study.get_trials(deepcopy=False), time.time()
-            reason = self._stop_reason(trials, now, Budget.from_attributes(attributes))
+            reason = self._stop_reason(trials, attributes)
             queued = next(iter(startable_queue(trials, reason)), None)
             if queued is None and reason is None:
                 reason = self._exhausted(trials)
@@ -296,13 +297,20 @@ class TrialQueue:
                     f"the study {self.study.study_name!r} was deleted while it ran, and its "
                     "trials with it; 'autotune run' makes another one"
                 )
+            self.storage.check_rows(optuna_private.study_id(self.study))
             yield attributes
 
     def _stop_reason(
-        self, trials: Sequence[FrozenTrial], now: float, budget: Budget | None = None
+        self, trials: Sequence[FrozenTrial], attributes: Mapping[str, Any]
     ) -> StopReason | None:
+        """Return why no new trial may start: a budget that is used up, or a request to stop."""
+        stored = StopReason.from_attributes(attributes)
+        request = stored if stored is not None and stored.is_request else None
+        if request and any(trial.state == TrialState.RUNNING for trial in trials):
+            return request  # they will be queued
         direction = attrs.metric_direction(self.study)
-        return stop_reason(trials, budget or self.budget(), direction, now)
+        budget = Budget.from_attributes(attributes)
+        return stop_reason(trials, budget, direction, time.time()) or request
 
     def _exhausted(self, trials: Sequence[FrozenTrial]) -> StopReason | None:
         """Ask the sampler whether there is a further plan (a launcher has none to ask)."""
@@ -337,14 +345,42 @@ class TrialQueue:
 
         A worker has stored it, unless none came to ask.
         """
-        with self._lock():
+        with self._lock() as attributes:
             trials = self.study.get_trials(deepcopy=False)
-            reason = StopReason.from_study(self.study) or self._stop_reason(trials, time.time())
+            reason = StopReason.from_attributes(attributes)
+            if reason is None or reason.is_request:
+                reason = self._stop_reason(trials, attributes)
             running = any(trial.state == TrialState.RUNNING for trial in trials)
             if reason is None or running or startable_queue(trials, reason):
                 return None
             self._store_stop_reason(reason)
             return reason
+
+    @retrying
+    def request_stop(self, text: str) -> StopReason:
+        """Ask the workers of a study to stop, and return why no trial starts from now on.
+
+        A worker that trains sees it at its next heartbeat, any other one at its next claim. A
+        study whose budget is used up keeps that reason. The next run forgets the request.
+
+        Args:
+            text: Who asks, for the user.
+        """
+        with self._lock() as attributes:
+            trials = self.study.get_trials(deepcopy=False)
+            reason = StopReason.from_attributes(attributes) or self._stop_reason(
+                trials, attributes
+            )
+            if reason is None or any(trial.state == TrialState.RUNNING for trial in trials):
+                reason = StopReason(STOPPED, text)
+            self._store_stop_reason(reason)
+            return reason
+
+    @retrying
+    def is_stop_requested(self) -> bool:
+        """Tell whether somebody has asked the workers to stop."""
+        reason = StopReason.from_study(self.study)
+        return reason is not None and reason.is_request
 
     @retrying
     def reopen(self) -> None:
@@ -357,10 +393,10 @@ class TrialQueue:
     @retrying
     def count_startable(self) -> int:
         """Count the trials that could start now, as far as is known without a sampler."""
-        trials = self.study.get_trials(deepcopy=False)
-        stored = StopReason.from_study(self.study)
+        trials, attributes = self.study.get_trials(deepcopy=False), self.study.user_attrs
+        stored = StopReason.from_attributes(attributes)
         exhausted = stored if stored and stored.kind == EXHAUSTED else None
-        reason = self._stop_reason(trials, time.time()) or exhausted
+        reason = self._stop_reason(trials, attributes) or exhausted
         return count_startable(trials, self.budget(), reason)
 
     @retrying

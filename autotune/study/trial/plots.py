@@ -18,8 +18,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from autotune.data.drawing import draw_text, draw_tile
-from autotune.text import one_line
+from autotune.data.drawing import draw_text, draw_tile, plot_label
 
 #: Most classes that get names at the axes and counts in the cells.
 NAMED_CLASSES = 25
@@ -53,10 +52,10 @@ def draw_confusion(folder: Path, matrix: npt.NDArray[np.int64], classes: Sequenc
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     if count <= NAMED_CLASSES:
+        names = [plot_label(name) for name in classes]
         # A dollar sign in a class name must not start a formula.
-        names = [one_line(name).replace("$", r"\$") for name in classes]
-        axes.set_xticks(range(count), names, rotation=90)
-        axes.set_yticks(range(count), names)
+        axes.set_xticks(range(count), names, rotation=90, parse_math=False)
+        axes.set_yticks(range(count), names, parse_math=False)
         for row, column in zip(*np.nonzero(matrix), strict=True):
             color = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, str(matrix[row, column]), ha="center", va="center", color=color)

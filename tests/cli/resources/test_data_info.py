@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
+from tests.support.archives import tar_bytes, zip_bytes
 from tests.support.images import make_class_folders, photo
 from tests.support.inside import call, contents
 
@@ -104,3 +107,56 @@ def test_what_is_wrong_is_one_message(photos: Path, arguments: tuple[str, ...], 
     assert said in ended.err
     assert "Traceback" not in ended.err
     assert contents(photos) == before
+
+
+@pytest.mark.parametrize("name", ["photos", "set.zip", "set.tar.gz", "table.csv", "table", "set"])
+def test_any_file_of_images_is_a_data_set(name: str, tmp_path: Path) -> None:
+    photos = make_class_folders(tmp_path / "photos", {"ant": 10, "bee": 10})
+    files = {
+        f"{path.parent.name}/{path.name}": path.read_bytes() for path in photos.rglob("*.png")
+    }
+    table = pd.DataFrame({"path": [f"photos/{key}" for key in files]})
+    table["label"] = table["path"].str.split("/").str[1]
+    match name:
+        case "set.zip":
+            (tmp_path / name).write_bytes(zip_bytes(files))
+        case "set.tar.gz" | "set":
+            (tmp_path / name).write_bytes(gzip.compress(tar_bytes(files)))
+        case "table.csv":
+            table.to_csv(tmp_path / name, index=False)
+        case "table":
+            table.to_parquet(tmp_path / name)
+    ended = call("data", "info", name, cwd=tmp_path, AUTOTUNE_DATA=str(tmp_path / "data"))
+    assert (ended.code, ended.err) == (0, "")
+    assert "20: 12 train, 4 validation, 4 test" in ended.out
+    for verb in ("run", "validate"):
+        refused = call(verb, name, cwd=tmp_path)
+        assert refused.code == 2
+        assert f"'autotune run folder dataset={name}' makes a study" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("1.jpg", b"\xff\xd8\xff\xe0", "is a JPEG image; name the folder that has a folder"),
+        ("photos.zip", b"<html>sign in", "is an HTML page; open it to see why it is there"),
+        ("photos.zip", b"version https://git-lfs.github.com/spec/v1", "is a Git LFS pointer"),
+        ("photos.zip", b"", "must be a whole zip or tar file, but it is damaged"),
+        ("table.csv", zip_bytes({"xl/workbook.xml": b""}), "is an Excel workbook; save the table"),
+        ("photos.tar.gz", b"Rar!\x1a\x07\x01\x00", "is a RAR archive; unpack it and name the"),
+        ("labels.gz", gzip.compress(b"path,label"), "is a gzip file with a text file; unpack it"),
+        ("net.safetensors", b"\x02\0\0\0\0\0\0\0{}", "is a safetensors file; a study uses"),
+        ("two.zip", zip_bytes({"a.zip": zip_bytes({})}), "holds other archives (a.zip) and no"),
+        ("empty", None, "a dataset has one folder for each class, but empty has no folders"),
+    ],
+)
+def test_what_is_no_data_set_is_named(
+    name: str, content: bytes | None, message: str, tmp_path: Path
+) -> None:
+    if content is None:
+        (tmp_path / name).mkdir()
+    else:
+        (tmp_path / name).write_bytes(content)
+    ended = call("data", "info", name, cwd=tmp_path, AUTOTUNE_DATA=str(tmp_path / "data"))
+    assert ended.code == 2
+    assert message in ended.err

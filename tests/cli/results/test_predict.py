@@ -9,11 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from autotune.display.console import find_model
 from autotune.results.model.model import load_model
+from autotune.study.setup.opening import open_existing
+from autotune.study.state import attrs
 from tests.support.driver import TOO_OLD, list_gpus, refuse_gpus
 from tests.support.images import photo
 from tests.support.inside import call
 from tests.support.models import CLASSES, kept, saved
+from tests.support.studies import make_study
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +48,9 @@ def test_a_folder(model: Path, photos: Path, tmp_path: Path) -> None:
     )
     assert (ended.code, ended.out) == (0, "")
     assert "2 of 6 images cannot be read:\n" in ended.err
-    assert "  'photos/broken.jpg': not an image that Pillow can read\n" in ended.err
+    assert (
+        "  'photos/broken.jpg': not an image but a text that begins with 'no image'\n" in ended.err
+    )
     assert "  'photos/empty.png': the file is empty\n" in ended.err
     assert ended.err.endswith("4 images: out.csv\n")
     found = rows((tmp_path / "out.csv").read_text("utf-8"))
@@ -81,7 +87,7 @@ def test_printed_with_all_classes(model: Path, photos: Path, tmp_path: Path) -> 
         cwd=tmp_path,
     )
     assert ended.code == 0
-    assert "'photos/notes.txt': not an image that Pillow can read" in ended.err
+    assert "'photos/notes.txt': not an image but a text that begins" in ended.err
     found = rows(ended.out)
     assert [row["path"] for row in found] == ["photos/a.jpg", "photos/b.png"]
     shares = ["probability", "probability_2", "probability_3"]
@@ -137,3 +143,79 @@ def test_no_model(photos: Path, tmp_path: Path) -> None:
     ended = call("predict", "photos", "photos", cwd=tmp_path)
     assert (ended.code, ended.out) == (2, "")
     assert "the folder of a model has a record.json, but photos has none" in ended.err
+
+
+# The model of a study
+
+
+@pytest.fixture(scope="module")
+def refitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with three studies: two have been refitted, of which one has other files."""
+    folder = tmp_path_factory.mktemp("refitted")
+    (folder / "storage").mkdir()
+    url = f"sqlite:///{folder}/storage/autotune.db"
+    for name in ("digits", "digits-tpe", "new"):
+        study = make_study(name, trials=2, storage=url)
+        files = "elsewhere" if name == "digits-tpe" else "storage/autotune.files"
+        study.set_user_attr(attrs.FILES, str(folder / files))
+        if name != "new":
+            saved(open_existing(name, url).files.model(name), kept("test_resnet"))
+    return folder
+
+
+def found(refitted: Path, model: str, *overrides: str, **options: str | None) -> str:
+    given = {"name": None, "storage": None, **options}
+    path = find_model(model, overrides, **given)
+    return str(path.resolve().relative_to(refitted))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "folder"),
+    [
+        (("digits",), {}, "storage/autotune.files/models/digits"),
+        (("digits", "search.sampler=tpe"), {}, "elsewhere/models/digits-tpe"),
+        (("digits-tpe",), {}, "elsewhere/models/digits-tpe"),
+        (("digits",), {"name": "digits-tpe"}, "elsewhere/models/digits-tpe"),
+        (
+            ("folder", "dataset=my photos"),
+            {"name": "digits"},
+            "storage/autotune.files/models/digits",
+        ),
+        (("elsewhere/models/digits-tpe",), {}, "elsewhere/models/digits-tpe"),
+    ],
+)
+def test_a_study_names_its_model(
+    arguments: tuple[str, ...],
+    options: dict[str, str],
+    folder: str,
+    refitted: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(refitted)
+    (refitted / "digits").mkdir(exist_ok=True)  # images of that name are no model
+    assert found(refitted, *arguments, **options) == folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("new",), "the study 'new' has no model in "),
+        (("digits", "--set", "backbone=resnet18"), "has no study 'digits-resnet18'"),
+        (("folder", "--set", "dataset=photos"), "has no study 'photos'"),
+        (
+            ("nothing",),
+            "'nothing' must be the folder of a model, or a study, but there is no such",
+        ),
+        (("./nothing",), "nothing must be the folder of a model, but there is none"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["predict", "export"])
+def test_another_model_is_never_taken(
+    verb: str, arguments: tuple[str, ...], message: str, refitted: Path, tmp_path: Path
+) -> None:
+    photo(90, 70).save(tmp_path / "a.png")
+    model, *others = arguments
+    images = [str(tmp_path / "a.png")] if verb == "predict" else ["--format", "torch-export"]
+    ended = call(verb, model, *images, *others, cwd=refitted)
+    assert (ended.code, ended.out) == (2, "")
+    assert message in ended.err

@@ -55,6 +55,13 @@ def truncated(draws: random.Random) -> bytes:
     return content[: draws.randint(1, len(content) * 2 // 3)]
 
 
+def half_empty(draws: random.Random) -> bytes:
+    name = draws.choice(("jpeg", "png"))
+    content = encoded(name, draws)
+    start = content[: draws.randint(len(content) // 3, len(content) * 2 // 3)]
+    return start + (b"\xff\xd9" if name == "jpeg" else bytes(len(content) - len(start)))
+
+
 def no_image(draws: random.Random) -> bytes:
     starts = (b"<!DOCTYPE html><html>404", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"PK\x03\x04", b"{}")
     return draws.choice(starts) + draws.randbytes(draws.randint(0, 3000))
@@ -116,7 +123,7 @@ HOPELESS: dict[str, Make] = {
     "zeros": lambda draws: bytes(draws.randint(1, 5000)),
     "no_image": no_image,
     "bomb": bomb,
-    "text_bomb": text_bomb,
+    "half_empty": half_empty,
     "broken_checksum": broken_checksum,
 }
 DOUBTFUL: dict[str, Make] = {
@@ -125,6 +132,7 @@ DOUBTFUL: dict[str, Make] = {
     "garbage_inside": garbage_inside,
 }
 FINE: dict[str, Make] = {
+    "text_bomb": text_bomb,
     "damaged_exif": lambda draws: encoded(
         "jpeg", draws, exif=b"Exif\0\0II*\0" + draws.randbytes(draws.randint(0, 60))
     ),

@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 
 from autotune.data.download import extraction as extracting
-from autotune.data.download.extraction import MAX_RATIO, extract, is_archive
+from autotune.data.download import members
+from autotune.data.download.extraction import extract, is_archive
+from autotune.data.download.members import MAX_RATIO
 from autotune.data.sources.registry import open_local
 from autotune.errors import DatasetError, DiskFullError, InsufficientSpaceError
 from tests.support.archives import tar_bytes, zip_bytes
@@ -182,7 +184,7 @@ def test_an_archive_larger_than_the_disk(
     small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is refused before anything is written."""
-    monkeypatch.setattr(extracting, "MAX_RATIO", 10_000)
+    monkeypatch.setattr(members, "MAX_RATIO", 10_000)
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w:gz", compresslevel=9) as tar:
         info = tarfile.TarInfo("zeros")
@@ -306,8 +308,6 @@ def test_a_header_that_claims_to_be_huge(tmp_path: Path) -> None:
     path.write_bytes(info.tobuf() + bytes(1 << 20))
     with pytest.raises(DatasetError):
         extract(path, tmp_path / "out")
-    unnamed = path.rename(tmp_path / "header")
-    assert not is_archive(unnamed)
 
 
 def test_too_many_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

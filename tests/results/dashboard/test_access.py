@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from autotune.results.dashboard.access import Passwords, is_loopback_host
-from autotune.results.dashboard.server import make_dashboard_server
+from autotune.results.dashboard.server import Shown, make_dashboard_server
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.setup.opening import open_existing
 from autotune.study.state import attrs
@@ -26,7 +26,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     with connections_closed():
         study = make_study("made", trials=3, storage=open_storage(url, create=True))
         study.set_user_attr(attrs.FILES, str(folder / "files"))
-        with make_dashboard_server(open_existing("made", url), 0) as server:
+        with make_dashboard_server(Shown.study(open_existing("made", url)), 0) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()
             yield server.server_port
             server.shutdown()

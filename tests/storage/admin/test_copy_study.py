@@ -356,7 +356,7 @@ def fill_files(url: str, name: str, root: Path | None = None) -> StudyPaths:
 
 def folder_of(url: str, name: str = "rich") -> str:
     study = optuna.load_study(study_name=name, storage=open_storage(url))
-    return str(study.user_attrs["files"])
+    return str(StudyPaths.from_study(url, study.user_attrs["files"]).root)
 
 
 @BOTH

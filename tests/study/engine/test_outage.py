@@ -11,13 +11,15 @@ import pytest
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
-from autotune.errors import StorageError
+from autotune.errors import DatabaseLostError, StorageError
 from autotune.storage.rdb import retry
-from autotune.study.setup.opening import OpenStudy
+from autotune.storage.rdb.connection import open_storage
+from autotune.study.setup.opening import OpenStudy, open_existing
 from autotune.study.state import attrs
 from autotune.study.state.trial_queue import Claim
 from tests.support.inline import Event, run
 from tests.support.postgres import Server, start_server
+from tests.support.runs import SMALL, autotune, start, trials_of, wait_for
 from tests.support.small import open_small
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
@@ -169,3 +171,44 @@ def test_a_database_that_stays_away_ends_the_run_with_one_message(
     assert handle.trial_queue().reclaim_stale(lambda worker: True) == 1
     run(handle, files=str(tmp_path))
     assert [one.state for one in study.get_trials()] == [TrialState.FAIL, TrialState.COMPLETE]
+
+
+def test_a_worker_stops_when_its_database_is_deleted(tmp_path: Path) -> None:
+    """The trial that runs is not finished, and the one before it is saved."""
+    handle = open_small(tmp_path, search__trials=3, training__epochs=1)
+
+    def delete(event: Event) -> None:
+        if (event["event"], event.get("trial")) == ("start", 1):
+            (tmp_path / "study.db").unlink()
+
+    with pytest.raises(DatabaseLostError, match="was deleted while it was in use"):
+        run(handle, until=delete)
+    (saved,) = tmp_path.glob("study.saved-*.db")
+    saved.rename(tmp_path / "study.db")
+    trials = open_existing(handle.name, handle.url).study.get_trials()
+    assert [trial.state for trial in trials[:2]] == [TrialState.COMPLETE, TrialState.RUNNING]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["deleted", "replaced", "moved"])
+def test_a_run_whose_database_is_lost_is_no_success(how: str, tmp_path: Path) -> None:
+    options = ("digits", *SMALL, "search.trials=6", "--name", "it", "--workers", "2")
+    process = start("run", *options, cwd=tmp_path)
+    folder = tmp_path / "storage"
+    wait_for(lambda: any(one.state.is_finished() for one in trials_of(tmp_path, "it")))
+    if how == "moved":
+        folder.rename(tmp_path / "elsewhere")
+    else:
+        (folder / "autotune.db").unlink()
+    if how == "replaced":
+        open_storage(f"sqlite:///{folder}/autotune.db", create=True)
+    assert process.wait(120) == 2
+    said = (tmp_path / "out.txt").read_text()
+    assert "6/6 finished" not in said and said.count("while it was in use") == 1
+    for log in tmp_path.glob("*/autotune.files/logs/it/*.log"):
+        assert log.read_text().count(" ERROR ") == 1
+    where = "elsewhere/autotune.db" if how == "moved" else "storage/autotune.saved-*.db"
+    (saved,) = tmp_path.glob(where)
+    assert (
+        autotune("status", "it", "--storage", f"sqlite:///{saved}", cwd=tmp_path).returncode == 0
+    )

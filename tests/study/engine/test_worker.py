@@ -7,6 +7,7 @@ import math
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,27 @@ def test_a_study_from_start_to_end(tmp_path: Path) -> None:
     assert trials[0].user_attrs[attrs.TRAINABLE_PARAMETERS] == 970
     files = StudyPaths.from_url(handle.url)
     assert not list(files.root.glob("checkpoints/*/*.pt"))
+
+
+def test_a_worker_notices_a_request_to_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        worker_module, "Heartbeat", partial(worker_module.Heartbeat, interval_s=0.01)
+    )
+    handle = open_small(tmp_path, training__epochs=500)
+
+    def ask(event: Event) -> None:
+        if event["event"] == "epoch" and event["epoch"] == 2:
+            handle.trial_queue().request_stop("stopped from elsewhere")
+
+    events = run(handle, ask)
+    assert events[-1]["state"] == "interrupted"
+    stopped, retry = handle.study.get_trials()
+    assert stopped.user_attrs[attrs.REASON] == "interrupted"
+    assert retry.state == TrialState.WAITING and retry.last_step in range(2, 500)
+    assert handle.files.checkpoint("small", 0).exists()
+    assert run(handle)[-1]["event"] == "ready"  # until the next run nothing starts
 
 
 def test_weights_of_the_best_can_be_loaded_into_its_network(tmp_path: Path) -> None:

@@ -132,6 +132,28 @@ def test_claims_end_at_the_budget(url: str) -> None:
     assert claim(queue).number == 2
 
 
+def test_a_request_to_stop_holds_until_the_next_run(url: str) -> None:
+    queue = make_queue(url, budget=2)
+    first = claim(queue)
+    request = StopReason("stopped", "stopped from here")
+    assert queue.request_stop(request.text) == stopped(queue) == stored(queue) == request
+    assert queue.is_stop_requested() and queue.finalize() is None  # a trial runs
+    assert queue.requeue(first.number, INTERRUPTED)
+    assert stopped(queue) == queue.finalize() == request and queue.count_startable() == 0
+    queue.set_budget(Budget(2))
+    assert not queue.is_stop_requested() and retried_next(queue) == [0]
+    queue.request_stop(request.text)
+    for trial in (frozen(queue, 1), claim_after_run(queue)):
+        queue.study.tell(trial.number, 0.5)
+    queue.request_stop(request.text)  # too late
+    assert queue.finalize() == stored(queue) == StopReason("trials", "2 finished trials")
+
+
+def claim_after_run(queue: TrialQueue) -> Trial:
+    queue.set_budget(Budget(2))
+    return claim(queue)
+
+
 def test_pruned_and_failed_trials_count(url: str) -> None:
     queue = make_queue(url, budget=2)
     queue.study.tell(claim(queue), state=TrialState.FAIL)

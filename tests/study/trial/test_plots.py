@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from autotune.study.trial.plots import WORST, Prediction, draw_worst, worst
+from autotune.data.drawing import plot_label
+from autotune.study.trial.plots import WORST, Prediction, draw_confusion, draw_worst, worst
 
 
 def test_the_worst_images_are_those_with_the_highest_loss() -> None:
@@ -54,3 +55,24 @@ def test_a_sheet_shows_the_images_and_marks_what_is_wrong(tmp_path: Path) -> Non
     for place, (most, least) in zip(below, [(0, 1), (1, 0)], strict=True):  # red, then green
         colours = np.asarray(place, dtype=int)
         assert (colours[..., most] - colours[..., least]).max() > 40
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ["x" * 5000, "日本の犬", "🐈‍⬛ cat", "שלום כלב", "$a$ and $", "a_b^c$", "a\nb", ""],
+        ["W" * 66] * 2,
+        ["W" * 66] * 25,
+    ],
+)
+def test_a_matrix_of_any_classes_is_drawn_without_a_warning(
+    tmp_path: Path, classes: list[str]
+) -> None:
+    path = draw_confusion(tmp_path, np.eye(len(classes), dtype=np.int64), classes)
+    with Image.open(path) as picture:
+        assert min(picture.size) > 300
+
+
+def test_long_names_in_a_plot_lose_their_middle() -> None:
+    assert plot_label("golden retriever of a kind, number 2") == "golden retr…, number 2"
+    assert plot_label("犬 $a$") == "□ $a$"

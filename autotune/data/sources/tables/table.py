@@ -3,49 +3,76 @@
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 
-from autotune.data.progress import INDEXING, ProgressCallback, no_progress
+from autotune.data.file_kinds import PassedOver
+from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.sources.base import FileSource
-from autotune.data.sources.folders import SPLIT_NAMES, ImageFile, normalized, printable, quoted
+from autotune.data.sources.folders import ImageFile
+from autotune.data.sources.names import (
+    describe_similar,
+    normalized,
+    printable,
+    quoted,
+    warn_once,
+)
+from autotune.data.sources.split_columns import (
+    LEFT_OUT,
+    SPLIT_COLUMNS,
+    column_name,
+    other_split_columns,
+    splits_of_rows,
+    without_unlabeled,
+)
+from autotune.data.sources.split_names import (
+    AUTO,
+    SPLITS,
+    TEST,
+    SplitNames,
+    splits_key,
+)
+from autotune.data.sources.tables.cells import SURROGATES, TEXT_ENDINGS, from_windows, read_cells
+from autotune.data.sources.tables.files import describe_missing, find_files
 from autotune.errors import DatasetError, did_you_mean, join_sentences
 from autotune.text import join_some, plural
 
 #: Endings of the files that are tables.
-TABLE_ENDINGS = (".csv", ".tsv", ".parquet")
+TABLE_ENDINGS = (*TEXT_ENDINGS, ".parquet")
 #: Role of a column -> its names, in lower case.
 COLUMNS = {
     "path": ("path", "file", "filename", "file_name", "filepath", "image"),
     "label": ("label", "class", "class_name", "category"),
-    "split": ("split", "part", "subset"),
+    "split": SPLIT_COLUMNS,
     "group": ("group", "group_id"),
 }
 _NEEDED = ("path", "label")
 #: Limits a cell: no system has longer paths.
 MAX_CHARACTERS = 32_768
-#: Limits the lines and files that a message lists.
+#: Limits the lines that a message lists.
 _MAX_LISTED = 5
-_THREADS = 16
-_CHUNK = 1000
 
 
-def open_table(name: str, path: str, progress: ProgressCallback = no_progress) -> FileSource:
+def open_table(
+    name: str, path: str, progress: ProgressCallback = no_progress, splits: SplitNames = AUTO
+) -> FileSource:
     """Open the image files that a table names. A repeated row counts once.
 
     Args:
         name: The table as the user named it.
-        path: A file with one of :data:`TABLE_ENDINGS`. Paths in it are relative to its folder.
+        path: A file that ends as :data:`TEXT_ENDINGS`, or of Parquet. Paths in it are relative to
+            its folder.
         progress: Called while files are looked up, and read for the fingerprint.
+        splits: What ``data.splits`` says of the values in its column of splits.
 
     Raises:
         DatasetError: With everything that is wrong with the table.
     """
-    table = _columns(path, _load(path))
+    cells = read_cells(path, [COLUMNS[role] for role in _NEEDED])
+    passed_over = PassedOver()
+    table = _columns(path, cells, splits, passed_over)
     for role in table.columns:
         is_long = table[role].map(lambda text: text is not None and len(text) > MAX_CHARACTERS)
         if is_long.any():  # before such a cell is quoted
@@ -54,11 +81,13 @@ def open_table(name: str, path: str, progress: ProgressCallback = no_progress) -
                 f"ones ({_lines(table.index[is_long])}); is a quotation mark not closed?"
             )
     folder = os.path.dirname(path)
-    paths = [None if cell is None else _resolved(folder, cell) for cell in table["path"]]
+    paths, missing = find_files(folder, table["path"].tolist(), progress)
     # by number: pandas' own strings are all UTF-8, and names of files need not be
     table["file"], distinct = pd.factorize(np.array(paths, dtype=object))
     files = list(distinct)
-    problems = [*_problems(table, files), *_missing(files, progress)]
+    problems = [*_problems(table, files)]
+    if missing:
+        problems.append(describe_missing(folder, missing))
     if problems:
         raise DatasetError(
             f"every row of a table names an image file and its class, but {path}: "
@@ -66,70 +95,28 @@ def open_table(name: str, path: str, progress: ProgressCallback = no_progress) -
         )
     table = table.drop_duplicates("file")
     empty = [None] * len(table)
-    splits, groups = table.get("split", empty), table.get("group", empty)
+    row_splits, groups = table.get("split", empty), table.get("group", empty)
     images = [
-        ImageFile(
-            printable(cell),
-            files[file],
-            label,
-            None if word is None else SPLIT_NAMES[word.lower()],
-            group,
-        )
-        for cell, file, label, word, group in zip(
-            table["path"], table["file"], table["label"], splits, groups, strict=True
+        ImageFile(printable(cell), files[file], label, split, group)
+        for cell, file, label, split, group in zip(
+            table["path"], table["file"], table["label"], row_splits, groups, strict=True
         )
     ]
     images.sort(key=lambda image: image.key)
-    return FileSource(name, images, labeled=True, progress=progress)
+    source = FileSource(name, images, labeled=True, progress=progress)
+    source.passed_over = passed_over.by_kind()
+    return source
 
 
-def _load(path: str) -> pd.DataFrame:
-    """Read all cells as they are written; the first line names the columns."""
-    try:
-        if path.lower().endswith(".parquet"):
-            return pd.read_parquet(path, dtype_backend="numpy_nullable")
-        encoding, separator = _dialect(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # of lines that are too long
-            return pd.read_csv(
-                path,
-                sep=separator,
-                encoding=encoding,
-                # a file may have any name; the other columns are checked later
-                encoding_errors="surrogateescape",
-                dtype=object,
-                keep_default_na=False,  # a class may be called NA
-                na_values=[""],
-                skipinitialspace=True,
-                index_col=False,
-            )
-    except ImportError as error:
-        raise DatasetError(
-            f"{path}: Parquet files are read by pyarrow, which is not installed; run pip install "
-            "'autotune[parquet]', or write the table as CSV"
-        ) from error
-    except (OSError, ValueError, pd.errors.ParserWarning) as error:  # and kinds of them
-        reason = error.strerror if isinstance(error, OSError) else None
-        reason = reason or str(error).strip().splitlines()[0]
-        raise DatasetError(f"{path} must be a table, but cannot be read: {reason}") from error
-
-
-def _dialect(path: str) -> tuple[str, str]:
-    """Return encoding and separator, also those of spreadsheet programs."""
-    with open(path, "rb") as stream:
-        start = stream.read(1 << 16)
-    encoding = "utf-16" if start.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
-    header = start.decode(encoding, "replace").partition("\n")[0]
-    return encoding, "\t" if path.lower().endswith(".tsv") else max(",;\t", key=header.count)
-
-
-def _columns(path: str, table: pd.DataFrame) -> pd.DataFrame:
-    """Return the columns that count, named by their roles, as text."""
-    columns = [str(column) for column in table.columns]
+def _columns(
+    path: str, table: pd.DataFrame, splits: SplitNames, passed_over: PassedOver
+) -> pd.DataFrame:
+    """Return the columns that count, named by their roles, as text; splits by their own names."""
+    columns = list(table.columns)
     by_role: dict[str, str] = {}
     problems = []
     for role, names in COLUMNS.items():
-        named = [column for column in columns if column.strip().lower() in names]
+        named = [column for column in columns if column_name(column) in names]
         if len(named) > 1:
             problems.append(f"{quoted(named)} are all {role}s; keep one of them")
         elif named:
@@ -138,7 +125,7 @@ def _columns(path: str, table: pd.DataFrame) -> pd.DataFrame:
             hints = (
                 f"{column!r}: {hint}"
                 for column in columns
-                if (hint := did_you_mean(column.strip().lower(), names))
+                if (hint := did_you_mean(column_name(column), names))
             )
             problem = f"no column is called {' or '.join(names)}"
             problems.append(join_sentences(problem, next(hints, "")))
@@ -147,24 +134,48 @@ def _columns(path: str, table: pd.DataFrame) -> pd.DataFrame:
             f"the first line of a table names its columns, a path and a label among them, but "
             f"{path}: {'; '.join(problems)}; its columns are {quoted(columns)}"
         )
-    table = table.set_axis(columns, axis=1)
     paths = table[by_role["path"]].dropna()
     if not paths.map(lambda value: isinstance(value, str)).all():
         raise DatasetError(
             f"{path}: its column {by_role['path']!r} must hold the paths of files, but it holds "
             f"{type(paths.iloc[0]).__name__}; write the images into files"
         )
-    return pd.DataFrame({role: _texts(table[column], role) for role, column in by_role.items()})
+    texts = {role: _texts(table[column], role) for role, column in by_role.items()}
+    _read_as_windows(path, texts)
+    others = {column: _texts(table[column], "split") for column in other_split_columns(columns)}
+    if (column := by_role.get("split")) is not None:
+        others = {column: texts.pop("split"), **others}
+    rows = splits_of_rows(path, column, others, splits, passed_over)
+    result = pd.DataFrame(texts, table.index, dtype=object)
+    if rows is not None and any(row is not None for row in rows):
+        rows = without_unlabeled(rows, texts["label"], passed_over)
+        result["split"] = pd.Series(rows, table.index, dtype=object)
+        result = result[result["split"] != LEFT_OUT]
+    return result
 
 
-def _texts(column: pd.Series, role: str) -> pd.Series:
+def _texts(column: pd.Series, role: str) -> list[str | None]:
     """Return the cells of a column as text, and ``None`` where they are empty."""
     is_whole = pd.api.types.is_float_dtype(column.dtype) and (column.dropna() % 1 == 0).all()
     texts: list[str | None] = []
     for value, is_empty in zip(column, column.isna(), strict=True):
         text = "" if is_empty else str(int(value) if is_whole else value)
         texts.append((text if role == "path" else normalized(text.strip())) or None)
-    return pd.Series(texts, dtype=object)
+    return texts
+
+
+def _read_as_windows(path: str, texts: dict[str, list[str | None]]) -> None:
+    """Replace labels, splits and groups that are not in UTF-8, and name one of them."""
+    shown = ""
+    for role, cells in texts.items():
+        for row, cell in enumerate(cells):
+            if role != "path" and (text := from_windows(cell or "")):
+                cells[row] = shown = text
+    if shown:
+        warn_once(
+            f"{path}: it is not in UTF-8 and is read as Windows-1252, as in {shown!r}; save it as "
+            "UTF-8 if that is wrong"
+        )
 
 
 def _problems(table: pd.DataFrame, files: Sequence[str]) -> Iterator[str]:
@@ -178,7 +189,7 @@ def _problems(table: pd.DataFrame, files: Sequence[str]) -> Iterator[str]:
             rows = plural(is_empty.sum(), "row")
             yield f"{rows} without a {role} ({_lines(table.index[is_empty])})"
     for role in table.columns.intersection(["label", "split", "group"]):
-        is_broken = table[role].str.contains("[\ud800-\udfff]", na=False)
+        is_broken = table[role].str.contains(SURROGATES, na=False)
         if is_broken.any():
             yield (
                 f"{plural(is_broken.sum(), 'row')} whose {role} is not in UTF-8 "
@@ -198,12 +209,15 @@ def _problems(table: pd.DataFrame, files: Sequence[str]) -> Iterator[str]:
 
 
 def _split_problems(table: pd.DataFrame, files: Sequence[str]) -> Iterator[str]:
-    words = table["split"].dropna()
-    unknown = sorted(set(words[~words.str.lower().isin(list(SPLIT_NAMES))]))
-    if unknown:
-        yield f"{quoted(unknown)} in the column of splits; allowed are {', '.join(SPLIT_NAMES)}"
+    splits = table["split"].dropna()
+    if unknown := sorted(set(splits) - set(SPLITS)):
+        guess = {split: split for split in SPLITS if split in set(splits)} | {unknown[0]: TEST}
+        yield (
+            f"{quoted(unknown)} in the column of splits; names are train, validation and test, or "
+            f"what data.splits says, such as {splits_key(guess)}; or set "
+            "data.splits=none to leave the column out of account"
+        )
         return
-    splits = words.str.lower().map(SPLIT_NAMES)
     if len(splits) and "train" not in set(splits):
         yield f"no row is in train; all are in {', '.join(sorted(set(splits)))}"
     ambiguous = _ambiguous(table.assign(split=splits).dropna(subset=["path"]), "split")
@@ -212,10 +226,12 @@ def _split_problems(table: pd.DataFrame, files: Sequence[str]) -> Iterator[str]:
             f"{plural(len(ambiguous), 'image is', 'images are')} in more than one split, e.g. "
             f"{printable(files[ambiguous[0]])}"
         )
+    labels = set(table["label"].dropna())
     for split in sorted(set(splits)):
         present = set(table["label"][splits.index[splits == split]])
-        if missing := sorted(set(table["label"].dropna()) - present):
-            yield f"no image of {quoted(missing)} is in {split}"
+        if missing := sorted(labels - present):
+            text = f"no image of {quoted(missing)} is in {split}"
+            yield join_sentences(text, describe_similar(labels))
 
 
 def _ambiguous(table: pd.DataFrame, role: str) -> list[int]:
@@ -224,32 +240,6 @@ def _ambiguous(table: pd.DataFrame, role: str) -> list[int]:
     return list(counts[counts > 1].index)
 
 
-def _missing(files: Sequence[str], progress: ProgressCallback) -> Iterator[str]:
-    """Look for all files, in threads: a network file system takes its time for each."""
-    missing: list[str] = []
-    with ThreadPoolExecutor(_THREADS) as pool:
-        chunks = [files[start : start + _CHUNK] for start in range(0, len(files), _CHUNK)]
-        for number, absent in enumerate(pool.map(_absent, chunks), 1):
-            missing += absent
-            progress(INDEXING, min(number * _CHUNK, len(files)), len(files))
-    if missing:
-        names = join_some([printable(path) for path in missing], _MAX_LISTED)
-        yield f"{plural(len(missing), 'file is', 'files are')} not there: {names}"
-
-
-def _absent(paths: Iterable[str]) -> list[str]:
-    return [path for path in paths if "\0" in path or not os.path.isfile(path)]
-
-
-def _resolved(folder: str, path: str) -> str:
-    """Return the path of a file, which may be written as Windows writes it."""
-    resolved = os.path.normpath(os.path.join(folder, path))
-    if "\\" in path and "\0" not in path and not os.path.exists(resolved):
-        return os.path.normpath(os.path.join(folder, path.replace("\\", "/")))
-    return resolved
-
-
 def _lines(index: pd.Index) -> str:
-    """Return the line numbers of rows; the first line of the file names the columns."""
-    word = "lines" if len(index) > 1 else "line"
-    return f"{word} {join_some([int(row) + 2 for row in index], _MAX_LISTED)}"
+    """Return the line numbers of rows."""
+    return f"line{'s' * (len(index) > 1)} {join_some(list(index), _MAX_LISTED)}"

@@ -1,0 +1,90 @@
+"""Names of files, folders and classes: how they are shown and compared, which are a system's."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import unicodedata
+from collections.abc import Collection, Iterable
+from functools import cache
+
+from autotune.text import join_some
+
+logger = logging.getLogger(__name__)
+
+#: Folders that systems put among others, in lower case: of macOS into archives, of network
+#: drives, of Windows, of file systems, of Python. Those that begin with a dot are hidden anyway.
+_SYSTEM_FOLDERS = frozenset(
+    (
+        *("__macosx", "network trash folder", "temporary items"),
+        *("@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot"),
+        *("$recycle.bin", "system volume information", "lost+found", "__pycache__"),
+    )
+)
+#: Folders that checking a disk of Windows leaves.
+_RESCUED = re.compile(r"found\.\d{3}")
+#: Chooses the colored form of a symbol; it has no width.
+_EMOJI_STYLE = "\ufe0f"
+
+
+def is_system_folder(name: str) -> bool:
+    """Tell whether a folder is a system's own and holds nobody's images."""
+    lower = name.lower()
+    return lower in _SYSTEM_FOLDERS or _RESCUED.fullmatch(lower) is not None
+
+
+def printable(name: str) -> str:
+    """Return the name of a file in a form that any log, terminal and JSON file can hold.
+
+    Names that are no UTF-8 reach Python with lone surrogates, which cannot be encoded again.
+    """
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def normalized(name: str) -> str:
+    """Return a name in Unicode's composed form (NFC).
+
+    An umlaut is one character or two; systems differ in which they write, and people see no
+    difference.
+    """
+    return unicodedata.normalize("NFC", name)
+
+
+def quoted(names: Collection[str]) -> str:
+    """Quote names in a message; the first 20 are enough to see what is wrong."""
+    return join_some([_quote(name) for name in names])
+
+
+def describe_similar(classes: Iterable[str]) -> str:
+    """Say which names differ only in what is easily overlooked; empty where none do."""
+    by_form: dict[str, list[str]] = {}
+    for name in sorted(set(classes)):
+        by_form.setdefault(_form(name), []).append(name)
+    pairs = [" and ".join(map(_quote, names)) for names in by_form.values() if names[1:]]
+    if not pairs:
+        return ""
+    return (
+        f"{join_some(pairs)} are different classes, though their names differ only in case, "
+        "blanks or hidden characters; rename them if they are one class"
+    )
+
+
+@cache
+def warn_once(line: str) -> None:
+    """Log a line, once in each process: a study opens its images several times."""
+    logger.warning("%s", line)
+
+
+def _quote(name: str) -> str:
+    return repr(printable(name[:200]))
+
+
+def _form(name: str) -> str:
+    """Return a name without case, hidden characters, and differences of blanks."""
+    visible = [
+        letter
+        for letter in normalized(name).casefold()
+        if letter != _EMOJI_STYLE and unicodedata.category(letter) != "Cf"
+    ]
+    return " ".join("".join(visible).replace("_", " ").split())

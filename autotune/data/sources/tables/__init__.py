@@ -1,0 +1,1 @@
+"""Tables of images (CSV, TSV, Parquet): reading their cells, finding their files."""

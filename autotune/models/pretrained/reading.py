@@ -1,0 +1,252 @@
+"""Read a file of weights. Nothing in it is run, and its name decides nothing.
+
+Checkpoints of a training hold more than tensors: settings, progress, objects of other libraries.
+Torch's restricted reader refuses those; here each becomes an inert placeholder instead, and only
+tensors are taken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import pickle
+import re
+import struct
+import sys
+from collections import OrderedDict
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+
+from autotune.errors import BackboneError, did_you_mean, join_sentences
+from autotune.file_kinds import describe_file
+from autotune.text import error_line, join_some
+
+#: Names of the weights in a folder that timm, transformers or autotune wrote, best first.
+FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
+#: Endings of files of weights.
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl")
+_READABLE = "a .safetensors file, or a .pth, .pt, .bin or .ckpt file that torch.save has written"
+_SAVE_TENSORS = (
+    "where it was made, save its tensors alone: "
+    "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
+)
+_GET_AGAIN = "it was not written or downloaded to its end; get it again"
+_OTHER_FRAMEWORK = "it has to be converted to PyTorch first; weights=hub takes timm's own"
+#: What to do about a file, by a word of its kind.
+_WAYS_OUT = {
+    "Git LFS": "run 'git lfs pull' in its repository",
+    "git-annex": "run 'git annex get' in its repository",
+    "HTML": "instead of the file, a page was downloaded (a login, a license, an error)",
+    "XML": "instead of the file, the message of a server may have been downloaded",
+    "JSON": "instead of the file, its settings or the message of a server were downloaded",
+    "empty": _GET_AGAIN,
+    "zeros": _GET_AGAIN,
+    "end is missing": _GET_AGAIN,
+    "TorchScript": _SAVE_TENSORS,
+    "torch.export": _SAVE_TENSORS,
+    "pickle": _SAVE_TENSORS,
+    "zip": "unpack it first",
+    "gzip": "unpack it first",
+    "tar archive": "unpack it first",
+    "TensorFlow": _OTHER_FRAMEWORK,
+    "Keras": _OTHER_FRAMEWORK,
+    "ONNX": _OTHER_FRAMEWORK,
+    "NumPy": _OTHER_FRAMEWORK,
+    "GGUF": _OTHER_FRAMEWORK,
+}
+#: Modules of Python's library whose objects checkpoints hold and that run nothing.
+_HARMLESS = (
+    *("argparse", "collections", "copyreg", "datetime", "decimal", "enum", "fractions"),
+    *("functools", "logging", "pathlib", "types", "typing", "uuid"),
+)
+_NUMBERS = (
+    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    *("float16", "float32", "float64"),
+)
+#: Names of classes and functions that are read as they are: settings of timm, numbers of NumPy.
+_SAFE: dict[str, Any] = {
+    "argparse.Namespace": argparse.Namespace,
+    "functools.partial": functools.partial,  # its state is no dictionary; making it calls nothing
+    "numpy.dtype": np.dtype,
+    "numpy.ndarray": np.ndarray,
+    **{f"numpy.dtypes.{type(np.dtype(kind)).__name__}": type(np.dtype(kind)) for kind in _NUMBERS},
+    **{
+        f"numpy.{core}.multiarray.{name}": value.__reduce__()[0]
+        for core in ("core", "_core")
+        for name, value in (("scalar", np.float64(0)), ("_reconstruct", np.zeros(1)))
+    },
+}
+
+
+def find_file(path: Path) -> Path:
+    """Return a file of weights: the path itself, or the only one in the folder that it names.
+
+    Raises:
+        BackboneError: When there is none, or a folder has several.
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise BackboneError(
+            join_sentences(
+                f"weights: there is no file {str(path)!r}; allowed are 'hub', 'none' or the path "
+                f"of {_READABLE}, or of a folder that has one",
+                did_you_mean(path.name, siblings),
+            )
+        )
+    names = sorted(file.name for file in path.iterdir() if file.is_file())
+    for name in FOLDER_FILES:
+        if name in names:
+            return path / name
+    files = [name for name in names if name.endswith(SUFFIXES)]
+    if len(files) == 1:
+        return path / files[0]
+    if any(name.endswith(".index.json") for name in names):
+        what = "holds weights that are split into several files; save them as one"
+    elif "saved_model.pb" in names:
+        what = f"is a TensorFlow model; {_OTHER_FRAMEWORK}"
+    elif files:
+        what = f"has {len(files)} files of weights: {join_some(files, 5)}; give one of them"
+    else:
+        folders = sorted(file.parent.name for file in path.glob(f"*/{FOLDER_FILES[0]}"))
+        inside = f" (its folder {join_some(folders, 3)} has)" if folders else ""
+        what = f"has no file of weights{inside}; give {_READABLE}"
+    raise BackboneError(f"weights: the folder {str(path)!r} {what}")
+
+
+def read_file(file: Path) -> tuple[Any, dict[str, str]]:
+    """Read a file of weights.
+
+    Returns:
+        What it holds, tensors on the CPU, and the metadata of a safetensors file.
+
+    Raises:
+        BackboneError: With what the file is, when it holds no weights or is damaged.
+    """
+    try:
+        kind = describe_file(file)
+        if kind == "a safetensors file":
+            return _read_safetensors(file)
+        if kind == "a PyTorch checkpoint":
+            return _read_torch(file), {}
+    except OSError as error:
+        raise BackboneError(
+            f"weights: cannot read {str(file)!r}: {error.strerror or error_line(error)}"
+        ) from error
+    if re.search(r"\.data-\d+-of-\d+$", file.name):
+        kind = "a part of a TensorFlow checkpoint"
+    way_out = next((way_out for word, way_out in _WAYS_OUT.items() if word in kind), "")
+    what = f"it is {kind}" if kind else "its first bytes are of no kind of weights"
+    allowed = "" if way_out else f"give {_READABLE}"
+    raise BackboneError(
+        join_sentences(f"weights: cannot read {str(file)!r}: {what}", way_out, allowed)
+    )
+
+
+def _read_safetensors(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            return tensors, dict(opened.metadata() or {})
+    except SafetensorError as error:
+        size, expected = file.stat().st_size, _expected_bytes(file)
+        if expected is not None and size < expected:
+            reason = f"it ends after {size:,} of {expected:,} bytes; get it again"
+        else:
+            reason = f"it is a damaged safetensors file ({error_line(error)}); get it again"
+        raise BackboneError(f"weights: cannot read {str(file)!r}: {reason}") from error
+
+
+def _expected_bytes(file: PathLike[str]) -> int | None:
+    """Return how long a safetensors file is by its header; ``None`` when that is damaged."""
+    with open(file, "rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = stream.read(length)
+    if len(header) < length:
+        return 8 + int(length)
+    try:
+        entries = json.loads(header)
+        ends = [entry["data_offsets"][1] for name, entry in entries.items() if name[:2] != "__"]
+        return 8 + int(length) + int(max(ends, default=0))
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        return None
+
+
+def _read_torch(file: Path) -> Any:
+    """Read what ``torch.save`` has written, with placeholders for objects of other libraries."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(str(file))
+    except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError):  # not of a zip archive
+        names = []
+    refused = [name for name in names if not _is_inert(name)]
+    if refused:
+        raise _foreign_objects(file, sorted(refused))
+    objects = {name: _placeholder(name) for name in names} | _SAFE
+    trusted: list[Any] = [(value, name) for name, value in objects.items()]
+    try:
+        # Of a path, torch would judge the ending.
+        with torch.serialization.safe_globals(trusted), file.open("rb") as stream:
+            return torch.load(stream, map_location="cpu", weights_only=True)
+    except Exception as error:  # the reader's errors on a damaged file are of many types
+        name = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if isinstance(error, pickle.UnpicklingError) and (name or names):
+            raise _foreign_objects(file, [name[1]] if name else sorted(names)) from error
+        reason = error_line(error) if len(str(error)) < 150 else type(error).__name__
+        raise BackboneError(
+            f"weights: cannot read {str(file)!r}: it is a damaged PyTorch checkpoint ({reason}); "
+            "get it again"
+        ) from error
+
+
+def _foreign_objects(file: Path, names: list[str]) -> BackboneError:
+    return BackboneError(
+        f"weights: cannot read {str(file)!r}: it holds Python objects besides tensors "
+        f"({join_some(names, 3)}), which autotune does not load because they can run code; "
+        f"{_SAVE_TENSORS}"
+    )
+
+
+def _is_inert(name: str) -> bool:
+    """Tell whether an object of that class may be replaced by a placeholder without a word.
+
+    Nothing of a file is run in either case. But what names a function of Python's own library is
+    no checkpoint, and is refused.
+    """
+    package = name.partition(".")[0]
+    return package in _HARMLESS or package not in sys.stdlib_module_names
+
+
+def _placeholder(name: str) -> type:
+    """Make a class whose objects keep what a pickle gives them, and do nothing."""
+
+    def make(cls: type, *args: object, **options: object) -> OrderedDict[str, object]:
+        inert: OrderedDict[str, object] = OrderedDict()  # a type that torch fills
+        inert.__dict__["placeholder_of"] = name
+        return inert
+
+    return type("Placeholder", (), {"__new__": make})
+
+
+def class_of(value: object) -> str:
+    """Return the class of a whole pickled module, or an empty text for anything else."""
+    attributes = getattr(value, "__dict__", {})
+    if isinstance(value, Mapping) and "_modules" in attributes:
+        return str(attributes.get("placeholder_of", "torch.nn.Module"))
+    return ""
+
+
+def whole_module_error(file: Path, where: str, name: str) -> BackboneError:
+    """Return the error for a pickled module."""
+    what = f"its {where!r} is" if where else "it is"
+    return BackboneError(
+        f"weights: cannot read {str(file)!r}: {what} a whole pickled module ({name}), "
+        f"not its weights alone; {_SAVE_TENSORS}"
+    )

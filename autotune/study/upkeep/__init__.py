@@ -1,0 +1,1 @@
+"""What is done with studies besides running them: list, measure, rename, remove, clean up."""

@@ -1,0 +1,132 @@
+"""Files that are of no more use: found, counted, and removed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from autotune.data.cache.array_cache import ArrayCache
+from autotune.storage.artifacts import list_files, read_references
+from autotune.storage.paths import StudyPaths
+from autotune.storage.rdb.connection import storage_errors
+from autotune.storage.rdb.retry import RetryingStorage
+from autotune.study.doctor.checks import superfluous_checkpoints, unreferenced
+from autotune.study.doctor.collect import Snapshot
+from autotune.study.upkeep.removal import remove_paths
+from autotune.study.upkeep.stored_studies import (
+    StoredStudy,
+    open_stored,
+    size_of,
+    stored_studies,
+)
+
+CACHE = "cache"
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """Files of one kind.
+
+    Args:
+        kind: What they are, in a few words.
+        folder: Where they are.
+        paths: The files, or folders.
+        why_kept: Why they are left alone; empty where they can go.
+    """
+
+    kind: str
+    folder: Path
+    paths: tuple[Path, ...]
+    why_kept: str = ""
+
+    @cached_property
+    def size_bytes(self) -> int:
+        """What they take on disk."""
+        return size_of(self.paths)
+
+
+def find_garbage(
+    storage: RetryingStorage, url: str, *, models: bool = False, deleted: bool = False
+) -> list[Garbage]:
+    """Find what can be removed from the folders of the studies of a storage.
+
+    That is the cache, whose content is computed again where it is needed, artifacts of no study,
+    checkpoints of trials that have ended, and logs of studies that have ended.
+
+    Args:
+        storage: The open storage.
+        url: Its URL.
+        models: Also the fitted models of studies that do not run.
+        deleted: Also what was left by studies that the storage does not have. They may be those
+            of another storage that shares the folder.
+    """
+    studies = stored_studies(storage, url)
+    with storage_errors(url):
+        referred = {item.artifact for item in read_references(storage)}
+    garbage: list[Garbage] = []
+    roots = {StudyPaths.from_url(url), *(study.files for study in studies if study.is_here)}
+    for files in sorted(roots, key=lambda files: files.root):
+        is_running = False
+        for study in studies:
+            if study.files == files:
+                _, snapshot = open_stored(study, storage, url)
+                is_running = is_running or bool(snapshot.live)
+                garbage += _of_study(study, snapshot, models=models)
+        foreign = sorted(files.studies() - {study.name for study in studies})
+        for name in foreign:
+            garbage += _of_deleted(name, files, models=models, deleted=deleted)
+        orphans = unreferenced(list_files(files.artifacts), referred)
+        why_kept = "" if deleted or not foreign else f"may be those of {', '.join(foreign)}"
+        paths = tuple(file.path for file in orphans)
+        garbage.append(Garbage("artifacts of no study", files.artifacts, paths, why_kept))
+        entries = ArrayCache(files.cache).keys() if files.cache.is_dir() else []
+        paths = tuple(files.cache / key for key in entries)
+        why_kept = "a study runs" if is_running else ""
+        garbage.append(Garbage(CACHE, files.cache, paths, why_kept))
+    return [found for found in garbage if found.paths]
+
+
+def _of_study(study: StoredStudy, snapshot: Snapshot, *, models: bool) -> Iterator[Garbage]:
+    if snapshot.live:
+        return
+    files, name = study.files, study.name
+    checkpoints = superfluous_checkpoints(list_files(files.checkpoints(name)), snapshot.trials)
+    if checkpoints:
+        paths = tuple(file.path for file in checkpoints)
+        yield Garbage("checkpoints of ended trials", files.checkpoints(name), paths)
+    if snapshot.ended is not None and not snapshot.ended.is_request:
+        # The empty folder stays: it tells other storages that the study has files here.
+        logs = tuple(file.path for file in list_files(files.logs(name)))
+        yield Garbage("logs of an ended study", files.logs(name), logs)
+    if files.model(name).is_dir():
+        why_kept = "" if models else "--models removes it"
+        yield Garbage("fitted model", files.model(name), (files.model(name),), why_kept)
+
+
+def _of_deleted(name: str, files: StudyPaths, *, models: bool, deleted: bool) -> Iterator[Garbage]:
+    folders = [files.checkpoints(name), files.confirmed(name), files.logs(name)]
+    folders += [files.model(name)] if models else []
+    why_kept = "" if deleted else "not a study of this storage; --deleted removes them"
+    for folder in folders:
+        if folder.exists():
+            yield Garbage(f"{folder.parent.name} of {name!r}", folder, (folder,), why_kept)
+
+
+def remove_garbage(garbage: Iterable[Garbage]) -> list[str]:
+    """Remove what is not to be kept; return what stays all the same, with the reason.
+
+    An entry of the cache that a process uses stays.
+    """
+    problems = []
+    for found in garbage:
+        if found.why_kept:
+            continue
+        if found.kind == CACHE:
+            ArrayCache(found.folder).remove(found.paths)
+            if left := [path for path in found.paths if path.exists()]:
+                problems.append(f"{len(left)} entries of {found.folder} stay: they are in use")
+        else:
+            problems += remove_paths(found.paths)
+    return problems

@@ -1,0 +1,163 @@
+"""A key that holds only text has the text that was written, and says so where YAML cannot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from autotune.config.loading import get_dotted, load_study_file, parse_overrides
+from autotune.config.text_values import text_keys
+from autotune.errors import ConfigError
+from tests.support.inside import call
+
+#: Names that YAML cuts, changes or refuses.
+NAMES = (
+    *(
+        "photos #2",
+        "2024_11",
+        "null",
+        "on",
+        "12:30",
+        "0x1F",
+        "1e3",
+        "a: b",
+        "[x]",
+        "~",
+        "2024-11-30",
+    ),
+    *(
+        "it's",
+        '"quoted"',
+        " blanks ",
+        "$HOME",
+        "100%",
+        "Käfer",
+        "*a",
+        "&a",
+        "!a",
+        "@a",
+        "`a`",
+        "{a",
+        "x",
+    ),
+)
+
+
+def test_the_text_keys_are_those_of_the_model() -> None:
+    keys = text_keys()
+    optional = {key for key, kind in keys.items() if kind.is_optional}
+    assert {"dataset", "weights", "storage", "description", "search.sampler"} <= keys.keys()
+    assert {"name", "files", "data.group", "data.protocol", "space.custom"} <= optional
+    assert {key for key, kind in keys.items() if kind.is_list} == {
+        *("backbone", "search.warm_start", "objectives")
+    }
+    numbers = ("search.trials", "training.num_views", "refit.ema", "init", "space.layers.width")
+    assert not keys.keys() & set(numbers)
+
+
+@pytest.mark.parametrize("key", ["dataset", "weights", "files", "backbone", "search.warm_start"])
+@pytest.mark.parametrize("name", NAMES)
+def test_text_on_the_command_line_is_taken_as_it_is(key: str, name: str) -> None:
+    is_null = key == "files" and name == "null"
+    is_list = key in ("backbone", "search.warm_start") and name.startswith("[")
+    expected = None if is_null else ["x"] if is_list else name
+    assert parse_overrides([f"{key}={name}"]) == {key: expected}
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("backbone=[a.b, 1e3, null, 2024_11]", ["a.b", "1e3", "null", "2024_11"]),
+        ("backbone=[resnet18, 'a, b']", ["resnet18", "a, b"]),
+        ("objectives=[accuracy, latency_ms]", ["accuracy", "latency_ms"]),
+        ("search.warm_start=", None),
+        ("data.group=^([^/#]+) #(\\d)", "^([^/#]+) #(\\d)"),
+        ("training.amp=off", "off"),  # a key under its old name
+        ("data.duplicates=off", "off"),
+        ("search.trials=0x1F", 31),
+        ("data={group: '^(a)'}", {"group": "^(a)"}),
+        *((f"{key}={text}", None) for key in ("data.group", "files") for text in ("", "null")),
+    ],
+)
+def test_lists_numbers_and_null(override: str, value: object) -> None:
+    assert list(parse_overrides([override]).values()) == [value]
+
+
+def test_a_text_has_a_limit() -> None:
+    with pytest.raises(ConfigError, match="dataset: must be a YAML value, but a value must have"):
+        parse_overrides(["dataset=" + "x" * 20_000])
+
+
+@pytest.mark.parametrize("name", ["photos #2", "2024_11", "null", "it's"])
+def test_every_way_takes_the_same_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_study_file("folder", [f"dataset={name}"]).dataset == name
+    assert load_study_file("folder", {"dataset": name}).dataset == name
+    assert load_study_file("folder", {"dataset": Path(name)}).dataset == name
+    quoted = name.replace("'", "''")
+    (tmp_path / "my.yaml").write_text(f"dataset: '{quoted}'\nbackbone: resnet18\n")
+    assert load_study_file("my.yaml").dataset == name
+
+
+@pytest.mark.parametrize("name", ["photos #2", "2024_11", "null", "--name=on"])
+def test_the_commands_open_the_folder_of_that_name(name: str, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    arguments = ("--", name) if name.startswith("-") else (name,)
+    ended = call("data", "info", *arguments, cwd=tmp_path)
+    assert ended.code == 2 and f"but {name!r} is none of these" in ended.err
+    ended = call("data", "info", "digits", f"dataset={name}", cwd=tmp_path)
+    assert ended.code == 2 and f"but {name!r} is none of these" in ended.err
+    url = "sqlite:///a #1.db"
+    ended = call("status", "digits", "--storage", url, cwd=tmp_path)
+    assert ended.code == 2 and "a #1.db" in ended.err
+
+
+# Study files
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("dataset: 2024_11", "must be text, but YAML reads 2024_11 as the number 202411"),
+        (
+            "dataset: on",
+            "dataset: must be text, but YAML reads on as true; put it in quotes: 'on'",
+        ),
+        ("dataset: null", "YAML reads null as null; put it in quotes: 'null'"),
+        ("dataset: 12:30", "YAML reads 12:30 as the number 750; put it in quotes: '12:30'"),
+        ("dataset: 0x1F", "YAML reads 0x1F as the number 31"),
+        ("dataset: 2024-11-30", "YAML reads 2024-11-30 as a date; put it in quotes: '2024-11-30'"),
+        ("dataset: [it's]", "put it in quotes: '[it''s]'"),
+        ("dataset: a: b", "text with such characters goes in quotes"),
+        ("dataset: x\nname: 2024_11", "name: must be text, but YAML reads 2024_11 as the number"),
+        ("dataset: x\nfiles: yes", "files: must be text, but YAML reads yes as true"),
+        ("dataset: x\ndata: {group: 1_0}", "but got 10; YAML reads 1_0 as the number 10; put it"),
+        ("dataset: x\nsearch:\n  warm_start: [a, 1_0]", "put it in quotes: '1_0'"),
+        ("dataset: photos #2", "YAML reads #2 as a comment, but there is 'photos #2'; put it in"),
+    ],
+)
+def test_a_study_file_says_what_yaml_reads(
+    line: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos #2").mkdir()
+    (tmp_path / "my.yaml").write_text(f"backbone: resnet18\n{line}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_study_file("my.yaml")
+    assert message in str(caught.value) and "1 mistake" in str(caught.value)
+
+
+def test_what_is_replaced_or_means_itself_is_no_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.yaml").write_text(
+        "name: 7\ndataset: 2024_11\nbackbone: resnet18  # small\nfiles: null\n"
+        "data: {group: 2024_11}\nsearch: {pruner: null}\ntraining: {precision: off}\n"
+    )
+    config = load_study_file("my.yaml", ["dataset=2024_11", "data={validation: 0.3}"])
+    assert (config.name, config.dataset, config.files) == ("7-2024_11", "2024_11", None)
+    assert get_dotted(config.model_dump(), "search.pruner") == "none"

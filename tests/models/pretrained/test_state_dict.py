@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import functools
+from collections import OrderedDict
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from autotune.errors import BackboneError
+from autotune.models.backbone import build_backbone, classifier_keys, hash_weights, load_backbone
+from autotune.models.pretrained.state_dict import find_state
+from tests.support.models import RESHAPED, kept, saved
+from tests.support.surgery import FAMILIES, built, change
+
+State = dict[str, Tensor]
+#: Architectures whose classifier is more than one linear layer, or has another name.
+CLASSIFIERS = ("test_resnet", "levit_128s", "repvit_m1", "efficientvit_m0", "shvit_s1")
+
+
+def trained(name: str = "test_resnet", seed: int = 7, **options: Any) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return timm.create_model(name, **options)
+
+
+def expected_hash(model: nn.Module) -> str:
+    model.reset_classifier(0)  # type: ignore[operator]
+    return hash_weights(model)
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("options", [{"num_classes": 7}, {}], ids=["seven", "own"])
+def test_the_whole_checkpoint_of_a_timm_model(
+    name: str, options: dict[str, int], tmp_path: Path
+) -> None:
+    model = trained(name, **options)
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    loaded = load_backbone(name, str(tmp_path / "w.safetensors"))
+    assert (loaded.weights_hash, loaded.taken) == (expected_hash(model), "")
+
+
+def smallest_model(family: str) -> str:
+    """Return the smallest model of a family; an empty text where it has none with a classifier."""
+    sizes = {}
+    for name in timm.list_models(module=family):
+        with suppress(AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError):
+            with torch.device("meta"):
+                model = timm.create_model(name, num_classes=7)
+            sizes[name] = sum(parameter.numel() for parameter in model.parameters())
+    return min(sizes, key=lambda name: sizes[name], default="")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", timm.list_modules())
+def test_the_whole_checkpoint_of_every_family(family: str) -> None:
+    """On the meta device: some of the smallest models have hundreds of millions of weights."""
+    name = smallest_model(family)
+    if not name:
+        pytest.skip("no classification model")
+    model = build_backbone(name, None, device="meta")
+    options: dict[str, int]
+    for options in ({"num_classes": 7}, {}):
+        with torch.device("meta"):
+            state = timm.create_model(name, **options).state_dict()
+        found = find_state(model, {"": dict(state)}, functools.partial(classifier_keys, name))
+        assert (found.problems, found.extra, found.prefix) == ({}, (), ""), name
+
+
+def prefixed(state: State, prefix: str) -> State:
+    return {f"{prefix}{key}": value for key, value in state.items()}
+
+
+def forms(best: State, other: State) -> dict[str, tuple[Any, str]]:
+    """Return checkpoints with the best weights, and what is said of them."""
+    body = {key: value for key, value in best.items() if not key.startswith("fc.")}
+    teacher = {**prefixed(best, "backbone."), "head.mlp.0.weight": torch.ones(2, 2)}
+    return {
+        "plain": (best, ""),
+        "headless": (body, ""),
+        "state_dict": ({"state_dict": best, "epoch": 3}, "took 'state_dict'"),
+        "model_state_dict": ({"model_state_dict": best, "loss": 0.1}, "took 'model_state_dict'"),
+        "net": ({"net": best, "acc": 97}, "took 'net'"),
+        "nested": ({"checkpoint": {"model": best}}, "took 'checkpoint.model'"),
+        "parallel": ({"state_dict": prefixed(best, "module.")}, "took 'state_dict'"),
+        "compiled": (prefixed(best, "_orig_mod."), ""),
+        "model.": (prefixed(best, "model."), "removed the prefix 'model.'"),
+        "encoder.": (prefixed(best, "encoder."), "removed the prefix 'encoder.'"),
+        "module.model.": (prefixed(best, "module.model."), "removed the prefix 'model.'"),
+        "lightning": (
+            {"state_dict": {**prefixed(best, "net."), "criterion.weight": torch.ones(2)}},
+            "took 'state_dict', removed the prefix 'net.'",
+        ),
+        "mmpretrain": (
+            {
+                "meta": {},
+                "state_dict": prefixed(body, "backbone.") | {"head.fc.bias": best["fc.bias"]},
+            },
+            "took 'state_dict', removed the prefix 'backbone.'",
+        ),
+        "dino": (
+            {"student": prefixed(other, "module.backbone."), "teacher": teacher},
+            "took 'teacher', removed the prefix 'backbone.'",
+        ),
+        "moco": (
+            {
+                "state_dict": {
+                    **prefixed(other, "module.encoder_k."),
+                    **prefixed(best, "module.encoder_q."),
+                    "module.queue": torch.ones(2, 2),
+                }
+            },
+            "removed the prefix 'encoder_q.'",
+        ),
+        "timm ema": ({"state_dict": other, "state_dict_ema": best}, "took 'state_dict_ema'"),
+        "model_ema": ({"model": other, "model_ema": best}, "took 'model_ema'"),
+        "ema inside": (
+            {"state_dict": {**prefixed(other, "model."), **prefixed(best, "ema_model.module.")}},
+            "removed the prefix 'ema_model.module.'",
+        ),
+        "averaged": (
+            {"n_averaged": torch.tensor(3), **prefixed(best, "module.")},
+            "left out n_av",
+        ),
+        "arrays": ({"model": {key: value.numpy() for key, value in best.items()}}, "took 'model'"),
+    }
+
+
+@pytest.fixture(scope="module")
+def models() -> tuple[nn.Module, nn.Module]:
+    return trained(), trained(seed=8)
+
+
+@pytest.mark.parametrize("form", forms({"fc.bias": torch.ones(1)}, {}))
+def test_the_forms_of_a_checkpoint(
+    form: str, models: tuple[nn.Module, nn.Module], tmp_path: Path
+) -> None:
+    content, taken = forms(*(dict(model.state_dict()) for model in models))[form]
+    torch.save(content, tmp_path / "w.pth")
+    loaded = load_backbone("test_resnet", str(tmp_path / "w.pth"))
+    own = {k: v for k, v in models[0].state_dict().items() if not k.startswith("fc.")}
+    assert all(torch.equal(own[k], v) for k, v in loaded.pretrained.state_dict().items())
+    assert taken in loaded.taken and bool(taken) == bool(loaded.taken)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "holds no state dict of tensors, but a list"),
+        ({"a": 1}, "holds no state dict of tensors, but a mapping with 'a'"),
+        ({}, "but a mapping with nothing"),
+        ({"optimizer": {"state": {0: {"step": torch.ones(1)}}}}, "a mapping with 'optimizer'"),
+    ],
+)
+def test_a_file_without_a_state_dict(content: Any, message: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(BackboneError, match=message):
+        load_backbone("test_resnet", str(tmp_path / "w.pth"))
+
+
+def test_a_larger_network_is_not_taken_for_a_smaller_one(tmp_path: Path) -> None:
+    """All tensors of a ResNet-18 are in a ResNet-34."""
+    torch.save(prefixed(trained("resnet34").state_dict(), "model."), tmp_path / "w.pth")
+    with pytest.raises(
+        BackboneError, match=r"removed the prefix 'model.'.*unknown: layer1.2.conv1"
+    ):
+        load_backbone("resnet18", str(tmp_path / "w.pth"))
+
+
+def test_weights_in_half_precision(tmp_path: Path) -> None:
+    model = trained().half()
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    found = load_backbone("test_resnet", str(tmp_path / "w.safetensors"))
+    assert found.weights_hash == expected_hash(model.float())
+
+
+def damaged(value: Tensor, how: str) -> Tensor:
+    return {
+        "nan": value * float("nan"),
+        "an infinity": value.index_fill(0, torch.tensor([0]), float("inf")),
+        "half": (value * 1e9).half(),
+        "double": value.double() * 1e300,
+    }[how]
+
+
+@pytest.mark.parametrize("how", ["nan", "an infinity", "half", "double"])
+def test_values_that_are_not_finite(how: str, tmp_path: Path) -> None:
+    state = dict(trained().state_dict())
+    state["conv1.0.weight"] = damaged(state["conv1.0.weight"], how)
+    torch.save({"state_dict": state}, tmp_path / "w.pth")
+    with pytest.raises(BackboneError, match=r"\(NaN\) in 1 tensor: conv1.0.weight; .*earlier"):
+        load_backbone("test_resnet", str(tmp_path / "w.pth"))
+
+
+def test_a_classifier_that_is_not_finite_does_not_matter(tmp_path: Path) -> None:
+    state = OrderedDict(trained().state_dict())
+    state["fc.bias"] = state["fc.bias"] * float("nan")
+    torch.save(state, tmp_path / "w.pth")
+    load_backbone("test_resnet", str(tmp_path / "w.pth"))
+
+
+def test_a_fitted_model_is_the_start_of_a_study(tmp_path: Path) -> None:
+    plan = kept("test_resnet")
+    folder = saved(tmp_path / "model", plan)
+    for path in (folder, folder / "model.safetensors"):
+        loaded = load_backbone("test_resnet.letters", str(path))
+        assert loaded.weights_hash == hash_weights(built(plan).backbone)
+        assert "took the backbone of a model that autotune fitted (test_resnet)" in loaded.taken
+    with pytest.raises(BackboneError, match="it is a fit of the backbone 'test_resnet'"):
+        load_backbone("test_vit", str(folder))
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_a_reshaped_fit_is_refused_with_its_changes(name: str, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "model", RESHAPED[name])
+    with pytest.raises(
+        BackboneError, match=r"a fit with other shapes in layer 1 \(.*width 0.5.*weights=hub"
+    ):
+        load_backbone(name, str(folder), FAMILIES[name].size)
+
+
+def test_changes_without_weights_are_named(tmp_path: Path) -> None:
+    plan = change("test_resnet", {1: {"activation": "elu"}})
+    folder = saved(tmp_path / "model", plan)
+    taken = load_backbone("test_resnet", str(folder)).taken
+    assert "without its changes of layer 1 (activation elu)" in taken
