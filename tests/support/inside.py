@@ -67,7 +67,7 @@ def call(*arguments: str, cwd: Path, processes: bool = False, **extra: str) -> E
 @contextmanager
 def _shortcuts(verb: str, processes: bool) -> Iterator[None]:
     with ExitStack() as stack:
-        if verb in ("run", "validate"):
+        if verb in ("run", "validate", "layers"):
             from tests.support.small import backbones_analyzed_once  # imports torch
 
             stack.enter_context(backbones_analyzed_once())

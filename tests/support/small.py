@@ -14,6 +14,7 @@ from torch import nn
 from autotune.config.loading import apply_overrides, presets, read_yaml, validate
 from autotune.config.schema import StudyConfig
 from autotune.data.views.study_data import StudyData
+from autotune.models import inspection
 from autotune.models.layers import Layer
 from autotune.models.prefix.split import PrefixSplit
 from autotune.models.surgery import probing
@@ -91,7 +92,7 @@ def backbones_analyzed_once() -> Iterator[None]:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(feature_reuse, "_find_root", _find_root_once)
-        for module in (definition_module, probing):
+        for module in (definition_module, inspection, probing):
             patch.setattr(module, "probe_layers", probe_once)
         yield
 

@@ -69,6 +69,7 @@ def trials_running(folder: Path) -> int:
     return sum(bool(one.intermediate_values) for one in running)
 
 
+@pytest.mark.slow
 def test_budget_is_exact_and_a_second_run_trains_nothing(tmp_path: Path) -> None:
     arguments = ("run", "digits", *BARE, "search.pruner=none", "--name", "tiny")
     first = call(*arguments, "--workers", "2", "search.trials=4", cwd=tmp_path)
