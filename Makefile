@@ -19,6 +19,7 @@ SEED     ?=
 WEIGHTS  ?=
 NAME     ?=
 TO       ?=
+STUDIES  ?=
 WORKERS  ?=
 GPUS     ?=
 WORKERS_PER_GPU ?=
@@ -38,7 +39,7 @@ POSTGRES_PORT ?= 5432
 export POSTGRES_PORT
 
 # make would ignore a variable that is not here: make study DATASETS=photos.
-variables := PYTHON VENV DATASET STUDY BACKBONE WEIGHTS INIT SAMPLER STRATEGY PRUNER TRIALS TIMEOUT EPOCHS SEED NAME TO \
+variables := PYTHON VENV DATASET STUDY BACKBONE WEIGHTS INIT SAMPLER STRATEGY PRUNER TRIALS TIMEOUT EPOCHS SEED NAME TO STUDIES \
 	WORKERS GPUS WORKERS_PER_GPU ENGINE GPUS_PER_WORKER STORAGE PORT PUBLIC OUTPUT FIX MODEL IMAGES FORMAT ARGS \
 	INHERIT ORDER
 # What make and the programs below read themselves.
@@ -97,13 +98,16 @@ ifneq ($(STORAGE),)
 export AUTOTUNE_STORAGE := $(call raw,STORAGE)
 endif
 
+# Commands that autotune prints are make's, and name a storage that the shell does not know.
+export AUTOTUNE_MAKE := $(if $(filter command,$(origin STORAGE)),STORAGE,1)
+
 .DEFAULT_GOAL := help
-.PHONY: help install study worker workers ls status stop doctor rename rm du gc best report dashboard confirm refit fit predict export layers validate backup postgres-up postgres-down postgres-local postgres-local-down test test-slow test-long test-gpu check format reference pictures bench wheel clean
+.PHONY: help install study worker workers ls status stop doctor rename rm du gc best compare report dashboard confirm refit fit predict export layers validate backup postgres-up postgres-down postgres-local postgres-local-down test test-slow test-long test-gpu check format reference pictures bench wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
 	@echo
-	@echo "variables: DATASET STUDY BACKBONE WEIGHTS INIT SAMPLER STRATEGY PRUNER TRIALS TIMEOUT EPOCHS SEED NAME TO"
+	@echo "variables: DATASET STUDY BACKBONE WEIGHTS INIT SAMPLER STRATEGY PRUNER TRIALS TIMEOUT EPOCHS SEED NAME TO STUDIES"
 	@echo "           WORKERS GPUS WORKERS_PER_GPU ENGINE GPUS_PER_WORKER STORAGE PORT PUBLIC OUTPUT FIX MODEL IMAGES FORMAT ARGS"
 	@echo "e.g. make study DATASET=photos TRIALS=60; DATASET: a folder, or digits dogs caltech101 ... (docs/datasets.md)"
 
@@ -165,6 +169,9 @@ gc: $(BIN)/autotune ## show which files are of no more use, ask, and remove them
 
 best: $(BIN)/autotune ## print the winning plan as YAML
 	@$(BIN)/autotune best $(which) $(ARGS)
+
+compare: $(BIN)/autotune ## show STUDIES='a b' side by side (ARGS='-o compared.html': a figure)
+	@$(BIN)/autotune compare $(STUDIES) $(ARGS)
 
 report: $(BIN)/autotune ## write the HTML report of a study (ARGS='--format md': another form)
 	@$(BIN)/autotune report $(which) $(ARGS)

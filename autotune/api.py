@@ -370,8 +370,15 @@ class Study:
             if epoch == epochs:
                 log(f"{what}: trained for {epochs} epochs")
 
-        settings = None if self._config is None else self._config.refit
-        return refit_study(handle, trial, path, on_epoch, settings=settings)
+        config = self._config
+        return refit_study(
+            handle,
+            trial,
+            path,
+            on_epoch,
+            settings=None if config is None else config.refit,
+            max_unreadable_share=0.0 if config is None else config.data.max_unreadable_share,
+        )
 
     def fit(
         self, trial: int | None = None, folder: str | Path | None = None, *, progress: bool = True
@@ -553,10 +560,10 @@ class Study:
         from autotune.study.state import attrs
 
         handle = self._open_handle()
-        values = handle.config().model_dump(mode="json")
+        values = handle.config().model_dump(mode="json", exclude={"name"})
         budget = handle.study.user_attrs.get(attrs.BUDGET, {})
         values["search"] |= {key: budget[key] for key in BUDGETS if key in budget}
-        return StudyConfig.model_validate(values)
+        return StudyConfig.model_validate(values).model_copy(update={"name": handle.name})
 
     def _plot(self, draw: Callable[[StudyResults], go.Figure | None], why: str) -> go.Figure:
         figure = draw(self._results())

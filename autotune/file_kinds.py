@@ -22,6 +22,8 @@ from os import PathLike
 from pathlib import Path
 from typing import IO, Literal, cast
 
+from autotune.text import shell_quote
+
 #: What files are good for: ``images`` can be a data set, ``packed`` has to be unpacked before.
 Use = (
     Literal["images", "packed", "sheet", "image", "weights", "arrays", "database", "model"]
@@ -54,7 +56,7 @@ class FileKind:
 
     def advice(self, path: str) -> str:
         """Say what to do with such a file where a data set or a study file is wanted."""
-        return _ADVICE[self.use].format(path=path)
+        return _ADVICE[self.use].format(path=shell_quote(str(path)))
 
 
 #: Bytes that are read of the beginning of a file.
@@ -78,11 +80,23 @@ _IMAGES = (
     (0, b"II+\0", "a TIFF image"),
     (0, b"MM\0+", "a TIFF image"),
     (0, b"8BPS", "a Photoshop document"),
+    (0, b"%!PS", "a PostScript drawing"),
+    (0, b"\xc5\xd0\xd3\xc6", "a PostScript drawing"),
+    (0, b"gimp xcf", "a GIMP image"),
+    (0, b"v/1\x01", "an OpenEXR image"),
+    (0, b"#?RADIANCE", "a Radiance HDR image"),
+    (0, b"qoif", "a QOI image"),
+    (0, b"\0\0\x01\0", "an icon"),
+    (0, b"FUJIFILMCCD-RAW", "a raw photo"),
+    (4, b"ftypcrx ", "a raw photo"),
     (0, b"\xff\x0a", "a JPEG XL image"),
     (0, b"\0\0\0\x0cJXL ", "a JPEG XL image"),
     (0, b"\0\0\0\x0cjP  ", "a JPEG 2000 image"),
     (0, b"\xff\x4f\xff\x51", "a JPEG 2000 image"),
-    *((4, b"ftyp" + brand, "a HEIC image") for brand in (b"heic", b"heix", b"mif1", b"msf1")),
+    *(
+        (4, b"ftyp" + brand, "a HEIC image")
+        for brand in (b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1")
+    ),
     *((4, b"ftyp" + brand, "an AVIF image") for brand in (b"avif", b"avis")),
     *((0, b"P%d\n" % number, "a PNM image") for number in range(1, 7)),
 )
@@ -173,6 +187,7 @@ _ZIP_MEMBERS: tuple[tuple[str, str, Use], ...] = (
     (r"META-INF/MANIFEST\.MF", "a Java archive", ""),
     (r"[^/]+\.dist-info/WHEEL", "a Python wheel", ""),
 )
+_ZIP_MEMBER = re.compile("|".join(pattern for pattern, *_ in _ZIP_MEMBERS))
 _HTML = (b"<!doctype html", b"<html", b"<head", b"<body", b"<script", b"<!--")
 #: Ending of a text -> what it is, where the content tells less.
 _TEXTS = {
@@ -180,6 +195,9 @@ _TEXTS = {
     ".tsv": _TABLE,
     ".ipynb": FileKind("a Jupyter notebook"),
     ".py": FileKind("a Python program"),
+    ".yaml": FileKind("a YAML file, as of a study", "text"),
+    ".yml": FileKind("a YAML file, as of a study", "text"),
+    ".json": FileKind("a JSON file", "text"),
 }
 #: The end of the index of a TensorFlow checkpoint, which is a table of LevelDB.
 _LEVELDB_END = b"\x57\xfb\x80\x8b\x24\x75\x47\xdb"
@@ -320,8 +338,9 @@ def zip_document(names: Collection[str]) -> FileKind | None:
             return FileKind("a TorchScript program")
         if f"{top}version" in members:
             return FileKind("a PyTorch checkpoint", "weights")
+    telling = [name for name in members if _ZIP_MEMBER.fullmatch(name)]
     for pattern, kind, use in _ZIP_MEMBERS:
-        if any(map(re.compile(pattern).fullmatch, members)):
+        if any(re.fullmatch(pattern, name) for name in telling):
             return FileKind(kind, use)
     return None
 

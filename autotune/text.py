@@ -8,7 +8,9 @@ the text that these functions return.
 from __future__ import annotations
 
 import logging
+import os
 import re
+import shlex
 import sys
 import traceback
 import warnings
@@ -104,6 +106,26 @@ def visible(text: str) -> str:
 def one_line(text: str) -> str:
     r"""Write out control characters, tabs and line feeds: the result is one line."""
     return visible(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def shell_quote(text: str) -> str:
+    r"""Quote a text as one word of a shell, in characters that a terminal shows as they are.
+
+    Example:
+        >>> shell_quote("a b"), shell_quote("plain")
+        ("'a b'", 'plain')
+        >>> print(shell_quote("a\tb"))
+        "$(printf '%b' 'a\0011b')"
+    """
+    if text == one_line(text):
+        return shlex.quote(text)
+    escapes = "".join(
+        character
+        if character.isprintable() and character != "\\"
+        else "".join(f"\\0{byte:03o}" for byte in os.fsencode(character))
+        for character in text
+    )
+    return f"\"$(printf '%b' {shlex.quote(escapes)})\""
 
 
 def escaped(text: str) -> str:

@@ -60,8 +60,9 @@ from optuna.trial import FrozenTrial, TrialState
 from stack_shares import shares_of
 
 from autotune.errors import UserError
-from autotune.models.backbone import build_backbone, check_name
+from autotune.models.backbone import build_backbone
 from autotune.models.layers import list_layers
+from autotune.models.pretrained.names import check_name
 from autotune.plan import TrialPlan
 from autotune.runtime import available_cpus
 from autotune.study.engine.worker import build_context

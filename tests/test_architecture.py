@@ -18,8 +18,8 @@ PACKAGE = Path(autotune.__file__).parent
 ROOT = PACKAGE.parent
 #: Floors of the house: a room imports from lower floors only, never from one beside it.
 LEVELS = (
-    ("file_kinds", "lazy", "optuna_private", "runtime", "text", "version"),
-    ("errors",),
+    ("lazy", "optuna_private", "runtime", "text", "version"),
+    ("errors", "file_kinds"),
     ("atomic", "format_versions"),
     ("plan",),
     ("config",),
@@ -39,7 +39,7 @@ FLOORS = {
         ("loading",),
     ),
     "data": (
-        ("progress", "file_kinds", "damage", "memory_budget", "drawing"),
+        ("progress", "image_formats", "damage", "memory_budget", "drawing"),
         ("image_files",),
         ("preprocessing", "source"),
         ("download",),
@@ -70,18 +70,19 @@ FLOORS = {
         ("greedy", "pruners"),
         ("samplers",),
     ),
-    "storage": (("url", "filesystem", "artifacts"), ("paths", "rdb"), ("admin",)),
+    "storage": (("url", "filesystem", "artifacts"), ("paths", "rdb", "commands"), ("admin",)),
     "study": (("state",), ("devices", "setup"), ("doctor", "trial"), ("engine", "upkeep")),
     "results": (
         ("values",),
         ("model", "study_results"),
-        ("evaluation", "figures", "overview"),
+        ("comparison", "overview"),
+        ("evaluation", "figures"),
         ("diagnosis",),
         ("report",),
         ("dashboard",),
     ),
     "display": (
-        ("config_errors", "download_progress", "worker_table", "layer_table"),
+        ("config_errors", "download_progress", "worker_table", "layer_table", "comparison"),
         ("console",),
         ("run_display", "summary"),
         ("watch",),

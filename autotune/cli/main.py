@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from autotune.cli.resources import cp, data, du, gc, layers, ls, rename, rm, storage, weights
 from autotune.cli.results import (
     best,
+    compare,
     confirm,
     dashboard,
     export,
@@ -61,6 +62,7 @@ for _verb in (
     stop.stop,
     doctor.doctor,
     best.best,
+    compare.compare,
     report.report,
     dashboard.dashboard,
     confirm.confirm,

@@ -54,6 +54,13 @@ class Source(ABC):
     def fingerprint_of(self, samples: Sequence[Sample]) -> str:
         """Return a hexadecimal digest of the keys and contents of some images."""
 
+    def changed_since(self, moment: float) -> tuple[str, ...]:
+        """Return the keys of files that were changed after a moment, or cannot be read.
+
+        A moment is in seconds of the Unix epoch. Sources that are no files have none.
+        """
+        return ()
+
     @abstractmethod
     def read(self, sample: Sample, shrink: Shrink | None = None) -> Image.Image:
         """Return an image, upright, in mode RGB.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.config.loading import find_study_file, load_study_file, presets
-from autotune.config.schema import RefitConfig, StudyConfig
+from autotune.config.schema import NAME_RULE, RefitConfig, StudyConfig
 from autotune.data.progress import COUNTED_STEPS
 from autotune.errors import (
     AutotuneError,
@@ -185,7 +185,22 @@ def load(
     study: str, overrides: Sequence[str] | None, name: str | None, storage: str | None
 ) -> StudyConfig:
     """Load a study file with the overrides, the name and the storage of the command line."""
-    return load_study_file(study, _all_overrides(overrides, storage), name)
+    given = _all_overrides(overrides, storage)
+    if name is None or NAME_RULE.fullmatch(name):
+        return load_study_file(study, given, name)
+    config = load_study_file(study, given)
+    if not _has_study(name, config.storage):
+        return load_study_file(study, given, name)  # which says how a new study may be called
+    return config.model_copy(update={"name": name})  # renamed in the dashboard
+
+
+def _has_study(name: str, storage: str) -> bool:
+    """Tell whether a storage has a study; false where it cannot be read."""
+    from autotune.study.setup.manifest_store import find_study
+
+    with suppress(AutotuneError):
+        return find_study(name, storage) is not None
+    return False
 
 
 def load_checked(
@@ -216,12 +231,14 @@ class Located:
     Args:
         files: Folder of its files, where the study file names one.
         refit: How its final fit trains, where there is a study file.
+        max_unreadable_share: Limit of unreadable images that the study file gives.
     """
 
     name: str
     storage: str
     files: str | None
     refit: RefitConfig | None = None
+    max_unreadable_share: float = 0.0
 
 
 def locate(
@@ -235,12 +252,14 @@ def locate(
     try:
         find_study_file(study)
     except StudyError:
-        if overrides or "/" in study or study.endswith((".yaml", ".yml")):
+        is_path = "/" in study or study.endswith((".yaml", ".yml"))
+        if overrides or (is_path and not _has_study(name or study, storage_url(storage))):
             raise
         return Located(name or study, storage_url(storage), None)
     config = load(study, overrides, name, storage)
     assert config.name is not None
-    return Located(config.name, config.storage, config.files, config.refit)
+    share = config.data.max_unreadable_share
+    return Located(config.name, config.storage, config.files, config.refit, share)
 
 
 def locate_all(arguments: Sequence[str], name: str | None, storage: str | None) -> list[Located]:

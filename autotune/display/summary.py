@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
-import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,9 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from autotune.config.schema import StudyConfig
 from autotune.display.console import lines_of_text, relative_path
-from autotune.display.worker_table import format_failures, workers_table
+from autotune.display.worker_table import WorkersTable, format_failures
 from autotune.results.diagnosis.headline import describe_confirmation, describe_saved_epochs
 from autotune.results.figures.greedy_stages import StageRow, stage_rows
 from autotune.results.figures.layer_diagram import as_text, layer_rows
@@ -25,9 +21,10 @@ from autotune.results.report.trial_table import failures
 from autotune.results.report.workers import failures_by_reason, worker_rows
 from autotune.results.study_results import StudyResults, describe_excess
 from autotune.search import ranking
-from autotune.storage.url import absolute_url, database_path, is_sqlite, redact
+from autotune.storage.commands import study_command
 from autotune.study.doctor.collect import take_snapshot
 from autotune.study.state import attrs
+from autotune.text import shell_quote
 
 if TYPE_CHECKING:
     from autotune.study.setup.opening import OpenStudy
@@ -165,14 +162,13 @@ def _report_path(opened: OpenStudy, results: StudyResults) -> Path | None:
 
 def _print_next(console: Console, opened: OpenStudy, results: StudyResults) -> None:
     """Print the path of the report and the next commands, ready to paste."""
-    command = f"{_program()} {{}} {opened.name}{_storage_option(opened)}"
-    commands = {"dashboard": "dashboard"}
+    verbs = {"dashboard": "dashboard"}
     if results.best is not None:
-        commands |= {"winning plan": "best", "over seeds": "confirm", "final model": "refit"}
-    lines = {title: command.format(verb) for title, verb in commands.items()}
+        verbs |= {"winning plan": "best", "over seeds": "confirm", "final model": "refit"}
+    lines = {title: study_command(verb, opened.name, opened.url) for title, verb in verbs.items()}
     if report := _report_path(opened, results):
-        lines = {"report": relative_path(report), **lines}
-    if "***" in command:
+        lines = {"report": shell_quote(relative_path(report)), **lines}
+    if "***" in lines["dashboard"]:
         lines[""] = "(write the password instead of ***)"
     console.print()
     for title, text in lines.items():
@@ -180,27 +176,10 @@ def _print_next(console: Console, opened: OpenStudy, results: StudyResults) -> N
         console.print(Text(f"{title:<14} {text}"), soft_wrap=True)
 
 
-def _program() -> str:
-    """Return how this program was called, as a user would type it."""
-    program = Path(sys.argv[0])
-    if program.suffix == ".py":  # python -m autotune
-        return "autotune"
-    return program.name if shutil.which(program.name) == str(program) else relative_path(program)
-
-
-def _storage_option(opened: OpenStudy) -> str:
-    if opened.url == absolute_url(StudyConfig.model_fields["storage"].default):
-        return ""
-    url = redact(opened.url)
-    if is_sqlite(opened.url):
-        url = f"sqlite:///{relative_path(database_path(opened.url))}"
-    return f" --storage {shlex.quote(url)}"
-
-
 def print_workers(console: Console, opened: OpenStudy) -> None:
     """Print what every worker does, and why attempts at trials failed."""
     results = StudyResults.from_study(opened.study)
     if rows := worker_rows(results, take_snapshot(opened)):
-        console.print(workers_table(rows, results.objective, one_line=False))
+        console.print(WorkersTable(rows, results.objective, one_line=False))
     if counts := format_failures(failures_by_reason(results)):
         console.print(Text(counts))

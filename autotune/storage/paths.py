@@ -18,8 +18,10 @@ two were moved or copied.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 from autotune.storage.url import database_path, is_sqlite, parse_url
 
@@ -89,7 +91,7 @@ class StudyPaths:
 
     def checkpoints(self, study: str) -> Path:
         """Return the folder of a study's checkpoints."""
-        return self.root / "checkpoints" / study
+        return self.root / "checkpoints" / _file_name(study)
 
     def checkpoint(self, study: str, trial: int) -> Path:
         """Return the checkpoint of a live trial, by the number of its first attempt."""
@@ -97,11 +99,11 @@ class StudyPaths:
 
     def confirmed(self, study: str) -> Path:
         """Return the folder of the scores that plans of a study reached under other seeds."""
-        return self.root / "confirmed" / study
+        return self.root / "confirmed" / _file_name(study)
 
     def logs(self, study: str) -> Path:
         """Return the folder of a study's logs."""
-        return self.root / "logs" / study
+        return self.root / "logs" / _file_name(study)
 
     def log(self, study: str, worker: str) -> Path:
         """Return the log file of a worker."""
@@ -109,11 +111,11 @@ class StudyPaths:
 
     def model(self, study: str) -> Path:
         """Return the folder of a study's refitted model."""
-        return self.root / "models" / study
+        return self.root / "models" / _file_name(study)
 
     def report(self, study: str, format: str = REPORT_FORMATS[0]) -> Path:
         """Return the file of a study's report in one of the :data:`REPORT_FORMATS`."""
-        return self.root / "reports" / f"{study}.{format}"
+        return self.root / "reports" / f"{_file_name(study)}.{format}"
 
     def studies(self) -> set[str]:
         """Return the names of the studies that were run here.
@@ -121,7 +123,7 @@ class StudyPaths:
         Models and reports may have outlived theirs.
         """
         return {
-            path.name
+            unquote(path.name)
             for folder in ("checkpoints", "confirmed", "logs")
             if (self.root / folder).is_dir()
             for path in (self.root / folder).iterdir()
@@ -138,6 +140,19 @@ class StudyPaths:
             *(self.checkpoints(study), self.confirmed(study), self.logs(study), self.model(study)),
             *(self.report(study, format) for format in REPORT_FORMATS),
         )
+
+
+def _is_report(path: Path) -> bool:
+    return path.parent.name == "reports" and path.suffix[1:] in REPORT_FORMATS
+
+
+def _file_name(study: str) -> str:
+    """Return the name of a study as that of a file.
+
+    Somebody may have given it any name in the dashboard, ``../x`` as well; what a file cannot have
+    is written as in a URL.
+    """
+    return re.sub(r"^\.|^$|[/%\x00-\x1f\x7f]", lambda found: f"%{ord(found[0] or '%'):02X}", study)
 
 
 def remembered_root(url: str, files: StudyPaths) -> str | None:

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from autotune.storage.rdb.connection import open_storage
-from tests.support.images import make_class_folders
+from tests.support.images import make_class_folders, make_split_folder
 from tests.support.inside import Ended, call, contents
 from tests.support.runs import SMALL, autotune
 from tests.support.studies import make_study
@@ -149,6 +149,13 @@ def damaged_images(root: Path) -> None:
         path.write_bytes(path.read_bytes()[:60])
 
 
+def damaged_test_image(root: Path) -> None:
+    counts = {"cat": 9, "dog": 9}
+    make_split_folder(root, {"train": counts, "val": counts, "test": counts})
+    path = root / "test/dog/004.png"
+    path.write_bytes(path.read_bytes()[:60])
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -158,6 +165,8 @@ def damaged_images(root: Path) -> None:
         (too_few_images, "but 'dog' has 2; add images or remove the class"),
         (images_without_classes, "but {0} has no folders; its 3 images lie directly in it; put"),
         (damaged_images, "0.01 of the images may be unreadable (data.max_unreadable_share), but "),
+        (damaged_test_image, "0.01 of the test images may be unreadable (data.max_unreadable_sh"),
+        (damaged_test_image, "1 of 18 are: test/dog/004.png"),
     ],
 )
 def test_images(make: object, said: str, tmp_path: Path) -> None:

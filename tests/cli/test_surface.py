@@ -26,6 +26,7 @@ SURFACE = {
     "stop": {*WHICH, "--wait"},
     "doctor": {*WHICH, "--files", "--fix"},
     "best": {*WHICH},
+    "compare": {"study", "--storage", "--output", "-o", "--json"},
     "report": {*WHICH, "--output", "-o", "--format"},
     "dashboard": {*WHICH, "--port", "--public", "--host"},
     "confirm": {*WHICH, "--top", "--seeds", "--json"},

@@ -231,7 +231,7 @@ def check_python(arguments: Sequence[str]) -> None:
         except SyntaxError as error:
             raise Wrong(str(error)) from error
     elif first == "-m":
-        if rest[0] not in ("pytest", "pip", "venv"):
+        if rest[0] not in ("pytest", "pip", "venv", "zipfile"):
             raise Wrong(f"there is no module {rest[0]!r} that this test knows")
     else:
         script = check_script(first)

@@ -66,6 +66,7 @@ def make(*arguments: str) -> str:
         (["stop", "DATASET=photos"], "stop 'folder' 'dataset=photos'"),
         (["ls", "ARGS=--json"], "ls --json"),
         (["du"], "du"),
+        (["compare", "STUDIES=a b", "ARGS=--json"], "compare a b --json"),
         (["gc", "ARGS=--yes"], "gc --yes"),
         (["rm", "NAME=other", "ARGS=--all"], "rm 'digits' --name 'other' --all"),
         (["rm", "ARGS=--yes"], "rm --yes"),  # not the default

@@ -10,6 +10,7 @@ import typer
 from autotune.config.loading import presets
 from autotune.display import console
 from autotune.errors import StudyError, did_you_mean, join_sentences
+from autotune.text import shell_quote
 
 
 def cp(
@@ -31,4 +32,4 @@ def cp(
         raise StudyError(f"the file {target} exists and is not overwritten; name another one")
     console.check_writable(str(target))
     target.write_text(paths[preset].read_text(encoding="utf-8"), encoding="utf-8")
-    console.stdout().print(f"{target}: run it with 'autotune run {target}'")
+    console.stdout().print(f"{target}: run it with: autotune run {shell_quote(str(target))}")

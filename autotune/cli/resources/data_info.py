@@ -37,11 +37,12 @@ def info(
         typer.Option("--output", "-o", help="Draw a contact sheet into this PNG file."),
     ] = None,
     test: Annotated[
-        bool, typer.Option("--test", help="Decode the test images too, for sizes and duplicates.")
+        bool,
+        typer.Option("--test", help="Include the test images in sizes, colors and duplicates."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Count images, classes, sizes and duplicates; test images are only counted."""
+    """Count images, classes, sizes and duplicates; test images are counted, and opened."""
     is_study = _is_study(dataset)
     config = _load_config(dataset, list(overrides or ()), is_study)
     if output is not None:
@@ -91,7 +92,8 @@ def _load_config(name: str, overrides: list[str], is_study: bool) -> StudyConfig
 def _image_spec(config: StudyConfig) -> ImageSpec:
     """Return how the first backbone takes images, without loading its weights."""
     from autotune.data.preprocessing import ImageSpec
-    from autotune.models.backbone import build_backbone, check_name, data_config
+    from autotune.models.backbone import build_backbone, data_config
+    from autotune.models.pretrained.names import check_name
 
     name, size = config.backbones[0], config.data.image_size
     check_name(name)
@@ -125,7 +127,7 @@ def _print(
     config: StudyConfig,
     spec: ImageSpec | None,
 ) -> None:
-    from autotune.data.file_kinds import list_kinds
+    from autotune.data.image_formats import list_kinds
     from autotune.data.quality.checks import dataset_warnings
 
     classes, checks = statistics.classes, statistics.checks
@@ -143,8 +145,10 @@ def _print(
         "height": _format_range(statistics.heights),
         "mean": _format_channels(statistics.mean, spec.mean if spec else None),
         "deviation": _format_channels(statistics.std, spec.std if spec else None),
-        "unreadable": f"{len(statistics.unreadable):,}",
+        "unreadable": _format_unreadable(statistics),
     }
+    if statistics.blank:
+        facts["one color"] = f"{len(statistics.blank):,}"
     if counts := statistics.passed_over:
         total = sum(sum(endings.values()) for endings in counts.values())
         facts["passed over"] = f"{total:,}: {list_kinds(counts)}"
@@ -184,6 +188,13 @@ def _classes_table(classes: Mapping[str, Mapping[str, int]], splits: Sequence[st
         elif rank == half:
             table.add_row(Text(f"... {omitted} classes between", style="dim"))
     return table
+
+
+def _format_unreadable(statistics: DatasetStatistics) -> str:
+    tests = statistics.num_unreadable_test
+    return f"{len(statistics.unreadable):,}" + (
+        f", {tests:,} of them test images" if tests else ""
+    )
 
 
 def _format_range(values: tuple[int, int, int]) -> str:

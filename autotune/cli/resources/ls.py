@@ -77,7 +77,7 @@ def _studies_table(studies: Sequence[StudyOverview]) -> Table:
     table.add_column("study", overflow="fold")
     for title in ("state", "trials", "best", "baseline", "size", "last"):
         is_number = title in ("best", "baseline", "size")
-        table.add_column(title, justify="right" if is_number else "left", no_wrap=True)
+        table.add_column(title, justify="right" if is_number else "left")
     for study in studies:
         results, state = study.results, study.state
         scores = ["–", "–"]

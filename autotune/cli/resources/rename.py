@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from autotune.display import console
+from autotune.text import shell_quote
 
 
 def rename(
@@ -36,5 +37,6 @@ def rename(
             with suppress(UserError):  # of another version, or without pyarrow: the old one stays
                 write_report(opened, format=format)
     console.stdout().print(
-        f"the study {old!r} is now {new!r}; 'autotune run' continues it with --name {new}"
+        f"the study {old!r} is now {new!r}; 'autotune run' continues it with --name "
+        f"{shell_quote(new)}"
     )

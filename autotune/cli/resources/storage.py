@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.display import console
-from autotune.text import format_bytes, plural
+from autotune.text import format_bytes, plural, shell_quote
 
 if TYPE_CHECKING:
     from autotune.storage.admin.copy_study import Copied
@@ -99,7 +99,7 @@ def backup(
     """Copy all studies to an SQLite file (old name of ``copy --to``)."""
     from autotune.storage.url import sqlite_url
 
-    _warn_renamed("backup", f"copy --to sqlite:///{output}")
+    _warn_renamed("backup", f"copy --to {shell_quote(f'sqlite:///{output}')}")
     console.check_writable(str(output))
     copy(sqlite_url(output), storage)
 
@@ -113,7 +113,7 @@ def restore(
     """Copy all studies of an SQLite file to a storage (old name of ``copy --from``)."""
     from autotune.storage.url import sqlite_url
 
-    _warn_renamed("restore", f"copy --from sqlite:///{file} --to ...")
+    _warn_renamed("restore", f"copy --from {shell_quote(f'sqlite:///{file}')} --to ...")
     copy(console.storage_url(storage), sqlite_url(file), files=files)
 
 

@@ -52,6 +52,7 @@ def refit(
             lambda plan, epoch, epochs: status.update(f"{plan}: epoch {epoch} of {epochs}"),
             status.on_progress,
             located.refit,
+            located.max_unreadable_share,
         )
     if as_json:
         typer.echo(json.dumps(result.to_json(), indent=2))

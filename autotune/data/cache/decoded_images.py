@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -20,6 +21,7 @@ import numpy as np
 from autotune.data.cache.array_cache import ArrayCache
 from autotune.data.cache.entry import Entry, EntryWriter
 from autotune.data.cache.reading import ordered_thread_map, retry_read, silence_pillow
+from autotune.data.image_formats import has_heic
 from autotune.data.preprocessing import ImageSpec, draft_decode, to_store_array
 from autotune.data.source import Source
 from autotune.errors import DatasetError, InsufficientSpaceError
@@ -28,10 +30,15 @@ from autotune.text import join_some
 logger = logging.getLogger(__name__)
 
 #: Version of the format: raised whenever the same images would be stored otherwise.
-_FORMAT = 2
+_FORMAT = 3
 #: Name of the array: uint8, ``(N, 3, T, T)``.
 _IMAGES = "images"
 _LIST = "-list"
+#: What helps where a study exists.
+_RESTORE = (
+    "if they could be read when the study was made, bring them back as they were; otherwise "
+    "repair them and start another study with --name"
+)
 #: Bytes of an image in a record, skipped images with their reasons included.
 _LIST_BYTES = 64
 
@@ -124,6 +131,8 @@ def open_store(
     workers: int | None = None,
     limit_bytes: int | None = None,
     fast: bool = False,
+    what: str = "images",
+    is_new: bool = False,
 ) -> ImageStore:
     """Open the decoded images of a source, and decode them first if that is not done yet.
 
@@ -140,6 +149,8 @@ def open_store(
         workers: Decoding threads; ``None`` takes one for each core.
         limit_bytes: Limits everything in ``folder``, see :class:`ArrayCache`.
         fast: Whether large JPEGs are decoded at a part of their size.
+        what: What the images are called in messages.
+        is_new: Whether no study of them exists yet, so that they may be changed.
 
     Raises:
         DatasetError: When too many images, or all of a class, cannot be decoded.
@@ -147,6 +158,7 @@ def open_store(
     """
     images = LazyImages(source, np.array(indices, dtype=np.int64), spec, fast)
     size, count = spec.store_size, len(indices)
+    check = partial(check_skipped, images, limit=unreadable_limit, what=what, is_new=is_new)
 
     def decode(is_stored: bool, writer: EntryWriter) -> dict[str, Any]:
         rows = writer.array(_IMAGES, np.uint8, (3, size, size)) if is_stored else None
@@ -160,7 +172,7 @@ def open_store(
                     if rows is not None:
                         rows.append(image[None])
                 on_progress(row + 1, count)
-        _check_skipped(images, decoded, skipped, unreadable_limit)
+        check(decoded, skipped)
         if skipped:
             reasons = "; ".join(f"{name} ({reason})" for name, reason in skipped)
             message = "%d of %d images cannot be decoded and are skipped: %s"
@@ -178,13 +190,14 @@ def open_store(
         entry = cache.get_or_create(f"{key}{_LIST}", partial(decode, False), needed, noun)
         readable = LazyImages(source, np.array(entry.record["indices"]), spec, fast)
         store = _from_entry(entry, readable)
-    _check_skipped(images, store.indices, store.skipped, unreadable_limit)
+    check(store.indices, store.skipped)
     return store
 
 
 def _key(images: LazyImages) -> str:
     identity = [_FORMAT, images.source.fingerprint, images.indices.tolist(), asdict(images.spec)]
     identity += ["fast"] if images.fast else []
+    identity += ["heic"] if has_heic() else []  # images that could not be read before
     return hashlib.blake2b(json.dumps(identity).encode(), digest_size=16).hexdigest()
 
 
@@ -198,29 +211,62 @@ def _from_entry(entry: Entry, images: LazyImages | None = None) -> ImageStore:
     )
 
 
-def _check_skipped(
+def find_unreadable(
+    images: LazyImages, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[tuple[str, str]]:
+    """Decode images and keep none of them; return key and reason of each unreadable one."""
+    source, count = images.source, len(images.indices)
+    unreadable = []
+    with silence_pillow():
+        for row, image in ordered_thread_map(images.decode, range(count)):
+            if isinstance(image, str):
+                unreadable.append((source.samples[images.indices[row]].key, image))
+            on_progress(row + 1, count)
+    return unreadable
+
+
+def check_skipped(
     images: LazyImages,
     decoded: Sequence[int] | np.ndarray,
     skipped: Sequence[tuple[str, str]],
+    *,
     limit: float,
+    what: str = "images",
+    is_new: bool = False,
 ) -> None:
-    """Refuse images of which too many, or all of a class, cannot be decoded."""
+    """Refuse images of which too many, or all of a class, cannot be decoded.
+
+    Args:
+        images: All images.
+        decoded: Indices of those that can be decoded.
+        skipped: Key and reason of the others.
+        limit: Largest share of the images that may be skipped.
+        what: What the images are called in the message.
+        is_new: Whether no study of them exists yet. The images of a study stay as they are: one
+            that is repaired or removed is a change of the study, which is refused.
+
+    Raises:
+        DatasetError: With the images, and with what helps.
+    """
     if not skipped:
         return
     source, count = images.source, len(images.indices)
     listed = join_some([f"{name} ({reason})" for name, reason in skipped], 5, "; ")
-    if len(skipped) > limit * count:
-        raise DatasetError(
-            f"at most {limit:.4g} of the images may be unreadable (data.max_unreadable_share), "
-            f"but {len(skipped)} of {count} are: {listed}; repair or remove them, or raise the "
-            "limit"
-        )
     labels, kept = (
         {source.samples[index].label for index in some} for some in (images.indices, decoded)
     )
     if lost := sorted(labels - kept):
+        cure = "repair or replace them, or remove the class"
         raise DatasetError(
-            "every class needs images that can be decoded, but none can of "
-            f"{', '.join(repr(source.classes[label]) for label in lost)}: {listed}; repair or "
-            "remove them"
+            f"every class needs {what} that can be decoded, but none can of "
+            f"{', '.join(repr(source.classes[label]) for label in lost)}: {listed}; "
+            f"{cure if is_new else _RESTORE}"
+        )
+    if len(skipped) > limit * count:
+        enough = math.ceil(1000 * len(skipped) / count) / 1000
+        cure = f"raise the limit: data.max_unreadable_share={enough:g}"
+        raise DatasetError(
+            f"at most {limit:.4g} of the {what} may be unreadable (data.max_unreadable_share), "
+            f"but {len(skipped)} of {count} are: {listed}; "
+            + (f"repair or remove them, or {cure}" if is_new else f"{cure}; or {_RESTORE}")
         )

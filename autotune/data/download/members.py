@@ -39,6 +39,8 @@ _READ_METHODS = (
 )
 _METHODS = {1: "Shrink", 6: "Implode", 9: "Deflate64", 93: "Zstandard", 95: "xz", 98: "PPMd"}
 _UTF8 = 0x800
+#: The size from which the fields of a zip file are too small.
+_MAX_32_BITS = 1 << 32
 _ENCRYPTED = 0x2041
 _UNPACK = "unpack it with {} and name the folder"
 #: The end of a zip file, with a comment of the longest kind.
@@ -99,7 +101,7 @@ def open_members(archive: Path) -> Iterator[Iterator[Member]]:
             with _open_tar(archive) as (tar, stream):
                 yield _tar_members(tar, stream, archive)
     except (EOFError, tarfile.ReadError, zipfile.BadZipFile) as error:
-        if _VOLUME.search(archive.name) or "multiple disks" in str(error):
+        if is_volume(archive.name) or "multiple disks" in str(error):
             raise _volumes(archive) from error
         raise
 
@@ -122,6 +124,11 @@ def _zip_members(archive: zipfile.ZipFile, path: Path) -> Iterator[Member]:
     if document := zip_document({info.filename for info in infos}):
         raise UnsupportedError(f"is {document.name}; {document.advice(str(path))}")
     start = min((info.header_offset for info in infos), default=0)
+    if start and not start % _MAX_32_BITS:
+        raise UnsupportedError(
+            "cannot be unpacked here: it has over 4 GB, but not the format for that (Zip64), as "
+            "Finder of macOS writes it; " + _UNPACK.format("7z x, or with ditto -x -k on a Mac")
+        )
     if start and archive_format(path) == "zip":
         raise UnsupportedError(
             "is several zip files in one, of which only the last has a list of its files; "
@@ -161,8 +168,7 @@ def _zip_names(infos: Sequence[zipfile.ZipInfo], path: Path) -> list[str]:
     }
     unstated = [name for name in raw.values() if isinstance(name, bytes)]
     encoding = _encoding_of(unstated)
-    folders = sorted({_folder(name) for name in unstated})
-    if not encoding and not b"".join(folders).isascii():
+    if not encoding and (folders := _unreadable_folders(infos)):
         raise UnsupportedError(_describe_encodings(folders, path))
     names = []
     for info in infos:
@@ -218,8 +224,20 @@ def _describe_encodings(folders: Sequence[bytes], path: Path) -> str:
     )
 
 
-def _folder(name: bytes) -> bytes:
-    return os.path.dirname(name if b"/" in name else name.replace(b"\\", b"/"))
+def _unreadable_folders(infos: Sequence[zipfile.ZipInfo]) -> list[bytes]:
+    """Return the folders whose names are in an unknown encoding, below what all are in."""
+    folders: dict[bytes, bool] = {}
+    for info in infos:
+        is_utf8 = info.flag_bits & _UTF8 or info.orig_filename.isascii()
+        name = info.orig_filename.encode("utf-8" if is_utf8 else "cp437")
+        folder = os.path.dirname(name if b"/" in name else name.replace(b"\\", b"/"))
+        folders[folder] = folders.get(folder, False) or not is_utf8
+    around = len(os.path.commonpath([b"/" + folder for folder in folders])) - 1
+    return sorted(
+        folder
+        for folder, is_other in folders.items()
+        if is_other and not folder[around:].isascii()
+    )
 
 
 def _decoded(names: Sequence[bytes], encoding: str) -> list[str]:
@@ -239,12 +257,24 @@ def _check_volumes(archive: Path) -> None:
         raise _volumes(archive)
 
 
+def is_volume(name: str) -> bool:
+    """Tell by its name whether a file is one of several that make an archive."""
+    return _VOLUME.search(name) is not None
+
+
 def _volumes(archive: Path) -> UnsupportedError:
-    stem = _VOLUME.sub("", archive.name)
-    return UnsupportedError(
-        "is one of several volumes; join them, with 'zip -s 0 "
-        f"{stem.removesuffix('.zip')}.zip --out whole.zip' or 'cat {stem}.* > whole', or unpack "
-        "them with 7z x, and name the result"
+    return UnsupportedError(describe_volumes(archive.name))
+
+
+def describe_volumes(name: str) -> str:
+    """Say how to join the volumes of an archive, by the name of one of them."""
+    stem = shlex.quote(_VOLUME.sub("", name))
+    command = f"cat {stem}.* > whole"
+    if name.lower().endswith(".zip") or re.search(r"\.z\d\d$", name, re.IGNORECASE):
+        command = f"zip -s 0 {stem.removesuffix('.zip')}.zip --out whole.zip"
+    return (
+        f"is one of several volumes; join them with '{command}', or unpack the first with 7z x, "
+        "and name the result"
     )
 
 

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from autotune.data.file_kinds import SYSTEM, describe_passed_over
+from autotune.data.image_formats import SYSTEM, describe_passed_over
 from autotune.data.progress import ProgressCallback, no_progress
-from autotune.text import plural
+from autotune.text import join_some, plural
 
 if TYPE_CHECKING:
     from autotune.data.splits.dataset import Dataset
@@ -19,13 +19,23 @@ _EXAMPLES = 5
 
 
 def check_dataset(
-    dataset: Dataset, duplicates: str, progress: ProgressCallback = no_progress
+    dataset: Dataset,
+    duplicates: str,
+    progress: ProgressCallback = no_progress,
+    unreadable_test: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Count possible problems of the images of a new study, as plain JSON values.
 
+    Args:
+        dataset: The images.
+        duplicates: The setting ``data.duplicates``.
+        progress: Called while images are compared.
+        unreadable_test: Key -> reason of each test image that cannot be read.
+
     Returns:
         ``largest`` and ``smallest``, names and training images of two classes; ``passed_over``,
-        numbers of files that are no images, by kind and ending; ``groups``, how
+        numbers of files that are no images, by kind and ending; ``unreadable_test``, how many
+        test images there are, how many cannot be read, and a few of those; ``groups``, how
         many there are, how many are in several splits, and a few of those; ``duplicates``, see
         :func:`autotune.data.splits.duplicates.count_duplicates`. The last two are absent without
         groups, and where ``duplicates``, the setting, is ``off``.
@@ -39,6 +49,12 @@ def check_dataset(
     }
     if source.passed_over:
         values["passed_over"] = source.passed_over
+    if unreadable_test:
+        values["unreadable_test"] = {
+            "count": len(unreadable_test),
+            "images": len(split.test),
+            "examples": list(map(list, unreadable_test.items()))[:_EXAMPLES],
+        }
     if dataset.groups is not None:
         keys = [sample.key for sample in source.samples]
         examples: dict[int, dict[str, str]] = {}
@@ -67,6 +83,7 @@ def dataset_warnings(values: Mapping[str, Any], training: Mapping[str, Any]) -> 
     """
     return [
         *_passed_over(values),
+        *_unreadable_test(values),
         *_imbalance(values, training),
         *_groups(values),
         *_duplicates(values),
@@ -90,6 +107,16 @@ def _passed_over(values: Mapping[str, Any]) -> Iterator[str]:
     counts = values.get("passed_over", {})
     if set(counts) - {SYSTEM}:
         yield f"{describe_passed_over(counts)}."
+
+
+def _unreadable_test(values: Mapping[str, Any]) -> Iterator[str]:
+    if found := values.get("unreadable_test"):
+        some = join_some([f"{key} ({reason})" for key, reason in found["examples"]], 3, "; ")
+        count = plural(found["count"], "image", "images")
+        yield (
+            f"{count} of {found['images']:,} in the test split cannot be read, and the final "
+            f"measurement will go without: {some}."
+        )
 
 
 def _imbalance(values: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[str]:
@@ -131,6 +158,12 @@ def _duplicates(values: Mapping[str, Any]) -> Iterator[str]:
     counts = values.get("duplicates")
     if not counts:
         return
+    blank, *examples = counts.get("blank", [0])
+    if blank:
+        yield (
+            f"{plural(blank, 'image has', 'images have')} one color all over: "
+            f"{', '.join(examples)}{', ...' if blank > len(examples) else ''}."
+        )
     if counts["too_many"]:
         yield (
             "The images look so much alike that near duplicates cannot be told from others; only "

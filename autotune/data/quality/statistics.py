@@ -34,7 +34,9 @@ class DatasetStatistics:
         heights: Smallest, median and largest height.
         mean: Means of the channels red, green and blue, of values between 0 and 1.
         std: Standard deviations of the channels.
-        unreadable: Key and reason of each image that cannot be decoded.
+        unreadable: Key and reason of each image that cannot be decoded, test images included.
+        num_unreadable_test: How many of these are test images.
+        blank: Keys of images that have one color all over.
         passed_over: Kind and ending of the files that are no images -> their number.
         checks: What :func:`autotune.data.quality.checks.check_dataset` counted.
     """
@@ -49,6 +51,8 @@ class DatasetStatistics:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     unreadable: tuple[tuple[str, str], ...]
+    num_unreadable_test: int
+    blank: tuple[str, ...]
     passed_over: dict[str, dict[str, int]]
     checks: dict[str, Any]
 
@@ -66,12 +70,15 @@ def compute_statistics(
 ) -> DatasetStatistics:
     """Compute the statistics of a data set; ``duplicates`` is the setting ``data.duplicates``.
 
-    Test images are only counted, or decoded too with ``test``.
+    Test images are counted, the unreadable ones too; with ``test`` they are part of all else.
     """
     source, split = dataset.source, dataset.split
     splits = ("train", "validation", *(("test",) if test else ()))
-    indices = sorted(index for name in splits for index in getattr(split, name))
-    results = fingerprint_images(source, indices, on_progress)
+    indices = sorted(index for name in SPLITS for index in getattr(split, name))
+    everything = fingerprint_images(source, indices, on_progress)
+    unreadable = {index: reason for index, reason in everything.items() if isinstance(reason, str)}
+    counted = {index for name in splits for index in getattr(split, name)}
+    results = {index: result for index, result in everything.items() if index in counted}
     readable = [result for result in results.values() if isinstance(result, ImageFingerprint)]
     checks = check_dataset(dataset, "off")
     if duplicates != "off":
@@ -90,10 +97,12 @@ def compute_statistics(
         heights=_range([image.size[1] for image in readable]),
         mean=tuple(round(float(value), 4) for value in mean),
         std=tuple(round(float(value), 4) for value in std),
-        unreadable=tuple(
-            (source.samples[index].key, reason)
-            for index, reason in results.items()
-            if isinstance(reason, str)
+        unreadable=tuple((source.samples[index].key, text) for index, text in unreadable.items()),
+        num_unreadable_test=len(unreadable.keys() & set(split.test)),
+        blank=tuple(
+            source.samples[index].key
+            for index, result in results.items()
+            if isinstance(result, ImageFingerprint) and result.is_blank
         ),
         passed_over=checks.pop("passed_over", {}),
         checks=checks,

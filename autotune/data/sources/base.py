@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 from PIL import Image
 
-from autotune.data.file_kinds import PassedOver
 from autotune.data.image_files import read_image
+from autotune.data.image_formats import PassedOver
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.source import Sample, Shrink, Source
 from autotune.data.sources.folders import ImageFile, digest_files, scan_folder
@@ -109,6 +110,17 @@ class FileSource(Source):
             digest.update(json.dumps(values).encode())
         return digest.hexdigest()
 
+    def changed_since(self, moment: float) -> tuple[str, ...]:
+        """Return the keys of files that were changed after a moment, or cannot be read."""
+
+        def is_changed(path: str) -> bool:
+            try:
+                return os.stat(path).st_mtime > moment or not os.access(path, os.R_OK)
+            except OSError:
+                return True
+
+        return tuple(sample.key for sample in self.samples if is_changed(self._paths[sample.key]))
+
     def read(self, sample: Sample, shrink: Shrink | None = None) -> Image.Image:
         """Return the image of a sample, upright, in mode RGB."""
         return read_image(self._paths[sample.key], shrink)
@@ -153,6 +165,11 @@ class SubsetSource(Source):
     def fingerprint_of(self, samples: Sequence[Sample]) -> str:
         """Return a hexadecimal digest of the keys and contents of some images."""
         return self._source.fingerprint_of(samples)
+
+    def changed_since(self, moment: float) -> tuple[str, ...]:
+        """Return the keys of files that were changed after a moment, or cannot be read."""
+        keys = {sample.key for sample in self.samples}
+        return tuple(key for key in self._source.changed_since(moment) if key in keys)
 
     def read(self, sample: Sample, shrink: Shrink | None = None) -> Image.Image:
         """Return the image of a sample, upright, in mode RGB."""

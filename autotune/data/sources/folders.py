@@ -13,8 +13,9 @@ from itertools import islice
 
 import numpy as np
 
+from autotune.data.download.extraction import SUFFIXES
 from autotune.data.download.paths import data_folder
-from autotune.data.file_kinds import (
+from autotune.data.image_formats import (
     ENDINGS,
     LOOSE,
     PIPES,
@@ -272,18 +273,20 @@ def _class_folders(split: SplitFolder) -> list[SplitFolder]:
                 f"a dataset has one folder for each class, but {folder} has no folders",
                 f"its {loose} images lie directly in it" if loose else "",
                 _LAYOUT,
-                _table_hint(folder),
+                _file_hint(folder),
             )
         )
     return [SplitFolder(split.split, os.path.join(folder, name), name) for name in names]
 
 
-def _table_hint(folder: str) -> str:
-    """Name a table in a folder or beside it, which may have the classes of its images."""
+def _file_hint(folder: str) -> str:
+    """Name an archive in a folder, or a table that may have the classes, also beside it."""
     for path in (folder, os.path.dirname(folder)):
         for entry in _entries(path or "."):
             if entry.name.lower().endswith((".csv", ".tsv", ".parquet")):
                 return f"if {printable(entry.path)} has their classes, name it as the dataset"
+            if path == folder and entry.name.lower().endswith(SUFFIXES):
+                return f"{printable(entry.path)} is not looked into; name it, or unpack it"
     return ""
 
 

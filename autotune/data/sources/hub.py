@@ -16,8 +16,8 @@ from urllib.parse import parse_qsl
 
 from PIL import Image
 
-from autotune.data.file_kinds import PassedOver
 from autotune.data.image_files import UnreadableImageError, read_image
+from autotune.data.image_formats import PassedOver
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.source import Sample, Shrink, Source
 from autotune.data.sources.names import describe_similar, normalized, printable, warn_once

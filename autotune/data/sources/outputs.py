@@ -31,8 +31,8 @@ _NAMED: tuple[tuple[str, str, str], ...] = (
     ("mlruns", r"\.trash|\d+|models", OTHERS),
     ("node_modules", r"\.package-lock\.json|\.yarn-integrity|\.bin|\.modules\.yaml", OTHERS),
 )
-#: A log of TensorBoard, which many programs write.
-_EVENTS = "events.out.tfevents."
+#: Beginnings of names in folders without images: a log of TensorBoard, the cache of a hub.
+_BEGINNINGS = ("events.out.tfevents.", "models--", "datasets--")
 #: Folders in the files of studies, see ``autotune/storage/paths.py``.
 _FILES = frozenset(("artifacts", "cache", "checkpoints", "confirmed", "logs", "models", "reports"))
 #: Names of folders, in lower case, that are output where they hold no image.
@@ -64,7 +64,7 @@ def written_by(path: str, names: Collection[str], has_images: bool) -> str:
     for name, pattern, kind in _NAMED:
         if os.path.basename(path) == name and any(map(re.compile(pattern).fullmatch, names)):
             return kind
-    return OTHERS if any(name.startswith(_EVENTS) for name in names) else ""
+    return ""
 
 
 def written_by_imageless(folder: str) -> str:
@@ -75,4 +75,6 @@ def written_by_imageless(folder: str) -> str:
         is_files_of_studies = _FILES.issuperset(folders) and {"artifacts", "cache"} & {*folders}
         if is_files_of_studies or any(name.endswith(_OWN_ENDINGS) for name in (path, *files)):
             return OWN
+        if any(name.startswith(_BEGINNINGS) for name in (*folders, *files)):
+            return OTHERS
     return ""

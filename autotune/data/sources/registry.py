@@ -12,6 +12,7 @@ from pathlib import Path
 from autotune.data.download.archived_dataset import ArchivedDataset
 from autotune.data.download.downloadable import Downloadable
 from autotune.data.download.extraction import extract, is_archive, remove
+from autotune.data.download.members import describe_volumes, is_volume
 from autotune.data.download.paths import unpacked_folder
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.source import Source
@@ -164,6 +165,8 @@ def _open_file(name: str, path: str, progress: ProgressCallback, splits: SplitNa
     is_table = kind.use in ("images", "broken", "") and path.lower().endswith(TABLE_ENDINGS)
     if is_table or kind == PARQUET:
         return open_table(name, path, progress, splits)
+    if not kind.name and is_volume(path):
+        raise DatasetError(f"{name} {describe_volumes(os.path.basename(path))}")
     problem = f"a dataset is {_PATHS}, but {name!r} is {kind.name or 'none of these'}"
     raise DatasetError(join_sentences(problem, kind.advice(name)))
 

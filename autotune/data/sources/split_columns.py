@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from autotune.data.file_kinds import PassedOver
+from autotune.data.image_formats import PassedOver
 from autotune.data.sources.names import printable, quoted, warn_once
 from autotune.data.sources.split_names import (
     NONE,

@@ -5,14 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from autotune.config.schema import AugmentConfig, DataConfig
-from autotune.data.cache.decoded_images import ImageStore, open_store
+from autotune.data.cache.decoded_images import (
+    ImageStore,
+    LazyImages,
+    check_skipped,
+    find_unreadable,
+    open_store,
+)
 from autotune.data.preprocessing import ImageSpec
+from autotune.data.progress import CHECKING, ProgressCallback, no_progress
 from autotune.data.splits.dataset import Dataset
 from autotune.data.splits.folds import Fold
 from autotune.data.splits.manifest import Manifest
@@ -86,6 +94,8 @@ class StudyData:
         on_progress: Callable[[int, int], None] = lambda done, total: None,
         limit_bytes: int | None = None,
         manifest: Manifest | None = None,
+        is_new: bool = False,
+        check: Callable[[Dataset], None] = lambda dataset: None,
     ) -> StudyData:
         """Split a data set and decode its training and validation images, if not done yet.
 
@@ -97,12 +107,15 @@ class StudyData:
             on_progress: Called with the number of images decoded and their total.
             limit_bytes: Limits everything in ``folder``.
             manifest: The split of the study, where it exists.
+            is_new: Whether the study is being made, so that its images may still be changed.
+            check: Called with the images before any is decoded; may refuse them.
 
         Raises:
             DatasetError: When the images cannot be used.
             DiskFullError: When the disk is full, or fills up meanwhile.
         """
         opened = Dataset.open(dataset, data, manifest)
+        check(opened)
         source, split = opened.source, opened.split
         store = open_store(
             source,
@@ -113,6 +126,7 @@ class StudyData:
             on_progress=on_progress,
             limit_bytes=limit_bytes,
             fast=data.decode == "fast",
+            is_new=is_new,
         )
         train = store.rows(split.train)
         validation = train if opened.folds else store.rows(split.validation)
@@ -168,6 +182,44 @@ class StudyData:
         return Views(self.store, rows, self.spec, augment, views, seed, memory_bytes)
 
 
+def check_test_images(
+    dataset: Dataset,
+    data: DataConfig,
+    specs: Sequence[ImageSpec],
+    on_progress: ProgressCallback = no_progress,
+) -> dict[str, str]:
+    """Check before a study is made that its test images can be read; nothing of them is kept.
+
+    Args:
+        dataset: The images of the study and their split.
+        data: How they are read, and how many may be unreadable.
+        specs: The ways in which they enter the backbones.
+        on_progress: Called with the number of images read.
+
+    Returns:
+        Key -> reason of each unreadable one, of which there are few enough.
+
+    Raises:
+        DatasetError: When too many of them, or all of a class, are unreadable.
+    """
+    found: dict[str, str] = {}
+    indices = np.array(dataset.split.test, dtype=np.int64)
+    for spec in specs:
+        images = LazyImages(dataset.source, indices, spec, data.decode == "fast")
+        found |= find_unreadable(images, partial(on_progress, CHECKING))
+    keys = [dataset.source.samples[index].key for index in indices]
+    decoded = [index for index, key in zip(indices, keys, strict=True) if key not in found]
+    check_skipped(
+        images,
+        decoded,
+        list(found.items()),
+        limit=data.max_unreadable_share,
+        what="test images",
+        is_new=True,
+    )
+    return found
+
+
 def open_test_views(
     dataset: str,
     data: DataConfig,
@@ -203,6 +255,7 @@ def open_test_views(
         unreadable_limit=data.max_unreadable_share,
         limit_bytes=limit_bytes,
         fast=data.decode == "fast",
+        what="test images",
     )
     return _plain_views(store, np.arange(len(store.indices)), spec)
 

@@ -259,7 +259,7 @@ def _train(
 def _key(handle: OpenStudy, ctx: WorkerContext, candidate: _Candidate, seed: int) -> str:
     """Return a digest of all that determines a value; another study of this name has another."""
     attributes = handle.study.user_attrs
-    definition = ctx.config.stable_identity()
+    definition = ctx.config.without_limits().stable_identity()
     return digest(
         [
             candidate.plan.to_json(),

@@ -107,6 +107,7 @@ def refit_study(
     on_epoch: Callable[[str, int, int], None] = lambda what, epoch, epochs: None,
     on_progress: ProgressCallback = no_progress,
     settings: RefitConfig | None = None,
+    max_unreadable_share: float = 0.0,
 ) -> RefitResult:
     """Train the selected plan and the baseline on training + validation images and measure both.
 
@@ -118,6 +119,7 @@ def refit_study(
         on_epoch: Called after every epoch with what is trained, the epoch, and their number.
         on_progress: Called while a registered dataset is downloaded.
         settings: How to train; default: as in the study's last run.
+        max_unreadable_share: Limit of unreadable images, where it is above that of the last run.
 
     Raises:
         StudyError: When there is no such trial, or none that is complete.
@@ -127,8 +129,14 @@ def refit_study(
     results = StudyResults.from_study(handle.study)
     selection = select_plan(results, trial)
     fetch_source(handle.config().dataset, on_progress)
-    ctx = build_context(handle)
-    config = ctx.config
+    config = handle.config()
+    # What was accepted when the study was made is accepted, whatever the limit of the last run.
+    accepted = results.attributes.get(attrs.SURVEY, {}).get("unreadable_test")
+    shares = [config.data.max_unreadable_share, max_unreadable_share]
+    share = max([*shares, *([accepted["count"] / accepted["images"]] if accepted else [])])
+    limited = config.data.model_copy(update={"max_unreadable_share": share})
+    config = config.model_copy(update={"data": limited})
+    ctx = build_context(handle, config=config)
     settings = settings or config.refit
     baseline_plan = ctx.space.baseline(config.baseline)
     backbones = dict.fromkeys((selection.plan.backbone, baseline_plan.backbone))
@@ -136,6 +144,20 @@ def refit_study(
     memory_bytes = ctx.resources.memory_bytes // len(data)
     train = {
         name: refit_views(views, config, settings, memory_bytes) for name, views in data.items()
+    }
+
+    # Opened before hours of training, measured after them.
+    test = {
+        name: open_test_views(
+            config.dataset,
+            config.data,
+            views.spec,
+            handle.files.cache,
+            config.cache.disk_bytes,
+            read_manifest(handle.study, handle.files),
+            results.attributes[attrs.DATASET].get("test_fingerprint"),
+        )
+        for name, views in data.items()
     }
 
     def train_plan(what: str, plan: TrialPlan, number: int | None) -> Refit:
@@ -154,18 +176,6 @@ def refit_study(
     if baseline_plan != selection.plan:
         number = None if results.baseline is None else results.baseline.number
         baseline = train_plan("baseline", baseline_plan, number)
-    test = {
-        name: open_test_views(
-            config.dataset,
-            config.data,
-            views.spec,
-            handle.files.cache,
-            config.cache.disk_bytes,
-            read_manifest(handle.study, handle.files),
-            results.attributes[attrs.DATASET].get("test_fingerprint"),
-        )
-        for name, views in data.items()
-    }
     logits, labels = model.predict(test[selection.plan.backbone])
     baseline_logits = logits
     if baseline is not model:

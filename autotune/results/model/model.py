@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -44,8 +45,9 @@ from autotune.errors import (
     UserError,
 )
 from autotune.format_versions import FORMATS, MODEL, check_format
-from autotune.models.backbone import Backbone, build_backbone, check_name
+from autotune.models.backbone import Backbone, build_backbone
 from autotune.models.network import Network, build_network
+from autotune.models.pretrained.names import CONFIG, check_name, read_config, split_source
 from autotune.models.surgery.aligned_conv import kernel_offsets, set_kernel_offsets
 from autotune.plan import TrialPlan
 from autotune.storage.paths import MODEL_RECORD
@@ -74,6 +76,7 @@ class ModelSpec:
         data_config: timm's data configuration of the backbone.
         image_size: Side of the input as configured; ``None`` for that of the backbone.
         fast_decode: Whether large JPEG files are decoded at a reduced size.
+        timm_config: ``config.json`` of a backbone that is no model of timm's list.
     """
 
     plan: TrialPlan
@@ -81,6 +84,7 @@ class ModelSpec:
     data_config: Mapping[str, Any]
     image_size: int | None = None
     fast_decode: bool = False
+    timm_config: Mapping[str, Any] | None = None
 
     @property
     def spec(self) -> ImageSpec:
@@ -231,6 +235,9 @@ def save_model(
     """
     folder.mkdir(parents=True, exist_ok=True)
     plan = model_spec.plan.to_json()
+    if split_source(model_spec.plan.backbone) is not None:  # the folder has to be enough
+        config = model_spec.timm_config or read_config(model_spec.plan.backbone)
+        facts = {**facts, "timm_config": dict(config)}
     state = {
         key: value.to("cpu", copy=True, memory_format=torch.contiguous_format)
         for key, value in network.state_dict().items()
@@ -294,6 +301,7 @@ def load_model(path: str | os.PathLike[str]) -> Model:
             record["preprocessing"],
             record["image_size"],
             record["decode"] == "fast",
+            record.get("timm_config"),
         )
         digest, offsets = record["weights_sha256"], dict(record["kernel_offsets"])
         model_spec.spec  # noqa: B018 -- raises for invalid preprocessing
@@ -347,9 +355,15 @@ def _read_record(folder: Path) -> dict[str, Any]:
 
 def _build_network(model_spec: ModelSpec) -> Network:
     """Build the network of a model, with weights that are replaced right after."""
-    plan = model_spec.plan
-    check_name(plan.backbone)
-    module = build_backbone(plan.backbone, model_spec.image_size).eval().requires_grad_(False)
+    plan, size = model_spec.plan, model_spec.image_size
+    if model_spec.timm_config is None:
+        check_name(plan.backbone)
+        module = build_backbone(plan.backbone, size)
+    else:
+        with TemporaryDirectory() as folder:
+            (Path(folder) / CONFIG).write_text(json.dumps(model_spec.timm_config), "utf-8")
+            module = build_backbone(f"local-dir:{folder}", size)
+    module.eval().requires_grad_(False)
     backbone = Backbone(plan.backbone, module, model_spec.data_config, "")
     # Nothing is inherited: no images are needed, and no channel has to be chosen.
     return build_network(backbone, replace(plan, inherit="none"), len(model_spec.classes), seed=0)

@@ -5,17 +5,19 @@ A password in the URL of the storage is left out.
 
 from __future__ import annotations
 
-import shlex
+import os
 from collections.abc import Iterator
 
 import yaml
 
 from autotune.config.loading import load_study_file, presets, slug
-from autotune.config.schema import BUDGETS
+from autotune.config.schema import BUDGETS, NAME_RULE
 from autotune.errors import AutotuneError
 from autotune.results.study_results import StudyResults
+from autotune.storage.commands import STORAGE, command_line, is_named
 from autotune.storage.url import redact
 from autotune.study.state import attrs
+from autotune.text import shell_quote
 
 
 def study_file(results: StudyResults, storage_url: str = "") -> str:
@@ -25,7 +27,8 @@ def study_file(results: StudyResults, storage_url: str = "") -> str:
         return ""
     stored = results.attributes.get(attrs.BUDGET, {})
     budget = {key: stored[key] for key in BUDGETS if key in stored}
-    values = {"name": results.name, **definition}
+    name = results.name if NAME_RULE.fullmatch(results.name) else slug(results.name) or "study"
+    values = {"name": name, **definition}
     values["search"] = {**definition.get("search", {}), **budget}
     if storage_url:
         values["storage"] = redact(storage_url)
@@ -41,15 +44,16 @@ def file_name(results: StudyResults) -> str:
 
 def next_commands(results: StudyResults, storage_url: str) -> str:
     """Return the commands that continue the study and evaluate it."""
-    name, storage = shlex.quote(results.name), _storage_option(storage_url)
+    storage = _storage_option(storage_url)
+    name = "" if NAME_RULE.fullmatch(results.name) else f" --name {shell_quote(results.name)}"
     return "\n".join(
         [
-            f"autotune report {name}{storage}",
+            command_line("autotune", "report", results.name, storage),
             "# the trials that are left; search.trials=... for more",
-            f"autotune run {file_name(results)}{storage}",
+            f"autotune run {file_name(results)}{name}{storage}",
             "# the best plans and the baseline over seeds; then the final model and its test",
-            f"autotune confirm {name}{storage}",
-            f"autotune refit {name}{storage}",
+            command_line("autotune", "confirm", results.name, storage),
+            command_line("autotune", "refit", results.name, storage),
         ]
     )
 
@@ -63,13 +67,15 @@ def _command_lines(results: StudyResults, storage_url: str) -> Iterator[str]:
     name, file, storage = results.name, file_name(results), _storage_option(storage_url)
     # Under its own name the finished study would be found, and nothing be trained.
     again = f"{file.removesuffix('.yaml')}-again"
+    if storage_url and not storage:
+        yield f"# {STORAGE} names the storage of the study"
     if "***" in storage:
         yield "# write the password of the database instead of ***"
     yield "# the winning plan of this study"
-    yield f"autotune best {shlex.quote(name)}{storage}"
+    yield command_line("autotune", "best", name, storage)
     if _is_preset(results):
         yield "# the same study once more, from its preset"
-        yield f"autotune cp {shlex.quote(name)} {file}"
+        yield f"autotune cp {shell_quote(name)} {file}"
     else:
         yield f"# the same study once more; save the study file above as {file}"
     yield f"autotune run {file} --name {again}{storage}"
@@ -77,8 +83,10 @@ def _command_lines(results: StudyResults, storage_url: str) -> Iterator[str]:
 
 
 def _storage_option(storage_url: str) -> str:
+    """Name the storage, as the reader may be elsewhere; not one that the environment names."""
     url = redact(storage_url)
-    return f" --storage {shlex.quote(url)}" if url else ""
+    is_given = bool(os.environ.get(STORAGE)) and is_named(storage_url)
+    return f" --storage {shell_quote(url)}" if url and not is_given else ""
 
 
 def _is_preset(results: StudyResults) -> bool:

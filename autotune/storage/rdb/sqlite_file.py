@@ -9,7 +9,6 @@ study. As long as a connection is open, what it has written can be saved.
 from __future__ import annotations
 
 import os
-import shlex
 import sqlite3
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import sqlalchemy
 from autotune.atomic import atomic_file
 from autotune.errors import DatabaseLostError, UserError
 from autotune.storage.url import sqlite_url
+from autotune.text import shell_quote
 
 #: The files that this process has open, as Linux lists them; other systems have no such folder.
 _OPEN_FILES = Path("/proc/self/fd")
@@ -71,7 +71,7 @@ class SQLiteFile:
             raise DatabaseLostError(
                 f"storage: the database {self.path} was moved to {moved} while it was in use; "
                 "what was stored until then is there: move it back, or continue with --storage "
-                f"{shlex.quote(sqlite_url(moved))}"
+                f"{shell_quote(sqlite_url(moved))}"
             )
         how = "replaced by another file" if self.path.exists() else "deleted"
         raise self.lost(how, engine)
@@ -115,7 +115,7 @@ class SQLiteFile:
                 "artifacts); bring a backup back, or start the study again"
             )
         else:
-            paths = " ".join(shlex.quote(str(path)) for path in (saved, self.path))
+            paths = " ".join(shell_quote(str(path)) for path in (saved, self.path))
             rest = (
                 f"what was stored until then is saved in {saved}; stop all processes that use the "
                 f"storage, then 'mv {paths}' brings it back"

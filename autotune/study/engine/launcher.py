@@ -17,7 +17,7 @@ from autotune.config.schema import StudyConfig
 from autotune.data.cache.array_cache import ArrayCache, record_new_entries
 from autotune.data.progress import ProgressCallback as DataProgress
 from autotune.data.quality.checks import check_dataset
-from autotune.data.views.study_data import StudyData
+from autotune.data.views.study_data import StudyData, check_test_images
 from autotune.errors import DiskFullError, UserError, disk_full_as_user_error
 from autotune.runtime import available_cpus
 from autotune.storage.paths import StudyPaths
@@ -265,12 +265,15 @@ def _open_with_images(
                 on_decoded,
                 config.cache.disk_bytes,
                 dataset.manifest,
+                is_new,
             )
             for spec in definition.specs
         ]
     survey = None
     if is_new:
-        survey = check_dataset(dataset, config.data.duplicates, _throttled(on_event))
+        progress = _throttled(on_event)
+        unreadable = check_test_images(dataset, config.data, definition.specs, progress)
+        survey = check_dataset(dataset, config.data.duplicates, progress, unreadable)
     return open_or_create(definition, first.info.to_json(), survey)
 
 

@@ -96,13 +96,19 @@ def worker_name(launcher: int, index: int) -> str:
     return f"{socket.gethostname()}/{launcher}/{index}-{secrets.token_hex(4)}"
 
 
-def build_context(handle: OpenStudy, workers: int = 1, gpu: str | None = None) -> WorkerContext:
+def build_context(
+    handle: OpenStudy,
+    workers: int = 1,
+    gpu: str | None = None,
+    config: StudyConfig | None = None,
+) -> WorkerContext:
     """Prepare what a worker needs for the trials of a study.
 
     Args:
         handle: The study.
         workers: Number of workers that share the memory of this machine.
         gpu: See :func:`autotune.study.devices.find_device`.
+        config: Its configuration with other limits; default: as it is stored.
 
     Raises:
         DeviceError: When a GPU is required and cannot be used.
@@ -111,7 +117,7 @@ def build_context(handle: OpenStudy, workers: int = 1, gpu: str | None = None) -
     device = find_device(gpu)  # first: it fails fast
     tune_malloc()
     limit_torch_threads()
-    config = handle.config()
+    config = config or handle.config()
     # Processes render views that do not fit into memory beside a GPU; on the CPU they would only
     # take the cores from the training.
     loader_workers = min(8, torch.get_num_threads()) if device.type == "cuda" else 0

@@ -21,9 +21,10 @@ from autotune.data.sources.registry import fetch_source, needs_download
 from autotune.data.splits.dataset import Dataset
 from autotune.data.splits.manifest import Manifest
 from autotune.errors import ConfigError, Problem, StorageError, UserError, format_yaml
-from autotune.models.backbone import build_backbone, check_name, data_config, load_backbone
+from autotune.models.backbone import build_backbone, data_config, load_backbone
 from autotune.models.layers import Layer, list_layers
 from autotune.models.network import pool_problem
+from autotune.models.pretrained.names import check_name
 from autotune.models.surgery.capabilities import LayerCapabilities
 from autotune.models.surgery.probing import probe_layers
 from autotune.plan import KEEP
@@ -241,8 +242,9 @@ def _inspect_backbone(
     loaded = problems.attempt("weights", lambda: load_backbone(name, config.weights, size), where)
     if loaded is None:
         return meta, None
-    notes = (loaded.taken,) if loaded.taken else ()
-    return meta, DefinedBackbone(name, loaded.weights_hash, meta.layers, meta.offers, spec, notes)
+    return meta, DefinedBackbone(
+        name, loaded.weights_hash, meta.layers, meta.offers, spec, loaded.notes
+    )
 
 
 def _depth_problems(space: SpaceConfig, metas: Sequence[_MetaBackbone]) -> Iterator[Problem]:

@@ -21,8 +21,10 @@ from autotune.storage.rdb.retry import RetryingStorage
 from autotune.storage.url import database_path, is_sqlite
 from autotune.study.state import attrs
 from autotune.study.state.budget import StopReason
+from autotune.text import join_some
 
 if TYPE_CHECKING:
+    from autotune.data.splits.dataset import Dataset
     from autotune.data.splits.manifest import Manifest
 
 logger = logging.getLogger(__name__)
@@ -66,6 +68,24 @@ def read_manifest(study: Study, files: StudyPaths) -> Manifest | None:
     except (OSError, ValueError) as error:
         logger.info("the images are split again, because %s cannot be read: %s", path, error)
         return None
+
+
+def describe_changes(study: Study, dataset: Dataset) -> str:
+    """Name the images of a study that are missing, or were changed since it was made.
+
+    Empty where none is known: a file may have been replaced by an older one.
+    """
+    from autotune.data.splits.manifest import describe_missing  # imports scikit-learn
+
+    if dataset.missing:
+        return f"{describe_missing(dataset.missing)}; bring them back"
+    starts = [trial.datetime_start for trial in study.get_trials(deepcopy=False)]
+    began = min((start.timestamp() for start in starts if start is not None), default=None)
+    changed = dataset.source.changed_since(began) if began is not None else ()
+    if not changed:
+        return ""
+    names = join_some([repr(key) for key in changed], 5)
+    return f"changed since the study began, or unreadable: {names}; bring back what was there"
 
 
 def find_study(name: str | None, url: str) -> tuple[Study, RetryingStorage] | None:

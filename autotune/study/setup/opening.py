@@ -18,8 +18,8 @@ from optuna.study import Study
 from pydantic import ValidationError
 
 from autotune.config.fields import is_plugin_ref
-from autotune.config.loading import apply_overrides, get_dotted
-from autotune.config.schema import StudyConfig
+from autotune.config.loading import apply_overrides, get_dotted, slug
+from autotune.config.schema import LIMITS, StudyConfig
 from autotune.errors import StudyError, did_you_mean, join_sentences
 from autotune.format_versions import STUDY, reading, stamp
 from autotune.search.plugins import PluginRef, plugin_refs
@@ -30,7 +30,7 @@ from autotune.storage.rdb.retry import RetryingStorage
 from autotune.storage.rdb.study_lock import study_lock
 from autotune.storage.url import absolute_url, database_path, is_sqlite, redact
 from autotune.study.setup.initial_trials import InitialTrials
-from autotune.study.setup.manifest_store import find_study, write_manifest
+from autotune.study.setup.manifest_store import describe_changes, find_study, write_manifest
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget
 from autotune.study.state.trial_queue import TrialQueue
@@ -78,16 +78,17 @@ class OpenStudy:
         attributes = self.study.user_attrs
         what = f"the definition of the study {self.name!r}"
         with reading(what, by=attrs.written_by_version(attributes)):
-            return StudyConfig.model_validate(
+            config = StudyConfig.model_validate(
                 {
                     **attributes[attrs.DEFINITION],
-                    "name": self.name,
                     "refit": attributes.get(attrs.FIT, {}),
                     "cache": attributes.get(attrs.CACHE, {}),
                     "storage": self.url,
                     "files": remembered_root(self.url, self.files),
                 }
             )
+        # Not validated: somebody may have given it another kind of name in the dashboard.
+        return config.model_copy(update={"name": self.name})
 
     def trial_queue(self) -> TrialQueue:
         """Return the queue that hands out its trials."""
@@ -318,6 +319,8 @@ def check_same(study: Study, definition: Definition) -> None:
     """
     stored = _with_defaults(study.user_attrs[attrs.DEFINITION])
     current = definition.config.identity()
+    unlimited = dict.fromkeys(LIMITS)
+    stored, current = (apply_overrides(values, unlimited) for values in (stored, current))
     changes, stored = _compare_plugins(study, stored, definition.config)
     paths = [
         {key: values.pop(key) for key in ("dataset", "weights")} for values in (stored, current)
@@ -328,16 +331,16 @@ def check_same(study: Study, definition: Definition) -> None:
             changes.append((key, f"{before}{name} (hash {old})", f"{now}{name} (hash {new})"))
     changes += differences(stored, current)
     if changes:
+        other = slug(study.study_name) or "study"
         lines = [f"  {key}: {old!r} in the study, {new!r} now" for key, old, new in changes]
-        if missing := definition.dataset.missing:
-            from autotune.data.splits.manifest import describe_missing  # imports scikit-learn
-
-            lines.append(f"  dataset: {describe_missing(missing)}")
+        is_other_dataset = "dataset" in (key for key, *_ in changes)
+        if is_other_dataset and (text := describe_changes(study, definition.dataset)):
+            lines.append(f"  dataset: {text}")
         raise StudyError(
             f"the study {study.study_name!r} exists with another definition:\n"
             + "\n".join(lines)
             + "\ncontinue it with its own definition, or start another one with --name "
-            f"{study.study_name}-2 (make: NAME={study.study_name}-2)"
+            f"{other}-2 (make: NAME={other}-2)"
         )
 
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from autotune.config.schema import ONLINE, StudyConfig
 from autotune.data.memory_budget import worker_memory_budget
 from autotune.data.preprocessing import ImageSpec
+from autotune.data.splits.dataset import Dataset
 from autotune.data.views.study_data import StudyData
 from autotune.data.views.views import Views
-from autotune.errors import StudyError
+from autotune.errors import StudyError, join_sentences
 from autotune.models.backbone import Backbone, load_backbone
-from autotune.study.setup.manifest_store import read_manifest
+from autotune.study.setup.manifest_store import describe_changes, read_manifest
 from autotune.study.state import attrs
 
 if TYPE_CHECKING:
@@ -92,13 +93,21 @@ class ResourceCache:
             handle.files.cache,
             limit_bytes=config.cache.disk_bytes,
             manifest=read_manifest(handle.study, handle.files),
+            check=self._check_unchanged,
         )
-        if data.info.fingerprint != attributes[attrs.DATASET]["fingerprint"]:
-            raise StudyError(
-                f"the images of {config.dataset!r} have changed since the study {handle.name!r} "
-                "was made"
-            )
         return BackboneResources(backbone, data, *_make_views(data, config, memory_bytes))
+
+    def _check_unchanged(self, dataset: Dataset) -> None:
+        handle = self._handle
+        if dataset.fingerprint != handle.study.user_attrs[attrs.DATASET]["fingerprint"]:
+            raise StudyError(
+                join_sentences(
+                    f"the images of {self._config.dataset!r} have changed since the study "
+                    f"{handle.name!r} was made",
+                    describe_changes(handle.study, dataset),
+                    "or start another study with --name",
+                )
+            )
 
 
 def _make_views(data: StudyData, config: StudyConfig, memory_bytes: int) -> tuple[Views, Views]:

@@ -26,7 +26,7 @@ def checkpoint_for(handle: OpenStudy, config: StudyConfig, trial: FrozenTrial) -
     first = attrs.first_attempt(trial)
     plan = trial.user_attrs[attrs.PLAN]
     attributes = handle.study.user_attrs
-    definition = config.stable_identity()
+    definition = config.without_limits().stable_identity()
     identity = {
         "study": handle.uuid,
         "trial": first,

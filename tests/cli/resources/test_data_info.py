@@ -146,6 +146,11 @@ def test_any_file_of_images_is_a_data_set(name: str, tmp_path: Path) -> None:
         ("photos.tar.gz", b"Rar!\x1a\x07\x01\x00", "is a RAR archive; unpack it and name the"),
         ("labels.gz", gzip.compress(b"path,label"), "is a gzip file with a text file; unpack it"),
         ("net.safetensors", b"\x02\0\0\0\0\0\0\0{}", "is a safetensors file; a study uses"),
+        (
+            "set.zip.002",
+            bytes(range(255, 0, -1)),
+            "is one of several volumes; join them",
+        ),
         ("two.zip", zip_bytes({"a.zip": zip_bytes({})}), "holds other archives (a.zip) and no"),
         ("empty", None, "a dataset has one folder for each class, but empty has no folders"),
     ],
@@ -160,3 +165,11 @@ def test_what_is_no_data_set_is_named(
     ended = call("data", "info", name, cwd=tmp_path, AUTOTUNE_DATA=str(tmp_path / "data"))
     assert ended.code == 2
     assert message in ended.err
+
+
+def test_a_folder_of_archives_is_no_data_set(tmp_path: Path) -> None:
+    (tmp_path / "zips").mkdir()
+    (tmp_path / "zips/photos.zip").write_bytes(zip_bytes({"a/1.png": b"x"}))
+    ended = call("data", "info", "zips", cwd=tmp_path)
+    assert ended.code == 2
+    assert "zips/photos.zip is not looked into; name it, or unpack it" in ended.err

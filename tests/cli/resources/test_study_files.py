@@ -25,7 +25,7 @@ def test_ls_names_every_preset(tmp_path: Path) -> None:
 
 def test_cp_copies_to_a_file_or_into_a_folder(tmp_path: Path) -> None:
     ended = call("cp", "digits", "my.yaml", cwd=tmp_path)
-    assert (ended.code, ended.out) == (0, "my.yaml: run it with 'autotune run my.yaml'\n")
+    assert (ended.code, ended.out) == (0, "my.yaml: run it with: autotune run my.yaml\n")
     (tmp_path / "studies").mkdir()
     assert call("cp", "folder", "studies", cwd=tmp_path).code == 0
     for path, preset in (("my.yaml", "digits"), ("studies/folder.yaml", "folder")):

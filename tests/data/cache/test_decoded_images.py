@@ -153,12 +153,12 @@ class TestUnreadable:
             (photos / "a" / f"{index:03d}.png").write_bytes(b"")
         (photos / "b" / "000.png").write_text("no image")
         with pytest.raises(DatasetError) as caught:
-            opened(open_source(str(photos)), folder, limit=0.01)
+            opened(open_source(str(photos)), folder, limit=0.01, is_new=True)
         assert str(caught.value) == (
             "at most 0.01 of the images may be unreadable (data.max_unreadable_share), but 6 of "
             "11 are: a/000.png (the file is empty); a/001.png (the file is empty); a/002.png (the "
             "file is empty); a/003.png (the file is empty); a/004.png (the file is empty) and 1 "
-            "more; repair or remove them, or raise the limit"
+            "more; repair or remove them, or raise the limit: data.max_unreadable_share=0.546"
         )
         assert not folder.parent.exists()
 
@@ -174,10 +174,10 @@ class TestUnreadable:
         photos = make_class_folders(tmp_path / "photos", {"a": 9, "b": 1})
         (photos / "b" / "000.png").write_bytes(b"")
         with pytest.raises(DatasetError) as caught:
-            opened(open_source(str(photos)), folder, limit=0.5)
+            opened(open_source(str(photos)), folder, limit=0.5, is_new=True)
         assert str(caught.value) == (
             "every class needs images that can be decoded, but none can of 'b': b/000.png (the "
-            "file is empty); repair or remove them"
+            "file is empty); repair or replace them, or remove the class"
         )
         assert not folder.exists()
 

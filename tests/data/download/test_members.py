@@ -131,6 +131,18 @@ def test_an_encrypted_zip_file(method: int, flags: int, tmp_path: Path) -> None:
     assert "is encrypted; unpack it with its password (unzip, 7z x) and name the folder" in message
 
 
+def test_a_large_zip_file_of_macos(tmp_path: Path) -> None:
+    """Without Zip64, places in the file are written without their multiples of 4 GB."""
+    data = zip_bytes(FILES)
+    start = data.index(b"PK\x01\x02")
+    with (tmp_path / "set.zip").open("wb") as stream:
+        stream.write(data[:start])
+        stream.seek(1 << 32, 1)
+        stream.write(data[start:])
+    with pytest.raises(DatasetError, match=r"over 4 GB, but not the format .*ditto -x -k"):
+        extract(tmp_path / "set.zip", tmp_path / "out")
+
+
 def _last_volume() -> bytes:
     data = bytearray(zip_bytes(FILES))
     struct.pack_into("<HH", data, data.rindex(b"PK\x05\x06") + 4, 2, 2)
@@ -156,7 +168,8 @@ VOLUMES: Mapping[str, bytes] = {
 @pytest.mark.parametrize("name", VOLUMES)
 def test_one_of_several_volumes(name: str, tmp_path: Path) -> None:
     message = refusal(name, VOLUMES[name], tmp_path)
-    assert "is one of several volumes; join them" in message and "damaged" not in message
+    assert "is one of several volumes; join them with '" in message and "damaged" not in message
+    assert ("zip -s 0 set.zip" if ".z" in name[-4:] else "cat set.") in message
 
 
 def test_labels_and_lists_of_gnu_tar(tmp_path: Path) -> None:
@@ -232,6 +245,13 @@ def test_the_command_that_the_message_names(tmp_path: Path) -> None:
 def test_names_of_files_alone_keep_their_bytes(tmp_path: Path) -> None:
     names = unpacked("set.zip", encoded("cat/猫.jpg", encoding="gbk"), tmp_path)
     assert [name.encode("utf-8", "surrogateescape") for name in names] == [b"cat/\xc3\xa8.jpg"]
+
+
+@pytest.mark.parametrize("around", ["图片", "数据/图片"])
+def test_folders_around_the_classes_may_have_any_name(around: str, tmp_path: Path) -> None:
+    data = encoded(f"{around}/cat/1.jpg", f"{around}/dog/猫.jpg", encoding="gbk")
+    names = sorted(unpacked("set.zip", data, tmp_path))
+    assert [name.rsplit("/", 2)[1] for name in names] == ["cat", "dog"]
 
 
 def test_names_in_the_extra_field_of_info_zip(tmp_path: Path) -> None:

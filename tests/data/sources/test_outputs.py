@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from autotune.data.file_kinds import describe_passed_over
+from autotune.data.image_formats import describe_passed_over
 from autotune.data.sources.folders import image_paths
 from autotune.data.sources.registry import open_source
 from autotune.errors import DatasetError
@@ -44,7 +44,8 @@ OUTPUTS = {
         "runs/detect/train/results.png", "runs/detect/predict/1.jpg",
     ),
     "YOLOv5": ("exp/opt.yaml", "exp/hyp.yaml", "exp/results.png"),
-    "TensorBoard": ("runs/Nov30_12-00-00_pc/events.out.tfevents.1",),
+    "TensorBoard": ("board/Nov30_12-00-00_pc/events.out.tfevents.1",),
+    "the cache of a hub": ("hf/hub/models--timm--resnet18/blobs/1",),
     "Weights & Biases": ("wandb/run-20241130_120000-a1/files/media/images/1.png",),
     "MLflow": ("mlruns/0/meta.yaml", "mlruns/0/a1/artifacts/1.png"),
     "Lightning": ("lightning_logs/version_0/hparams.yaml", "lightning_logs/version_0/1.png"),
@@ -92,7 +93,8 @@ CLASSES = {
 @pytest.mark.parametrize("case", CLASSES)
 def test_a_class_may_have_any_name(case: str, tmp_path: Path) -> None:
     make_class_folders(tmp_path, CLASSES[case])
-    put(tmp_path, f"{next(iter(CLASSES[case]))}/record.json", "ant/args.yaml", "ant/1.png")
+    put(tmp_path, f"{next(iter(CLASSES[case]))}/record.json", "ant/args.yaml", "ant/a/1.png")
+    put(tmp_path, "ant/events.out.tfevents.1")
     source = open_source(str(tmp_path))
     classes = {"ant", *(name.partition("/")[0] for name in CLASSES[case])}
     assert source.classes == tuple(sorted(classes))

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from autotune.data.file_kinds import ENDINGS
+from autotune.data.image_formats import ENDINGS
 from autotune.data.progress import INDEXING, ProgressCallback
 from autotune.data.sources.names import normalized, printable
 from autotune.data.sources.tables.cells import from_windows

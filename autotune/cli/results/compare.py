@@ -1,0 +1,63 @@
+"""``autotune compare``: studies side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autotune.display import console
+from autotune.errors import UserError
+
+
+def compare(
+    study: console.StudiesArgument,
+    storage: console.StorageOption = None,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", help="HTML file for a figure of the values so far."),
+    ] = None,
+    as_json: console.JsonOption = False,
+) -> None:
+    """Compare studies: values by trials and by device time, best plans, settings that differ.
+
+    Where backbone or init vary inside a study, its trials are compared by these; so one study can
+    be compared with itself.
+    """
+    located = console.locate_all(study, None, storage)
+    if output is not None:
+        if not output.endswith((".html", ".htm")):
+            raise UserError(f"--output: the figure is a file .html, but got {output!r}")
+        console.check_writable(output)
+    from autotune.display.comparison import comparison_tables
+    from autotune.results.comparison import Comparison
+    from autotune.results.study_results import StudyResults
+    from autotune.study.setup.opening import open_existing
+
+    studies = [open_existing(each.name, each.storage, each.files) for each in located]
+    comparison = Comparison.of([StudyResults.from_study(opened.study) for opened in studies])
+    if len(comparison.groups) < 2:
+        raise UserError(
+            "compare needs two studies, or one in which backbone or init vary, but got "
+            f"{studies[0].name!r} alone"
+        )
+    if output is not None:
+        if len(set(comparison.metrics.values())) > 1:
+            raise UserError(f"--output: a figure has one metric, but {comparison.caveats()[0]}")
+        from autotune.atomic import write_text
+        from autotune.results.figures.comparison import comparison_figure
+
+        write_text(Path(output), comparison_figure(comparison).to_html(include_plotlyjs=True))
+    if as_json:
+        typer.echo(json.dumps(comparison.to_json(), indent=2))
+        return
+    stdout = console.stdout()
+    for sentence in comparison.caveats():
+        stdout.print(sentence, style="yellow")
+    for table in comparison_tables(comparison):
+        stdout.print(table)
+        stdout.print()
+    if output is not None:
+        stdout.print(f"figure: {console.relative_path(Path(output))}")
