@@ -127,7 +127,7 @@ def _print(
     config: StudyConfig,
     spec: ImageSpec | None,
 ) -> None:
-    from autotune.data.file_kinds import list_kinds
+    from autotune.data.image_formats import list_kinds
     from autotune.data.quality.checks import dataset_warnings
 
     classes, checks = statistics.classes, statistics.checks
@@ -147,6 +147,8 @@ def _print(
         "deviation": _format_channels(statistics.std, spec.std if spec else None),
         "unreadable": _format_unreadable(statistics),
     }
+    if statistics.blank:
+        facts["one color"] = f"{len(statistics.blank):,}"
     if counts := statistics.passed_over:
         total = sum(sum(endings.values()) for endings in counts.values())
         facts["passed over"] = f"{total:,}: {list_kinds(counts)}"

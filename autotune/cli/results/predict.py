@@ -40,7 +40,7 @@ def predict(
     # A spinner would break a table on the same terminal.
     progress = console.stderr(quiet=output == "-" and sys.stdout.isatty())
     with progress.status("loading the model") as status:
-        from autotune.data.file_kinds import PassedOver, describe_passed_over
+        from autotune.data.image_formats import PassedOver, describe_passed_over
         from autotune.data.sources.names import printable
         from autotune.results.model.model import load_model
         from autotune.results.model.prediction import (

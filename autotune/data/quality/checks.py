@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from autotune.data.file_kinds import SYSTEM, describe_passed_over
+from autotune.data.image_formats import SYSTEM, describe_passed_over
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.text import join_some, plural
 
@@ -158,6 +158,12 @@ def _duplicates(values: Mapping[str, Any]) -> Iterator[str]:
     counts = values.get("duplicates")
     if not counts:
         return
+    blank, *examples = counts.get("blank", [0])
+    if blank:
+        yield (
+            f"{plural(blank, 'image has', 'images have')} one color all over: "
+            f"{', '.join(examples)}{', ...' if blank > len(examples) else ''}."
+        )
     if counts["too_many"]:
         yield (
             "The images look so much alike that near duplicates cannot be told from others; only "

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from autotune.data.cache.reading import retry_read, silence_pillow
-from autotune.data.file_kinds import PassedOver, describe_passed_over
+from autotune.data.image_formats import PassedOver, describe_passed_over
 from autotune.data.sources.folders import image_paths
 from autotune.errors import DatasetError, join_sentences
 from autotune.results.model.model import Model

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from autotune.data.file_kinds import describe_passed_over
+from autotune.data.image_formats import describe_passed_over
 from autotune.data.sources.folders import image_paths
 from autotune.data.sources.registry import open_source
 from autotune.errors import DatasetError
