@@ -80,7 +80,7 @@ def _table(confirmation: Confirmation, name: str, objective: Objective) -> Table
     title = f"study {name}, {objective.label}, {seeds}, 95 % intervals"
     table = Table(title=title, title_justify="left", box=None)  # fits 80 columns
     points = " (points)" if objective.is_share else ""
-    for title in ("rank", "trial", "search", "mean", f"gain{points}", "shrank"):
+    for title in ("rank", "trial", "search", "mean", f"gain{points}", "bias"):
         table.add_column(title, justify="right", no_wrap=True)
     for rank, plan in enumerate((confirmation.baseline, *confirmation.plans)):
         if plan.mean is None:
