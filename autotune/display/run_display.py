@@ -17,7 +17,8 @@ from rich.text import Text
 
 from autotune.config.schema import StudyConfig
 from autotune.data.progress import COUNTED_STEPS
-from autotune.display.console import describe_image_progress, lines_of_text, open_live
+from autotune.display.console import lines_of_text, open_live
+from autotune.display.status import describe_image_progress
 from autotune.errors import UserError
 from autotune.results.study_results import StudyResults
 from autotune.study.state import attrs

@@ -46,14 +46,27 @@ def refit(
         from autotune.study.state import attrs
 
         opened = open_existing(located.name, located.storage, located.files)
+        trainings = 1
+
+        def on_start(count: int) -> None:
+            nonlocal trainings
+            trainings = count
+            status.begin()
+
+        def on_epoch(plan: str, epoch: int, epochs: int) -> None:
+            done = epoch + (epochs if plan == "baseline" else 0)
+            text = f"{plan}: epoch {epoch} of {epochs}"
+            status.progress(text, done, trainings * epochs - done)
+
         result = refit_study(
             opened,
             trial,
             output,
-            lambda plan, epoch, epochs: status.update(f"{plan}: epoch {epoch} of {epochs}"),
+            on_epoch,
             status.on_progress,
             located.refit,
             located.max_unreadable_share,
+            on_start,
         )
     if as_json:
         typer.echo(json.dumps(result.to_json(), indent=2))
