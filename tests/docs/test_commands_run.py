@@ -235,7 +235,7 @@ def make_environment(root: Path) -> None:
     """Make a .venv of this Python in which everything is installed."""
     programs = root / ".venv/bin"
     programs.mkdir(parents=True)
-    for name, what in (("autotune", "-m autotune.cli.main"), ("python", ""), ("pytest", "")):
+    for name, what in (("autotune", "-m autotune"), ("python", ""), ("pytest", "")):
         program = programs / name
         program.write_text(f'#!/bin/sh\nexec {sys.executable} {what} "$@"\n')
         program.chmod(0o755)

@@ -23,6 +23,7 @@ from autotune.data.splits.dataset import Dataset
 from autotune.data.splits.manifest import Manifest
 from autotune.errors import ConfigError, Problem, StorageError, UserError, format_yaml
 from autotune.models.backbone import build_backbone, data_config, load_backbone
+from autotune.models.image_border import describe_unseen_border
 from autotune.models.layers import Layer, list_layers
 from autotune.models.network import pool_problem
 from autotune.models.pretrained.names import check_name
@@ -246,9 +247,9 @@ def _inspect_backbone(
     loaded = problems.attempt("weights", lambda: load_backbone(name, config.weights, size), where)
     if loaded is None:
         return meta, None
-    return meta, DefinedBackbone(
-        name, loaded.weights_hash, meta.layers, meta.offers, spec, loaded.notes
-    )
+    border = describe_unseen_border(loaded, size)
+    notes = (*loaded.notes, border) if border else loaded.notes
+    return meta, DefinedBackbone(name, loaded.weights_hash, meta.layers, meta.offers, spec, notes)
 
 
 def _depth_problems(space: SpaceConfig, metas: Sequence[_MetaBackbone]) -> Iterator[Problem]:
