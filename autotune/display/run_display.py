@@ -245,7 +245,9 @@ class RunState:
                 before, study = event["progress"], event["opened"].study
                 if before.finished or before.retried or before.running:
                     return []
-                return [*attrs.describe_warm_start(study), *attrs.image_warnings(study.user_attrs)]
+                texts = attrs.image_counts(study.user_attrs)
+                texts += attrs.image_warnings(study.user_attrs)
+                return [*attrs.describe_warm_start(study), *dict.fromkeys(texts)]
             case "worker_unhealthy":
                 return [
                     f"worker {event['worker']} fails whatever it runs and is not started again; "

@@ -43,6 +43,7 @@ def refit(
         from autotune.results.evaluation.refit import refit_study
         from autotune.results.study_results import StudyResults
         from autotune.study.setup.opening import open_existing
+        from autotune.study.state import attrs
 
         opened = open_existing(located.name, located.storage, located.files)
         trainings = 1
@@ -73,6 +74,8 @@ def refit(
     stdout = console.stdout()
     for sentence in (f"Refitted: {result.selection.describe()}.", *result.selection.remarks):
         stdout.print(sentence)
+    for sentence in attrs.image_counts(opened.study.user_attrs):
+        stdout.print(sentence, soft_wrap=True)
     stdout.print(
         f"On the {plural(result.test_images, 'image')} of the test split, trained on "
         f"{result.images} others:"
