@@ -216,7 +216,7 @@ def run_ours(
     file: Path, name: str, plans: Sequence[Plan], workers: int, gpus: str = "none"
 ) -> Timed:
     """Run the study under a name, with the files that are there."""
-    command = [sys.executable, "-m", "autotune.cli.main", "run", str(file), "--name", name]
+    command = [sys.executable, "-m", "autotune", "run", str(file), "--name", name]
     command += ["--workers", str(workers), "--gpus", gpus]
     start, cpu = time.perf_counter(), cpu_of_children()
     call_all([command], file.parent, gpus != "none")

@@ -74,6 +74,7 @@ INSTEAD = (
     (r"reproduce digits 12", "reproduce digits 1"),
     (r"--plan 7", "--plan 1"),
     (r"export MODEL", "export storage/autotune.files/models/digits"),
+    (r"-e photos\.zip photos", "-e photos.zip unpacked"),
     (r"PORT=9000|--port 9000", "PORT={port}"),
     (r"^(autotune rm .*|autotune gc)$", r"\1 --yes"),
     (r"^make dashboard$", "make dashboard PORT={port}"),
@@ -223,6 +224,7 @@ def make_images(root: Path) -> None:
             photo(40, 40, 100 * place + number).save(path)
             rows.append(f"{path.relative_to(root)},{name}")
     (root / "table.csv").write_text("\n".join(rows))
+    shutil.make_archive(str(root / "photos"), "zip", root, "photos")
     (root / "more").mkdir()
     photo(40, 40, 7).save(root / "more/one.jpg")
     for name in ("backups", "shared"):
@@ -235,7 +237,7 @@ def make_environment(root: Path) -> None:
     """Make a .venv of this Python in which everything is installed."""
     programs = root / ".venv/bin"
     programs.mkdir(parents=True)
-    for name, what in (("autotune", "-m autotune.cli.main"), ("python", ""), ("pytest", "")):
+    for name, what in (("autotune", "-m autotune"), ("python", ""), ("pytest", "")):
         program = programs / name
         program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {what} "$@"\n')
         program.chmod(0o755)

@@ -54,6 +54,7 @@ def fresh(hub: Hub) -> None:
     hub.requests.clear()
 
 
+@pytest.mark.slow
 def test_weights_are_downloaded_once_and_then_the_cache_is_enough(
     hub: Hub, process: Loader, home: Path, tmp_path: Path
 ) -> None:

@@ -121,7 +121,9 @@ def without_unlabeled(rows: Cells, labels: Cells, passed_over: PassedOver) -> li
         classes.setdefault(split, set()).add(label)
     train = classes.get(TRAIN, set())
     unlabeled = [
-        split for split in (VALIDATION, TEST) if has_no_labels(classes.get(split, train), train)
+        split
+        for split in (VALIDATION, TEST)
+        if split in classes and has_no_labels(classes[split], train)
     ]
     for split in unlabeled:
         passed_over[f"rows of {split} without labels", ""] += sum(row == split for row in rows)

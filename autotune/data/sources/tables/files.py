@@ -82,7 +82,10 @@ def describe_missing(folder: str, missing: Sequence[str]) -> str:
     )
     if not differences:
         return text
-    (difference, count), *_ = differences.most_common(1)
+    # of those that hold for as many files the simplest
+    difference, count = max(
+        differences.items(), key=lambda item: (item[1], -sum(map(bool, item[0])), item[0])
+    )
     return f"{text}; {count:,} of {len(missing):,} are there {difference.describe()}"
 
 
