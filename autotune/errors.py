@@ -219,14 +219,17 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
         >>> did_you_mean("x", ["digits", "dogs"])
         ''
     """
+    near = nearest_names(name, names)
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def nearest_names(name: str, names: Iterable[str]) -> list[str]:
+    """Return up to three names that are most similar to a wrong one, the nearest first."""
     matches = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
     ratios = [difflib.SequenceMatcher(None, match, name).ratio() for match in matches]
-    near = [
-        repr(match)
-        for match, ratio in zip(matches, ratios, strict=True)
-        if ratio > ratios[0] - 0.15
+    return [
+        match for match, ratio in zip(matches, ratios, strict=True) if ratio > ratios[0] - 0.15
     ]
-    return f"did you mean {' or '.join(near)}?" if near else ""
 
 
 def format_yaml(value: object) -> str:

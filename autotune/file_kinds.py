@@ -80,11 +80,23 @@ _IMAGES = (
     (0, b"II+\0", "a TIFF image"),
     (0, b"MM\0+", "a TIFF image"),
     (0, b"8BPS", "a Photoshop document"),
+    (0, b"%!PS", "a PostScript drawing"),
+    (0, b"\xc5\xd0\xd3\xc6", "a PostScript drawing"),
+    (0, b"gimp xcf", "a GIMP image"),
+    (0, b"v/1\x01", "an OpenEXR image"),
+    (0, b"#?RADIANCE", "a Radiance HDR image"),
+    (0, b"qoif", "a QOI image"),
+    (0, b"\0\0\x01\0", "an icon"),
+    (0, b"FUJIFILMCCD-RAW", "a raw photo"),
+    (4, b"ftypcrx ", "a raw photo"),
     (0, b"\xff\x0a", "a JPEG XL image"),
     (0, b"\0\0\0\x0cJXL ", "a JPEG XL image"),
     (0, b"\0\0\0\x0cjP  ", "a JPEG 2000 image"),
     (0, b"\xff\x4f\xff\x51", "a JPEG 2000 image"),
-    *((4, b"ftyp" + brand, "a HEIC image") for brand in (b"heic", b"heix", b"mif1", b"msf1")),
+    *(
+        (4, b"ftyp" + brand, "a HEIC image")
+        for brand in (b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1")
+    ),
     *((4, b"ftyp" + brand, "an AVIF image") for brand in (b"avif", b"avis")),
     *((0, b"P%d\n" % number, "a PNM image") for number in range(1, 7)),
 )

@@ -157,7 +157,7 @@ def main() -> None:
         if wanted["fill"] and not mounted:
             print("no disk is filled: this machine lets this user mount none")
             del wanted["fill"]
-        command = [sys.executable, "-m", "autotune.cli.main", "run", "digits", *STUDY]
+        command = [sys.executable, "-m", "autotune", "run", "digits", *STUDY]
         command += [f"search.trials={options.trials}", f"files={folder / 'files'}"]
         command += ["--name", NAME]
         rng = random.Random(options.seed)

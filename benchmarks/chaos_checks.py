@@ -82,7 +82,7 @@ def broken_files(files: Path, url: str) -> list[str]:
                     Image.open(path).load()
             except Exception as error:
                 found.append(f"{meta.filename} of trial {trial.number} is broken: {error}")
-    command = [sys.executable, "-m", "autotune.cli.main", "doctor", NAME, "--storage", url]
+    command = [sys.executable, "-m", "autotune", "doctor", NAME, "--storage", url]
     doctor = subprocess.run(command, capture_output=True, text=True)
     return found + ([f"the doctor says:\n{doctor.stdout}"] if doctor.returncode else [])
 

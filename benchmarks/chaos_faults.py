@@ -205,7 +205,7 @@ class Chaos:
         return []
 
     def _thaw(self, victim: psutil.Process) -> None:
-        command = [sys.executable, "-m", "autotune.cli.main", "doctor", NAME]
+        command = [sys.executable, "-m", "autotune", "doctor", NAME]
         with (self.folder / "doctor.txt").open("a") as output:
             command += ["--storage", self.url, "--fix"]
             subprocess.run(command, stdout=output, stderr=output)

@@ -248,7 +248,7 @@ def serve_plain(url: str) -> None:
 @contextmanager
 def served(url: str, plain: bool, port: int) -> Iterator[str]:
     """Start a dashboard as a process, and give the address of the study's page."""
-    ours = ("-m", "autotune.cli.main", "dashboard", NAME, "--storage", url, "--port", str(port))
+    ours = ("-m", "autotune", "dashboard", NAME, "--storage", url, "--port", str(port))
     arguments = (__file__, "--serve", url) if plain else ours
     environment = {**os.environ, "COLUMNS": "200"}
     process = subprocess.Popen(

@@ -20,8 +20,8 @@ import numpy as np
 from heading import date_and_machine
 from PIL import Image
 
-from autotune.data.file_kinds import ENDINGS
 from autotune.data.image_files import read_image
+from autotune.data.image_formats import ENDINGS
 from autotune.data.source import Sample, Shrink, Source
 from autotune.data.splits.duplicates import HASH_SIDE, NEAR_BITS, fingerprint_images, near_pairs
 

@@ -60,8 +60,9 @@ from optuna.trial import FrozenTrial, TrialState
 from stack_shares import shares_of
 
 from autotune.errors import UserError
-from autotune.models.backbone import build_backbone, check_name
+from autotune.models.backbone import build_backbone
 from autotune.models.layers import list_layers
+from autotune.models.pretrained.names import check_name
 from autotune.plan import TrialPlan
 from autotune.runtime import available_cpus
 from autotune.study.engine.worker import build_context
@@ -215,7 +216,7 @@ def run_ours(
     file: Path, name: str, plans: Sequence[Plan], workers: int, gpus: str = "none"
 ) -> Timed:
     """Run the study under a name, with the files that are there."""
-    command = [sys.executable, "-m", "autotune.cli.main", "run", str(file), "--name", name]
+    command = [sys.executable, "-m", "autotune", "run", str(file), "--name", name]
     command += ["--workers", str(workers), "--gpus", gpus]
     start, cpu = time.perf_counter(), cpu_of_children()
     call_all([command], file.parent, gpus != "none")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import math
 import os
 import sys
@@ -9,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from alembic.util import pyfiles
 from hypothesis import settings
 
 from tests.support.connections import connections_closed
@@ -20,7 +23,7 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Examples are the same on every run, and a slow machine is no failure.
-settings.register_profile("autotune", deadline=None, derandomize=True, max_examples=60)
+settings.register_profile("autotune", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("autotune")
 
 
@@ -29,6 +32,14 @@ def postgres() -> Iterator[Server]:
     """A Postgres server, started when the first test asks for it (once per xdist worker)."""
     with start_server() as server:
         yield server
+
+
+@pytest.fixture(scope="session", autouse=True)
+def migrations_loaded_once() -> Iterator[None]:
+    """Load Optuna's migrations once: each opening of a storage imports them four times."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pyfiles, "load_module_py", functools.cache(pyfiles.load_module_py))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -72,3 +83,27 @@ def idle_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     from autotune.study.state import oom
 
     monkeypatch.setattr(oom, "_process_memory", lambda: (2**30, 2**34, 2**34))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests as slow that wait for a server or a browser."""
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        if {"postgres", "browser"}.intersection(item.fixturenames) or any(
+            isinstance(value, str) and value.startswith("postgres") and ":" not in value
+            for value in values
+        ):
+            item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """Take what all tests share out of the garbage collector, which tests often wait for."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Give it back: libraries look for leaks at the end."""
+    gc.unfreeze()

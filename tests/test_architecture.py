@@ -39,7 +39,7 @@ FLOORS = {
         ("loading",),
     ),
     "data": (
-        ("progress", "file_kinds", "damage", "memory_budget", "drawing"),
+        ("progress", "image_formats", "damage", "memory_budget", "drawing"),
         ("image_files",),
         ("preprocessing", "source"),
         ("download",),
@@ -52,7 +52,7 @@ FLOORS = {
     "models": (
         ("pretrained", "device_errors", "layers"),
         ("backbone",),
-        ("flops", "surgery"),
+        ("flops", "image_border", "surgery"),
         ("network",),
         ("inspection", "prefix"),
     ),
@@ -82,7 +82,14 @@ FLOORS = {
         ("dashboard",),
     ),
     "display": (
-        ("config_errors", "download_progress", "worker_table", "layer_table", "comparison"),
+        (
+            "config_errors",
+            "download_progress",
+            "worker_table",
+            "layer_table",
+            "comparison",
+            "status",
+        ),
         ("console",),
         ("run_display", "summary"),
         ("watch",),
@@ -96,7 +103,7 @@ MODULES = sorted(
 
 def room_of(path: Path) -> str:
     first = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    return "(package)" if first == "__init__" else first
+    return "(package)" if first in ("__init__", "__main__") else first
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:

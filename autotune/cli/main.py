@@ -111,7 +111,7 @@ def main() -> None:
             "AUTOTUNE_STORAGE, or the password in ~/.pgpass"
         )
     try:
-        app(prog_name="autotune")  # also as python -m autotune.cli.main
+        app(prog_name="autotune")  # also as python -m autotune
     except AutotuneError as error:
         sys.exit(console.fail(error))
     except OSError as error:
@@ -132,7 +132,3 @@ def process() -> NoReturn:
     except SystemExit as end:
         fast_exit(end.code if isinstance(end.code, int) else int(end.code is not None))
     fast_exit(0)
-
-
-if __name__ == "__main__":
-    process()

@@ -50,6 +50,18 @@ def largest(dimension: Any) -> Any:
     return dimension["high"] if is_range else max(values_of_dimension(dimension))
 
 
+def timm_name(name: str) -> str:
+    """Return the name in timm of a model that is given by its address on the Hugging Face hub.
+
+    Example:
+        >>> timm_name("hf-hub:timm/resnet18.a1_in1k"), timm_name("resnet18")
+        ('resnet18.a1_in1k', 'resnet18')
+    """
+    address = r"\s*((hf[-_]hub:|https?://(www\.)?(huggingface\.co|hf\.co)/)?timm/)?(.+?)[/\s]*"
+    found = re.fullmatch(address, name, re.IGNORECASE | re.DOTALL)
+    return found[5] if found else name
+
+
 def is_plugin_ref(value: Any) -> bool:
     """Tell whether a value reads ``my_file.py:name``."""
     path, colon, name = value.rpartition(":") if isinstance(value, str) else ("", "", "")

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
 from autotune.config.fields import (
@@ -30,6 +30,7 @@ from autotune.config.fields import (
     plugin_ref,
     protocol_name,
     split_names,
+    timm_name,
     width_dimension,
 )
 from autotune.config.old_names import VALUES, with_new_names, with_old_names
@@ -445,6 +446,13 @@ class CacheConfig(_Section):
         return None if self.memory_gb is None else round(self.memory_gb * 1e9)
 
 
+def _timm_names(value: Any) -> Any:
+    """Shorten the addresses of timm on the hub, so that two spellings name one study."""
+    if isinstance(value, list):
+        return [_timm_names(name) for name in value]
+    return timm_name(value) if isinstance(value, str) else value
+
+
 class StudyConfig(_Section):
     """A study file."""
 
@@ -454,8 +462,9 @@ class StudyConfig(_Section):
     """Description that `autotune ls` shows."""
     dataset: Name
     """Name of a data set, or path of images."""
-    backbone: Annotated[str | list[str], names("backbones")]
-    """timm model, best with its pretrained tag (`resnet50.a1_in1k`), or a list of models."""
+    backbone: Annotated[str | list[str], names("backbones"), BeforeValidator(_timm_names)]
+    """timm model, best with its pretrained tag (`resnet50.a1_in1k`), or a list of models;
+    `hf-hub:owner/name` and `local-dir:folder` are models that timm saved."""
     weights: Name = "hub"
     """`hub`, the path of a file or folder ([weights from a file](#weights-from-a-file)), or
     `none`."""

@@ -10,6 +10,7 @@ import io
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 from PIL import Image
@@ -18,6 +19,9 @@ from PIL import Image
 _JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")
 _SOF_PROGRESSIVE, _SOS, _EOI = 0xC2, 0xDA, b"\xff\xd9"
 _LACKS_SCANS = "truncated: details of the whole image are missing"
+_APP1, _APP14, _ADOBE_BYTES = 0xE1, 0xEE, 12
+_SIDE_DATA = (*range(0xE0, 0xF0), 0xFE)
+_ZEROS_INSTEAD = "damaged: zeros in place of pixels"
 _SOFS = (0xC0, 0xC1, _SOF_PROGRESSIVE)
 #: Bytes that stand for missing ones: where they change no pixel, none is missing.
 _FILLER = bytes(range(1, 128)) * 16
@@ -48,8 +52,9 @@ def find_damage(image: Image.Image, content: bytes) -> str:
             return _png_damage(content)
         case "WEBP" | "AVIF" | "HEIF":
             start = content.find(_PIXELS[image.format])
-            zeros = bytes(max(_ZEROS, len(content) // 10))
-            return "damaged: zeros in place of pixels" if zeros in content[start:] else ""
+            end = _webp_end(content) if image.format == "WEBP" else len(content)
+            has_zeros = content.find(bytes(max(_ZEROS, end // 10)), start, end) >= 0
+            return _ZEROS_INSTEAD * has_zeros
     return ""
 
 
@@ -78,8 +83,9 @@ def _jpeg_damage(image: Image.Image, content: bytes) -> str:
     """
     last = image.getpixel((image.width - 1, image.height - 1))
     is_gray = {127, 128}.issuperset(last if isinstance(last, tuple) else (last,))
-    has_zeros = content.find(bytes(_ZEROS), content.find(b"\xff\xda")) >= 0
     is_progressive = bool(image.info.get("progressive"))
+    zeros = content.find(bytes(_ZEROS), content.find(b"\xff\xda"))
+    has_zeros = zeros >= 0 and not is_progressive  # whose scans would not end
     if not (is_gray or has_zeros or is_progressive):
         return ""
     end, lacks_scans = _jpeg_end(content)
@@ -88,12 +94,16 @@ def _jpeg_damage(image: Image.Image, content: bytes) -> str:
     if is_gray or has_zeros:
         if share := _missing_share(content[:end]):
             return _truncated(share)
-        if has_zeros and not _missing_share(content[: end - _ZEROS // 4], content[:end]):
-            return "damaged: zeros in place of pixels"
+        if zeros < end and has_zeros:
+            parts = (content[: end - _ZEROS // 4], content[:zeros])
+            is_end_needed, are_zeros_seen = (_missing_share(part, content[:end]) for part in parts)
+            if are_zeros_seen and not is_end_needed:
+                return _ZEROS_INSTEAD
     return ""
 
 
 def _mend_jpeg(content: bytes) -> bytes | None:
+    content = _without_side_data(content)
     end, lacks_scans = _jpeg_end(content)
     data = content[:end].rstrip(b"\xff")
     try:
@@ -103,6 +113,19 @@ def _mend_jpeg(content: bytes) -> bytes | None:
     if share or lacks_scans:
         raise OSError(_truncated(share) if share else _LACKS_SCANS)
     return data + _EOI
+
+
+def _without_side_data(content: bytes) -> bytes:
+    """Return a JPEG without the segments beside its pixels, apart from EXIF and Adobe's mark."""
+    result = [content[:2]]
+    for marker, start, data in _jpeg_segments(content):
+        if marker in (_SOS, _EOI[1]):
+            return b"".join([*result, content[start:]])
+        is_exif = marker == _APP1 and data.startswith(b"Exif\0\0")
+        is_adobe = marker == _APP14 and len(data) >= _ADOBE_BYTES
+        if is_exif or is_adobe or marker not in _SIDE_DATA:
+            result.append(content[start : start + 4 + len(data)])
+    return content
 
 
 def _jpeg_end(content: bytes) -> tuple[int, bool]:
@@ -194,15 +217,16 @@ def _png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
     """Yield name and data of each chunk, and whether its checksum is right or cut off."""
     position = len(_PNG_START)
     while position + 8 <= len(content):
-        length, name = (
-            int.from_bytes(content[position : position + 4]),
-            content[position + 4 :][:4],
+        start = position + 8
+        end = start + int.from_bytes(content[position : position + 4])
+        name, data, checksum = (
+            content[start - 4 : start],
+            content[start:end],
+            content[end : end + 4],
         )
-        data = content[position + 8 : position + 8 + length]
-        checksum = content[position + 8 + length :][:4]
         is_cut = len(checksum) < 4
         yield name, data, is_cut or zlib.crc32(name + data) == int.from_bytes(checksum)
-        position += 12 + length
+        position = end + 4
 
 
 def _mend_webp(content: bytes) -> bytes | None:
@@ -212,7 +236,7 @@ def _mend_webp(content: bytes) -> bytes | None:
         if position + 8 + size > len(content):
             break
         position += 8 + size + size % 2
-    missing = 8 + int.from_bytes(content[4:8], "little") - len(content)
+    missing = _webp_end(content) - len(content)
     if missing <= 0 or missing > len(content):
         return None
     if content[position : position + 4] not in (b"VP8 ", b"VP8L", b"ALPH", b"ANMF"):
@@ -220,9 +244,14 @@ def _mend_webp(content: bytes) -> bytes | None:
         return whole[:4] + (len(whole) - 8).to_bytes(4, "little") + whole[8:]
     completed = [content + filler * missing for filler in (b"\0", b"\xff")]
     pixels = []
-    for file in completed:
-        with Image.open(io.BytesIO(file), formats=("WEBP",)) as image:
-            pixels.append(np.asarray(image))
-    if not np.array_equal(pixels[0], pixels[1]):
+    with suppress(OSError):
+        for file in completed:
+            with Image.open(io.BytesIO(file), formats=("WEBP",)) as image:
+                pixels.append(np.asarray(image))
+    if len(pixels) < len(completed) or not np.array_equal(pixels[0], pixels[1]):
         raise OSError("truncated: pixels are missing")
     return completed[0]
+
+
+def _webp_end(content: bytes) -> int:
+    return 8 + int.from_bytes(content[4:8], "little")

@@ -13,8 +13,12 @@ import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from autotune.data.damage import CHECKED_FORMATS, find_damage, mend
-from autotune.data.file_kinds import HEAD_BYTES, IMAGE_FORMATS, describe_content, has_heic
+from autotune.data.image_formats import IMAGE_FORMATS, describe_content, has_heic
+from autotune.file_kinds import HEAD_BYTES
+from autotune.text import plural
 
+#: Parts of Pillow's messages on files that end too early.
+_TRUNCATED = ("file is truncated", "Truncated File Read", "Truncated data")
 #: Limits where the header of a JPEG 2000 file is looked for.
 _JP2_HEADER_BYTES = 1 << 16
 #: EXIF orientation -> what turns the image upright.
@@ -71,6 +75,8 @@ def _decode(
     file: str | os.PathLike[str] | BinaryIO, shrink: Callable[[Image.Image], Image.Image] | None
 ) -> Image.Image:
     with Image.open(file, formats=_formats()) as image:
+        if _has_deep_planes(image):
+            raise UnreadableImageError(_tiff_problem(file))
         white, has_alpha = _white(image), _may_have_alpha(image, file)
         smaller = image if shrink is None else shrink(image)
         smaller.load()
@@ -115,6 +121,15 @@ def _white(image: Image.Image) -> int:
     tags = image.tag_v2
     white = 4095 if tags.get(TiffImagePlugin.BITSPERSAMPLE) == (12,) else 65535
     return -white if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0 else white
+
+
+def _has_deep_planes(image: Image.Image) -> bool:
+    """Tell whether Pillow would read the planes of a TIFF as 8-bit values, which they are not."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return False
+    bits = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
+    is_planar = image.tag_v2.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2
+    return is_planar and len(bits) > 1 and bits[0] != 8
 
 
 def _may_have_alpha(image: Image.Image, file: str | os.PathLike[str] | BinaryIO) -> bool:
@@ -178,11 +193,33 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in IMAGE_FORMATS if name in Image.OPEN)
 
 
+def _tiff_problem(file: str | os.PathLike[str] | BinaryIO) -> str:
+    """Describe the pixels of a TIFF; empty where it is none, or its directory is damaged."""
+    try:
+        stream = io.BytesIO(_content(file))
+        tags = TiffImagePlugin.ImageFileDirectory_v2(stream.read(8))
+        stream.seek(tags.next)
+        tags.load(stream)
+        channels = plural(tags[TiffImagePlugin.SAMPLESPERPIXEL], "channel")
+        bits = tags[TiffImagePlugin.BITSPERSAMPLE][0]
+        kind = {2: " signed", 3: " float"}.get(tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0], "")
+        planes = " in planes of their own" * (tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2)
+    except Exception:  # on damaged bytes, Pillow raises nearly anything
+        return ""
+    return (
+        f"a TIFF of {channels} of {bits}-bit{kind} values{planes}, which is not read; "
+        "write 1 or 3 channels of 8 bits"
+    )
+
+
 def _reason(file: str | os.PathLike[str] | BinaryIO, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return describe_content(_content(file, HEAD_BYTES)) or "not an image that Pillow can read"
+        head = _content(file, HEAD_BYTES)
+        is_tiff = head.startswith((b"II*\0", b"MM\0*"))
+        text = (is_tiff and _tiff_problem(file)) or describe_content(head)
+        return text or "not an image that Pillow can read"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    if "truncated" in str(error).lower() and not str(error).startswith("truncated:"):
+    if any(text in str(error) for text in _TRUNCATED):
         return "truncated: pixels are missing"
     return str(error) or type(error).__name__

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.display.console import lines_of_text, relative_path
-from autotune.display.worker_table import format_failures, workers_table
+from autotune.display.worker_table import WorkersTable, format_failures
 from autotune.results.diagnosis.headline import describe_confirmation, describe_saved_epochs
 from autotune.results.figures.greedy_stages import StageRow, stage_rows
 from autotune.results.figures.layer_diagram import as_text, layer_rows
@@ -180,6 +180,6 @@ def print_workers(console: Console, opened: OpenStudy) -> None:
     """Print what every worker does, and why attempts at trials failed."""
     results = StudyResults.from_study(opened.study)
     if rows := worker_rows(results, take_snapshot(opened)):
-        console.print(workers_table(rows, results.objective, one_line=False))
+        console.print(WorkersTable(rows, results.objective, one_line=False))
     if counts := format_failures(failures_by_reason(results)):
         console.print(Text(counts))

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from autotune.display.console import open_live
 from autotune.display.run_display import BudgetLeft, budget_bar
-from autotune.display.worker_table import format_failures, format_speed, workers_table
+from autotune.display.worker_table import WorkersTable, format_failures, format_speed
 from autotune.errors import StorageError, StudyError
 from autotune.results.report.workers import WorkerRow, failures_by_reason, worker_rows
 from autotune.results.study_results import StudyResults
@@ -58,7 +58,7 @@ class StudyView:
         if failures := format_failures(failures_by_reason(results)):
             yield Text(failures)
         if rows:
-            yield workers_table(rows, results.objective, one_line=one_line)
+            yield WorkersTable(rows, results.objective, one_line=one_line)
             if total := _total_speed(rows):
                 yield Text(total)
         elif snapshot.ended is None:

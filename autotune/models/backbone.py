@@ -21,12 +21,19 @@ from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 from timm.data.config import resolve_data_config
 from torch import nn
 
-from autotune.errors import BackboneError, did_you_mean, join_sentences
+from autotune.errors import BackboneError
+from autotune.models.pretrained.names import (
+    PACKAGED_WEIGHTS,
+    check_name,
+    describe_former,
+    read_config,
+    resolve,
+    source_folder,
+    source_weights,
+    split_source,
+)
 from autotune.models.pretrained.state_dict import check_finite, load_weights
 from autotune.text import error_line, first_line
-
-#: Pretrained tags whose weights are part of the package; see ``benchmarks.letters_weights``.
-PACKAGED_WEIGHTS = {"test_resnet.letters": "test_resnet.letters.safetensors"}
 
 
 @dataclass(frozen=True)
@@ -38,55 +45,27 @@ class Backbone:
         pretrained: The module as it was loaded; never trained, see :meth:`fresh`.
         data_config: timm's data configuration: input size, mean, std, interpolation, crop.
         weights_hash: Fingerprint of all parameters and buffers, hexadecimal.
-        taken: A sentence on what was taken of a file of weights; empty where that is all of it.
+        notes: What a user should know of name and weights, a sentence each.
     """
 
     name: str
     pretrained: nn.Module
     data_config: Mapping[str, Any]
     weights_hash: str
-    taken: str = ""
+    notes: tuple[str, ...] = ()
 
     def fresh(self) -> nn.Module:
         """Return a copy of the pretrained module that may be changed."""
         return copy.deepcopy(self.pretrained)
 
 
-def check_name(name: str) -> None:
-    """Check that a backbone exists.
-
-    Raises:
-        BackboneError: With the nearest names, when timm has no such architecture or tag.
-    """
-    if name in PACKAGED_WEIGHTS:
-        return
-    architecture, dot, tag = name.partition(".")
-    if not timm.is_model(architecture):
-        raise BackboneError(
-            join_sentences(
-                f"timm {timm.__version__} has no backbone {name!r}",
-                did_you_mean(architecture, [*timm.list_models(), *PACKAGED_WEIGHTS])
-                or "'python -c \"import timm; print(timm.list_models())\"' lists them",
-            )
-        )
-    names = [*timm.list_pretrained(f"{architecture}.*"), *PACKAGED_WEIGHTS]
-    tags = [name.partition(".")[2] for name in names if name.startswith(f"{architecture}.")]
-    if dot and tag not in tags:
-        raise BackboneError(
-            join_sentences(
-                f"the backbone {architecture!r} has no pretrained tag {tag!r}; it has "
-                f"{', '.join(tags) or 'none'}",
-                did_you_mean(tag, tags),
-            )
-        )
-
-
 def load_backbone(name: str, weights: str = "hub", image_size: int | None = None) -> Backbone:
     """Build a backbone and load its weights.
 
     Args:
-        name: timm model name, with or without a pretrained tag.
-        weights: ``hub``, ``none``, or the path of a ``.safetensors``, ``.pth`` or ``.pt`` file.
+        name: timm model name, with or without a pretrained tag, or ``hf-hub:owner/name`` or
+            ``local-dir:folder``.
+        weights: ``hub`` for its own weights, ``none``, or the path of a file or folder.
         image_size: Side of the square input in pixels; ``None`` for its default size.
 
     Raises:
@@ -94,23 +73,26 @@ def load_backbone(name: str, weights: str = "hub", image_size: int | None = None
             cannot be read or belongs to another architecture.
     """
     check_name(name)
-    taken = ""
-    if weights == "hub" and name not in PACKAGED_WEIGHTS:
-        model = _from_hub(name, image_size)
+    current, notes = resolve(name), [describe_former(name)]
+    if weights == "hub" and current not in PACKAGED_WEIGHTS and not split_source(current):
+        model = _from_hub(current, image_size)
         check_finite(model, f"the file of {name!r} on the hub")
     else:
         model = build_backbone(name, image_size)
-        if weights == "hub":
-            weights = str(_packaged(name))
         if weights != "none":
+            file = _own_weights(current) if weights == "hub" else Path(weights).expanduser()
             keys = partial(classifier_keys, name, image_size)
-            taken = load_weights(model, Path(weights).expanduser(), name, keys)
+            notes.append(load_weights(model, file, name, keys))
     model.eval().requires_grad_(False)
-    return Backbone(name, model, data_config(model, image_size), hash_weights(model), taken)
+    used = tuple(note for note in notes if note)
+    return Backbone(name, model, data_config(model, image_size), hash_weights(model), used)
 
 
-def _packaged(name: str) -> Path:
-    return Path(__file__).parent / "weights" / PACKAGED_WEIGHTS[name]
+def _own_weights(name: str) -> Path:
+    """Return the file of weights that comes with the package, a repository or a folder."""
+    if name in PACKAGED_WEIGHTS:
+        return Path(__file__).parent / "weights" / PACKAGED_WEIGHTS[name]
+    return source_weights(name)
 
 
 def build_backbone(name: str, image_size: int | None, device: str = "cpu") -> nn.Module:
@@ -139,9 +121,16 @@ def build_backbone(name: str, image_size: int | None, device: str = "cpu") -> nn
 
 
 def _create(name: str, image_size: int | None, **options: Any) -> nn.Module:
-    name = name.partition(".")[0] if name in PACKAGED_WEIGHTS else name
-    config = timm.models.get_pretrained_cfg(name)
-    if image_size is not None and config is not None and config.fixed_input_size:
+    name = resolve(name)
+    if split_source(name) is not None:
+        stated = read_config(name)
+        is_fixed = stated.get("pretrained_cfg", stated).get("fixed_input_size", False)
+        name = f"local-dir:{source_folder(name)}"
+    else:
+        name = name.partition(".")[0] if name in PACKAGED_WEIGHTS else name
+        config = timm.models.get_pretrained_cfg(name)
+        is_fixed = config is not None and config.fixed_input_size
+    if image_size is not None and is_fixed:
         options["img_size"] = image_size
     return timm.create_model(name, **{"num_classes": 0, **options})
 
@@ -149,7 +138,9 @@ def _create(name: str, image_size: int | None, **options: Any) -> nn.Module:
 def data_config(model: nn.Module, image_size: int | None = None) -> dict[str, Any]:
     """Return timm's data configuration of a model, for square inputs of ``image_size`` pixels."""
     overrides = {} if image_size is None else {"input_size": (3, image_size, image_size)}
-    return dict(resolve_data_config(overrides, model=model))  # type: ignore[no-untyped-call]
+    values = resolve_data_config(overrides, model=model)  # type: ignore[no-untyped-call]
+    # A config.json has lists.
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
 
 
 def classifier_keys(name: str, image_size: int | None = None) -> frozenset[str]:
@@ -204,8 +195,9 @@ def fetch_weights(name: str) -> Path | None:
             fails.
     """
     check_name(name)
-    if name in PACKAGED_WEIGHTS:
-        return _packaged(name)
+    name = resolve(name)
+    if name in PACKAGED_WEIGHTS or split_source(name) is not None:
+        return _own_weights(name)
     config = timm.models.get_pretrained_cfg(name)
     if config is None or not config.has_weights or not config.hf_hub_id:
         raise BackboneError(f"timm has no pretrained weights for {name!r} on the hub")

@@ -16,10 +16,11 @@ from torch import nn
 from autotune.config.fields import KERNELS
 from autotune.config.schema import ACTIVATIONS, LAYER_POOLS, POOLS
 from autotune.errors import PlanError
-from autotune.models.backbone import build_backbone, check_name, data_config
+from autotune.models.backbone import build_backbone, data_config
 from autotune.models.flops import UNASSIGNED, FlopsProfile
 from autotune.models.layers import Layer, list_layers
 from autotune.models.network import check_plan, pool_problem, set_pool
+from autotune.models.pretrained.names import check_name
 from autotune.models.surgery.apply import apply_layer_plans, validate_plans
 from autotune.models.surgery.capabilities import MAX_RATIO, MIN_RATIO, LayerCapabilities
 from autotune.models.surgery.probing import probe_layers

@@ -60,7 +60,7 @@ def default_storage() -> str:
 def program() -> str:
     """Return how this program was called, as a user would type it."""
     called = Path(sys.argv[0])
-    if called.suffix == ".py":  # python -m autotune.cli.main
+    if called.suffix == ".py":  # python -m autotune
         return "autotune"
     if shutil.which(called.name) == str(called):
         return shell_quote(called.name)

@@ -194,6 +194,7 @@ def test_weights_of_another_architecture(tmp_path: Path) -> None:
     assert re.search(r"75 missing: conv1\.\S+, \S+, \S+ and 72 more; 78 unknown: blocks\.0", said)
 
 
+@pytest.mark.slow
 def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()

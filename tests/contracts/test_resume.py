@@ -14,6 +14,7 @@ from autotune.training.checkpoint import Checkpoint
 from autotune.training.folds import CrossValidationTrainer
 from autotune.training.trainer import EpochResult, Trainer
 from tests.support.backbones import differing, flat, folds, plan, training
+from tests.support.marks import slow
 from tests.support.surgery import change
 
 EPOCHS = 4
@@ -129,14 +130,14 @@ def test_interrupted_after_every_epoch(recipe: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["sgd", "adagrad", "dropout and ema", "all of the policy"])
-@pytest.mark.parametrize("batch", [1, 4, 5, 7])
+@pytest.mark.parametrize("batch", [4, slow(1), slow(5), slow(7)])
 def test_interrupted_in_the_middle(recipe: str, batch: int, tmp_path: Path) -> None:
     """In the first, second or third batch of an epoch (three each), or in the validation."""
     check_interrupted(recipe, batch, tmp_path)
 
 
 @pytest.mark.parametrize("recipe", IN_FOLDS)
-@pytest.mark.parametrize("batch", [4, 13])
+@pytest.mark.parametrize("batch", [4, slow(13)])
 def test_interrupted_between_folds(recipe: str, batch: int, tmp_path: Path) -> None:
     """In the second fold of the first or of the second epoch (two batches, and one judged)."""
     check_interrupted(recipe, batch, tmp_path)

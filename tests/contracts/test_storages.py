@@ -160,6 +160,7 @@ def test_a_study_is_there_when_it_is_opened_again(
         assert again.best_trial == study.best_trial
 
 
+@pytest.mark.slow
 def test_several_processes_make_the_same_study(url: str, tmp_path: Path) -> None:
     run_together(CREATE, 4, url, str(tmp_path))
     assert optuna.get_all_study_names(open_storage(url)) == ["s"]

@@ -13,7 +13,6 @@ from autotune.errors import BackboneError
 from autotune.models.backbone import (
     Backbone,
     build_backbone,
-    check_name,
     hash_weights,
     load_backbone,
 )
@@ -32,33 +31,6 @@ def trained(name: str, **options: Any) -> nn.Module:
 def expected_hash(model: nn.Module) -> str:
     model.reset_classifier(0)  # type: ignore[operator]
     return hash_weights(model)
-
-
-# names
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("resnet5", "no backbone 'resnet5'; did you mean 'resnet50'"),
-        ("test_resnett.letters", "did you mean 'test_resnet"),
-        ("zzzzzzzz", "no backbone 'zzzzzzzz'; .*list_models"),
-        ("", "no backbone ''"),
-        ("resnet50.a1_in1", "no pretrained tag 'a1_in1'; it has a1_in1k.*did you mean 'a1_in1k'"),
-        ("test_resnet.lettters", "did you mean 'letters'"),
-        ("resnet18.", "'resnet18' has no pretrained tag ''"),
-        ("hf-hub:timm/resnet18", "has no backbone"),
-    ],
-)
-def test_a_name_that_timm_does_not_know(name: str, message: str) -> None:
-    for use in (check_name, load_backbone):
-        with pytest.raises(BackboneError, match=message):
-            use(name)
-
-
-def test_names_that_are_known() -> None:
-    for name in ("test_resnet", "test_resnet.r160_in1k", "test_resnet.letters"):
-        check_name(name)
 
 
 # no weights

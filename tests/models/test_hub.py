@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def fresh(hub: Hub) -> None:
     hub.requests.clear()
 
 
+@pytest.mark.slow
 def test_weights_are_downloaded_once_and_then_the_cache_is_enough(
     hub: Hub, process: Loader, home: Path, tmp_path: Path
 ) -> None:
@@ -109,6 +111,41 @@ def test_a_download_of_something_else(process: Loader) -> None:
         refusal = process.load(BYOBNET).refusal
         assert refusal is not None
         assert "from the hub (SafetensorError" in refusal
+
+
+def test_a_repository_of_somebody(hub: Hub, process: Loader) -> None:
+    """Its config.json says what it is; both files are downloaded once."""
+    model, weights = content("test_resnet")
+    config = json.dumps({"architecture": "test_resnet", "pretrained_cfg": {"num_classes": 1000}})
+    hub.files["somebody/birds/config.json"] = config.encode()
+    hub.files["somebody/birds/model.safetensors"] = weights
+    model.reset_classifier(0)  # type: ignore[operator]
+    assert process.load("hf-hub:somebody/birds").hash == hash_weights(model)
+    hub.requests.clear()
+    assert process.load("hf_hub:somebody/birds", 64).hash == hash_weights(model)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("status", [None, 503])
+def test_a_repository_that_cannot_be_had(hub: Hub, process: Loader, status: int | None) -> None:
+    hub.status = status
+    refusal = process.load("hf-hub:nobody/nothing").refusal
+    assert refusal is not None
+    assert "cannot get config.json of 'nobody/nothing' from the hub" in refusal
+    assert "local-dir:FOLDER" in refusal
+
+
+@pytest.mark.parametrize("name", [RESNET, f"timm/{RESNET}"])
+def test_weights_of_the_hub_that_are_not_finite(name: str, hub: Hub, tmp_path: Path) -> None:
+    model, _ = content(RESNET)
+    state = model.state_dict()
+    state["layer1.0.conv1.weight"] = state["layer1.0.conv1.weight"] * float("nan")
+    files = {f"timm/{RESNET}/model.safetensors": save(state)}
+    with running_hub(files) as damaged, loader(damaged.url, tmp_path) as process:
+        refusal = process.load(name).refusal
+    assert refusal is not None
+    assert "on the hub has values that are infinite or not a number" in refusal
+    assert "layer1.0.conv1.weight" in refusal
 
 
 def test_a_backbone_without_weights_on_the_hub() -> None:

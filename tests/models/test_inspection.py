@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -24,6 +23,7 @@ from autotune.models.inspection import (
     preview_plan,
 )
 from autotune.plan import HeadPlan, LayerPlan, TrialPlan
+from tests.support.marks import slow
 
 inspected = functools.cache(inspect_layers)
 
@@ -78,10 +78,6 @@ def test_the_size_of_the_images_counts() -> None:
     assert (small.input_size, small.layers[0].shape) == ((3, 32, 32), (96, 1, 1))
     assert small.parameters == own.parameters
     assert small.macs < own.macs / 3
-
-
-def slow(*values: Any) -> Any:
-    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(

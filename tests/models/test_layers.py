@@ -9,6 +9,7 @@ from torch import nn
 
 from autotune.models.backbone import build_backbone, data_config
 from autotune.models.layers import Layer, list_layers
+from tests.support.marks import slow
 
 FAMILIES = (
     "test_resnet",
@@ -18,10 +19,11 @@ FAMILIES = (
     "test_byobnet",
     "mobilenetv3_small_050",
     "densenet121",
-    *(
-        pytest.param(name, marks=pytest.mark.slow)
-        for name in ("vgg11", "levit_128s", "swin_tiny_patch4_window7_224", "csatv2", "pit_ti_224")
-    ),
+    slow("vgg11"),
+    slow("levit_128s"),
+    slow("swin_tiny_patch4_window7_224"),
+    slow("csatv2"),
+    slow("pit_ti_224"),
     "poolformer_s12",
 )
 #: Families whose parallel branches meet again at the output: timm orders them by depth.

@@ -20,6 +20,7 @@ from autotune.models.surgery.probing import probe_layers
 from autotune.plan import TrialPlan
 from autotune.search.greedy import list_stages
 from autotune.search.space import Space, num_shaped_layers
+from tests.support.marks import slow
 
 PAPER = ("paper-densenet121", "paper-resnet50", "paper-vgg16")
 ACTIVATIONS = {"keep", "relu", "sigmoid", "tanh", "elu", "selu"}
@@ -97,7 +98,7 @@ def test_every_layer_can_change_its_kernel_its_filters_and_its_activation(name: 
             assert f"layer.{index}.{field}" in space.distributions
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, slow(1), slow(2)])
 @pytest.mark.parametrize("name", PAPER)
 def test_plans_of_the_space_are_built_with_the_real_architecture(name: str, seed: int) -> None:
     model, offers, space = parts(name)

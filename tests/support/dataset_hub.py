@@ -28,12 +28,13 @@ from autotune.data.sources.registry import open_source
 from autotune.errors import UserError
 logging.basicConfig(level=logging.WARNING, format="%(message)s")
 for name in sys.argv[1:]:
+    name, _, splits = name.partition(" ")
     try:
-        source = open_source(name)
+        source = open_source(name, splits=json.loads(splits) if splits else "auto")
         samples = [[one.key, one.label, one.split, one.group] for one in source.samples]
         reads = [np.asarray(source.read(one)).mean(axis=(0, 1)).tolist() for one in source.samples]
         answer = {"classes": source.classes, "samples": samples, "colors": reads,
-                  "fingerprint": source.fingerprint}
+                  "fingerprint": source.fingerprint, "passed_over": source.passed_over}
     except UserError as error:
         answer = {"refusal": str(error)}
     print(json.dumps(answer))

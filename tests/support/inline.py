@@ -7,16 +7,39 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from autotune.study.engine import launcher
 from autotune.study.engine.worker import Job, run_worker, run_worker_reporting_errors, worker_name
 from autotune.study.setup.opening import OpenStudy
+from autotune.study.trial import run as trial_run
 from autotune.study.trial.run import EventCallback
 
 Event = dict[str, Any]
+
+
+@contextmanager
+def plots_not_drawn() -> Iterator[None]:
+    """Store a dot for each plot: to draw them takes as long as a small training.
+
+    ``test_plots.py`` draws them.
+    """
+
+    def dot(name: str) -> Callable[..., Path]:
+        def draw(folder: Path, *_: object) -> Path:
+            Image.new("L", (1, 1)).save(folder / name)
+            return folder / name
+
+        return draw
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trial_run, "draw_curve", dot("learning_curve.png"))
+        patch.setattr(trial_run, "draw_confusion", dot("confusion_matrix.png"))
+        yield
 
 
 def job(handle: OpenStudy, **changes: Any) -> Job:
@@ -51,7 +74,8 @@ def run(
         if until(event):
             stop.set()
 
-    run_worker(job(handle, **changes), stop, on_event)
+    with plots_not_drawn():
+        run_worker(job(handle, **changes), stop, on_event)
     return events
 
 
@@ -120,10 +144,11 @@ class InlineBackend:
 @contextmanager
 def inline_backend(_devices: Sequence[str], slots: int) -> Iterator[InlineBackend]:
     backend = InlineBackend(slots)
-    try:
-        yield backend
-    finally:
-        backend.close()
+    with plots_not_drawn():
+        try:
+            yield backend
+        finally:
+            backend.close()
 
 
 @contextmanager

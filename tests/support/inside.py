@@ -67,10 +67,10 @@ def call(*arguments: str, cwd: Path, processes: bool = False, **extra: str) -> E
 @contextmanager
 def _shortcuts(verb: str, processes: bool) -> Iterator[None]:
     with ExitStack() as stack:
-        if verb in ("run", "validate"):
-            from tests.support.small import backbones_probed_once  # imports torch
+        if verb in ("run", "validate", "layers"):
+            from tests.support.small import backbones_analyzed_once  # imports torch
 
-            stack.enter_context(backbones_probed_once())
+            stack.enter_context(backbones_analyzed_once())
         if verb == "run" and not processes:
             from tests.support.inline import workers_inline
 

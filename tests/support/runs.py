@@ -27,7 +27,7 @@ SMALL = (
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "autotune.cli.main", *arguments]
+    return [sys.executable, "-m", "autotune", *arguments]
 
 
 def environment(**extra: str) -> dict[str, str]:

@@ -14,14 +14,20 @@ from torch import nn
 from autotune.config.loading import apply_overrides, presets, read_yaml, validate
 from autotune.config.schema import StudyConfig
 from autotune.data.views.study_data import StudyData
+from autotune.models import inspection
 from autotune.models.layers import Layer
+from autotune.models.prefix.split import PrefixSplit
+from autotune.models.surgery import probing
 from autotune.models.surgery.capabilities import LayerCapabilities
-from autotune.models.surgery.probing import probe_layers
+from autotune.plan import TrialPlan
 from autotune.search.plugins import plugin_refs
 from autotune.storage.paths import StudyPaths
 from autotune.study.setup import definition as definition_module
 from autotune.study.setup.definition import Definition, define
 from autotune.study.setup.opening import OpenStudy, open_or_create
+from autotune.study.trial import feature_reuse
+from autotune.study.trial.context import WorkerContext
+from autotune.training.trainer import Trainer
 
 OVERRIDES: dict[str, Any] = {
     "name": "small",
@@ -48,20 +54,46 @@ def small_config(folder: Path, **overrides: Any) -> StudyConfig:
 
 
 _PROBED: dict[object, tuple[LayerCapabilities, ...]] = {}
+_probe_layers = probing.probe_layers
 
 
 def probe_once(model: nn.Module, layers: Sequence[Layer], input_size: tuple[int, ...]) -> Any:
     """Probe layers as ``define`` does; a model like an earlier one is not probed again."""
     key = (repr(model), tuple(layers), input_size)
     if key not in _PROBED:
-        _PROBED[key] = probe_layers(model, layers, input_size)  # type: ignore[arg-type]
+        _PROBED[key] = _probe_layers(model, layers, input_size)  # type: ignore[arg-type]
     return _PROBED[key]
 
 
+_ROOTS: dict[object, PrefixSplit | None] = {}
+_find_root = feature_reuse._find_root
+
+
+def _find_root_once(trainer: Trainer, plan: TrialPlan, resources: Any, ctx: WorkerContext) -> Any:
+    spec, device = resources.data.spec, trainer.device
+    key = (
+        resources.backbone.weights_hash,
+        plan.backbone,
+        spec,
+        ctx.space.max_depth,
+        trainer.amp,
+        device,
+    )
+    if key not in _ROOTS:
+        _ROOTS[key] = _find_root(trainer, plan, resources, ctx)
+    return _ROOTS[key]
+
+
 @contextmanager
-def backbones_probed_once() -> Iterator[None]:
+def backbones_analyzed_once() -> Iterator[None]:
+    """Probe and split a backbone that an earlier test has used as that test did it.
+
+    Both depend on the backbone and the space alone, and take as long as a small trial.
+    """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(definition_module, "probe_layers", probe_once)
+        patch.setattr(feature_reuse, "_find_root", _find_root_once)
+        for module in (definition_module, inspection, probing):
+            patch.setattr(module, "probe_layers", probe_once)
         yield
 
 
@@ -78,7 +110,7 @@ def defined(config: StudyConfig) -> Definition:
         return define(config)
     key = config.model_dump_json(include=set(_LOOKS))
     if key not in _LOOKED:
-        with backbones_probed_once():
+        with backbones_analyzed_once():
             _LOOKED[key] = define(config)
     return replace(_LOOKED[key], config=config)
 

@@ -26,6 +26,7 @@ from autotune.training.cost_profile import (
 )
 from tests.support.backbones import SMALL, plan, state_of, training
 from tests.support.driver import pretend_gpus
+from tests.support.marks import slow
 
 
 class Chain(nn.Module):
@@ -51,7 +52,7 @@ def test_parameters_are_those_of_the_whole_network() -> None:
 
 
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("amp", ["off", "bf16"])
+@pytest.mark.parametrize("amp", ["off", slow("bf16")])
 def test_measuring_leaves_no_trace(name: str, amp: str) -> None:
     """Not in weights, statistics, modes, gradients, generators; nor in the training after it."""
     made = training(plan(name, 2, 8, dropout=0.2), dropping=True, precision=amp, epochs=1)

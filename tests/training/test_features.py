@@ -30,6 +30,7 @@ from tests.support.backbones import (
     state_of,
     training,
 )
+from tests.support.marks import slow
 
 
 def cut(name: str, depth: int) -> PrefixSplit:
@@ -73,7 +74,7 @@ def course(run: Trainer, checkpoint: Path | None = None) -> list[tuple[float, fl
 
 
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("depth", [0, 1, 2])
+@pytest.mark.parametrize("depth", [0, slow(1), 2])
 def test_training_on_features_is_training_on_images(name: str, depth: int, tmp_path: Path) -> None:
     found = plan(name, depth, lr=0.01)
     whole, parted = training(found, num_views=2), on_features(found, tmp_path, num_views=2)
@@ -278,7 +279,7 @@ def test_features_of_some_images_are_not_kept_in_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize(("amp", "rounding"), [("off", 2.0**-11), ("bf16", 2.0**-8)])
+@pytest.mark.parametrize(("amp", "rounding"), [("off", 2.0**-11), slow("bf16", 2.0**-8)])
 def test_features_of_smaller_parts_are_the_same_to_half_precision(
     name: str, amp: str, rounding: float
 ) -> None:

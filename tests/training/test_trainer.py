@@ -226,6 +226,7 @@ def test_a_finished_training_leaves_nothing_behind() -> None:
     assert [one() for one in networks] == [None, None]
 
 
+@pytest.mark.slow
 def test_it_learns(tmp_path: Path) -> None:
     """Every layer trainable from random weights, a hundred digits learnt by heart."""
     views = some_digits(100)

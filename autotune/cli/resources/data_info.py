@@ -51,10 +51,15 @@ def info(
     stdout = console.stdout()
     with console.stderr().status("finding the images") as status:
         from autotune.data.quality.statistics import compute_statistics
+        from autotune.data.sources.outputs import leave_out
         from autotune.data.splits.dataset import Dataset
+        from autotune.storage.paths import StudyPaths
         from autotune.study.setup.manifest_store import look_up_existing
 
         manifest = look_up_existing(config).manifest if is_study else None
+        if is_study:
+            files = StudyPaths.from_url(config.storage, config.files)
+            leave_out(files.written_folders(config.storage))
         opened = Dataset.open(config.dataset, config.data, manifest, status.on_progress)
         statistics = compute_statistics(
             opened,
@@ -93,7 +98,8 @@ def _load_config(name: str, overrides: list[str], is_study: bool) -> StudyConfig
 def _image_spec(config: StudyConfig) -> ImageSpec:
     """Return how the first backbone takes images, without loading its weights."""
     from autotune.data.preprocessing import ImageSpec
-    from autotune.models.backbone import build_backbone, check_name, data_config
+    from autotune.models.backbone import build_backbone, data_config
+    from autotune.models.pretrained.names import check_name
 
     name, size = config.backbones[0], config.data.image_size
     check_name(name)
@@ -127,7 +133,7 @@ def _print(
     config: StudyConfig,
     spec: ImageSpec | None,
 ) -> None:
-    from autotune.data.file_kinds import list_kinds
+    from autotune.data.image_formats import list_kinds
     from autotune.data.quality.checks import dataset_warnings
 
     classes, checks = statistics.classes, statistics.checks
@@ -147,6 +153,8 @@ def _print(
         "deviation": _format_channels(statistics.std, spec.std if spec else None),
         "unreadable": _format_unreadable(statistics),
     }
+    if statistics.blank:
+        facts["one color"] = f"{len(statistics.blank):,}"
     if counts := statistics.passed_over:
         total = sum(sum(endings.values()) for endings in counts.values())
         facts["passed over"] = f"{total:,}: {list_kinds(counts)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autotune.data.file_kinds import describe_passed_over
+from autotune.data.image_formats import describe_passed_over
 from autotune.display import console
 from autotune.text import plural
 

@@ -21,6 +21,7 @@ import numpy as np
 from autotune.data.cache.array_cache import ArrayCache
 from autotune.data.cache.entry import Entry, EntryWriter
 from autotune.data.cache.reading import ordered_thread_map, retry_read, silence_pillow
+from autotune.data.image_formats import has_heic
 from autotune.data.preprocessing import ImageSpec, draft_decode, to_store_array
 from autotune.data.source import Source
 from autotune.errors import DatasetError, InsufficientSpaceError
@@ -29,7 +30,7 @@ from autotune.text import join_some
 logger = logging.getLogger(__name__)
 
 #: Version of the format: raised whenever the same images would be stored otherwise.
-_FORMAT = 2
+_FORMAT = 3
 #: Name of the array: uint8, ``(N, 3, T, T)``.
 _IMAGES = "images"
 _LIST = "-list"
@@ -196,6 +197,7 @@ def open_store(
 def _key(images: LazyImages) -> str:
     identity = [_FORMAT, images.source.fingerprint, images.indices.tolist(), asdict(images.spec)]
     identity += ["fast"] if images.fast else []
+    identity += ["heic"] if has_heic() else []  # images that could not be read before
     return hashlib.blake2b(json.dumps(identity).encode(), digest_size=16).hexdigest()
 
 

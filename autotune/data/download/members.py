@@ -168,8 +168,7 @@ def _zip_names(infos: Sequence[zipfile.ZipInfo], path: Path) -> list[str]:
     }
     unstated = [name for name in raw.values() if isinstance(name, bytes)]
     encoding = _encoding_of(unstated)
-    folders = sorted({_folder(name) for name in unstated})
-    if not encoding and not b"".join(folders).isascii():
+    if not encoding and (folders := _unreadable_folders(infos)):
         raise UnsupportedError(_describe_encodings(folders, path))
     names = []
     for info in infos:
@@ -225,8 +224,20 @@ def _describe_encodings(folders: Sequence[bytes], path: Path) -> str:
     )
 
 
-def _folder(name: bytes) -> bytes:
-    return os.path.dirname(name if b"/" in name else name.replace(b"\\", b"/"))
+def _unreadable_folders(infos: Sequence[zipfile.ZipInfo]) -> list[bytes]:
+    """Return the folders whose names are in an unknown encoding, below what all are in."""
+    folders: dict[bytes, bool] = {}
+    for info in infos:
+        is_utf8 = info.flag_bits & _UTF8 or info.orig_filename.isascii()
+        name = info.orig_filename.encode("utf-8" if is_utf8 else "cp437")
+        folder = os.path.dirname(name if b"/" in name else name.replace(b"\\", b"/"))
+        folders[folder] = folders.get(folder, False) or not is_utf8
+    around = len(os.path.commonpath([b"/" + folder for folder in folders])) - 1
+    return sorted(
+        folder
+        for folder, is_other in folders.items()
+        if is_other and not folder[around:].isascii()
+    )
 
 
 def _decoded(names: Sequence[bytes], encoding: str) -> list[str]:

@@ -36,6 +36,7 @@ class DatasetStatistics:
         std: Standard deviations of the channels.
         unreadable: Key and reason of each image that cannot be decoded, test images included.
         num_unreadable_test: How many of these are test images.
+        blank: Keys of images that have one color all over.
         passed_over: Kind and ending of the files that are no images -> their number.
         checks: What :func:`autotune.data.quality.checks.check_dataset` counted.
     """
@@ -51,6 +52,7 @@ class DatasetStatistics:
     std: tuple[float, ...]
     unreadable: tuple[tuple[str, str], ...]
     num_unreadable_test: int
+    blank: tuple[str, ...]
     passed_over: dict[str, dict[str, int]]
     checks: dict[str, Any]
 
@@ -97,6 +99,11 @@ def compute_statistics(
         std=tuple(round(float(value), 4) for value in std),
         unreadable=tuple((source.samples[index].key, text) for index, text in unreadable.items()),
         num_unreadable_test=len(unreadable.keys() & set(split.test)),
+        blank=tuple(
+            source.samples[index].key
+            for index, result in results.items()
+            if isinstance(result, ImageFingerprint) and result.is_blank
+        ),
         passed_over=checks.pop("passed_over", {}),
         checks=checks,
     )

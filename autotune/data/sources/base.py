@@ -11,8 +11,8 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image
 
-from autotune.data.file_kinds import PassedOver
 from autotune.data.image_files import read_image
+from autotune.data.image_formats import PassedOver
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.source import Sample, Shrink, Source
 from autotune.data.sources.folders import ImageFile, digest_files, scan_folder

@@ -15,7 +15,7 @@ import numpy as np
 
 from autotune.data.download.extraction import SUFFIXES
 from autotune.data.download.paths import data_folder
-from autotune.data.file_kinds import (
+from autotune.data.image_formats import (
     ENDINGS,
     LOOSE,
     PIPES,

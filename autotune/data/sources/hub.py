@@ -16,8 +16,8 @@ from urllib.parse import parse_qsl
 
 from PIL import Image
 
-from autotune.data.file_kinds import PassedOver
 from autotune.data.image_files import UnreadableImageError, read_image
+from autotune.data.image_formats import PassedOver
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.source import Sample, Shrink, Source
 from autotune.data.sources.names import describe_similar, normalized, printable, warn_once
@@ -273,10 +273,11 @@ def _used_parts(name: str, parts: Sequence[str], splits: SplitNames) -> dict[str
                 f"train at least, but it has {', '.join(parts)}; choose a configuration that has "
                 f"them, or name those to use with {splits_key(known or {parts[0]: TRAIN})}"
             )
+    is_given = isinstance(splits, Mapping)
+    why = "is not in data.splits" if is_given else "has another name than those of splits"
     for part in parts:
         if part not in known:
-            way = "" if isinstance(splits, Mapping) else "; data.splits can name it"
-            warn_once(f"{name}: the split {part} has another name and is skipped{way}")
+            warn_once(f"{name}: the split {part} {why} and is skipped")
     return dict(known)
 
 

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from autotune.data.file_kinds import PassedOver
+from autotune.data.image_formats import PassedOver
 from autotune.data.sources.folders import (
     ImageFile,
     SplitFolder,

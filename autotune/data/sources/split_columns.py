@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from autotune.data.file_kinds import PassedOver
+from autotune.data.image_formats import PassedOver
 from autotune.data.sources.names import printable, quoted, warn_once
 from autotune.data.sources.split_names import (
     NONE,
@@ -121,7 +121,9 @@ def without_unlabeled(rows: Cells, labels: Cells, passed_over: PassedOver) -> li
         classes.setdefault(split, set()).add(label)
     train = classes.get(TRAIN, set())
     unlabeled = [
-        split for split in (VALIDATION, TEST) if has_no_labels(classes.get(split, train), train)
+        split
+        for split in (VALIDATION, TEST)
+        if split in classes and has_no_labels(classes[split], train)
     ]
     for split in unlabeled:
         passed_over[f"rows of {split} without labels", ""] += sum(row == split for row in rows)

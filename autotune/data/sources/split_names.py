@@ -106,9 +106,11 @@ def given(
     missing = []
     for split, members in splits.items():
         for member in members:
-            same = [member] if member in names else by_form.get(_form(member), [])
+            same = by_form.get(_form(member), [])
             result |= dict.fromkeys(same, split)
             missing += [member] * (not same)
+    for split, members in splits.items():  # a name as it is written comes before its other forms
+        result |= {member: split for member in members if member in names}
     if missing:
         raise DatasetError(
             join_sentences(

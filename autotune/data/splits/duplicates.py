@@ -52,6 +52,7 @@ class ImageFingerprint:
         bits: uint64, ``(4,)``: the perceptual hash; ``None`` for an image too small for it.
         mean: float64, ``(3,)``: means of the channels, of values between 0 and 1.
         square: float64, ``(3,)``: means of the squares.
+        is_blank: Whether all pixels have the same color.
     """
 
     size: tuple[int, int]
@@ -59,6 +60,7 @@ class ImageFingerprint:
     bits: np.ndarray | None
     mean: np.ndarray
     square: np.ndarray
+    is_blank: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +73,7 @@ class Duplicates:
         small: How many were compared pixel by pixel alone.
         exact: int64, ``(P, 2)``: indices of equal images, each with the first one equal to it.
         near: int64, ``(Q, 2)``: indices of images that look alike; of equal ones the first.
+        blank: Indices of images that have one color.
         too_many: Whether too many look alike for the hash to tell; ``near`` is empty then.
     """
 
@@ -79,6 +82,7 @@ class Duplicates:
     small: int
     exact: np.ndarray
     near: np.ndarray
+    blank: tuple[int, ...] = ()
     too_many: bool = False
 
     @property
@@ -140,6 +144,7 @@ def _fingerprint(source: Source, index: int) -> ImageFingerprint:
         bits=bits,
         mean=values.mean(axis=0, dtype=np.float64),
         square=np.square(values).mean(axis=0, dtype=np.float64),
+        is_blank=not np.ptp(pixels, axis=(0, 1)).any(),
     )
 
 
@@ -172,6 +177,7 @@ def find_pairs(results: Mapping[int, ImageFingerprint | str]) -> Duplicates:
         small=sum(image.bits is None for image in readable.values()),
         exact=_pairs(exact),
         near=near[0] if too_many else np.concatenate(near),
+        blank=tuple(index for index, image in readable.items() if image.is_blank),
         too_many=too_many,
     )
 
@@ -218,7 +224,8 @@ def count_duplicates(
 
     Returns:
         ``images``, ``unreadable`` and ``small``: how many were compared, could not be read, were
-        compared pixel by pixel alone. ``exact`` and ``near``: how many images have a duplicate of
+        compared pixel by pixel alone. ``blank``: how many have one color, and keys of a few.
+        ``exact`` and ``near``: how many images have a duplicate of
         that kind. ``test``: how many test images have one in training or validation.
         ``validation``: how many validation images have one in training. ``classes``: how many
         pairs have two classes. ``examples``: keys, splits and kind of a few pairs, those across
@@ -247,6 +254,7 @@ def count_duplicates(
         "images": duplicates.images,
         "unreadable": duplicates.unreadable,
         "small": duplicates.small,
+        "blank": [len(duplicates.blank), *(keys[index] for index in duplicates.blank[:_EXAMPLES])],
         "exact": len(np.unique(duplicates.exact)),
         "near": sum(len(copies[first]) for first in similar),
         "test": leaks["test"],

@@ -112,8 +112,8 @@ class PlanResult:
             "mean_interval": self.mean and [self.mean.low, self.mean.high],
             "gain": self.gain and self.gain.mean,
             "gain_interval": self.gain and [self.gain.low, self.gain.high],
-            "shrank": self.selection_bias,
-            "beats": self.is_better,
+            "selection_bias": self.selection_bias,
+            "is_better": self.is_better,
         }
 
 
@@ -142,7 +142,7 @@ class Confirmation:
             "trained": self.trained,
             "baseline": self.baseline.to_json(),
             "plans": [plan.to_json() for plan in self.plans],
-            "verdict": verdict and {**verdict.to_json(), "beats": verdict.is_better},
+            "verdict": verdict and {**asdict(verdict), "is_better": verdict.is_better},
         }
 
 

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from autotune.models.backbone import PACKAGED_WEIGHTS, Backbone
+from autotune.models.backbone import Backbone
+from autotune.models.pretrained.names import PACKAGED_WEIGHTS, resolve, split_source
 from autotune.plan import TrialPlan
 from autotune.results.evaluation.bootstrap import Bin
 from autotune.results.values.markdown import escape, table
@@ -107,7 +108,9 @@ def weights_origin(backbone: Backbone, weights: str) -> dict[str, str]:
     """
     kind = weights if weights in ("hub", "none") else "file"
     origin = {"hash": backbone.weights_hash}
-    if kind == "hub" and backbone.name in PACKAGED_WEIGHTS:
+    if kind == "hub" and split_source(backbone.name) is not None:
+        return {"weights": "hub", **origin, "source": backbone.name}
+    if kind == "hub" and resolve(backbone.name) in PACKAGED_WEIGHTS:
         return {"weights": "shipped", **origin, "licence": "apache-2.0"}
     if kind == "hub":
         stated: Mapping[str, Any] = getattr(backbone.pretrained, "pretrained_cfg", {})

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from autotune.data.preprocessing import ImageSpec
 from autotune.errors import ExportError, UserError, place_as_user_error
-from autotune.models.backbone import PACKAGED_WEIGHTS
+from autotune.models.pretrained.names import PACKAGED_WEIGHTS, resolve
 from autotune.plan import KEEP
 from autotune.results.model.model import Model
 from autotune.text import first_line
@@ -269,8 +269,10 @@ def _timm_model(model: Model) -> tuple[str, dict[str, Any], str]:
             raise _not_timm(f"layer {index} has another shape ({text})")
     if plan.head.hidden:
         raise _not_timm(f"the head has {len(plan.head.hidden)} hidden layers")
-    name = plan.backbone.partition(".")[0] if plan.backbone in PACKAGED_WEIGHTS else plan.backbone
-    options: dict[str, Any] = {}
+    config = model.model_spec.timm_config
+    name = resolve(plan.backbone) if config is None else config["architecture"]
+    name = name.partition(".")[0] if name in PACKAGED_WEIGHTS else name
+    options: dict[str, Any] = {} if config is None else dict(config.get("model_args") or {})
     if plan.head.pool != KEEP:
         options["global_pool"] = plan.head.pool
     size = model.model_spec.image_size

@@ -182,7 +182,7 @@ def test_make_study_from_a_checkout(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "studies", checkout / "studies")
     (checkout / ".venv/bin").mkdir(parents=True)
     program = checkout / ".venv/bin/autotune"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m autotune.cli.main "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m autotune "$@"\n')
     program.chmod(0o755)
     (home / "dogs").mkdir(parents=True)
     (home / "dogs/SHA256SUMS").write_text(sums_of(archives))

@@ -15,6 +15,7 @@ from autotune.config.schema import SpaceConfig
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrialPlan
 from autotune.study.state import attrs
 from tests.support.inside import Ended, call, contents
+from tests.support.marks import slow
 from tests.support.studies import make_study
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
@@ -112,7 +113,7 @@ def test_why_a_field_cannot_change(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["test_resnet", "test_vit", pytest.param("mobilenetv3_small_050", marks=pytest.mark.slow)],
+    ["test_resnet", "test_vit", slow("mobilenetv3_small_050")],
 )
 def test_narrow_terminals_lose_nothing(name: str, tmp_path: Path) -> None:
     wide = rows(shown(name, cwd=tmp_path).partition("what a value above")[0])

@@ -40,6 +40,7 @@ def default(folder: Path) -> str:
     return f"sqlite:///{folder}/storage/autotune.db"
 
 
+@pytest.mark.slow
 def test_a_study_moves_to_postgres_and_goes_on_there(
     finished: Path, postgres: Server, tmp_path: Path
 ) -> None:

@@ -45,7 +45,7 @@ def test_confirm(opened: OpenStudy) -> None:
     assert values["verdict"]["trial"] == values["plans"][0]["trial"]
     for one in values["plans"]:
         low, high = one["gain_interval"]
-        assert low <= one["gain"] <= high and one["beats"] == (low > 0)
+        assert low <= one["gain"] <= high and one["is_better"] == (low > 0)
 
     for verb in ("best", "status"):
         ended = said(opened, verb, "small")

@@ -80,6 +80,7 @@ def test_onnx(name: str, photos: Path, tmp_path: Path) -> None:
     check_onnx(name, photos, tmp_path)
 
 
+@pytest.mark.slow
 def test_torch_export(photos: Path, tmp_path: Path) -> None:
     check_torch_export("test_vit", photos, tmp_path)
 

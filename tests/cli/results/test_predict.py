@@ -49,7 +49,8 @@ def test_a_folder(model: Path, photos: Path, tmp_path: Path) -> None:
     assert (ended.code, ended.out) == (0, "")
     assert "2 of 6 images cannot be read:\n" in ended.err
     assert (
-        "  'photos/broken.jpg': not an image but a text that begins with 'no image'\n" in ended.err
+        "  'photos/broken.jpg': not an image but a text file that begins with 'no image'\n"
+        in ended.err
     )
     assert "  'photos/empty.png': the file is empty\n" in ended.err
     assert ended.err.endswith("4 images: out.csv\n")
@@ -87,7 +88,7 @@ def test_printed_with_all_classes(model: Path, photos: Path, tmp_path: Path) -> 
         cwd=tmp_path,
     )
     assert ended.code == 0
-    assert "'photos/notes.txt': not an image but a text that begins" in ended.err
+    assert "'photos/notes.txt': not an image but a text file that begins" in ended.err
     found = rows(ended.out)
     assert [row["path"] for row in found] == ["photos/a.jpg", "photos/b.png"]
     shares = ["probability", "probability_2", "probability_3"]

@@ -247,6 +247,13 @@ def test_names_of_files_alone_keep_their_bytes(tmp_path: Path) -> None:
     assert [name.encode("utf-8", "surrogateescape") for name in names] == [b"cat/\xc3\xa8.jpg"]
 
 
+@pytest.mark.parametrize("around", ["图片", "数据/图片"])
+def test_folders_around_the_classes_may_have_any_name(around: str, tmp_path: Path) -> None:
+    data = encoded(f"{around}/cat/1.jpg", f"{around}/dog/猫.jpg", encoding="gbk")
+    names = sorted(unpacked("set.zip", data, tmp_path))
+    assert [name.rsplit("/", 2)[1] for name in names] == ["cat", "dog"]
+
+
 def test_names_in_the_extra_field_of_info_zip(tmp_path: Path) -> None:
     raw, name = "猫/1.jpg".encode("gbk"), "猫/1.jpg".encode()
     extra = struct.pack("<HHBL", 0x7075, 5 + len(name), 1, zlib.crc32(raw)) + name

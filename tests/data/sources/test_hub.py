@@ -70,7 +70,21 @@ FILES = {
     "me/two/data.parquet": texts(fine=["a", "b"], coarse=["c", "d"]),
     "me/one/data.parquet": texts(label=["a", "a"]),
     "me/gaps/data.parquet": texts(label=["a", "", "b"]),
+    "me/names/data/train-00000-of-00001.parquet": texts(label=["a", "b"]),
+    "me/names/data/holdout-00000-of-00001.parquet": texts(label=["b", "a"]),
+    "me/names/data/extra-00000-of-00001.parquet": texts(label=["a", "b"]),
+    "me/columns/data.parquet": texts(
+        label=["a", "b", "a", "b", "?", "?"],
+        split=["training", "training", "val", "val", "test", "test"],
+    ),
 }
+
+
+NAMED = 'hf://me/names {"train": ["extra"], "test": ["holdout"]}'
+JOINED = 'hf://me/names {"train": ["train", "extra"], "validation": ["holdout"]}'
+UNSPLIT = 'hf://me/pets "none"'
+VALUES = 'hf://me/columns {"train": ["training", "val"]}'
+WRONG = 'hf://me/names {"train": ["tarin"]}'
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +98,17 @@ def found(home: Path) -> dict[str, dict[str, Any]]:
     names = [
         *("hf://me/pets", "hf://me/folders", "hf://me/words", "hf://me/two", "hf://me/one"),
         *("hf://me/gaps", "hf://me/two?label=coarse", "hf://me/two?label=corase", "hf://me/none"),
-        *("hf://me/pets/other", "hf://me", "hf://me/pets?split=train"),
+        *("hf://me/pets/other", "hf://me", "hf://me/pets?split=train", "hf://me/names"),
+        *("hf://me/columns", NAMED, JOINED, UNSPLIT, VALUES, WRONG),
     ]
     with running_hub(FILES) as hub:
         answers, message = opened(names, hub.url, home)
-    assert message == ("hf://me/pets: the split test has no labels and is skipped\n")
+    assert message == (
+        "hf://me/pets: the split test has no labels and is skipped\n"
+        "hf://me/names: the split extra has another name than those of splits and is skipped\n"
+        "hf://me/columns: the splits are those of 'split'\n"
+        "hf://me/names: the split train is not in data.splits and is skipped\n"
+    )
     return dict(zip(names, answers, strict=True))
 
 
@@ -125,8 +145,33 @@ def test_columns_can_be_chosen(found: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "splits", "passed_over"),
+    [
+        ("hf://me/names", ["test", "test", "train", "train"], {}),
+        (
+            "hf://me/columns",
+            ["train", "train", "validation", "validation"],
+            {"rows of test without labels": {"": 2}},
+        ),
+        (NAMED, ["train", "train", "test", "test"], {}),
+        (JOINED, ["train", "train", "validation", "validation", "train", "train"], {}),
+        (UNSPLIT, [None] * 6, {}),
+        (VALUES, ["train"] * 4, {"rows of test, not in data.splits": {"": 2}}),
+    ],
+)
+def test_splits_follow_names_and_columns(
+    found: dict[str, Any], name: str, splits: list[str | None], passed_over: dict[str, Any]
+) -> None:
+    source = found[name]
+    assert [sample[2] for sample in source["samples"]] == splits
+    assert len(source["classes"]) == 2
+    assert source["passed_over"] == passed_over
+
+
+@pytest.mark.parametrize(
     ("name", "message"),
     [
+        (WRONG, "data.splits names 'tarin', but hf://me/names has "),
         (
             "hf://me/two",
             (

@@ -92,6 +92,7 @@ def digest(root: Path) -> str:
     return hashlib.sha256(b"".join(collect(views, e).numpy() for e in range(4))).hexdigest()
 
 
+@pytest.mark.slow
 def test_views_are_the_same_in_another_process(store: ImageStore) -> None:
     root = store.entry.folder.parents[1]
     repository = Path(__file__).parents[3]

@@ -25,12 +25,9 @@ from autotune.training.optim.norm_recalibration import recalibrate_batch_norms
 from tests.support import surgery
 from tests.support.backbones import SMALL, backbone, images, network, state_of
 from tests.support.cuda import OUT_OF_MEMORY, accelerator_error
+from tests.support.marks import slow
 
 DEPTHS = [0, 1, 2, 99]
-
-
-def slow(*values: Any) -> Any:
-    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def cut(net: Network, shown: Tensor) -> PrefixSplit:
@@ -229,6 +226,7 @@ def test_keys_differ_where_the_features_do() -> None:
     assert pooled[0] != pooled[1]
 
 
+@pytest.mark.slow
 def test_keys_are_the_same_in_every_process() -> None:
     code = """
 import torch

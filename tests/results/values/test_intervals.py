@@ -15,7 +15,7 @@ from autotune.results.values.intervals import (
     t_interval,
 )
 
-STUDIES = 2_000
+STUDIES = 600
 PLANS = 5
 #: A win is told by one side of intervals that have two.
 FALSE_WINS = (1 - CONFIDENCE_LEVEL) / 2

@@ -29,6 +29,7 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(root, ignore_errors=True)
 
 
+@pytest.mark.slow
 def test_it_keeps_its_studies(folder: Path) -> None:
     assert not local_postgres.stop(folder)
     url = local_postgres.start(folder)

@@ -124,6 +124,7 @@ def own_server() -> Any:
         yield server
 
 
+@pytest.mark.slow
 def test_a_server_that_restarts_loses_no_report(own_server: Server) -> None:
     storage = open_storage(own_server.fresh_database(), create=True)
     study = optuna.create_study(storage=storage)

@@ -69,6 +69,7 @@ def trials_running(folder: Path) -> int:
     return sum(bool(one.intermediate_values) for one in running)
 
 
+@pytest.mark.slow
 def test_budget_is_exact_and_a_second_run_trains_nothing(tmp_path: Path) -> None:
     arguments = ("run", "digits", *BARE, "search.pruner=none", "--name", "tiny")
     first = call(*arguments, "--workers", "2", "search.trials=4", cwd=tmp_path)
@@ -89,6 +90,7 @@ def test_budget_is_exact_and_a_second_run_trains_nothing(tmp_path: Path) -> None
     assert len(trials_of(tmp_path, "tiny")) == 6
 
 
+@pytest.mark.slow
 def test_workers_are_processes_of_their_own(tmp_path: Path) -> None:
     arguments = ("run", "digits", *BARE, "training.epochs=1", "search.trials=1", "--name", "tiny")
     ended = call(*arguments, "--workers", "1", cwd=tmp_path, processes=True)
@@ -409,7 +411,7 @@ def test_a_plan_that_wants_more_than_the_machine_has_is_infeasible(tmp_path: Pat
     """Two hidden layers of 65,536 units want 17 GB; the system refuses, for real."""
     arguments = ("run", "digits", *SMALL, "search.default_plans=false", "training.epochs=1")
     arguments += ("space.head.hidden_layers=2", "space.head.units=65536", "search.trials=3")
-    command = f"ulimit -v {14 << 20}; exec {sys.executable} -m autotune.cli.main"
+    command = f"ulimit -v {14 << 20}; exec {sys.executable} -m autotune"
     ended = subprocess.run(
         ["bash", "-c", f'{command} "$@"', "bash", *arguments, "--name", "tiny", "--workers", "1"],
         cwd=tmp_path,

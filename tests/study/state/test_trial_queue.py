@@ -424,6 +424,7 @@ def test_the_number_of_trials_is_exact_over_processes(url: str) -> None:
     assert stored(queue) == StopReason("trials", "25 finished trials")
 
 
+@pytest.mark.slow
 def test_patience_is_exact_over_processes(url: str) -> None:
     queue = make_queue(url, patience=6)
     assert run_processes(url, 3, 0.02) == ["patience"] * 3
@@ -439,6 +440,7 @@ def test_patience_is_exact_over_processes(url: str) -> None:
         assert trials_since_best(before, StudyDirection.MAXIMIZE) < 6
 
 
+@pytest.mark.slow
 def test_device_hours_are_exact_over_processes(url: str) -> None:
     queue = make_queue(url, device_hours=1.5 / 3600)
     assert run_processes(url, 3, 0.3) == ["device hours"] * 3
@@ -456,6 +458,7 @@ def test_device_hours_are_exact_over_processes(url: str) -> None:
         assert used < 1.5
 
 
+@pytest.mark.slow
 def test_the_moment_holds_for_every_process(url: str) -> None:
     queue = make_queue(url)
     with ThreadPoolExecutor(1) as pool:

@@ -38,13 +38,13 @@ def small(folder: Path, **named: Any) -> OpenStudy:
 
 def test_a_study_in_folds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[np.ndarray] = []
-    inner = trial_module.draw_confusion
+    inner = trial_module.confusion
 
-    def noted(folder: Path, matrix: np.ndarray, classes: Any) -> Path:
-        drawn.append(matrix)
-        return inner(folder, matrix, classes)
+    def noted(*arguments: Any) -> np.ndarray:
+        drawn.append(inner(*arguments))
+        return drawn[-1]
 
-    monkeypatch.setattr(trial_module, "draw_confusion", noted)
+    monkeypatch.setattr(trial_module, "confusion", noted)
     handle = small(tmp_path, training__num_views=2, search__trials=3)
     events = run(handle)
     epochs = [(one["trial"], one["epoch"]) for one in events if one["event"] == "epoch"]

@@ -18,6 +18,7 @@ from autotune.study.state import attrs
 from autotune.study.state.budget import StopReason
 from autotune.study.trial import build
 from tests.support.inline import run
+from tests.support.marks import slow
 from tests.support.page import page_of
 from tests.support.small import open_small
 
@@ -104,7 +105,7 @@ def test_a_study_without_a_plan_within_its_limits_ends_and_says_so(tmp_path: Pat
     assert f"No complete trial within the limits; the nearest is trial {least}, " in text
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "gp", pytest.param("random", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("sampler", ["gp", slow("tpe"), slow("random")])
 def test_samplers_go_on_past_their_start(tmp_path: Path, limit: int, sampler: str) -> None:
     handle = two_objectives(
         tmp_path,

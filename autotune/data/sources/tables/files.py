@@ -12,7 +12,7 @@ from itertools import islice
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from autotune.data.file_kinds import ENDINGS
+from autotune.data.image_formats import ENDINGS
 from autotune.data.progress import INDEXING, ProgressCallback
 from autotune.data.sources.names import normalized, printable
 from autotune.data.sources.tables.cells import from_windows
@@ -82,7 +82,10 @@ def describe_missing(folder: str, missing: Sequence[str]) -> str:
     )
     if not differences:
         return text
-    (difference, count), *_ = differences.most_common(1)
+    # of those that hold for as many files the simplest
+    difference, count = max(
+        differences.items(), key=lambda item: (item[1], -sum(map(bool, item[0])), item[0])
+    )
     return f"{text}; {count:,} of {len(missing):,} are there {difference.describe()}"
 
 

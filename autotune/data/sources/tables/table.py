@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from autotune.data.file_kinds import PassedOver
+from autotune.data.image_formats import PassedOver
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.sources.base import FileSource
 from autotune.data.sources.folders import ImageFile

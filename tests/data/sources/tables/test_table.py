@@ -16,15 +16,6 @@ from autotune.errors import DatasetError
 from tests.support.images import photo
 
 
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    """Four photographs in a folder beside the table."""
-    (tmp_path / "photos").mkdir()
-    for index in range(4):
-        photo(8, 6, seed=index).save(tmp_path / "photos" / f"{index}.png")
-    return tmp_path
-
-
 def table(folder: Path, *lines: str, name: str = "table.csv", encoding: str = "utf-8") -> Path:
     path = folder / name
     path.write_bytes("\n".join(lines).encode(encoding, "surrogateescape"))

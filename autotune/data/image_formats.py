@@ -1,4 +1,4 @@
-"""The kind of a file, by its name and by its first bytes; the one table of image formats."""
+"""The one table of image formats, and the kinds of files that are passed over beside them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from importlib.util import find_spec
 
+from autotune.file_kinds import HEAD_BYTES, describe_head, kind_of_head
 from autotune.text import join_some, plural
 
 #: Pillow's name of a format that is read -> endings of its files. Pillow would also open EPS,
@@ -63,20 +64,9 @@ _KINDS: Mapping[str, tuple[str, ...]] = {
         *(".mts", ".webm", ".wmv", ".insv"),
     ),
     "texts and tables": (
-        *(".cfg", ".csv", ".htm", ".html", ".ini", ".json", ".jsonl", ".log", ".md", ".parquet"),
-        *(
-            ".py",
-            ".rst",
-            ".tsv",
-            ".txt",
-            ".url",
-            ".xml",
-            ".xmp",
-            ".yaml",
-            ".yml",
-            ".aae",
-            ".ipynb",
-        ),
+        *(".aae", ".cfg", ".csv", ".htm", ".html", ".ini", ".ipynb", ".json", ".jsonl", ".log"),
+        *(".md", ".parquet", ".py", ".rst", ".tsv", ".txt", ".url", ".xml", ".xmp", ".yaml"),
+        *(".yml",),
     ),
     "documents": (
         *(".doc", ".docx", ".odp", ".ods", ".odt", ".pdf", ".ppt", ".pptx", ".rtf", ".xls"),
@@ -87,50 +77,14 @@ _KINDS: Mapping[str, tuple[str, ...]] = {
 }
 _KIND_OF = {ending: kind for kind, endings in _KINDS.items() for ending in endings}
 _SYSTEM_FILES = (".ds_store", ".localized", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")
-_HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
-#: First bytes of a file that is no image -> what it is.
-_STARTS: tuple[tuple[bytes, str], ...] = (
-    (b"version https://git-lfs.github.com/", "a pointer of Git LFS; git lfs pull gets the image"),
-    (b"PK\x03\x04", "a zip archive"),
-    (b"PK\x05\x06", "a zip archive"),
-    (b"\x1f\x8b", "a gzip file"),
-    (b"BZh", "a bzip2 file"),
-    (b"\xfd7zXZ\0", "an xz file"),
-    (b"7z\xbc\xaf'\x1c", "a 7-Zip archive"),
-    (b"Rar!\x1a\x07", "a RAR archive"),
-    (b"%PDF-", "a PDF document"),
-    (b"\x1aE\xdf\xa3", "a Matroska or WebM video"),
-    (b"\0\0\x01\xba", "an MPEG video"),
-    (b"\x93NUMPY", "a NumPy array"),
-    (b"\x89HDF", "an HDF5 file"),
-    (b"SQLite format 3", "an SQLite database"),
-    (b"\xd0\xcf\x11\xe0", "a Thumbs.db or a file of an old Microsoft Office"),
-    (b"\x00\x05\x16\x07", "a resource fork of macOS"),
-    (b"\x7fELF", "a program"),
-    (b"MZ", "a program"),
+#: Kinds of :mod:`autotune.file_kinds` that are read.
+_HEIC_KIND = "a HEIC image"
+_READ = frozenset(
+    (
+        *("a JPEG image", "a PNG image", "a GIF image", "a WebP image", "a TIFF image"),
+        *("a BMP image", "a PNM image", "a JPEG 2000 image", "an AVIF image", _HEIC_KIND),
+    )
 )
-#: First bytes of images of other formats -> their format.
-_OTHER_IMAGES: tuple[tuple[bytes, str], ...] = (
-    (b"%!PS", "a PostScript drawing"),
-    (b"\xc5\xd0\xd3\xc6", "a PostScript drawing"),
-    (b"8BPS", "a Photoshop file"),
-    (b"gimp xcf", "a GIMP file"),
-    (b"\xff\x0a", "a JPEG XL image"),
-    (b"\0\0\0\x0cJXL ", "a JPEG XL image"),
-    (b"FUJIFILMCCD-RAW", "a raw photo"),
-    (b"\0\0\x01\0", "an icon"),
-    (b"v/1\x01", "an OpenEXR image"),
-    (b"#?RADIANCE", "a Radiance HDR image"),
-    (b"qoif", "a QOI image"),
-    (b"DDS ", "a DirectDraw surface"),
-)
-#: First bytes of the formats that are read.
-_IMAGE_STARTS = (
-    *(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"II+\0"),
-    *(b"MM\0+", b"\0\0\0\x0cjP  ", b"\xffO\xffQ"),
-)
-HEAD_BYTES = 512
-_VIDEO = "not an image but a video"
 
 
 def passed_over_kind(path: str) -> str:
@@ -144,13 +98,13 @@ def passed_over_kind(path: str) -> str:
         return SYSTEM
     if name.startswith("."):
         return _HIDDEN
-    if ending in IMAGE_FORMATS["HEIF"] and not has_heic() and _is_heic(_head(path)):
+    if ending in IMAGE_FORMATS["HEIF"] and not has_heic() and _kind(path) == _HEIC_KIND:
         return _HEIC
     if ending in ENDINGS:
         return ""
     if ending in _KIND_OF:
         return _KIND_OF[ending]
-    return _UNNAMED if _is_image(_head(path)) else _OTHER
+    return _UNNAMED if _kind(path) in _READ else _OTHER
 
 
 class PassedOver(Counter[tuple[str, str]]):
@@ -217,75 +171,33 @@ def has_heic() -> bool:
 
 
 def describe_content(head: bytes) -> str:
-    """Describe a file that Pillow cannot read as an image, by its first :data:`HEAD_BYTES`.
+    """Describe a file that Pillow cannot read as an image, by its first ``HEAD_BYTES``.
 
     Returns:
         Such as ``not an image but an HTML page``; empty where nothing is recognized.
     """
+    kind = kind_of_head(head)
     if not head:
         return "the file is empty"
-    if not head.strip(b"\0"):
-        return "not an image but zeros: it was never written in full"
-    if _is_heic(head) and not has_heic():
-        return "a HEIC photo, which is read after pip install 'autotune[heic]'"
-    if _is_image(head):
-        return "it begins like an image, but is damaged or of a kind that Pillow cannot read"
-    if text := next((text for start, text in _OTHER_IMAGES if head.startswith(start)), ""):
-        return f"{text}, which cannot be read; export it as PNG or JPEG"
-    if text := next((text for start, text in _STARTS if head.startswith(start)), ""):
-        return f"not an image but {text}"
-    if head[4:8] == b"ftyp":
-        return "a raw photo; export it as JPEG" if head[8:12] == b"crx " else _VIDEO
-    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
-        return _VIDEO
-    text = _describe_text(head)
-    return f"not an image but {text}" if text else ""
+    if kind.name == _HEIC_KIND and not has_heic():
+        return f"{kind.name}, which is read after pip install 'autotune[heic]'"
+    if kind.name in _READ:
+        return f"{kind.name} that is damaged, or of a kind that Pillow cannot read"
+    if kind.use == "image":
+        return f"{kind.name}, which is not read; export it as PNG or JPEG"
+    begin = ""
+    if kind.use == "text":
+        begin = f" that begins with {' '.join(head.decode('utf-8', 'replace').split())[:40]!r}"
+    advice = f"; {kind.advice('')}" if kind.use == "pointer" else ""
+    return f"not an image but {kind.name}{begin}{advice}" if kind.name else ""
 
 
-def _describe_text(head: bytes) -> str:
+def _kind(path: str) -> str:
+    """Return what a file is; empty where it cannot be read."""
     try:
-        text = head.decode("utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        if error.start < len(head) - 4:  # else the last character is cut
+        if not os.path.isfile(path):  # a pipe would be waited for
             return ""
-        text = head[: error.start].decode("utf-8-sig")
-    if any(ord(letter) < 32 and letter not in "\t\n\r\f" for letter in text):
-        return ""
-    start = text.lstrip().lower()
-    if start.startswith(("<!doctype html", "<html", "<head", "<body")) or "<html" in start:
-        return "an HTML page"
-    if "<svg" in start:
-        return "an SVG drawing"
-    if start.startswith("<"):
-        return "an XML text"
-    if start.startswith(("{", "[")):
-        return "a JSON text"
-    if start.startswith(("http://", "https://")) and len(start.split()) == 1:
-        return "the address of an image, not the image"
-    first = " ".join(text.split())[:40]
-    return f"a text that begins with {first!r}"
-
-
-def _is_image(head: bytes) -> bool:
-    return (
-        head.startswith(_IMAGE_STARTS)
-        or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
-        or (head[4:8] == b"ftyp" and head[8:12] in (*_HEIC_BRANDS, b"avif", b"avis"))
-        or (head[:2] == b"BM" and head[6:10] == bytes(4))
-        or (head[:1] == b"P" and head[1:2] in b"123456" and head[2:3] in b" \t\r\n")
-    )
-
-
-def _is_heic(head: bytes) -> bool:
-    return head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS and b"avif" not in head[:64]
-
-
-def _head(path: str) -> bytes:
-    """Return the first bytes of a file; none of a pipe, and none where it cannot be read."""
-    try:
-        if not os.path.isfile(path):
-            return b""
         with open(path, "rb") as stream:
-            return stream.read(HEAD_BYTES)
+            return describe_head(stream.read(HEAD_BYTES))
     except OSError:
-        return b""
+        return ""

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from autotune.data import file_kinds
-from autotune.data.file_kinds import describe_content, describe_passed_over
+from autotune.data import image_formats
+from autotune.data.image_formats import describe_content, describe_passed_over
 from autotune.data.sources.registry import open_source
 from autotune.errors import DatasetError
 from tests.support.images import make_class_folders, photo
@@ -17,26 +17,22 @@ HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
     ("content", "text"),
     [
         (b"", "the file is empty"),
-        (bytes(300), "not an image but zeros: it was never written in full"),
+        (bytes(300), "not an image but a file of zeros, as an interrupted download leaves"),
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
-            "not an image but a pointer of Git LFS; git lfs pull gets the image",
+            "not an image but a Git LFS pointer, not the file itself; 'git lfs pull'",
         ),
         (b"\n<!DOCTYPE html>\n<title>404</title>", "not an image but an HTML page"),
-        (
-            b"<?xml version='1.0'?>\n<Error><Code>AccessDenied</Code>",
-            "not an image but an XML text",
-        ),
-        ("\ufeff<?xml version='1.0'?><svg/>".encode(), "not an image but an SVG drawing"),
-        (b'{"error": "not found"}', "not an image but a JSON text"),
-        ("Käse".encode() + b"\xc3", "not an image but a text that begins with 'Käse'"),
-        (b"https://example.org/1.jpg\n", "not an image but the address of an image"),
+        (b"<?xml version='1.0'?>\n<Error/>", "not an image but an XML document"),
+        (b"<?xml version='1.0'?><svg/>", "an SVG drawing, which is not read; export it as PNG"),
+        (b'{"error": "not found"}', "not an image but a JSON file that begins with '{\"error"),
+        (b"Access denied\n", "not an image but a text file that begins with 'Access denied'"),
         (b"PK\x03\x04\x14\0", "not an image but a zip archive"),
         (b"%PDF-1.7\n\xe2\xe3", "not an image but a PDF document"),
-        (b"\0\0\0\x20ftypisom\0\0\x02\0", "not an image but a video"),
-        (b"\0\0\0\x20ftypcrx \0\0\0\x01", "a raw photo; export it as JPEG"),
-        (b"8BPS\0\x01", "a Photoshop file, which cannot be read; export it as PNG or JPEG"),
-        (b"II*\0\x08\0\0\0", "it begins like an image, but is damaged or of a kind that Pillow"),
+        (b"\0\0\0\x20ftypisom\0\0\x02\0", "not an image but an MP4 or QuickTime film"),
+        (b"\0\0\0\x20ftypcrx \0\0\0\x01", "a raw photo, which is not read; export it"),
+        (b"8BPS\0\x01", "a Photoshop document, which is not read; export it as PNG or JPEG"),
+        (b"II*\0\x08\0\0\0", "a TIFF image that is damaged, or of a kind that Pillow cannot"),
         (b"\x01\x02\xff\xfe" * 20, ""),
     ],
 )
@@ -80,7 +76,7 @@ def test_heic_is_passed_over_where_its_plugin_is_missing(
     root = make_class_folders(tmp_path, {"a": 2, "b": 0})
     for number in range(3):
         (root / "b" / f"{number}.HEIC").write_bytes(HEIC)
-    monkeypatch.setattr(file_kinds, "has_heic", lambda: False)
+    monkeypatch.setattr(image_formats, "has_heic", lambda: False)
     with pytest.raises(DatasetError) as caught:
         open_source(str(root))
     assert (
@@ -93,7 +89,7 @@ def test_heic_is_passed_over_where_its_plugin_is_missing(
     assert len(open_source(str(root)).samples) == 3
 
 
-@pytest.mark.parametrize("ending", file_kinds.ENDINGS)
+@pytest.mark.parametrize("ending", image_formats.ENDINGS)
 def test_every_ending_of_an_image_is_read_whatever_its_case(tmp_path: Path, ending: str) -> None:
     root = make_class_folders(tmp_path, {"a": 1, "b": 1})
     photo(5, 5).save(root / "a" / f"x{ending.upper()}", "PNG")  # by its content
