@@ -52,7 +52,7 @@ FLOORS = {
     "models": (
         ("pretrained", "device_errors", "layers"),
         ("backbone",),
-        ("flops", "surgery"),
+        ("flops", "image_border", "surgery"),
         ("network",),
         ("inspection", "prefix"),
     ),
@@ -82,7 +82,14 @@ FLOORS = {
         ("dashboard",),
     ),
     "display": (
-        ("config_errors", "download_progress", "worker_table", "layer_table", "comparison"),
+        (
+            "config_errors",
+            "download_progress",
+            "worker_table",
+            "layer_table",
+            "comparison",
+            "status",
+        ),
         ("console",),
         ("run_display", "summary"),
         ("watch",),

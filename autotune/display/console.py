@@ -14,13 +14,12 @@ import typer
 from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.live import Live
 from rich.segment import Segment
-from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
 from autotune.config.loading import find_study_file, load_study_file, presets
 from autotune.config.schema import NAME_RULE, RefitConfig, StudyConfig
-from autotune.data.progress import COUNTED_STEPS
+from autotune.display.status import PlainStatus
 from autotune.errors import (
     AutotuneError,
     ConfigError,
@@ -110,25 +109,6 @@ class VisibleConsole(Console):
     def status(self, status: RenderableType, **options: Any) -> PlainStatus:
         """Show a spinner with a text that is not markup."""
         return PlainStatus(status, console=self, **options)
-
-
-class PlainStatus(Status):
-    """A spinner whose texts are not markup; rich parses every string."""
-
-    def __init__(self, status: RenderableType, **options: Any) -> None:
-        super().__init__(Text(status) if isinstance(status, str) else status, **options)
-
-    def __enter__(self) -> PlainStatus:
-        self.start()
-        return self
-
-    def update(self, status: RenderableType | None = None, **options: Any) -> None:
-        """Show another text."""
-        super().update(Text(status) if isinstance(status, str) else status, **options)
-
-    def on_progress(self, step: str, done: int, total: int | None) -> None:
-        """Show the progress of images that are downloaded or opened."""
-        self.update(describe_image_progress(step, done, total))
 
 
 def _as_line(renderable: RenderableType) -> RenderableType:
@@ -394,15 +374,3 @@ def print_plugins(stdout: Console, config: StudyConfig) -> None:
     if refs := plugin_refs(config):
         files = ", ".join(f"{ref.path} ({key})" for key, ref in refs.items())
         stdout.print(f"this study file runs its own Python: {files}")
-
-
-def describe_image_progress(step: str, done: int, total: int | None) -> str:
-    """Describe how far images are downloaded or opened.
-
-    Numbers are bytes, or images in the steps of ``COUNTED_STEPS``; 0 names the step alone.
-    """
-    if not done:
-        return step
-    scale, unit = (1, "") if step in COUNTED_STEPS else (1e6, " MB")
-    counts = " of ".join(f"{n / scale:,.0f}" for n in (done, total) if n is not None)
-    return f"{step}: {counts}{unit}"

@@ -50,10 +50,15 @@ def info(
     stdout = console.stdout()
     with console.stderr().status("finding the images") as status:
         from autotune.data.quality.statistics import compute_statistics
+        from autotune.data.sources.outputs import leave_out
         from autotune.data.splits.dataset import Dataset
+        from autotune.storage.paths import StudyPaths
         from autotune.study.setup.manifest_store import look_up_existing
 
         manifest = look_up_existing(config).manifest if is_study else None
+        if is_study:
+            files = StudyPaths.from_url(config.storage, config.files)
+            leave_out(files.written_folders(config.storage))
         opened = Dataset.open(config.dataset, config.data, manifest, status.on_progress)
         statistics = compute_statistics(
             opened,

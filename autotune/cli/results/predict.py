@@ -65,6 +65,7 @@ def predict(
             writer = csv.writer(stream, lineterminator="\n")
             writer.writerow(csv_columns(loaded.classes, top, every))
             done = 0
+            status.begin()
             for batch in predict_files(loaded, paths, batch_size):
                 for result in batch:
                     if result.probabilities is None:
@@ -80,7 +81,7 @@ def predict(
                         )
                     )
                 done += len(batch)
-                status.update(f"{done} of {len(paths)} images")
+                status.progress(f"{done} of {len(paths)} images", done, len(paths) - done)
             if len(unreadable) == len(paths):
                 raise AutotuneError("\n  ".join(["none of the images can be read:", *unreadable]))
     if unreadable:

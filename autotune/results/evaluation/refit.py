@@ -108,6 +108,7 @@ def refit_study(
     on_progress: ProgressCallback = no_progress,
     settings: RefitConfig | None = None,
     max_unreadable_share: float = 0.0,
+    on_start: Callable[[int], None] = lambda trainings: None,
 ) -> RefitResult:
     """Train the selected plan and the baseline on training + validation images and measure both.
 
@@ -120,6 +121,7 @@ def refit_study(
         on_progress: Called while a registered dataset is downloaded.
         settings: How to train; default: as in the study's last run.
         max_unreadable_share: Limit of unreadable images, where it is above that of the last run.
+        on_start: Called before the first training with the number of trainings.
 
     Raises:
         StudyError: When there is no such trial, or none that is complete.
@@ -172,6 +174,7 @@ def refit_study(
             attributes.get(attrs.MICRO_BATCH),
         )
 
+    on_start(1 if baseline_plan == selection.plan else 2)
     model = baseline = train_plan("best plan", selection.plan, selection.trial)
     if baseline_plan != selection.plan:
         number = None if results.baseline is None else results.baseline.number

@@ -17,11 +17,13 @@ from autotune.config.old_names import stored_init
 from autotune.config.schema import POOLS, HeadSpace, SpaceConfig, StudyConfig
 from autotune.data.preprocessing import ImageSpec
 from autotune.data.progress import ProgressCallback, no_progress
+from autotune.data.sources.outputs import leave_out
 from autotune.data.sources.registry import fetch_source, needs_download
 from autotune.data.splits.dataset import Dataset
 from autotune.data.splits.manifest import Manifest
 from autotune.errors import ConfigError, Problem, StorageError, UserError, format_yaml
 from autotune.models.backbone import build_backbone, data_config, load_backbone
+from autotune.models.image_border import describe_unseen_border
 from autotune.models.layers import Layer, list_layers
 from autotune.models.network import pool_problem
 from autotune.models.pretrained.names import check_name
@@ -38,6 +40,7 @@ from autotune.search.plugins import (
     plugin_refs,
 )
 from autotune.search.space import KEY_NAMES, LAYER_FIELDS, Space, num_shaped_layers
+from autotune.storage.paths import StudyPaths
 from autotune.storage.url import parse_url
 from autotune.study.setup.initial_trials import check_warm_start
 
@@ -101,6 +104,8 @@ def define(
     problems = ProblemCollector(config)
     if problems.attempt("storage", lambda: parse_url(config.storage)) is not None:
         problems.attempt("search.warm_start", lambda: check_warm_start(config))
+        files = StudyPaths.from_url(config.storage, config.files)
+        leave_out(files.written_folders(config.storage))
 
     def open_images() -> Dataset:
         return Dataset.open(config.dataset, config.data, manifest, progress)
@@ -242,9 +247,9 @@ def _inspect_backbone(
     loaded = problems.attempt("weights", lambda: load_backbone(name, config.weights, size), where)
     if loaded is None:
         return meta, None
-    return meta, DefinedBackbone(
-        name, loaded.weights_hash, meta.layers, meta.offers, spec, loaded.notes
-    )
+    border = describe_unseen_border(loaded, size)
+    notes = (*loaded.notes, border) if border else loaded.notes
+    return meta, DefinedBackbone(name, loaded.weights_hash, meta.layers, meta.offers, spec, notes)
 
 
 def _depth_problems(space: SpaceConfig, metas: Sequence[_MetaBackbone]) -> Iterator[Problem]:
