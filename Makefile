@@ -117,7 +117,7 @@ $(BIN)/autotune: setup.cfg constraints.txt
 		{ echo "autotune needs Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[heic]'
 	@touch $@
 
 $(BIN)/pytest: $(BIN)/autotune

@@ -82,7 +82,14 @@ FLOORS = {
         ("dashboard",),
     ),
     "display": (
-        ("config_errors", "download_progress", "worker_table", "layer_table", "comparison"),
+        (
+            "config_errors",
+            "download_progress",
+            "worker_table",
+            "layer_table",
+            "comparison",
+            "status",
+        ),
         ("console",),
         ("run_display", "summary"),
         ("watch",),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -14,13 +13,13 @@ import typer
 from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.live import Live
 from rich.segment import Segment
-from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
+from autotune import atomic
 from autotune.config.loading import find_study_file, load_study_file, presets
 from autotune.config.schema import NAME_RULE, RefitConfig, StudyConfig
-from autotune.data.progress import COUNTED_STEPS
+from autotune.display.status import PlainStatus
 from autotune.errors import (
     AutotuneError,
     ConfigError,
@@ -110,25 +109,6 @@ class VisibleConsole(Console):
     def status(self, status: RenderableType, **options: Any) -> PlainStatus:
         """Show a spinner with a text that is not markup."""
         return PlainStatus(status, console=self, **options)
-
-
-class PlainStatus(Status):
-    """A spinner whose texts are not markup; rich parses every string."""
-
-    def __init__(self, status: RenderableType, **options: Any) -> None:
-        super().__init__(Text(status) if isinstance(status, str) else status, **options)
-
-    def __enter__(self) -> PlainStatus:
-        self.start()
-        return self
-
-    def update(self, status: RenderableType | None = None, **options: Any) -> None:
-        """Show another text."""
-        super().update(Text(status) if isinstance(status, str) else status, **options)
-
-    def on_progress(self, step: str, done: int, total: int | None) -> None:
-        """Show the progress of images that are downloaded or opened."""
-        self.update(describe_image_progress(step, done, total))
 
 
 def _as_line(renderable: RenderableType) -> RenderableType:
@@ -362,29 +342,8 @@ def relative_path(path: Path) -> str:
     return str(absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute)
 
 
-def check_writable(path: str | Path) -> None:
-    """Check that an output file can be written.
-
-    Raises:
-        UserError: When it is a folder, or its folder cannot be written.
-    """
-    if Path(path).is_dir():
-        raise UserError(f"{path} must be a file to write, but it is a folder")
-    folder = Path(path).absolute().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(f"the folder {folder} must exist and be writable, to write {path}")
-
-
-def check_folder(path: Path) -> None:
-    """Check that an output folder can be made and written.
-
-    Raises:
-        UserError: With the path that prevents it.
-    """
-    absolute = path.absolute()
-    existing = next(parent for parent in (absolute, *absolute.parents) if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise UserError(f"{existing} must be a folder that can be written, to write {path}")
+#: Checks of a place before anything is computed for it.
+check_writable, check_folder = atomic.check_file, atomic.check_folder
 
 
 def print_plugins(stdout: Console, config: StudyConfig) -> None:
@@ -394,15 +353,3 @@ def print_plugins(stdout: Console, config: StudyConfig) -> None:
     if refs := plugin_refs(config):
         files = ", ".join(f"{ref.path} ({key})" for key, ref in refs.items())
         stdout.print(f"this study file runs its own Python: {files}")
-
-
-def describe_image_progress(step: str, done: int, total: int | None) -> str:
-    """Describe how far images are downloaded or opened.
-
-    Numbers are bytes, or images in the steps of ``COUNTED_STEPS``; 0 names the step alone.
-    """
-    if not done:
-        return step
-    scale, unit = (1, "") if step in COUNTED_STEPS else (1e6, " MB")
-    counts = " of ".join(f"{n / scale:,.0f}" for n in (done, total) if n is not None)
-    return f"{step}: {counts}{unit}"

@@ -17,7 +17,8 @@ from rich.text import Text
 
 from autotune.config.schema import StudyConfig
 from autotune.data.progress import COUNTED_STEPS
-from autotune.display.console import describe_image_progress, lines_of_text, open_live
+from autotune.display.console import lines_of_text, open_live
+from autotune.display.status import describe_image_progress
 from autotune.errors import UserError
 from autotune.results.study_results import StudyResults
 from autotune.study.state import attrs
@@ -244,7 +245,9 @@ class RunState:
                 before, study = event["progress"], event["opened"].study
                 if before.finished or before.retried or before.running:
                     return []
-                return [*attrs.describe_warm_start(study), *attrs.image_warnings(study.user_attrs)]
+                texts = attrs.image_counts(study.user_attrs)
+                texts += attrs.image_warnings(study.user_attrs)
+                return [*attrs.describe_warm_start(study), *dict.fromkeys(texts)]
             case "worker_unhealthy":
                 return [
                     f"worker {event['worker']} fails whatever it runs and is not started again; "

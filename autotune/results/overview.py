@@ -20,14 +20,15 @@ class StudyOverview:
     """A study in a few values.
 
     Args:
-        state: ``running``, ``stopping``, ``stopped``, ``ended``, ``unfinished`` (nothing runs, and
-            its budget is not used up), ``lost workers``, ``other program`` or ``unreadable``.
+        state: ``running``, ``stopping``, ``stopped``, ``ended``, ``no result`` (ended, and no
+            trial is complete), ``unfinished`` (nothing runs, and its budget is not used up),
+            ``lost workers``, ``other program`` or ``unreadable``.
         workers: How many live workers run a trial.
         finished: How many trials are finished: ``25 of 40``.
         results: Its results; ``None`` where they cannot be read.
         size_bytes: What its files take; ``None`` where they are not on this machine.
         last: When something happened last, in seconds of the Unix epoch; 0 before anything has.
-        problem: Why it cannot be read.
+        problem: Why it cannot be read, or has no result.
     """
 
     name: str
@@ -71,13 +72,23 @@ def _overview(stored: StoredStudy, storage: RetryingStorage, url: str) -> StudyO
         handle, snapshot = open_stored(stored, storage, url)
         attrs.check_version(handle.study)
         results = StudyResults.from_study(handle.study)
-        state, finished = _state(stored, snapshot), results.finished
+        no_result, finished = results.no_result, results.finished
+        state = "no result" if no_result else _state(stored, snapshot)
     except WRONG_JSON as error:
         reason = str(error) if isinstance(error, FormatError) else error_line(error)
         return StudyOverview(stored.name, "unreadable", size_bytes=size, problem=reason)
     moments = (max(attrs.started_at(t), attrs.ended_at(t)) for t in snapshot.trials)
     last = max(moments, default=0.0)
-    return StudyOverview(stored.name, state, len(snapshot.live), finished, results, size, last)
+    return StudyOverview(
+        stored.name,
+        state,
+        len(snapshot.live),
+        finished,
+        results,
+        size,
+        last,
+        no_result.describe() if no_result else "",
+    )
 
 
 def _state(stored: StoredStudy, snapshot: Snapshot) -> str:

@@ -79,6 +79,10 @@ class StudyPaths:
             remembered = None
         return StudyPaths.from_study(url, remembered, root)
 
+    def written_folders(self, url: str) -> tuple[Path, ...]:
+        """Return the folders into which a study of a storage writes."""
+        return (self.root, database_path(url).parent) if is_sqlite(url) else (self.root,)
+
     @property
     def artifacts(self) -> Path:
         """Folder of Optuna's artifact store."""

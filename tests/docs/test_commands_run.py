@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -73,6 +74,7 @@ INSTEAD = (
     (r"reproduce digits 12", "reproduce digits 1"),
     (r"--plan 7", "--plan 1"),
     (r"export MODEL", "export storage/autotune.files/models/digits"),
+    (r"-e photos\.zip photos", "-e photos.zip unpacked"),
     (r"PORT=9000|--port 9000", "PORT={port}"),
     (r"^(autotune rm .*|autotune gc)$", r"\1 --yes"),
     (r"^make dashboard$", "make dashboard PORT={port}"),
@@ -154,7 +156,8 @@ class Checkout:
 @pytest.fixture(scope="module")
 def checkout(postgres: Server) -> Iterator[Checkout]:
     """A copy with an environment, images and the studies that pages take for granted."""
-    root = Path(tempfile.mkdtemp(prefix="docs-"))  # a short path: sockets lie below it
+    # A short path, because sockets lie below it; with a blank, as people name folders.
+    root = Path(tempfile.mkdtemp(prefix="my docs"))
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, root, ignore_errors=True)
         copy_sources(root)
@@ -221,6 +224,7 @@ def make_images(root: Path) -> None:
             photo(40, 40, 100 * place + number).save(path)
             rows.append(f"{path.relative_to(root)},{name}")
     (root / "table.csv").write_text("\n".join(rows))
+    shutil.make_archive(str(root / "photos"), "zip", root, "photos")
     (root / "more").mkdir()
     photo(40, 40, 7).save(root / "more/one.jpg")
     for name in ("backups", "shared"):
@@ -235,7 +239,7 @@ def make_environment(root: Path) -> None:
     programs.mkdir(parents=True)
     for name, what in (("autotune", "-m autotune"), ("python", ""), ("pytest", "")):
         program = programs / name
-        program.write_text(f'#!/bin/sh\nexec {sys.executable} {what} "$@"\n')
+        program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {what} "$@"\n')
         program.chmod(0o755)
     for extra in ("ray", "hf", "parquet", "public", "onnx", "postgres-local"):
         (root / ".venv" / extra).touch()
@@ -265,7 +269,7 @@ def replaced(text: str, checkout: Checkout) -> str:
         text = re.sub(rule, new, text)
     for name, value in (
         ("postgres", checkout.postgres),
-        ("root", str(checkout.root)),
+        ("root", shlex.quote(str(checkout.root))),
         ("port", str(free_port())),
     ):
         text = text.replace(f"{{{name}}}", value)

@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from autotune.atomic import atomic_file
 from autotune.config.loading import find_study_file
 from autotune.config.schema import StudyConfig
 from autotune.display import console
-from autotune.errors import StudyError, disk_full_as_user_error
+from autotune.errors import StudyError, place_as_user_error
 
 if TYPE_CHECKING:
     from autotune.data.preprocessing import ImageSpec
@@ -50,10 +51,15 @@ def info(
     stdout = console.stdout()
     with console.stderr().status("finding the images") as status:
         from autotune.data.quality.statistics import compute_statistics
+        from autotune.data.sources.outputs import leave_out
         from autotune.data.splits.dataset import Dataset
+        from autotune.storage.paths import StudyPaths
         from autotune.study.setup.manifest_store import look_up_existing
 
         manifest = look_up_existing(config).manifest if is_study else None
+        if is_study:
+            files = StudyPaths.from_url(config.storage, config.files)
+            leave_out(files.written_folders(config.storage))
         opened = Dataset.open(config.dataset, config.data, manifest, status.on_progress)
         statistics = compute_statistics(
             opened,
@@ -116,8 +122,8 @@ def _draw_contact_sheet(
         config.data.decode == "fast",
         unreadable,
     )
-    with disk_full_as_user_error(output):
-        sheet.save(output, format="PNG")
+    with place_as_user_error(output), atomic_file(output) as temporary:
+        sheet.save(temporary, format="PNG")
 
 
 def _print(

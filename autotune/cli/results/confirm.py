@@ -37,9 +37,17 @@ def confirm(
         objective = StudyResults.from_study(opened.study).objective
         epochs = opened.config().training.epochs
 
+        trained = 0  # epochs of this call; results of earlier calls are there at once
+
         def on_progress(step: ConfirmProgress) -> None:
-            plan = _format_trial(step.trial)
-            status.update(f"{plan}, seed {step.seed}: epoch {step.epoch} of {epochs}")
+            nonlocal trained
+            if not trained and not step.epoch:
+                status.begin()
+            is_epoch = step.epoch > 0 and step.value is None and not step.failed
+            trained += is_epoch
+            left = (step.total - step.done) * epochs - (step.epoch if is_epoch else 0)
+            text = f"{_format_trial(step.trial)}, seed {step.seed}: epoch {step.epoch} of {epochs}"
+            status.progress(text, trained, left)
             if result := step.describe(objective):
                 stderr.print(result)
 

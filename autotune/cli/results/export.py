@@ -39,7 +39,7 @@ def export(
     check = console.check_folder if format == Format.timm else console.check_writable
     if output is not None:
         check(output)
-    with stdout.status("loading the model") as status:
+    with console.stderr().status("loading the model") as status:
         from autotune.results.model.export import FORMATS, check_packages, random_images
         from autotune.results.model.export import export as write
         from autotune.results.model.model import load_model

@@ -13,7 +13,7 @@ import typer
 
 from autotune.atomic import atomic_file
 from autotune.display import console
-from autotune.errors import AutotuneError
+from autotune.errors import AutotuneError, place_as_user_error
 
 
 def predict(
@@ -65,6 +65,7 @@ def predict(
             writer = csv.writer(stream, lineterminator="\n")
             writer.writerow(csv_columns(loaded.classes, top, every))
             done = 0
+            status.begin()
             for batch in predict_files(loaded, paths, batch_size):
                 for result in batch:
                     if result.probabilities is None:
@@ -80,7 +81,7 @@ def predict(
                         )
                     )
                 done += len(batch)
-                status.update(f"{done} of {len(paths)} images")
+                status.progress(f"{done} of {len(paths)} images", done, len(paths) - done)
             if len(unreadable) == len(paths):
                 raise AutotuneError("\n  ".join(["none of the images can be read:", *unreadable]))
     if unreadable:
@@ -100,6 +101,7 @@ def _open_output(output: str) -> Iterator[TextIO]:
         yield sys.stdout
         return
     with (
+        place_as_user_error(output),
         atomic_file(Path(output).absolute()) as temporary,
         temporary.open("w", encoding="utf-8", newline="") as stream,
     ):

@@ -43,16 +43,30 @@ def refit(
         from autotune.results.evaluation.refit import refit_study
         from autotune.results.study_results import StudyResults
         from autotune.study.setup.opening import open_existing
+        from autotune.study.state import attrs
 
         opened = open_existing(located.name, located.storage, located.files)
+        trainings = 1
+
+        def on_start(count: int) -> None:
+            nonlocal trainings
+            trainings = count
+            status.begin()
+
+        def on_epoch(plan: str, epoch: int, epochs: int) -> None:
+            done = epoch + (epochs if plan == "baseline" else 0)
+            text = f"{plan}: epoch {epoch} of {epochs}"
+            status.progress(text, done, trainings * epochs - done)
+
         result = refit_study(
             opened,
             trial,
             output,
-            lambda plan, epoch, epochs: status.update(f"{plan}: epoch {epoch} of {epochs}"),
+            on_epoch,
             status.on_progress,
             located.refit,
             located.max_unreadable_share,
+            on_start,
         )
     if as_json:
         typer.echo(json.dumps(result.to_json(), indent=2))
@@ -60,6 +74,8 @@ def refit(
     stdout = console.stdout()
     for sentence in (f"Refitted: {result.selection.describe()}.", *result.selection.remarks):
         stdout.print(sentence)
+    for sentence in attrs.image_counts(opened.study.user_attrs):
+        stdout.print(sentence, soft_wrap=True)
     stdout.print(
         f"On the {plural(result.test_images, 'image')} of the test split, trained on "
         f"{result.images} others:"

@@ -26,7 +26,7 @@ def reproduce(
     Exit code 0: all values are equal, bit by bit. 1: some differ, or the study lacks some.
     """
     stdout = console.stdout()
-    with stdout.status("opening the study") as status:
+    with console.stderr().status("opening the study") as status:
         opened = console.open_study(study, overrides, name, storage)
         from autotune.results.evaluation.reproduce import reproduce_trial
         from autotune.results.study_results import StudyResults
@@ -34,7 +34,9 @@ def reproduce(
         result = reproduce_trial(
             opened,
             trial,
-            lambda epoch, epochs: status.update(f"trial {trial}: epoch {epoch} of {epochs}"),
+            lambda epoch, epochs: status.progress(
+                f"trial {trial}: epoch {epoch} of {epochs}", epoch, epochs - epoch
+            ),
             status.on_progress,
         )
     objective = StudyResults.from_study(opened.study).objective

@@ -90,6 +90,30 @@ def dataset_warnings(values: Mapping[str, Any], training: Mapping[str, Any]) -> 
     ]
 
 
+def describe_counts(dataset: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
+    """Describe how many files of a data set are read, unreadable and passed over.
+
+    Args:
+        dataset: ``DatasetInfo.to_json()`` of a study.
+        values: The result of :func:`check_dataset`; empty for studies of early versions.
+
+    Returns:
+        A sentence each; none where all files are images that can be read.
+    """
+    tests = values.get("unreadable_test", {}).get("count", 0)
+    unreadable = len(dataset.get("skipped", ())) + tests
+    passed_over = list(_passed_over(values))
+    if not unreadable and not passed_over:
+        return []
+    counts = {name: int(dataset.get(name, 0)) for name in ("train", "validation", "test")}
+    counts["test"] -= tests
+    if dataset.get("folds"):  # in which training and validation images take turns
+        counts = {"in folds": counts["train"], "test": counts["test"]}
+    splits = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+    read = plural(sum(counts.values()), "image is", "images are")
+    return [f"{read} read ({splits}), {unreadable:,} unreadable.", *passed_over]
+
+
 def duplicate_summary(values: Mapping[str, Any]) -> str:
     """Summarize the search for duplicates; empty where there was none."""
     counts = values.get("duplicates")

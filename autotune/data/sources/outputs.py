@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from pathlib import Path
 
 OWN = "folders of autotune"
 OTHERS = "folders of other programs"
@@ -44,6 +45,15 @@ _IMAGELESS = {
 _OWN_ENDINGS = (".files", ".db", ".db.lock")
 
 
+#: Folders into which this process will write.
+_left_out: set[str] = set()
+
+
+def leave_out(folders: Iterable[Path]) -> None:
+    """Take folders for output of autotune as long as they hold no images, also before they do."""
+    _left_out.update(os.path.realpath(folder) for folder in folders)
+
+
 def written_by(path: str, names: Collection[str], has_images: bool) -> str:
     """Tell by what is in a folder whether a program has written it, its images too.
 
@@ -71,6 +81,9 @@ def written_by_imageless(folder: str) -> str:
     """Tell by names whether a program has written a folder without images, as ``written_by``."""
     if kind := _IMAGELESS.get(os.path.basename(folder).lower()):
         return kind
+    real = os.path.realpath(folder)
+    if any(own == real or own.startswith(real + os.sep) for own in _left_out):
+        return OWN
     for path, folders, files in os.walk(folder):
         is_files_of_studies = _FILES.issuperset(folders) and {"artifacts", "cache"} & {*folders}
         if is_files_of_studies or any(name.endswith(_OWN_ENDINGS) for name in (path, *files)):

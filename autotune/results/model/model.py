@@ -34,8 +34,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from autotune.data.download.checksums import sha256_of
-from autotune.data.image_files import read_image, to_rgb
+from autotune.data.image_files import UnreadableImageError, read_image, to_rgb
 from autotune.data.preprocessing import ImageSpec, draft_decode, to_store_array
+from autotune.data.source import Shrink
 from autotune.errors import (
     AutotuneError,
     BackboneError,
@@ -43,6 +44,7 @@ from autotune.errors import (
     ModelError,
     PlanError,
     UserError,
+    join_sentences,
 )
 from autotune.format_versions import FORMATS, MODEL, check_format
 from autotune.models.backbone import Backbone, build_backbone
@@ -62,6 +64,8 @@ FIELDS = (
     *("format", "versions", "weights_sha256", "parameters", "backbone", "image_size", "decode"),
     *("plan", "kernel_offsets", "classes", "preprocessing"),
 )
+#: An image of Pillow, or the path of an image file.
+ImageOrPath = Image.Image | str | os.PathLike[str]
 _PREPROCESSING = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 _PACKAGES = ("autotune", "timm", "torch", "torchvision", "pillow")
 
@@ -90,6 +94,21 @@ class ModelSpec:
     def spec(self) -> ImageSpec:
         """The preprocessing of images."""
         return ImageSpec.from_data_config(self.data_config, self.image_size)
+
+
+def _describe_wrong_type(value: object) -> str:
+    """Say what an image has to be, and what makes one of a value that is none."""
+    ways = {
+        bytes: "PIL.Image.open(io.BytesIO(content)) opens the content of a file",
+        np.ndarray: "PIL.Image.fromarray(pixels) makes an image of uint8 (height, width, 3)",
+        Tensor: "normalized images go to model.probabilities(tensor)",
+    }
+    way = next((way for kind, way in ways.items() if isinstance(value, kind)), "")
+    return join_sentences(
+        "an image must be a path (str or pathlib.Path) or a PIL.Image.Image, but got "
+        f"{type(value).__name__}",
+        way,
+    )
 
 
 class Model(nn.Module):
@@ -149,27 +168,50 @@ class Model(nn.Module):
         """Read an image file as the study does, and transform it.
 
         Raises:
-            OSError: When the file is not an image, or is damaged.
+            OSError: When the file is not an image, or is damaged; it names the file.
+            TypeError: When ``path`` is no path.
         """
-        fast = self.model_spec.fast_decode
-        shrink = partial(draft_decode, spec=self.spec) if fast else None
-        return self.transform(read_image(path, shrink))
+        if not isinstance(path, str | os.PathLike):
+            raise TypeError(_describe_wrong_type(path))
+        if os.path.isdir(path):
+            raise UnreadableImageError(
+                f"{os.fspath(path)!r} must be an image file, but it is a folder; give its files, "
+                "for example sorted(pathlib.Path(folder).glob('*.jpg')), or run 'autotune predict'"
+            )
+        try:
+            return self.transform(read_image(path, self.shrink))
+        except OSError as error:
+            raise UnreadableImageError(f"{os.fspath(path)!r}: {error}") from error
+
+    @property
+    def shrink(self) -> Shrink | None:
+        """What reduces an image before it is decoded, where the study does so."""
+        return partial(draft_decode, spec=self.spec) if self.model_spec.fast_decode else None
 
     def predict(
-        self, images: Iterable[Image.Image | str | os.PathLike[str]], batch_size: int = 64
+        self,
+        images: ImageOrPath | Iterable[ImageOrPath],
+        batch_size: int = 64,
     ) -> Tensor:
         """Return the probabilities of the classes.
 
         Args:
-            images: Images, or paths of image files.
+            images: Images of Pillow, or paths of image files; or one of either.
             batch_size: Images that go through the network at a time.
 
         Returns:
             float32 on the CPU, ``(N, classes)``; rows sum to 1.
 
         Raises:
-            OSError: When a file cannot be read.
+            OSError: When a file cannot be read; it names the file.
+            TypeError: When something is neither a path nor an image of Pillow.
         """
+        if isinstance(images, str | os.PathLike | Image.Image):
+            images = [images]
+        is_array = isinstance(images, np.ndarray) and images.dtype.kind not in "OUT"  # of paths
+        is_other = isinstance(images, bytes | Tensor) or not isinstance(images, Iterable)
+        if is_array or is_other:
+            raise TypeError(_describe_wrong_type(images))
         tensors = [
             self.transform(image) if isinstance(image, Image.Image) else self.read(image)
             for image in images
@@ -271,6 +313,7 @@ def replace_files(folder: Path) -> Iterator[Path]:
     the old ones. A process that is killed during the replacement leaves a folder that is refused,
     because the record names the hash of the weights.
     """
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     new = folder / ".new"
     shutil.rmtree(new, ignore_errors=True)  # left by a process that was killed
@@ -282,6 +325,9 @@ def replace_files(folder: Path) -> Iterator[Path]:
             os.replace(path, folder / path.name)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+        if is_new:
+            with suppress(OSError):  # it has files
+                folder.rmdir()
 
 
 def load_model(path: str | os.PathLike[str]) -> Model:
@@ -291,7 +337,13 @@ def load_model(path: str | os.PathLike[str]) -> Model:
 
     Raises:
         ModelError: When the folder holds no model, a damaged one, or one of a newer version.
+        TypeError: When ``path`` is no path.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(
+            "a model must be the path (str or pathlib.Path) of the folder that autotune refit has "
+            f"written, but got {type(path).__name__}"
+        )
     folder = Path(path).expanduser()
     record = _read_record(folder)
     try:

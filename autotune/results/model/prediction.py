@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from autotune.data.cache.reading import retry_read, silence_pillow
+from autotune.data.image_files import read_image
 from autotune.data.image_formats import PassedOver, describe_passed_over
 from autotune.data.sources.folders import image_paths
 from autotune.errors import DatasetError, join_sentences
@@ -119,7 +119,7 @@ def sample_images(model: Model, given: Sequence[str], most: int = 32) -> Tensor:
 
 
 def _read(model: Model, path: str) -> Tensor | str:
-    return retry_read(partial(model.read, path))
+    return retry_read(lambda: model.transform(read_image(path, model.shrink)))
 
 
 def csv_columns(classes: Sequence[str], top: int, every: bool) -> list[str]:

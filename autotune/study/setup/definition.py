@@ -17,6 +17,7 @@ from autotune.config.old_names import stored_init
 from autotune.config.schema import POOLS, HeadSpace, SpaceConfig, StudyConfig
 from autotune.data.preprocessing import ImageSpec
 from autotune.data.progress import ProgressCallback, no_progress
+from autotune.data.sources.outputs import leave_out
 from autotune.data.sources.registry import fetch_source, needs_download
 from autotune.data.splits.dataset import Dataset
 from autotune.data.splits.manifest import Manifest
@@ -39,6 +40,7 @@ from autotune.search.plugins import (
     plugin_refs,
 )
 from autotune.search.space import KEY_NAMES, LAYER_FIELDS, Space, num_shaped_layers
+from autotune.storage.paths import StudyPaths
 from autotune.storage.url import parse_url
 from autotune.study.setup.initial_trials import check_warm_start
 
@@ -102,6 +104,8 @@ def define(
     problems = ProblemCollector(config)
     if problems.attempt("storage", lambda: parse_url(config.storage)) is not None:
         problems.attempt("search.warm_start", lambda: check_warm_start(config))
+        files = StudyPaths.from_url(config.storage, config.files)
+        leave_out(files.written_folders(config.storage))
 
     def open_images() -> Dataset:
         return Dataset.open(config.dataset, config.data, manifest, progress)

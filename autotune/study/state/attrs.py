@@ -17,7 +17,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from autotune.config.old_names import with_new_names
-from autotune.data.quality.checks import dataset_warnings
+from autotune.data.quality.checks import dataset_warnings, describe_counts
 from autotune.format_versions import ATTRIBUTE as _FORMAT
 from autotune.format_versions import STUDY, check_format, reading
 from autotune.plan import TrialPlan
@@ -240,6 +240,11 @@ def describe_warm_start(study: Study) -> list[str]:
 def definition(study_attrs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the study file that a study was made from, with the key names of this version."""
     return with_new_names(study_attrs.get(DEFINITION) or {})[0]
+
+
+def image_counts(study_attrs: Mapping[str, Any]) -> list[str]:
+    """Return how many files were read, unreadable and passed over, a sentence each."""
+    return describe_counts(study_attrs.get(DATASET, {}), study_attrs.get(SURVEY, {}))
 
 
 def image_warnings(study_attrs: Mapping[str, Any]) -> list[str]:

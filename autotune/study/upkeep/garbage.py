@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from autotune.data.cache.array_cache import ArrayCache
+from autotune.data.cache.entry import RECORD
 from autotune.storage.artifacts import list_files, read_references
 from autotune.storage.paths import StudyPaths
 from autotune.storage.rdb.connection import storage_errors
@@ -81,8 +82,8 @@ def find_garbage(
         why_kept = "" if deleted or not foreign else f"may be those of {', '.join(foreign)}"
         paths = tuple(file.path for file in orphans)
         garbage.append(Garbage("artifacts of no study", files.artifacts, paths, why_kept))
-        entries = ArrayCache(files.cache).keys() if files.cache.is_dir() else []
-        paths = tuple(files.cache / key for key in entries)
+        entries = {record.parent for record in files.cache.rglob(RECORD)}
+        paths = tuple(sorted(entry for entry in entries if "." not in entry.name))  # unfinished
         why_kept = "a study runs" if is_running else ""
         garbage.append(Garbage(CACHE, files.cache, paths, why_kept))
     return [found for found in garbage if found.paths]

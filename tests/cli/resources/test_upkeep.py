@@ -284,6 +284,9 @@ def test_ls_names_the_state_of_every_study(sqlite: str) -> None:
     kept_study(sqlite, "lost", running=1)
     ended = open_existing("my photos", sqlite)
     ended.study.set_user_attr(attrs.ENDED, StopReason("trials", "3 finished trials").to_json())
+    kept_study(sqlite, "nothing", trials=0, failed=3)
+    nothing = open_existing("nothing", sqlite)
+    nothing.study.set_user_attr(attrs.ENDED, StopReason("trials", "3 finished trials").to_json())
     kept_study(sqlite, "empty", trials=0)
     kept_study(sqlite, "later")
     later(open_existing("later", sqlite).study)
@@ -294,6 +297,7 @@ def test_ls_names_the_state_of_every_study(sqlite: str) -> None:
         "small": "running",
         "my photos": "ended",
         "lost": "lost workers",
+        "nothing": "no result",
         "empty": "unfinished",
         "later": "unreadable",
         "damaged": "unfinished",

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from autotune.config.loading import load_study_file
 from autotune.data.image_formats import describe_passed_over
+from autotune.data.sources import outputs
 from autotune.data.sources.folders import image_paths
 from autotune.data.sources.registry import open_source
 from autotune.errors import DatasetError
+from autotune.storage.paths import StudyPaths
 from tests.support.images import make_class_folders, make_split_folder, photo
 
 
@@ -127,3 +130,31 @@ def test_a_folder_that_is_named_is_read_whoever_has_written_it(tmp_path: Path) -
     put(tmp_path, "train/args.yaml", "train/weights/1", "train/1.png")
     assert list(image_paths(str(tmp_path / "train"))) == [str(tmp_path / "train/1.png")]
     assert list(image_paths(str(tmp_path))) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("storage=sqlite:///db/a.db", "files=out"),
+        ("storage=sqlite:///db/a.db", "files={root}/link/out/deep"),
+        ("storage=sqlite:///{root}/link/db/a.db", "files=~/link/out"),
+    ],
+)
+def test_empty_folders_into_which_a_study_will_write(
+    options: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = make_class_folders(tmp_path / "photos", {"ant": 3, "bee": 3})
+    (tmp_path / "link").symlink_to(photos)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(photos)
+    monkeypatch.setattr(outputs, "_left_out", set())
+    for name in ("db", "out"):
+        (photos / name).mkdir()
+    with pytest.raises(DatasetError, match="has none in 'db', 'out'; fill or remove them"):
+        open_source(".")
+    config = load_study_file("folder", [option.format(root=tmp_path) for option in options])
+    files = StudyPaths.from_url(config.storage, config.files)
+    outputs.leave_out(files.written_folders(config.storage))
+    assert open_source(".").classes == ("ant", "bee")
+    put(photos, "db/1.png")
+    assert open_source(".").classes == ("ant", "bee", "db")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -93,6 +95,55 @@ def test_probabilities(folder: Path, tmp_path: Path) -> None:
     assert torch.allclose(found, logits.softmax(dim=1), atol=1e-6)
     model.train()
     assert torch.equal(found, model.predict(images, batch_size=2)) and model.training
+
+
+def test_a_single_image_is_an_image(folder: Path, tmp_path: Path) -> None:
+    model = load_model(folder)
+    path = tmp_path / "a.png"
+    photo(100, 80).save(path)
+    expected = model.predict([path])
+    for single in (path, str(path), photo(100, 80)):
+        assert torch.equal(model.predict(single), expected)
+    for several in ((path,), iter([str(path)]), {path: 1}, np.array([str(path)])):
+        assert torch.equal(model.predict(several), expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "a path (str or pathlib.Path) or a PIL.Image.Image, but got NoneType"),
+        (b"GIF89a", "but got bytes; PIL.Image.open(io.BytesIO(content)) opens"),
+        (np.zeros((4, 4, 3), np.uint8), "but got ndarray; PIL.Image.fromarray(pixels) makes"),
+        (torch.zeros(3, 4, 4), "but got Tensor; normalized images go to model.probabilities"),
+        (7, "but got int"),
+    ],
+)
+def test_what_is_no_image_is_refused_by_its_type(folder: Path, value: object, text: str) -> None:
+    model = load_model(folder)
+    for images in (value, [value]):
+        with pytest.raises(TypeError) as caught:
+            model.predict(images)
+        assert text in str(caught.value)
+
+
+def test_a_file_that_cannot_be_read_is_named(folder: Path, tmp_path: Path) -> None:
+    model = load_model(folder)
+    (tmp_path / "page.jpg").write_text("<html>404</html>")
+    for name, text in (
+        ("page.jpg", "page.jpg': not an image but an HTML page"),
+        ("none.jpg", "none.jpg': No such file or directory"),
+        (".", "must be an image file, but it is a folder; give its files"),
+    ):
+        for images in (tmp_path / name, [str(tmp_path / name)]):
+            with pytest.raises(OSError) as caught:
+                model.predict(images)
+            assert text in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [None, b"model", ["model"]])
+def test_a_model_is_named_by_a_path(value: Any) -> None:
+    with pytest.raises(TypeError, match=r"must be the path .* of the folder that autotune refit"):
+        load_model(value)
 
 
 @pytest.mark.parametrize(("crowded", "expected"), [(False, [5, 2, 2, 1, 2, 2, 1]), (True, [])])

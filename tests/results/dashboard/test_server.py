@@ -1,0 +1,46 @@
+"""What a dashboard opens on: a study, or the list of all."""
+
+from __future__ import annotations
+
+import json
+import threading
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from autotune.errors import StorageError
+from autotune.results.dashboard.server import Shown, make_dashboard_server
+from autotune.storage.rdb.connection import open_storage
+from autotune.study.setup.opening import open_existing
+from tests.support.connections import connections_closed
+from tests.support.inside import call
+from tests.support.studies import make_study
+
+
+def test_a_study_or_the_list(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    with connections_closed():
+        for name in ("first", "second"):  # and none is called digits
+            study = make_study(name, trials=2, storage=open_storage(url, create=True))
+            study.set_user_attr("files", str(tmp_path / "files"))
+        assert Shown.study(open_existing("second", url)).path == "/dashboard/studies/2"
+        shown = Shown.all_studies(url)
+        assert shown.path == "/dashboard"
+        with make_dashboard_server(shown, 0) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            address = f"http://127.0.0.1:{server.server_port}"
+            with urllib.request.urlopen(f"{address}/api/studies", timeout=30) as answer:
+                listed = json.load(answer)["study_summaries"]
+            with urllib.request.urlopen(f"{address}{shown.path}", timeout=30) as answer:
+                assert b"<title>Optuna Dashboard</title>" in answer.read()
+            server.shutdown()
+    assert [one["study_name"] for one in listed] == ["first", "second"]
+
+
+def test_without_a_storage(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="there is no database"):
+        Shown.all_studies(f"sqlite:///{tmp_path}/nothing.db")
+    ended = call("dashboard", cwd=tmp_path)
+    assert ended.code == 2 and "there is no database" in ended.err
+    assert not list(tmp_path.iterdir())
