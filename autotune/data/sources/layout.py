@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 
 from autotune.data.image_formats import PassedOver
 from autotune.data.sources.folders import (
@@ -63,11 +64,14 @@ def find_layout(
             return _labeled(root, _given(root, splits, passed_over), passed_over)
         if found := _named(root, passed_over):
             return _labeled(root, found, passed_over)
-        if found := _inside_classes(root):
+        if found := _inside_classes(root, passed_over):
             return found
         inner = wrapped_folder(root)
         layout = find_layout(inner, AUTO, passed_over) if inner else []
-        return layout if layout and layout[0].split else [SplitFolder(None, root)]
+        if inner is None or layout[0].split is None:
+            return [SplitFolder(None, root)]
+        _pass_over_all(root, set(subfolders(root)) - {os.path.basename(inner)}, passed_over)
+        return layout
 
 
 def warn_of_equal_folders(root: str, files: Sequence[ImageFile]) -> None:
@@ -165,14 +169,12 @@ def _splits_of(
 
 def _ask_if_alike(root: str, folders: Sequence[str], words: Mapping[str, SplitWord]) -> None:
     """Refuse folders that hold the same class folders, if the name of one of them is a split's."""
-    if not words:
-        return
-    classes = {name: _classes_in(os.path.join(root, name)) for name in folders}
+    classes = cache(lambda name: _classes_in(os.path.join(root, name)))
     for name, word in words.items():
-        others = folders if word.split == TRAIN else words
-        alike = [other for other in others if len(classes[name] & classes[other]) > 1]
+        others = words if word.rest else folders  # bullet_train and car may be classes
+        alike = [other for other in others if len(classes(name) & classes(other)) > 1]
         if len(alike) > 1:
-            shared = set.intersection(*(classes[other] for other in alike)) or classes[name]
+            shared = set.intersection(*map(classes, alike)) or classes(name)
             guess = resolved(
                 {other: words[other].split if other in words else TEST for other in alike}
             )
@@ -185,15 +187,17 @@ def _ask_if_alike(root: str, folders: Sequence[str], words: Mapping[str, SplitWo
             )
 
 
-def _inside_classes(root: str) -> list[SplitFolder]:
+def _inside_classes(root: str, passed_over: PassedOver) -> list[SplitFolder]:
     """Return the folders of splits in each class folder; none where the first has none."""
     tops = subfolders(root)
     first = next((top for top in tops if holds_images(os.path.join(root, top))), None)
     if first is None or not is_split(_recognized_in(root, first).values()):
         return []
-    tops = [top for top in tops if holds_images(os.path.join(root, top))]
+    imageless = {top for top in tops if not holds_images(os.path.join(root, top))}
+    tops = [top for top in tops if top not in imageless]
     if len(tops) < 2:
         return []
+    _pass_over_all(root, imageless, passed_over)
     result = []
     for top in tops:
         path = os.path.join(root, top)
@@ -254,6 +258,11 @@ def _unwrapped(*parts: str) -> str:
             break
         folder = inner
     return folder
+
+
+def _pass_over_all(root: str, names: Iterable[str], passed_over: PassedOver) -> None:
+    for name in names:
+        _pass_over(root, os.path.join(root, name), "without classes", passed_over)
 
 
 def _pass_over(root: str, folder: str, why: str, passed_over: PassedOver) -> None:

@@ -313,6 +313,7 @@ def replace_files(folder: Path) -> Iterator[Path]:
     the old ones. A process that is killed during the replacement leaves a folder that is refused,
     because the record names the hash of the weights.
     """
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     new = folder / ".new"
     shutil.rmtree(new, ignore_errors=True)  # left by a process that was killed
@@ -324,6 +325,9 @@ def replace_files(folder: Path) -> Iterator[Path]:
             os.replace(path, folder / path.name)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+        if is_new:
+            with suppress(OSError):  # it has files
+                folder.rmdir()
 
 
 def load_model(path: str | os.PathLike[str]) -> Model:

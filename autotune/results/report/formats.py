@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autotune.atomic import write_bytes
-from autotune.errors import UserError
+from autotune.errors import UserError, place_as_user_error
 from autotune.results.report.as_json import render_json
 from autotune.results.report.dataframe import trials_frame
 from autotune.results.report.html import render_html
@@ -68,7 +68,9 @@ def write_report(
     """
     results = StudyResults.from_study(handle.study)
     path = path or handle.files.report(handle.name, format)
-    return write_bytes(path, render(results, format, redact(handle.url)))
+    content = render(results, format, redact(handle.url))
+    with place_as_user_error(path):
+        return write_bytes(path, content)
 
 
 def render(results: StudyResults, format: str, storage_url: str = "") -> bytes:

@@ -61,6 +61,7 @@ def counts(source: Source) -> dict[str | None, int]:
         (["photos/train", "photos/test"], ("train", "test")),
         (["a/b/train", "a/b/val", "a/b/test"], ALL),
         (["train_val", "test"], ("train", "test")),
+        (["ILSVRC/Data/CLS-LOC/train", "ILSVRC/Data/CLS-LOC/val"], ("train", "validation")),
     ],
 )
 @pytest.mark.parametrize("packed", [False, True])
@@ -105,6 +106,7 @@ def test_splits_inside_of_class_folders(tmp_path: Path, top: str) -> None:
         (["cat/indoors=", "cat/outdoors=", "dog/indoors="], ("cat", "dog")),
         (["train/steam=", "train/tram=", "car/red=", "car/blue="], ("car", "train")),
         (["dev=", "test="], ("dev", "test")),
+        (["bullet_train/red=", "bullet_train/blue=", "car/red="], ("bullet_train", "car")),
     ],
 )
 def test_classes_stay_classes(
@@ -123,6 +125,7 @@ def test_classes_stay_classes(
     [
         (["train", "new"], "{train: train, test: new}"),
         (["val", "test"], "{train: test, validation: val}"),
+        (["learn", "test"], "{train: learn, test: test}"),
         (["a_train", "b_test"], "{train: a_train, test: b_test}"),
         (["train", "test", "train_augmented"], "{train: train, test: test}"),
         (["train", "train2", "test"], "{train: [train, train2], test: test}"),
@@ -180,6 +183,14 @@ def test_splits_without_classes_are_counted(
     assert source.classes == ("cat", "dog")
     assert counts(source) == dict.fromkeys(splits, 4)
     assert source.passed_over == {passed_over: {".png": 3}}
+
+
+def test_all_files_beside_splits_are_counted(tmp_path: Path) -> None:
+    make(tmp_path, ["images/train", "images/val"])
+    for name in ("labels/train/1.txt", "notes.md", "images/readme.md", "images/train/list.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert opened(tmp_path).passed_over == {"texts and tables": {".md": 2, ".txt": 2}}
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,11 @@ COLUMNS = {
     "group": ("group", "group_id"),
 }
 _NEEDED = ("path", "label")
+#: Columns that are the path where none is called so: its files must exist in any case.
+_OTHER_PATHS = (
+    *("image_path", "img_path", "image_file", "image_name", "img_name", "image_id", "img"),
+    *("fname", "id"),
+)
 #: Limits a cell: no system has longer paths.
 MAX_CHARACTERS = 32_768
 #: Limits the lines that a message lists.
@@ -70,7 +75,7 @@ def open_table(
     Raises:
         DatasetError: With everything that is wrong with the table.
     """
-    cells = read_cells(path, [COLUMNS[role] for role in _NEEDED])
+    cells = read_cells(path, [(*COLUMNS["path"], *_OTHER_PATHS), COLUMNS["label"]])
     passed_over = PassedOver()
     table = _columns(path, cells, splits, passed_over)
     for role in table.columns:
@@ -116,7 +121,7 @@ def _columns(
     by_role: dict[str, str] = {}
     problems = []
     for role, names in COLUMNS.items():
-        named = [column for column in columns if column_name(column) in names]
+        named = _named(columns, role)
         if len(named) > 1:
             problems.append(f"{quoted(named)} are all {role}s; keep one of them")
         elif named:
@@ -152,6 +157,15 @@ def _columns(
         result["split"] = pd.Series(rows, table.index, dtype=object)
         result = result[result["split"] != LEFT_OUT]
     return result
+
+
+def _named(columns: Sequence[str], role: str) -> list[str]:
+    """Return the columns that are called like a role; any other path comes after these."""
+    named = [column for column in columns if column_name(column) in COLUMNS[role]]
+    if named or role != "path":
+        return named
+    by_name = {column_name(column): column for column in columns}
+    return [by_name[name] for name in _OTHER_PATHS if name in by_name][:1]
 
 
 def _texts(column: pd.Series, role: str) -> list[str | None]:

@@ -52,6 +52,17 @@ def test_columns_have_usual_names_and_others_are_passed_over(
     assert labels(source) == [("photos/0.png", "a"), ("photos/1.png", "b")]
 
 
+@pytest.mark.parametrize("path", ["id", "image_id", "Image Name", "img_path", "fname"])
+def test_other_columns_are_paths_where_none_is_called_so(photos: Path, path: str) -> None:
+    lines = (f"note,label,{path}", "x,a,photos/0.png", "y,b,photos/1.png")
+    assert len(opened(photos, *lines).samples) == 2
+    rows = [
+        f"{line},{cell}"
+        for line, cell in zip(lines, ["path", "photos/2.png", "photos/3.png"], strict=True)
+    ]
+    assert labels(opened(photos, *rows)) == [("photos/2.png", "a"), ("photos/3.png", "b")]
+
+
 def test_paths_are_relative_to_the_table_or_absolute(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
