@@ -50,7 +50,6 @@ app = typer.Typer(
     name="autotune",
     help="Find out by experiment which layers of a pretrained vision backbone to re-train.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
