@@ -102,7 +102,8 @@ def open_storage(url: str, *, create: bool = False) -> RetryingStorage:
         try:
             check_folder(path.parent)
         except UserError as error:  # a lock there would be waited for
-            raise StorageError(f"storage: {error}") from None
+            reason = str(error).rpartition(", to write ")[0]
+            raise StorageError(f"storage: {reason}, to write {path}") from None
         with disk_full_as_user_error(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
             # Tables are made once: Optuna fails where two processes make them (issue 820).

@@ -43,7 +43,7 @@ def test_the_whole_checkpoint_of_a_timm_model(
     model = trained(name, **options)
     save_file(model.state_dict(), tmp_path / "w.safetensors")
     loaded = load_backbone(name, str(tmp_path / "w.safetensors"))
-    assert (loaded.weights_hash, loaded.taken) == (expected_hash(model), "")
+    assert (loaded.weights_hash, loaded.notes) == (expected_hash(model), ())
 
 
 #: Family -> its smallest classification model, as benchmarks/coverage.py found it.
@@ -140,7 +140,7 @@ def test_the_forms_of_a_checkpoint(
     loaded = load_backbone("test_resnet", str(tmp_path / "w.pth"))
     own = {k: v for k, v in models[0].state_dict().items() if not k.startswith("fc.")}
     assert all(torch.equal(own[k], v) for k, v in loaded.pretrained.state_dict().items())
-    assert taken in loaded.taken and bool(taken) == bool(loaded.taken)
+    assert taken in "".join(loaded.notes) and bool(taken) == bool(loaded.notes)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_a_fitted_model_is_the_start_of_a_study(tmp_path: Path) -> None:
     for path in (folder, folder / "model.safetensors"):
         loaded = load_backbone("test_resnet.letters", str(path))
         assert loaded.weights_hash == hash_weights(built(plan).backbone)
-        assert "took the backbone of a model that autotune fitted (test_resnet)" in loaded.taken
+        assert "took the backbone of a model that autotune fitted (test_resnet)" in loaded.notes[0]
     with pytest.raises(BackboneError, match="it is a fit of the backbone 'test_resnet'"):
         load_backbone("test_vit", str(folder))
 
@@ -222,5 +222,5 @@ def test_a_reshaped_fit_is_refused_with_its_changes(name: str, tmp_path: Path) -
 def test_changes_without_weights_are_named(tmp_path: Path) -> None:
     plan = change("test_resnet", {1: {"activation": "elu"}})
     folder = saved(tmp_path / "model", plan)
-    taken = load_backbone("test_resnet", str(folder)).taken
-    assert "without its changes of layer 1 (activation elu)" in taken
+    (note,) = load_backbone("test_resnet", str(folder)).notes
+    assert "without its changes of layer 1 (activation elu)" in note
