@@ -219,11 +219,10 @@ def test_names_from_outside_act_on_no_page(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning")  # optuna-dashboard's, of few trials
 @pytest.mark.parametrize("objectives", [None, ["accuracy", "latency_ms"]])
 def test_importances_are_those_of_the_report(objectives: list[str] | None, tmp_path: Path) -> None:
-    study = make_study(trials=40, objectives=objectives)
+    study = make_study(trials=12, objectives=objectives)
     plain = json.loads(Dashboard(study, tmp_path, plain=True).ask(IMPORTANCES)[2])
     ours = json.loads(Dashboard(study, tmp_path).ask(IMPORTANCES)[2])
     shown = {entry["name"]: entry["importance"] for entry in ours["param_importances"][0]}
     assert shown == pytest.approx(importances(StudyResults.from_study(study)))
-    assert len(shown) < len(plain["param_importances"][0])
     assert ours["param_importances"][1:] == plain["param_importances"][1:]
     assert Dashboard(study, tmp_path).ask(IMPORTANCES.replace("0", "999"))[0].startswith("404")
