@@ -87,7 +87,9 @@ def test_a_missing_image_is_named(handle: OpenStudy, photos: Path) -> None:
     study_file = config(photos, handle.files.root.parent)
     with pytest.raises(StudyError) as caught:
         check_existing(define(study_file, look_up_existing(study_file).manifest))
-    missing = "  dataset: images of the study are missing, or in another class: 'bee/007.png'; bring"
+    missing = (
+        "  dataset: images of the study are missing, or in another class: 'bee/007.png'; bring"
+    )
     assert missing in str(caught.value)
 
 
