@@ -90,9 +90,9 @@ def _problem(
     around = [name for name in no_class if "" not in inside[name] and len(inside[name]) > 1]
     if layout[0].split is not None or not around:
         return None
-    folders = sorted(set().union(*(inside[name] for name in around)))
+    others = sorted(set().union(*(inside[name] for name in around)))
     return (
-        f"{quoted(around)} may be no classes, but folders around those, {quoted(folders)}; set "
+        f"{quoted(around)} may be no classes, but folders around those, {quoted(others)}; set "
         f" {splits_key(dict.fromkeys(around, TRAIN))}"
     )
 
