@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from autotune.errors import disk_full_as_user_error
+from autotune.errors import UserError, disk_full_as_user_error, is_disk_full
 
 
 def _temporary(path: Path) -> Path:
@@ -76,3 +77,37 @@ def write_bytes(path: Path, content: bytes) -> Path:
 def write_text(path: Path, text: str) -> Path:
     """Write a file in UTF-8 and return its path; see :func:`atomic_file`."""
     return write_bytes(path, text.encode())
+
+
+def check_file(path: str | Path) -> None:
+    """Check that a file can be written.
+
+    Raises:
+        UserError: When it is a folder, or its folder cannot be written.
+    """
+    if Path(path).is_dir():
+        raise UserError(f"{path} must be a file to write, but it is a folder")
+    folder = Path(path).absolute().parent
+    if not folder.is_dir() or not _can_write(folder):
+        raise UserError(f"the folder {folder} must exist and be writable, to write {path}")
+
+
+def check_folder(path: Path) -> None:
+    """Check that a folder can be made and written.
+
+    Raises:
+        UserError: With the path that prevents it.
+    """
+    absolute = path.absolute()
+    existing = next(parent for parent in (absolute, *absolute.parents) if os.path.lexists(parent))
+    if not existing.is_dir() or not _can_write(existing):
+        raise UserError(f"{existing} must be a folder that can be written, to write {path}")
+
+
+def _can_write(folder: Path) -> bool:
+    """Tell whether files can be made in a folder; root may do so, except where nobody may."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError as error:
+        return is_disk_full(error)  # which is said with what needs the space

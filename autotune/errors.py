@@ -14,6 +14,7 @@
     │   ├── StudyError            no such study, or one with another definition
     │   ├── FormatError           stored by another version of autotune, unreadable here
     │   ├── ModelError            a folder is not a model that this version can use
+    │   ├── PlaceError            a file or folder cannot be written, or is in the way
     │   ├── DiskFullError         no space left where autotune has to write
     │   │   └── InsufficientSpaceError   detected before anything was written
     │   └── NoDeviceError         a GPU that cannot be used; also a DeviceError
@@ -36,6 +37,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -146,6 +148,10 @@ class ModelError(UserError):
 
 class DiskFullError(UserError):
     """No space is left where autotune has to write."""
+
+
+class PlaceError(UserError):
+    """A file or folder cannot be written, or something else has its name."""
 
 
 class InsufficientSpaceError(DiskFullError):
@@ -260,8 +266,69 @@ def join_sentences(*sentences: str) -> str:
 
 
 def is_disk_full(error: OSError) -> bool:
-    """Tell whether the system has no space or no quota left."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    """Tell whether the system has no space or no quota left, or allows no larger file."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+#: Errors for a place that may not be written, or that has a file for a folder or the reverse.
+UNUSABLE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP),
+)
+#: The number of the system's error in the messages of libraries, such as ``(os error 28)``.
+_OS_ERROR = re.compile(r"\[Errno (\d+)\]|os error (\d+)\b")
+#: What torch says where a file could not be written to its end.
+_CUT_OFF = ("PytorchStreamWriter failed", "inline_container.cc")
+
+
+def place_error(error: BaseException, where: object = None) -> UserError | None:
+    """Return the error of the user behind another one; ``None`` if it is not about a place.
+
+    Args:
+        error: What was raised: an OSError, or what a library made of one.
+        where: The file or folder that was to be written, if it is known; then a missing folder
+            counts too.
+    """
+    text = str(error)
+    if not isinstance(error, OSError) or error.errno is None:
+        numbers = _OS_ERROR.search(text)
+        number = int(numbers[1] or numbers[2]) if numbers else 0
+        if not numbers and where is not None and any(part in text for part in _CUT_OFF):
+            number = errno.ENOSPC
+        error = OSError(number, os.strerror(number))
+    if is_disk_full(error):
+        return DiskFullError(
+            f"no space left on the disk of {where or error.filename or 'what was to be written'} "
+            f"({error.strerror}); free some space, or name another place"
+        )
+    if error.errno in UNUSABLE or (where is not None and error.errno == errno.ENOENT):
+        path = error.filename or where
+        named = f"{path} cannot be used" if path else "a file or folder cannot be used"
+        to_write = f", to write {where}" if where and str(where) != str(path) else ""
+        return PlaceError(
+            f"{named}{to_write}: {error.strerror}; remove what is in the way, make it writable, "
+            "or name another place"
+        )
+    return None
+
+
+@contextmanager
+def place_as_user_error(where: object) -> Iterator[None]:
+    """Turn the errors of writing a file or a folder into one message.
+
+    Raises:
+        DiskFullError: When no space or no quota is left.
+        PlaceError: When it cannot be written, or something else has its name.
+    """
+    try:
+        yield
+    except AutotuneError:
+        raise
+    except Exception as error:
+        problem = place_error(error, where)
+        if problem is None:
+            raise
+        raise problem from error
 
 
 def is_transient_os_error(error: OSError) -> bool:

@@ -25,7 +25,7 @@ from autotune.cli.running import doctor, run, status, stop, validate, worker
 from autotune.cli.sigint import interrupt_between_imports
 from autotune.config.old_names import REMOVED_IN
 from autotune.display import console
-from autotune.errors import AutotuneError, hide_passwords
+from autotune.errors import AutotuneError, hide_passwords, place_error
 from autotune.runtime import fast_exit, raise_gc_threshold
 from autotune.text import guard_standard_error
 
@@ -50,7 +50,6 @@ app = typer.Typer(
     name="autotune",
     help="Find out by experiment which layers of a pretrained vision backbone to re-train.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -114,6 +113,11 @@ def main() -> None:
         app(prog_name="autotune")  # also as python -m autotune
     except AutotuneError as error:
         sys.exit(console.fail(error))
+    except OSError as error:
+        problem = place_error(error)
+        if problem is None:
+            raise
+        sys.exit(console.fail(problem))
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -17,6 +16,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from autotune import atomic
 from autotune.config.loading import find_study_file, is_override, load_study_file, presets
 from autotune.config.schema import NAME_RULE, RefitConfig, StudyConfig
 from autotune.display.status import PlainStatus
@@ -347,29 +347,8 @@ def relative_path(path: Path) -> str:
     return str(absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute)
 
 
-def check_writable(path: str | Path) -> None:
-    """Check that an output file can be written.
-
-    Raises:
-        UserError: When it is a folder, or its folder cannot be written.
-    """
-    if Path(path).is_dir():
-        raise UserError(f"{path} must be a file to write, but it is a folder")
-    folder = Path(path).absolute().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(f"the folder {folder} must exist and be writable, to write {path}")
-
-
-def check_folder(path: Path) -> None:
-    """Check that an output folder can be made and written.
-
-    Raises:
-        UserError: With the path that prevents it.
-    """
-    absolute = path.absolute()
-    existing = next(parent for parent in (absolute, *absolute.parents) if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise UserError(f"{existing} must be a folder that can be written, to write {path}")
+#: Checks of a place before anything is computed for it.
+check_writable, check_folder = atomic.check_file, atomic.check_folder
 
 
 def print_plugins(stdout: Console, config: StudyConfig) -> None:

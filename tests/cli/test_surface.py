@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -137,3 +138,19 @@ def test_looking_at_a_study_imports_no_torch() -> None:
         "assert not {'torch', 'timm', 'sklearn'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_shell_completes_verbs(tmp_path: Path) -> None:
+    words = {
+        "_AUTOTUNE_COMPLETE": "complete_bash",
+        "COMP_WORDS": "autotune sta",
+        "COMP_CWORD": "1",
+    }
+    ended = subprocess.run(
+        [sys.executable, "-m", "autotune"],
+        env={**os.environ, **words},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.stdout.split() == ["status"]

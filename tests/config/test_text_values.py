@@ -179,7 +179,8 @@ def test_what_is_replaced_or_means_itself_is_no_mistake(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.yaml").write_text(
         "name: 7\ndataset: 2024_11\nbackbone: resnet18  # small\nfiles: null\n"
-        "data: {group: 2024_11, splits: {train: 2024, test: [2025]}}\nsearch: {pruner: null}\ntraining: {precision: off}\n"
+        "data: {group: 2024_11, splits: {train: 2024, test: [2025]}}\n"
+        "search: {pruner: null}\ntraining: {precision: off}\n"
     )
     config = load_study_file("my.yaml", ["dataset=2024_11", "data={validation: 0.3}"])
     assert (config.name, config.dataset, config.files) == ("7-2024_11", "2024_11", None)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,6 +9,7 @@ from autotune.data import image_formats
 from autotune.data.image_formats import describe_content, describe_passed_over
 from autotune.data.sources.registry import open_source
 from autotune.errors import DatasetError
+from tests.support.archives import tar_bytes, zip_bytes
 from tests.support.images import make_class_folders, photo
 
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
@@ -68,6 +70,17 @@ def test_what_a_folder_holds_beside_images_is_counted_by_kind(tmp_path: Path) ->
     assert text.startswith("14 files are passed over: files of the system 3 (.db, .jpg), ")
     assert "raw photos 2 (.cr2, .nef)" in text
     assert text.endswith("; images are read once their names end as those of images, such as .jpg")
+
+
+@pytest.mark.parametrize("pack", [zip_bytes, tar_bytes])
+def test_an_archive_is_counted_as_the_folder_in_it(tmp_path: Path, pack: Any) -> None:
+    root = make_class_folders(tmp_path / "photos", {"a": 2, "b": 2})
+    files = {str(path.relative_to(tmp_path)): path.read_bytes() for path in root.glob("*/*")}
+    odd = {"photos/a/1.mp4": b"film", "photos/b/2.svg": b"<svg/>", "photos/read.me": b"text"}
+    (tmp_path / "archive").write_bytes(pack(files | odd))
+    source = open_source(str(tmp_path / "archive"))
+    assert len(source.samples) == 4
+    assert describe_passed_over(source.passed_over).startswith("3 files are passed over: ")
 
 
 def test_heic_is_passed_over_where_its_plugin_is_missing(

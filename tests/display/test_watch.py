@@ -220,3 +220,27 @@ def test_bad_input(arguments: tuple[str, ...], said: str, tmp_path: Path) -> Non
     assert (ended.code, ended.out) == (2, "")
     assert said in ended.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_it_waits_for_a_study_that_is_being_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from autotune.study.setup import opening
+
+    url = f"sqlite:///{tmp_path}/storage/autotune.db"
+    (tmp_path / "storage/autotune.files/cache").mkdir(parents=True)
+    waits: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 1:
+            make_study("another", trials=1, running=0, storage=url)
+        if len(waits) == 2:
+            study = make_study("made", trials=2, running=0, storage=url)
+            study.set_user_attr(attrs.ENDED, {"kind": "trials", "words": "2 finished trials"})
+
+    monkeypatch.setattr("autotune.cli.running.status.time.sleep", wait)
+    ended = call("status", "made", "--watch", cwd=tmp_path)
+    assert ended.code == 0 and waits == [opening.POLL_S] * 2
+    assert ended.err.count("waiting, Ctrl-C ends it: ") == 1
+    assert "ended: 2 finished trials" in ended.out

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
+from autotune.atomic import write_text
 from autotune.config.loading import presets
 from autotune.display import console
-from autotune.errors import StudyError, did_you_mean, join_sentences
+from autotune.errors import StudyError, did_you_mean, join_sentences, place_as_user_error
 from autotune.text import shell_quote
 
 
@@ -31,5 +32,6 @@ def cp(
     if target.exists():
         raise StudyError(f"the file {target} exists and is not overwritten; name another one")
     console.check_writable(str(target))
-    target.write_text(paths[preset].read_text(encoding="utf-8"), encoding="utf-8")
+    with place_as_user_error(target):
+        write_text(target, paths[preset].read_text(encoding="utf-8"))
     console.stdout().print(f"{target}: run it with: autotune run {shell_quote(str(target))}")

@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from autotune.atomic import atomic_file
 from autotune.config.loading import find_study_file
 from autotune.config.schema import StudyConfig
 from autotune.display import console
-from autotune.errors import StudyError, disk_full_as_user_error
+from autotune.errors import StudyError, place_as_user_error
 
 if TYPE_CHECKING:
     from autotune.data.preprocessing import ImageSpec
@@ -121,8 +122,8 @@ def _draw_contact_sheet(
         config.data.decode == "fast",
         unreadable,
     )
-    with disk_full_as_user_error(output):
-        sheet.save(output, format="PNG")
+    with place_as_user_error(output), atomic_file(output) as temporary:
+        sheet.save(temporary, format="PNG")
 
 
 def _print(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -165,6 +166,7 @@ def postgres(
 ) -> None:
     """Start or stop a Postgres server for this machine alone, without Docker or root."""
     from autotune.storage.admin import local_postgres
+    from autotune.storage.commands import MAKE, program
 
     if action == "stop":
         was_running = local_postgres.stop(folder)
@@ -175,7 +177,15 @@ def postgres(
     console.check_folder(folder)
     url = local_postgres.start(folder)
     _print(f"a Postgres server runs in {folder}; its storage is\n\n    {url}\n")
-    _print(f"make study STORAGE='{url}'\nmake postgres-local-down stops it, its studies stay")
+    by_make = folder == POSTGRES_FOLDER and bool(os.environ.get(MAKE))
+    run = (
+        f"make study STORAGE={shell_quote(url)}"
+        if by_make
+        else f"autotune run --storage {shell_quote(url)}"
+    )
+    stop = f"{program()} storage postgres stop --folder {shell_quote(str(folder))}"
+    stop = "make postgres-local-down" if by_make else stop
+    _print(f"{run}\n{stop}\nthe last one stops it; its studies stay")
 
 
 @app.command("local", hidden=True)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from autotune.display import console
-from autotune.errors import UserError
+from autotune.errors import UserError, place_as_user_error
 
 
 def compare(
@@ -49,7 +49,9 @@ def compare(
         from autotune.atomic import write_text
         from autotune.results.figures.comparison import comparison_figure
 
-        write_text(Path(output), comparison_figure(comparison).to_html(include_plotlyjs=True))
+        page = comparison_figure(comparison).to_html(include_plotlyjs=True)
+        with place_as_user_error(output):
+            write_text(Path(output), page)
     if as_json:
         typer.echo(json.dumps(comparison.to_json(), indent=2))
         return

@@ -13,7 +13,7 @@ import typer
 
 from autotune.atomic import atomic_file
 from autotune.display import console
-from autotune.errors import AutotuneError
+from autotune.errors import AutotuneError, place_as_user_error
 
 
 def predict(
@@ -101,6 +101,7 @@ def _open_output(output: str) -> Iterator[TextIO]:
         yield sys.stdout
         return
     with (
+        place_as_user_error(output),
         atomic_file(Path(output).absolute()) as temporary,
         temporary.open("w", encoding="utf-8", newline="") as stream,
     ):

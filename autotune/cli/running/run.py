@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from autotune.display import console
+from autotune.errors import UserError
 
 
 def run(
@@ -62,8 +63,14 @@ def run(
     from autotune.display.summary import print_summary
     from autotune.results.report.formats import write_report
 
-    write_report(result.handle)
+    problem: UserError | None = None
+    try:
+        write_report(result.handle)
+    except UserError as error:  # the summary is worth more
+        problem = error
     has_result = print_summary(stdout, result.handle, trained=result.trained)
+    if problem is not None:
+        raise problem
     if result.interrupted:
         stdout.print(
             "Stopped. The trials that were running are queued; the same command continues them."

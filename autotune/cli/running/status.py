@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import time
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from autotune.display import console
-from autotune.errors import UserError
+from autotune.errors import StorageError, StudyError, UserError
+
+if TYPE_CHECKING:
+    from autotune.study.setup.opening import OpenStudy
+
+#: Seconds for which ``--watch`` waits for a study: to decode many images takes minutes.
+WAIT_S = 600.0
 
 
 def status(
@@ -33,7 +40,11 @@ def status(
     """
     if every is not None and not watch:
         raise UserError("--every goes with --watch")
-    opened = console.open_study(study, overrides, name, storage)
+    located = console.locate(study, overrides, name, storage)
+    try:
+        opened = _open(located, WAIT_S if watch else 0.0)
+    except KeyboardInterrupt:
+        return
     from autotune.display.summary import print_summary, print_workers
 
     stdout = console.stdout()
@@ -48,3 +59,33 @@ def status(
         print_workers(stdout, opened)
     if not print_summary(stdout, opened, trained=True):
         raise typer.Exit(1)
+
+
+def _open(located: console.Located, wait_s: float) -> OpenStudy:
+    """Open a study; wait for one that seems to be in the making, for some time."""
+    from autotune.study.setup.opening import POLL_S, open_existing
+
+    deadline, is_told = time.monotonic() + wait_s, False
+    while True:
+        try:
+            return open_existing(located.name, located.storage, located.files)
+        except (StudyError, StorageError) as error:
+            if time.monotonic() >= deadline or not _may_come(located, error):
+                raise
+            if not is_told:
+                console.stderr(soft_wrap=True).print(f"waiting, Ctrl-C ends it: {error}")
+            is_told = True
+        time.sleep(POLL_S)
+
+
+def _may_come(located: console.Located, error: UserError) -> bool:
+    """Tell whether a run may be making the study: its images are prepared before its database."""
+    from autotune.storage.paths import StudyPaths
+    from autotune.storage.rdb.connection import has_content
+    from autotune.storage.url import database_path, is_sqlite
+
+    if isinstance(error, StudyError):
+        return True
+    if not is_sqlite(located.storage) or has_content(database_path(located.storage)):
+        return False
+    return StudyPaths.from_url(located.storage, located.files).root.is_dir()

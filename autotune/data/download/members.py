@@ -252,9 +252,11 @@ def _check_volumes(archive: Path) -> None:
     """Raise an error for a zip file that continues in other files, as its last bytes say."""
     with archive.open("rb") as stream:
         stream.seek(max(0, archive.stat().st_size - _ZIP_END_BYTES))
-        _, end, rest = stream.read().rpartition(b"PK\x05\x06")
-    if end and rest[:2] not in (b"\0\0", b"\xff\xff"):  # the number of this volume
-        raise _volumes(archive)
+        tail = stream.read()
+    for match in re.finditer(rb"PK\x05\x06(..).{14}(..)", tail, re.DOTALL):
+        volume, comment = (int.from_bytes(field, "little") for field in match.groups())
+        if match.end() + comment == len(tail) and volume not in (0, 0xFFFF):
+            raise _volumes(archive)
 
 
 def is_volume(name: str) -> bool:

@@ -24,6 +24,10 @@ _SYSTEM_FOLDERS = frozenset(
 )
 #: Folders that checking a disk of Windows leaves.
 _RESCUED = re.compile(r"found\.\d{3}")
+#: Zeros before a number and behind its point, as spreadsheet programs leave them out.
+_ZEROS = re.compile(r"(?<![\d.])0+(?=\d)|(?<=\d)\.0+(?![\d.])")
+#: What file managers and people add to the name of a copy.
+_COPY = re.compile(r"^copy of | *(\(\d+\)|[ .-]+(copy( ?\(?\d+\)?)?|kopie|backup|bak))$")
 #: Chooses the colored form of a symbol; it has no width.
 _EMOJI_STYLE = "\ufe0f"
 
@@ -66,7 +70,7 @@ def describe_similar(classes: Iterable[str]) -> str:
         return ""
     return (
         f"{join_some(pairs)} are different classes, though their names differ only in case, "
-        "blanks or hidden characters; rename them if they are one class"
+        "blanks, zeros, hidden characters or the mark of a copy; rename them if they are one class"
     )
 
 
@@ -81,10 +85,11 @@ def _quote(name: str) -> str:
 
 
 def _form(name: str) -> str:
-    """Return a name without case, hidden characters, and differences of blanks."""
+    """Return a name without what is easily overlooked, see :func:`describe_similar`."""
     visible = [
         letter
         for letter in normalized(name).casefold()
         if letter != _EMOJI_STYLE and unicodedata.category(letter) != "Cf"
     ]
-    return " ".join("".join(visible).replace("_", " ").split())
+    text = " ".join("".join(visible).replace("_", " ").split())
+    return _ZEROS.sub("", _COPY.sub("", text))

@@ -18,7 +18,7 @@ from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.source import Source
 from autotune.data.sources.base import DigitsSource, FileSource, open_folder
 from autotune.data.sources.caltech import CALTECH101, CALTECH256, read_caltech101, read_caltech256
-from autotune.data.sources.folders import wrapped_folder
+from autotune.data.sources.folders import holds_images, wrapped_folder
 from autotune.data.sources.hub import SCHEME, HubSource
 from autotune.data.sources.split_names import AUTO, SplitNames
 from autotune.data.sources.stanford_dogs import STANFORD_DOGS
@@ -34,6 +34,8 @@ _PATHS = (
 )
 
 _EDGE_BYTES = 1 << 16
+#: Changes when other members or names are read of the same archive.
+_READING = b" 2"
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,9 @@ def open_archive(
         DatasetError: When the archive is damaged, or holds no class folders; nothing stays.
         DiskFullError: When the disk has no room for its content.
     """
-    folder = unpacked_folder(_archive_digest(path))
+    folder = unpacked_folder(_archive_digest(path, _READING))
+    if not folder.is_dir():
+        remove(unpacked_folder(_archive_digest(path)))  # as an earlier version read it
     extract(Path(path), folder, partial(progress, "unpacking the images"))
     root = str(folder)
     while (inner := wrapped_folder(root)) is not None:
@@ -190,21 +194,23 @@ def open_archive(
     try:
         return open_folder(name, root, progress, splits)
     except DatasetError as error:
-        archives = [path.name for path in sorted(Path(root).iterdir()) if is_archive(path)]
+        archives = [] if holds_images(root) else sorted(Path(root).rglob("*"))
+        names = [file.relative_to(root).as_posix() for file in archives if is_archive(file)]
         remove(folder)
-        if archives:
+        if names:
             raise DatasetError(
-                f"{name!r} holds other archives ({join_some(archives, 5)}) and no class folders; "
+                f"{name!r} holds other archives ({join_some(names, 5)}) and no class folders; "
                 "unpack it and name one of them, or the folder into which you unpack them"
             ) from error
         raise DatasetError(f"{name!r} was unpacked into {folder}: {error}") from error
 
 
-def _archive_digest(path: str) -> str:
+def _archive_digest(path: str, reading: bytes = b"") -> str:
+    """Digest what identifies an archive, and how it is read."""
     try:
         with open(path, "rb") as stream:
             status = os.fstat(stream.fileno())
-            identity = b"%d %d" % (status.st_size, status.st_mtime_ns)
+            identity = b"%d %d" % (status.st_size, status.st_mtime_ns) + reading
             digest = hashlib.blake2b(identity, digest_size=16)
             digest.update(stream.read(_EDGE_BYTES))
             stream.seek(max(0, status.st_size - _EDGE_BYTES))

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from autotune.atomic import write_text
+from autotune.atomic import check_folder, write_text
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.sources.registry import fetch_source
 from autotune.errors import DivergedError, StudyError
@@ -193,6 +193,7 @@ def confirm_plans(
     """
     results = StudyResults.from_study(handle.study)
     best = plans_to_confirm(results, top)
+    check_folder(handle.files.confirmed(handle.name))
     fetch_source(handle.config().dataset, on_download)
     ctx = build_context(handle)
     config = ctx.config

@@ -12,11 +12,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from autotune.atomic import check_folder
 from autotune.config.schema import RefitConfig
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.sources.registry import fetch_source
 from autotune.data.views.study_data import open_test_views
-from autotune.errors import disk_full_as_user_error
+from autotune.errors import place_as_user_error
 from autotune.plan import TrialPlan
 from autotune.results.evaluation.bootstrap import Comparison, compare
 from autotune.results.evaluation.model_card import weights_origin, write_model_card
@@ -130,6 +131,7 @@ def refit_study(
     """
     results = StudyResults.from_study(handle.study)
     selection = select_plan(results, trial)
+    check_folder(folder or handle.files.model(handle.name))
     fetch_source(handle.config().dataset, on_progress)
     config = handle.config()
     # What was accepted when the study was made is accepted, whatever the limit of the last run.
@@ -216,7 +218,7 @@ def refit_study(
         "definition": config.identity(),
     }
     matrix = confusion(logits, labels, classes)
-    with disk_full_as_user_error(result.folder), replace_files(result.folder) as new:
+    with place_as_user_error(result.folder), replace_files(result.folder) as new:
         record = save_model(new, model.training.eval_model, spec, facts)
         draw_confusion(new, matrix, classes)
         write_model_card(new, record, matrix, comparison.model.bins)

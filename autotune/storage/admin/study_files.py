@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from autotune.errors import StorageError, disk_full_as_user_error
+from autotune.errors import StorageError, place_as_user_error
 from autotune.storage.admin.study_rows import StudyRows
 from autotune.storage.paths import StudyPaths
 
@@ -69,7 +69,7 @@ def copied_files(
     """
     made: list[Path] = []
     try:
-        with disk_full_as_user_error(target.root):
+        with place_as_user_error(target.root):
             missing = _copy(study, source, target, made)
         yield CopiedFiles(
             target.root, len(made), sum(path.stat().st_size for path in made), missing

@@ -26,6 +26,7 @@ from sqlalchemy.engine import URL, Engine
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
+from autotune.atomic import check_folder
 from autotune.errors import (
     DiskFullError,
     SchemaError,
@@ -98,6 +99,11 @@ def open_storage(url: str, *, create: bool = False) -> RetryingStorage:
         if not create:
             check_database_exists(path)
             return _open(parsed)
+        try:
+            check_folder(path.parent)
+        except UserError as error:  # a lock there would be waited for
+            reason = str(error).rpartition(", to write ")[0]
+            raise StorageError(f"storage: {reason}, to write {path}") from None
         with disk_full_as_user_error(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
             # Tables are made once: Optuna fails where two processes make them (issue 820).

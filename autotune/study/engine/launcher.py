@@ -13,6 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from autotune.atomic import check_folder
 from autotune.config.schema import StudyConfig
 from autotune.data.cache.array_cache import ArrayCache, record_new_entries
 from autotune.data.progress import ProgressCallback as DataProgress
@@ -235,6 +236,8 @@ def _open(definition: Definition, on_event: EventCallback) -> OpenStudy:
     is_new = not check_existing(definition)
     if definition.dataset.num_added:
         on_event({"event": "images_skipped", "count": definition.dataset.num_added})
+    assert config.name is not None
+    _check_places(config.name, files)
     # with a folder that tells whose it is: the root may lie among the folders of classes
     folders = _make_folders(files.cache)
     with record_new_entries() as entries:
@@ -275,6 +278,20 @@ def _open_with_images(
         unreadable = check_test_images(dataset, config.data, definition.specs, progress)
         survey = check_dataset(dataset, config.data.duplicates, progress, unreadable)
     return open_or_create(definition, first.info.to_json(), survey)
+
+
+def _check_places(study: str, files: StudyPaths) -> None:
+    """Refuse to start where a file of the study could not be written in the end.
+
+    Raises:
+        UserError: With the path that prevents it.
+    """
+    report = files.report(study)
+    own = (files.checkpoints(study), files.logs(study), report.parent)
+    for folder in (files.root, files.artifacts, files.cache, *own):
+        check_folder(folder)
+    if report.is_dir():
+        raise UserError(f"{report} must be a file to write, but it is a folder")
 
 
 def _make_folders(folder: Path) -> list[Path]:

@@ -109,7 +109,9 @@ def test_what_is_wrong_is_one_message(photos: Path, arguments: tuple[str, ...], 
     assert contents(photos) == before
 
 
-@pytest.mark.parametrize("name", ["photos", "set.zip", "set.tar.gz", "table.csv", "table", "set"])
+@pytest.mark.parametrize(
+    "name", ["photos", "set.zip", "set.tar.gz", "table.csv", "table", "table.tsv", "set"]
+)
 def test_any_file_of_images_is_a_data_set(name: str, tmp_path: Path) -> None:
     photos = make_class_folders(tmp_path / "photos", {"ant": 10, "bee": 10})
     files = {
@@ -124,7 +126,7 @@ def test_any_file_of_images_is_a_data_set(name: str, tmp_path: Path) -> None:
             (tmp_path / name).write_bytes(gzip.compress(tar_bytes(files)))
         case "table.csv":
             table.to_csv(tmp_path / name, index=False)
-        case "table":
+        case "table" | "table.tsv":  # Parquet all the same
             table.to_parquet(tmp_path / name)
     ended = call("data", "info", name, cwd=tmp_path, AUTOTUNE_DATA=str(tmp_path / "data"))
     assert (ended.code, ended.err) == (0, "")
@@ -144,7 +146,11 @@ def test_any_file_of_images_is_a_data_set(name: str, tmp_path: Path) -> None:
         ("photos.zip", b"", "must be a whole zip or tar file, but it is damaged"),
         ("table.csv", zip_bytes({"xl/workbook.xml": b""}), "is an Excel workbook; save the table"),
         ("photos.tar.gz", b"Rar!\x1a\x07\x01\x00", "is a RAR archive; unpack it and name the"),
-        ("labels.gz", gzip.compress(b"path,label"), "is a gzip file with a text file; unpack it"),
+        (
+            "labels.gz",
+            gzip.compress(b"path,label", mtime=0),
+            "is a gzip file with a text file; unpack it",
+        ),
         ("net.safetensors", b"\x02\0\0\0\0\0\0\0{}", "is a safetensors file; a study uses"),
         (
             "set.zip.002",

@@ -53,7 +53,9 @@ def test_a_folder(model: Path, photos: Path, tmp_path: Path) -> None:
         in ended.err
     )
     assert "  'photos/empty.png': the file is empty\n" in ended.err
-    assert ended.err.endswith("4 images: out.csv\n")
+    assert ended.err.endswith(
+        "1 file is passed over: texts and tables 1 (.txt)\n4 images: out.csv\n"
+    )
     found = rows((tmp_path / "out.csv").read_text("utf-8"))
     names = ["a.jpg", "b.png", 'inner/"e",\n.png', "inner/c d.png"]
     shown = [name.replace("\n", "\\n") for name in names]  # one line for each image

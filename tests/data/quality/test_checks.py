@@ -4,9 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from autotune.config.schema import DataConfig
-from autotune.data.quality.checks import check_dataset, dataset_warnings, duplicate_summary
+from autotune.data.quality.checks import (
+    check_dataset,
+    dataset_warnings,
+    describe_counts,
+    duplicate_summary,
+)
+from autotune.data.quality.statistics import compute_statistics
 from autotune.data.splits.dataset import Dataset
 from tests.support.images import make_class_folders, make_split_folder
 
@@ -86,3 +93,33 @@ def test_duplicates_across_splits(mode: str, way_out: str) -> None:
         "Duplicates across splits flatter what is measured: 1 test image is like one of training "
         f"or validation (test/a.png (test) and train/b.png (train), exact). {way_out}"
     ]
+
+
+def test_blank_images_are_counted_whatever_makes_them_blank(tmp_path: Path) -> None:
+    root = make_class_folders(tmp_path, {"a": 8, "b": 8})
+    Image.new("RGB", (40, 30), "gray").save(root / "a" / "gray.jpg")
+    Image.new("RGBA", (40, 30), (200, 10, 10, 0)).save(root / "b" / "clear.png")
+    Image.new("I;16", (40, 30), 900).save(root / "b" / "deep.png")
+    dataset = Dataset.open(str(root), DataConfig())
+    values = check_dataset(dataset, "report")
+    assert values["duplicates"]["blank"] == [3, "a/gray.jpg", "b/clear.png", "b/deep.png"]
+    assert dataset_warnings(values, {})[0] == (
+        "3 images have one color all over: a/gray.jpg, b/clear.png, b/deep.png."
+    )
+    statistics = compute_statistics(dataset, "off", test=True)
+    assert set(statistics.blank) == {"a/gray.jpg", "b/clear.png", "b/deep.png"}
+
+
+def test_all_files_are_accounted_for_in_one_sentence() -> None:
+    counts = {"train": 11, "validation": 3, "test": 4, "skipped": [["a", "empty"]] * 4}
+    values = {"unreadable_test": {"count": 2}, "passed_over": {"videos": {".mp4": 8}}}
+    assert describe_counts(counts, values) == [
+        "16 images are read (11 train, 3 validation, 2 test), 6 unreadable.",
+        "8 files are passed over: videos 8 (.mp4).",
+    ]
+    in_folds = {**counts, "train": 14, "validation": 14, "folds": [11, 11, 11]}
+    assert describe_counts(in_folds, values)[0] == (
+        "16 images are read (14 in folds, 2 test), 6 unreadable."
+    )
+    for quiet in ({}, {"passed_over": {"files of the system": {"": 1}}}):
+        assert describe_counts({**counts, "skipped": []}, quiet) == []

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from autotune.data.download.paths import unpacked_folder
 from autotune.data.progress import INDEXING, READING
-from autotune.data.sources.registry import open_source
+from autotune.data.sources.registry import _archive_digest, open_source
 from autotune.errors import DatasetError
 from tests.support.archives import tar_bytes, zip_bytes
 from tests.support.images import make_class_folders, make_split_folder
@@ -89,6 +90,34 @@ def test_an_archive_without_class_folders_leaves_nothing(
     with pytest.raises(DatasetError, match=r"^'.*/set.zip' was unpacked into .*: "):
         open_source(str(tmp_path / "set.zip"))
     assert not list((home / "unpacked").glob("[!.]*"))
+
+
+def test_what_an_earlier_version_has_unpacked_is_not_used(tmp_path: Path, home: Path) -> None:
+    """It saw the zip file at the end of this tar file, and not the images."""
+    images = files(make_class_folders(tmp_path / "set", {"a": 1, "b": 1}))
+    old = zip_bytes({"x/1.png": b"1", "y/1.png": b"2"})
+    path = tmp_path / "set.tar"
+    path.write_bytes(tar_bytes({**images, "old.zip": old}, pad=False))
+    former = unpacked_folder(_archive_digest(str(path)))
+    make_class_folders(former, {"x": 1, "y": 1})
+    for _ in range(2):
+        assert open_source(str(path)).classes == ("a", "b")
+    assert len(list((home / "unpacked").glob("[!.]*"))) == 1
+
+
+@pytest.mark.parametrize("inner", ["a.zip", "photos/2024/a.tar", "__MACOSX/b.zip"])
+def test_archives_in_an_archive_are_named(tmp_path: Path, inner: str) -> None:
+    packed = zip_bytes({"a/1.png": b"1", "b/1.png": b"2"})
+    (tmp_path / "set.zip").write_bytes(zip_bytes({inner: packed, "readme.txt": b"x"}))
+    with pytest.raises(DatasetError, match=rf"holds other archives \({inner}\) and no class"):
+        open_source(str(tmp_path / "set.zip"))
+
+
+def test_a_wrong_layout_beside_an_archive_is_what_is_named(tmp_path: Path) -> None:
+    images = files(make_class_folders(tmp_path / "set", {"a": 2}))
+    (tmp_path / "set.zip").write_bytes(zip_bytes({**images, "old.zip": zip_bytes({})}))
+    with pytest.raises(DatasetError, match="a dataset needs at least two classes"):
+        open_source(str(tmp_path / "set.zip"))
 
 
 def test_damaged_and_hostile_archives_are_refused(tmp_path: Path, home: Path) -> None:

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections import OrderedDict
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from autotune.errors import BackboneError
 from autotune.models.backbone import build_backbone, classifier_keys, hash_weights, load_backbone
 from autotune.models.pretrained.state_dict import find_state
+from tests.support.commands import ROOT
 from tests.support.models import RESHAPED, kept, saved
 from tests.support.surgery import FAMILIES, built, change
 
@@ -42,18 +43,13 @@ def test_the_whole_checkpoint_of_a_timm_model(
     model = trained(name, **options)
     save_file(model.state_dict(), tmp_path / "w.safetensors")
     loaded = load_backbone(name, str(tmp_path / "w.safetensors"))
-    assert (loaded.weights_hash, loaded.taken) == (expected_hash(model), "")
+    assert (loaded.weights_hash, loaded.notes) == (expected_hash(model), ())
 
 
-def smallest_model(family: str) -> str:
-    """Return the smallest model of a family; an empty text where it has none with a classifier."""
-    sizes = {}
-    for name in timm.list_models(module=family):
-        with suppress(AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError):
-            with torch.device("meta"):
-                model = timm.create_model(name, num_classes=7)
-            sizes[name] = sum(parameter.numel() for parameter in model.parameters())
-    return min(sizes, key=lambda name: sizes[name], default="")
+#: Family -> its smallest classification model, as benchmarks/coverage.py found it.
+SMALLEST = dict(
+    re.findall(r"^\| (\w+) \| (\w+) \| \d", (ROOT / "docs/coverage.md").read_text(), re.M)
+)
 
 
 @pytest.mark.slow
@@ -61,9 +57,7 @@ def smallest_model(family: str) -> str:
 @pytest.mark.parametrize("family", timm.list_modules())
 def test_the_whole_checkpoint_of_every_family(family: str) -> None:
     """On the meta device: some of the smallest models have hundreds of millions of weights."""
-    name = smallest_model(family)
-    if not name:
-        pytest.skip("no classification model")
+    name = SMALLEST.get(family) or timm.list_models(module=family)[0]
     model = build_backbone(name, None, device="meta")
     options: dict[str, int]
     for options in ({"num_classes": 7}, {}):
@@ -146,7 +140,7 @@ def test_the_forms_of_a_checkpoint(
     loaded = load_backbone("test_resnet", str(tmp_path / "w.pth"))
     own = {k: v for k, v in models[0].state_dict().items() if not k.startswith("fc.")}
     assert all(torch.equal(own[k], v) for k, v in loaded.pretrained.state_dict().items())
-    assert taken in loaded.taken and bool(taken) == bool(loaded.taken)
+    assert taken in "".join(loaded.notes) and bool(taken) == bool(loaded.notes)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +205,7 @@ def test_a_fitted_model_is_the_start_of_a_study(tmp_path: Path) -> None:
     for path in (folder, folder / "model.safetensors"):
         loaded = load_backbone("test_resnet.letters", str(path))
         assert loaded.weights_hash == hash_weights(built(plan).backbone)
-        assert "took the backbone of a model that autotune fitted (test_resnet)" in loaded.taken
+        assert "took the backbone of a model that autotune fitted (test_resnet)" in loaded.notes[0]
     with pytest.raises(BackboneError, match="it is a fit of the backbone 'test_resnet'"):
         load_backbone("test_vit", str(folder))
 
@@ -228,5 +222,5 @@ def test_a_reshaped_fit_is_refused_with_its_changes(name: str, tmp_path: Path) -
 def test_changes_without_weights_are_named(tmp_path: Path) -> None:
     plan = change("test_resnet", {1: {"activation": "elu"}})
     folder = saved(tmp_path / "model", plan)
-    taken = load_backbone("test_resnet", str(folder)).taken
-    assert "without its changes of layer 1 (activation elu)" in taken
+    (note,) = load_backbone("test_resnet", str(folder)).notes
+    assert "without its changes of layer 1 (activation elu)" in note

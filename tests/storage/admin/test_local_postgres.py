@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("closed_connections")
 @pytest.fixture
 def folder() -> Iterator[Path]:
     # Not below pytest's folders: the path of a socket has at most 107 characters.
-    root = Path(tempfile.mkdtemp(prefix="pg-"))
+    root = Path(tempfile.mkdtemp(prefix="my pg"))
     yield root / "made/data"
     local_postgres.stop(root / "made/data")
     shutil.rmtree(root, ignore_errors=True)

@@ -11,6 +11,7 @@ import pandas as pd
 
 from autotune.data.sources.split_columns import column_name
 from autotune.errors import DatasetError
+from autotune.file_kinds import PARQUET, file_kind
 from autotune.text import plural
 
 #: Endings of the tables that are text.
@@ -40,7 +41,7 @@ def read_cells(path: str, wanted: Sequence[Collection[str]]) -> pd.DataFrame:
         DatasetError: When it cannot be read.
     """
     try:
-        if path.lower().endswith(TEXT_ENDINGS):
+        if path.lower().endswith(TEXT_ENDINGS) and file_kind(path) != PARQUET:
             return _read_text(path, wanted)
         table = pd.read_parquet(path, dtype_backend="numpy_nullable")
         table.index = pd.RangeIndex(2, len(table) + 2)
