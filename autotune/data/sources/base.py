@@ -18,7 +18,7 @@ from autotune.data.source import Sample, Shrink, Source
 from autotune.data.sources.class_folders import check_class_folders
 from autotune.data.sources.folders import ImageFile, digest_files, scan_folder
 from autotune.data.sources.layout import find_layout
-from autotune.data.sources.names import describe_similar, printable, warn_once
+from autotune.data.sources.names import describe_doubtful, describe_similar, printable, warn_once
 from autotune.data.sources.split_names import AUTO, SplitNames
 from autotune.errors import DatasetError
 
@@ -81,6 +81,8 @@ class FileSource(Source):
         self.classes = tuple(printable(class_name) for class_name in names)
         if similar := describe_similar(names):
             warn_once(f"{name}: {similar}")
+        for line in describe_doubtful(names):
+            warn_once(f"{name}: {line}")
         self.samples = tuple(
             Sample(file.key, labels[file.class_name], file.split, file.group) for file in files
         )

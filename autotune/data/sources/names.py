@@ -28,6 +28,10 @@ _RESCUED = re.compile(r"found\.\d{3}")
 _ZEROS = re.compile(r"(?<![\d.])0+(?=\d)|(?<=\d)\.0+(?![\d.])")
 #: What file managers and people add to the name of a copy.
 _COPY = re.compile(r"^copy of | *(\(\d+\)|[ .-]+(copy( ?\(?\d+\)?)?|kopie|backup|bak))$")
+#: What programs write for an empty cell, in lower case, and no class is called.
+_NO_VALUE = frozenset(
+    ("nan", "nat", "<na>", "null", "(null)", "nil", "n/a", "#n/a", "#na", "#value!", "#ref!")
+)
 #: Chooses the colored form of a symbol; it has no width.
 _EMOJI_STYLE = "\ufe0f"
 
@@ -74,6 +78,25 @@ def describe_similar(classes: Iterable[str]) -> str:
     )
 
 
+def describe_doubtful(classes: Collection[str]) -> list[str]:
+    """Say which classes stand for no label, or for several ones; nothing where none do."""
+    names = set(classes)
+    empty = sorted(name for name in names if name.lower() in _NO_VALUE)
+    joined = sorted(name for name in names if _is_joined(name, names))
+    lines = []
+    if empty:
+        lines.append(
+            f"of the classes, {quoted(empty)} may stand for no label: programs write that for an "
+            "empty cell; leave out these images if they have none"
+        )
+    if joined:
+        lines.append(
+            f"of the classes, {quoted(joined)} may be several labels: parts of these names are "
+            "classes too; an image has one class"
+        )
+    return lines
+
+
 @cache
 def warn_once(line: str) -> None:
     """Log a line, once in each process: a study opens its images several times."""
@@ -82,6 +105,14 @@ def warn_once(line: str) -> None:
 
 def _quote(name: str) -> str:
     return repr(printable(name[:200]))
+
+
+def _is_joined(name: str, names: Collection[str]) -> bool:
+    """Tell whether a name consists of those of other classes."""
+    listed = re.split(r"\s*[,;|+]\s*", name)
+    words = re.split(r"\s*[/&]\s*|\s+|_and_", name)
+    is_list = len(listed) > 1 and all(listed) and any(part in names for part in listed)
+    return is_list or (len(words) > 1 and all(part in names for part in words))
 
 
 def _form(name: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from autotune.data.sources.names import describe_similar, is_system_folder
+from autotune.data.sources.names import describe_doubtful, describe_similar, is_system_folder
 from autotune.data.sources.registry import open_source
 from autotune.errors import DatasetError
 from tests.support.images import make_class_folders, make_split_folder
@@ -56,6 +56,26 @@ def test_names_that_are_easily_taken_for_each_other(names: tuple[str, str]) -> N
 )
 def test_other_names_are_different(names: tuple[str, str]) -> None:
     assert describe_similar(names) == ""
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [
+        (["nan", "cat"], "no label"),
+        (["<NA>", "cat"], "no label"),
+        (["#N/A", "cat"], "no label"),
+        (["null", "NULL"], "no label"),
+        (["cat", "cat,dog"], "several labels"),
+        (["cat", "cat; dog"], "several labels"),
+        (["cat", "dog|cat"], "several labels"),
+        (["cat", "dog", "cat dog"], "several labels"),
+        (["cat", "dog", "cat / dog"], "several labels"),
+        (["cat", "dog", "cat_and_dog"], "several labels"),
+        (["NA", "None", "C", "C++", "bird", "bird house", "a,b", "nano", "R&D"], ""),
+    ],
+)
+def test_classes_that_are_no_label_or_several(names: list[str], kind: str) -> None:
+    assert [kind in line for line in describe_doubtful(names)] == [True] * bool(kind)
 
 
 def test_classes_of_similar_names_stay_and_are_named_once(
