@@ -283,8 +283,8 @@ class Study:
 
         Args:
             path: The file; default: beside the study.
-            format: ``html``, ``md``, ``json``, ``csv`` or ``parquet``; default: the ending of the
-                file, else ``html``.
+            format: ``html``, ``md``, ``json``, ``csv``, ``parquet`` or ``yaml`` (the study file);
+                default: the ending of the file, else ``html``.
 
         Raises:
             UserError: When the file cannot be written, or format and ending differ.
@@ -486,19 +486,21 @@ class Study:
             handle = None
         if handle is None:
             return f"{title}{escape(self._describe())}</p>"
-        from autotune.results.diagnosis import headline
+        from autotune.results.diagnosis import answer, headline
 
         results = self._results()
         figures = headline.key_figures(results)
         rows = [(name, f"{number} ({parts})") for name, number, parts in figures]
         if confirmation := headline.describe_confirmation(results):
             rows.append(("confirmed", confirmation))
+        if tested := headline.describe_refit(results):
+            rows.append(("test split", tested))
         cells = "".join(
             f'<tr><th style="text-align: left">{escape(name)}</th>'
             f'<td style="text-align: left">{escape(text)}</td></tr>'
             for name, text in rows
         )
-        return f"{title}{escape(headline.headline(results))}</p><table>{cells}</table>"
+        return f"{title}{escape(answer.headline(results))}</p><table>{cells}</table>"
 
     def _describe(self) -> str:
         """Describe the progress of the study, also if its storage cannot be read."""
@@ -509,7 +511,7 @@ class Study:
         except AutotuneError as error:
             return f"cannot be read: {error}"
         progress, best, baseline = results.progress, results.best, results.baseline
-        texts = [f"{progress.finished} of {progress.budget} trials finished"]
+        texts = [f"{results.finished} trials finished"]
         if progress.running:
             texts.append(f"{progress.running} running")
         if best is not None:

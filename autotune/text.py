@@ -51,6 +51,14 @@ def plural(count: int, noun: str, nouns: str = "") -> str:
     return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"
 
 
+def count_of(count: int, whole: int) -> str:
+    """Write a count of a whole: ``25 of 40``; the count alone where there is no whole, or less.
+
+    A budget that was lowered later is no whole: ``4 of 3`` would be.
+    """
+    return f"{count:,} of {whole:,}" if whole >= count and whole else f"{count:,}"
+
+
 def format_bytes(size: float) -> str:
     """Write a size in decimal units: ``512 bytes``, ``1.5 kB``, ``23 MB``, ``1.2 GB``."""
     if size < 1000:

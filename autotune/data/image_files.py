@@ -19,6 +19,7 @@ from autotune.text import plural
 
 #: Parts of Pillow's messages on files that end too early.
 _TRUNCATED = ("file is truncated", "Truncated File Read", "Truncated data")
+_NEW_SUBFILE_TYPE, _SUB_IFDS, _DNG_VERSION = 254, 330, 50706
 #: Limits where the header of a JPEG 2000 file is looked for.
 _JP2_HEADER_BYTES = 1 << 16
 #: EXIF orientation -> what turns the image upright.
@@ -75,6 +76,10 @@ def _decode(
     file: str | os.PathLike[str] | BinaryIO, shrink: Callable[[Image.Image], Image.Image] | None
 ) -> Image.Image:
     with Image.open(file, formats=_formats()) as image:
+        if _is_preview(image):
+            raise UnreadableImageError(
+                "a raw photo, of which only the preview would be read; export it as JPEG"
+            )
         if _has_deep_planes(image):
             raise UnreadableImageError(_tiff_problem(file))
         white, has_alpha = _white(image), _may_have_alpha(image, file)
@@ -121,6 +126,14 @@ def _white(image: Image.Image) -> int:
     tags = image.tag_v2
     white = 4095 if tags.get(TiffImagePlugin.BITSPERSAMPLE) == (12,) else 65535
     return -white if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0 else white
+
+
+def _is_preview(image: Image.Image) -> bool:
+    """Tell whether the first image of a TIFF is a small one of another, as in raw photos."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return False
+    is_reduced = bool(image.tag_v2.get(_NEW_SUBFILE_TYPE, 0) & 1)
+    return _DNG_VERSION in image.tag_v2 or (is_reduced and _SUB_IFDS in image.tag_v2)
 
 
 def _has_deep_planes(image: Image.Image) -> bool:

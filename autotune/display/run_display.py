@@ -223,8 +223,10 @@ class RunState:
         if progress is None:
             return ""
         infeasible = f"{progress.infeasible} infeasible, " if progress.infeasible else ""
+        # A budget that was lowered later is no whole.
+        whole = f"/{progress.budget}" if progress.budget >= progress.finished else ""
         text = (
-            f"{progress.finished}/{progress.budget} finished, {progress.pruned} pruned, "
+            f"{progress.finished}{whole} finished, {progress.pruned} pruned, "
             f"{infeasible}{progress.failed} failed"
         )
         if self.left is not None and self.left.budget.patience:

@@ -29,6 +29,7 @@ from autotune.search.space import Space
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget, StopReason
 from autotune.study.state.outcome import NoResult, find_no_result
+from autotune.text import count_of
 
 _STATES = ("complete", "pruned", "infeasible", "failed", "retried", "running", "waiting")
 
@@ -171,8 +172,7 @@ class StudyResults:
     @property
     def finished(self) -> str:
         """How many trials have finished: ``25 of 40``, or ``25`` without a budget."""
-        budget = f" of {self.progress.budget:,}" if self.progress.budget else ""
-        return f"{self.progress.finished:,}{budget}"
+        return count_of(self.progress.finished, self.progress.budget)
 
     def format_counts(self, *, with_zeros: bool = True) -> str:
         """Write how many trials are in which state: ``3 complete, 0 pruned, 1 failed``.

@@ -43,6 +43,16 @@ def storage_option(url: str) -> str:
     return "" if is_named(url) else f" --storage {_quoted_url(url)}"
 
 
+def full_storage_option(url: str) -> str:
+    """Return the option that names a storage, for a reader who may be in another folder.
+
+    It is left out where the environment names the storage. A password is replaced by ``***``.
+    """
+    if not url or (os.environ.get(STORAGE) and is_named(url)):
+        return ""
+    return f" --storage {shell_quote(redact(url))}"
+
+
 def is_named(url: str) -> bool:
     """Tell whether a command of the user's shell uses a storage without naming it."""
     # Given to make alone, the shell does not have it.

@@ -26,7 +26,7 @@ from urllib.parse import unquote
 from autotune.storage.url import database_path, is_sqlite, parse_url
 
 #: Formats of a report; the endings of its files.
-REPORT_FORMATS = ("html", "md", "json", "csv", "parquet")
+REPORT_FORMATS = ("html", "md", "json", "csv", "parquet", "yaml")
 #: The file in the folder of a model that says how to build it.
 MODEL_RECORD = "record.json"
 #: Ending of the default folder, where a database has ``.db``.

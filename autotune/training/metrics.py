@@ -16,6 +16,7 @@ from sklearn.metrics import (
     log_loss,
 )
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from autotune.errors import DivergedError
 
@@ -82,6 +83,34 @@ def compute_metrics(logits: Tensor, labels: Tensor) -> Metrics:
         macro_f1=float(f1_score(truth, predicted, labels=classes, average="macro")),
         log_loss=float(log_loss(truth, probabilities, labels=classes)),
     )
+
+
+def image_scores(logits: Tensor, labels: Tensor, metric: str) -> npt.NDArray[np.float64]:
+    """Return a score of each image ``(N,)``, whose mean is a metric.
+
+    Macro F1 is no mean over images; its scores are its linear approximation (the delta method),
+    whose mean and deviation are those of the metric.
+    """
+    truth = labels.cpu().numpy()
+    if metric == "log_loss":
+        losses = cross_entropy(logits.double(), labels.to(logits.device), reduction="none")
+        largest = -np.log(np.finfo(np.float64).eps)  # scikit-learn's
+        return np.asarray(np.minimum(losses.cpu().numpy(), largest), np.float64)
+    predicted = logits.argmax(dim=1).cpu().numpy()
+    correct: npt.NDArray[np.float64] = (truth == predicted).astype(np.float64)
+    if metric == "accuracy":
+        return correct
+    images, classes = logits.shape
+    counts = np.bincount(truth, minlength=classes)
+    if metric == "balanced_accuracy":
+        weights = images / (np.count_nonzero(counts) * np.maximum(1, counts))
+        return np.asarray(correct * weights[truth], np.float64)
+    both = np.maximum(1, counts + np.bincount(predicted, minlength=classes))
+    scores = 2 * np.bincount(truth, weights=correct, minlength=classes) / both
+    weights = images / (classes * both)
+    share = scores * weights
+    change = 2 * correct * weights[truth] - share[truth] - share[predicted]
+    return np.asarray(scores.mean() + change, np.float64)
 
 
 def confusion(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> npt.NDArray[np.int64]:

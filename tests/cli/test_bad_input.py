@@ -183,7 +183,9 @@ def test_images(make: object, said: str, tmp_path: Path) -> None:
 def test_weights_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "mine.safetensors").write_bytes(b"no weights at all")
     said = refused("run", "digits", "weights=mine.safetensors", cwd=tmp_path)
-    assert "weights: cannot read 'mine.safetensors' as a .safetensors file" in said
+    assert (
+        "weights: cannot read 'mine.safetensors': it is a text file; give a .safetensors" in said
+    )
 
 
 def test_weights_of_another_architecture(tmp_path: Path) -> None:

@@ -285,6 +285,14 @@ def test_a_tiff_that_is_not_read_says_of_what_pixels_it_is(
         read_image(io.BytesIO(write_tiff(pixels, photometric)))
 
 
+@pytest.mark.parametrize("tags", [{254: 1, 330: 8}, {50706: 1}])
+def test_the_preview_of_a_raw_photo_is_not_taken_for_it(tags: dict[int, int]) -> None:
+    stream = io.BytesIO()
+    photo(16, 12).save(stream, "TIFF", tiffinfo=tags)
+    with pytest.raises(UnreadableImageError, match="a raw photo, of which only the preview"):
+        read_image(stream)
+
+
 def test_planes_of_16_bits_are_not_read_as_8_bits() -> None:
     content = write_tiff(np.zeros((4, 4, 4), "<u2"), 2, None, planar=True)
     with pytest.raises(UnreadableImageError, match="16-bit values in planes of their own"):

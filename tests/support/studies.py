@@ -29,6 +29,7 @@ from autotune.search.backbone_limits import Candidate
 from autotune.search.space import Params, Space
 from autotune.study.state import attrs
 from autotune.study.state import constraints as limits
+from autotune.study.state.image_scores import encode_scores
 from tests.support.capabilities import fake_capabilities
 
 START = datetime(2026, 1, 5, 9, 0, 0)
@@ -314,6 +315,8 @@ class _Maker:
                 attrs.SECONDS: seconds - 5.0,
                 attrs.PEAK_MEMORY_MB: 512.5 + 40 * plan.depth,
             }
+        if state == TrialState.COMPLETE and last is not None:
+            known[attrs.IMAGE_SCORES] = image_scores_of(last, VALIDATION, self.attempts)
         if ended and state != TrialState.FAIL and last is not None:
             known[attrs.METRICS] = _metrics(_accuracy(self.config.training.objective, last))
         told = last is not None and state in (TrialState.COMPLETE, TrialState.PRUNED)
@@ -336,6 +339,21 @@ class _Maker:
         self.study.add_trial(frozen)
         self.attempts += 1
         return number
+
+
+def image_scores_of(value: float, images: int, seed: int, jitter: float = 0.02) -> dict[str, Any]:
+    """Return stored scores of single images with a mean: hard images are hard for every plan.
+
+    Args:
+        value: The mean: a share of correct images, or above 1 of losses.
+        images: Validation images.
+        seed: Seed of what differs from plan to plan.
+        jitter: How much that is: about the share of images on which two equal plans disagree.
+    """
+    order = np.random.default_rng(7).permutation(images) / images
+    hardness = order + np.random.default_rng(seed).normal(0, jitter, images)
+    scores = (hardness.argsort().argsort() < round(value * images)).astype(float)
+    return encode_scores(scores if 0 <= value <= 1 else value * 2 * hardness)
 
 
 def _costs(plan: TrialPlan) -> dict[str, float]:

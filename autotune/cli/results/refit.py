@@ -113,5 +113,6 @@ def _metrics_table(result: RefitResult, objective: Objective) -> Table:
             ends = (estimate.low, estimate.high)
             low, high = (metric.format_value(end).removesuffix(" %") for end in ends)
             cells += [metric.format_value(estimate.value), f"{low} to {high}"]
-        table.add_row(metric.label, *cells, metric.format_gain(difference.value, unit=False))
+        gain = metric.gain(difference.value, 0.0)
+        table.add_row(metric.label, *cells, metric.format_gain(gain, unit=False))
     return table

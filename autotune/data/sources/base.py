@@ -15,9 +15,10 @@ from autotune.data.image_files import read_image
 from autotune.data.image_formats import PassedOver
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.source import Sample, Shrink, Source
+from autotune.data.sources.class_folders import check_class_folders
 from autotune.data.sources.folders import ImageFile, digest_files, scan_folder
-from autotune.data.sources.layout import find_layout, warn_of_equal_folders
-from autotune.data.sources.names import describe_similar, printable, warn_once
+from autotune.data.sources.layout import find_layout
+from autotune.data.sources.names import describe_doubtful, describe_similar, printable, warn_once
 from autotune.data.sources.split_names import AUTO, SplitNames
 from autotune.errors import DatasetError
 
@@ -80,6 +81,8 @@ class FileSource(Source):
         self.classes = tuple(printable(class_name) for class_name in names)
         if similar := describe_similar(names):
             warn_once(f"{name}: {similar}")
+        for line in describe_doubtful(names):
+            warn_once(f"{name}: {line}")
         self.samples = tuple(
             Sample(file.key, labels[file.class_name], file.split, file.group) for file in files
         )
@@ -143,8 +146,7 @@ def open_folder(
     passed_over = PassedOver()
     layout = find_layout(root, splits, passed_over)
     files = scan_folder(root, layout, progress, passed_over)
-    if splits == AUTO and layout[0].split is None:
-        warn_of_equal_folders(root, files)
+    check_class_folders(root, layout, files, splits)
     source = FileSource(name, files, progress=progress)
     source.passed_over = passed_over.by_kind()
     return source

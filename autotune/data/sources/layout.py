@@ -9,7 +9,6 @@ from functools import cache
 
 from autotune.data.image_formats import PassedOver
 from autotune.data.sources.folders import (
-    ImageFile,
     SplitFolder,
     holds_images,
     list_images,
@@ -17,7 +16,7 @@ from autotune.data.sources.folders import (
     subfolders,
     wrapped_folder,
 )
-from autotune.data.sources.names import normalized, printable, quoted, warn_once
+from autotune.data.sources.names import normalized, printable, quoted
 from autotune.data.sources.split_names import (
     AUTO,
     NONE,
@@ -74,21 +73,6 @@ def find_layout(
         return layout
 
 
-def warn_of_equal_folders(root: str, files: Sequence[ImageFile]) -> None:
-    """Warn when all class folders hold the same folders: those may be the classes."""
-    inside: dict[str, set[str]] = {}
-    for file in files:
-        first, *deeper = file.key.split("/")
-        inside.setdefault(first, set()).add(deeper[0] if len(deeper) > 1 else "")
-    shared = set.intersection(*inside.values())
-    if len(shared) > 1 and not any("" in names for names in inside.values()):
-        warn_once(
-            f"{root}: the classes are {quoted(inside)}, which hold the same folders "
-            f"{quoted(sorted(shared))}; if those are the classes, set "
-            f"{splits_key(dict.fromkeys(inside, TRAIN))}"
-        )
-
-
 def _given(
     root: str, splits: Mapping[str, Sequence[str]], passed_over: PassedOver
 ) -> list[SplitFolder]:
@@ -122,6 +106,7 @@ def _named(root: str, passed_over: PassedOver) -> list[SplitFolder]:
     splits = _splits_of(root, folders, words)
     if not splits:
         _ask_if_alike(root, folders, words)
+        _ask_if_crossed(root, folders, words)
         return []
     classes = _classes_of(root, splits, TRAIN)
     others = []
@@ -185,6 +170,22 @@ def _ask_if_alike(root: str, folders: Sequence[str], words: Mapping[str, SplitWo
                 f"{quoted(sorted(shared)[:2])}, so they may be splits; name the splits with "
                 f"{splits_key(guess)}, or set {_ARE_CLASSES}"
             )
+
+
+def _ask_if_crossed(root: str, folders: Sequence[str], words: Mapping[str, SplitWord]) -> None:
+    """Refuse folders of images that are called after class and split, such as ``cat_train``."""
+    by_class: dict[tuple[str, ...], dict[str, str]] = {}
+    for name, word in words.items():
+        by_class.setdefault(word.rest, {})[name] = word.split
+    crossed = {rest: names for rest, names in by_class.items() if is_split(names.values())}
+    names = [name for group in crossed.values() for name in group]
+    others = (os.path.join(root, name) for name in folders if name not in names)
+    if len(crossed) > 1 or (crossed and not any(map(holds_images, others))):
+        raise DatasetError(
+            f"{root}: the names of {quoted(names)} are those of splits, but hold no class "
+            f"folders; put the images into folders such as train/CLASS and test/CLASS, or set "
+            f"{_ARE_CLASSES}"
+        )
 
 
 def _inside_classes(root: str, passed_over: PassedOver) -> list[SplitFolder]:

@@ -24,6 +24,14 @@ _SYSTEM_FOLDERS = frozenset(
 )
 #: Folders that checking a disk of Windows leaves.
 _RESCUED = re.compile(r"found\.\d{3}")
+#: Zeros before a number and behind its point, as spreadsheet programs leave them out.
+_ZEROS = re.compile(r"(?<![\d.])0+(?=\d)|(?<=\d)\.0+(?![\d.])")
+#: What file managers and people add to the name of a copy.
+_COPY = re.compile(r"^copy of | *(\(\d+\)|[ .-]+(copy( ?\(?\d+\)?)?|kopie|backup|bak))$")
+#: What programs write for an empty cell, in lower case, and no class is called.
+_NO_VALUE = frozenset(
+    ("nan", "nat", "<na>", "null", "(null)", "nil", "n/a", "#n/a", "#na", "#value!", "#ref!")
+)
 #: Chooses the colored form of a symbol; it has no width.
 _EMOJI_STYLE = "\ufe0f"
 
@@ -66,8 +74,27 @@ def describe_similar(classes: Iterable[str]) -> str:
         return ""
     return (
         f"{join_some(pairs)} are different classes, though their names differ only in case, "
-        "blanks or hidden characters; rename them if they are one class"
+        "blanks, zeros, hidden characters or the mark of a copy; rename them if they are one class"
     )
+
+
+def describe_doubtful(classes: Collection[str]) -> list[str]:
+    """Say which classes stand for no label, or for several ones; nothing where none do."""
+    names = set(classes)
+    empty = sorted(name for name in names if name.lower() in _NO_VALUE)
+    joined = sorted(name for name in names if _is_joined(name, names))
+    lines = []
+    if empty:
+        lines.append(
+            f"of the classes, {quoted(empty)} may stand for no label: programs write that for an "
+            "empty cell; leave out these images if they have none"
+        )
+    if joined:
+        lines.append(
+            f"of the classes, {quoted(joined)} may be several labels: parts of these names are "
+            "classes too; an image has one class"
+        )
+    return lines
 
 
 @cache
@@ -80,11 +107,20 @@ def _quote(name: str) -> str:
     return repr(printable(name[:200]))
 
 
+def _is_joined(name: str, names: Collection[str]) -> bool:
+    """Tell whether a name consists of those of other classes."""
+    listed = re.split(r"\s*[,;|+]\s*", name)
+    words = re.split(r"\s*[/&]\s*|\s+|_and_", name)
+    is_list = len(listed) > 1 and all(listed) and any(part in names for part in listed)
+    return is_list or (len(words) > 1 and all(part in names for part in words))
+
+
 def _form(name: str) -> str:
-    """Return a name without case, hidden characters, and differences of blanks."""
+    """Return a name without what is easily overlooked, see :func:`describe_similar`."""
     visible = [
         letter
         for letter in normalized(name).casefold()
         if letter != _EMOJI_STYLE and unicodedata.category(letter) != "Cf"
     ]
-    return " ".join("".join(visible).replace("_", " ").split())
+    text = " ".join("".join(visible).replace("_", " ").split())
+    return _ZEROS.sub("", _COPY.sub("", text))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from autotune.data.image_formats import PassedOver
 from autotune.data.sources.names import printable, quoted, warn_once
@@ -51,6 +51,12 @@ def other_split_columns(columns: Sequence[str]) -> list[str]:
     ]
 
 
+def has_only_splits(values: Collection[str]) -> bool:
+    """Tell whether all values are names of splits that divide images, whatever has them."""
+    splits = recognized(values)
+    return is_split(splits.values()) and len(splits) == len(values)
+
+
 def splits_of_rows(
     where: str,
     split: str | None,
@@ -87,7 +93,7 @@ def splits_of_rows(
         return [None if cell is None else known.get(cell, cell) for cell in columns[split]]
     for column in others:
         known = recognized(_values(columns[column]))
-        if is_split(known.values()) and len(known) == len(_values(columns[column])):
+        if has_only_splits(_values(columns[column])):
             return _used(
                 where, [column], others, [known.get(cell or "") for cell in columns[column]]
             )

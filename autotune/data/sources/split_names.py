@@ -32,6 +32,7 @@ _NEUTRAL = frozenset(
     (
         *("set", "data", "dataset", "split", "subset", "part", "folder"),
         *("image", "images", "img", "imgs", "picture", "pictures", "photo", "photos"),
+        *("jpegimages", "fold", "folds", "kfold"),
     )
 )
 #: Limits the names of a split in an example.
@@ -67,6 +68,11 @@ def says_unlabeled(name: str) -> bool:
 def names_no_class(name: str) -> bool:
     """Tell whether a name has only words for splits and images, such as ``train_images``."""
     return all(word in _WORDS or word in _NEUTRAL for word in _words(name))
+
+
+def has_only_neutral_words(name: str) -> bool:
+    """Tell whether a name has only words for images and sets of them, such as ``data set 2``."""
+    return bool(words := _words(name)) and _NEUTRAL.issuperset(words)
 
 
 def recognized(names: Iterable[str]) -> dict[str, str]:

@@ -25,6 +25,7 @@ from autotune import optuna_private
 from autotune.errors import FormatError
 from autotune.results.dashboard.attributes import study_attributes, trial_attributes
 from autotune.results.dashboard.notes import study_note, trial_note
+from autotune.results.figures.parameters import importances
 from autotune.results.study_results import StudyResults
 from autotune.results.values.markdown import escape
 from autotune.runtime import gc_paused
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 #: The request of a study's page: first all trials, then those from the first unfinished one on.
 _STUDY = ("GET", "/api/studies/<study_id:int>")
+_IMPORTANCES = ("GET", f"{_STUDY[1]}/param_importances")
 
 
 def annotated_app(
@@ -113,7 +115,9 @@ class _AnnotationPlugin:
         self._annotations: dict[tuple[int, float | None], TrialAnnotation] = {}
 
     def apply(self, respond: Callable[..., Any], route: Any) -> Callable[..., Any]:
-        """Annotate the responses of the route of a study."""
+        """Annotate the responses of the routes of a study."""
+        if (route.method, route.rule) == _IMPORTANCES:
+            return self._with_importances(respond)
         if (route.method, route.rule) != _STUDY:
             return respond
 
@@ -131,6 +135,30 @@ class _AnnotationPlugin:
             return response
 
         return respond_annotated
+
+    def _with_importances(self, respond: Callable[..., Any]) -> Callable[..., Any]:
+        """Show the importances of the report: those of parameters that have an effect.
+
+        Of two objectives, the first one, the metric, has them; those of the cost stay.
+        """
+
+        def respond_with_importances(study_id: int) -> Any:
+            response = respond(study_id)
+            drawn = response.get("param_importances")
+            if not drawn:  # an error
+                return response
+            study = Study(self._storage.get_study_name_from_id(study_id), self._storage)
+            if attrs.DEFINITION in study.user_attrs:
+                ours = importances(StudyResults.from_study(study))
+                kinds = {entry["name"]: entry["distribution"] for entry in drawn[0]}
+                drawn[0] = [
+                    {"name": name, "importance": value, "distribution": kinds[name]}
+                    for name, value in ours.items()
+                    if name in kinds
+                ]
+            return response
+
+        return respond_with_importances
 
     def _annotate(self, study_id: int, response: dict[str, Any]) -> None:
         study = Study(self._storage.get_study_name_from_id(study_id), self._storage)

@@ -8,9 +8,11 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.results.diagnosis.headline import describe_confirmation, headline
+from autotune.results.diagnosis.answer import find_answer
+from autotune.results.diagnosis.headline import describe_confirmation, describe_refit
+from autotune.results.diagnosis.next_steps import next_steps
 from autotune.results.figures.layer_diagram import as_text, layer_rows
-from autotune.results.report.reproduction import commands, next_commands, study_file
+from autotune.results.report.reproduction import commands, study_file
 from autotune.results.study_results import StudyResults
 from autotune.results.values.markdown import escape, fenced, table
 from autotune.study.state import attrs
@@ -31,9 +33,10 @@ def study_note(results: StudyResults, storage_url: str) -> str:
     progress = results.describe_progress()
     if reason := results.stop_reason:
         progress += f". The study {'is' if reason.is_request else 'has ended:'} {reason.text}"
-    answer = [f"**{escape(headline(results))}**", escape(f"trials: {progress}.")]
-    if confirmation := describe_confirmation(results):
-        answer.append(escape(confirmation))
+    found = find_answer(results)
+    texts = (found.plain, f"trials: {progress}.")
+    evidence = (describe_confirmation(results), describe_refit(results))
+    answer = [f"**{escape(found.text)}**", *(escape(text) for text in (*texts, *evidence) if text)]
     return "\n\n".join(
         [
             *answer,
@@ -42,13 +45,20 @@ def study_note(results: StudyResults, storage_url: str) -> str:
             table(("", ""), _definition(results)),
             "### Images",
             table(("", ""), _images(results.dataset)),
-            "### Next steps",
-            fenced(next_commands(results, storage_url), "sh"),
+            "### What next",
+            *_steps(results, storage_url),
             "### To run it again",
             fenced(study_file(results, storage_url), "yaml"),
             fenced(commands(results, storage_url), "sh"),
         ]
     )
+
+
+def _steps(results: StudyResults, storage_url: str) -> Iterator[str]:
+    for step in next_steps(results, storage_url):
+        yield escape(step.text)
+        if step.command:
+            yield fenced(step.command, "sh")
 
 
 def _definition(results: StudyResults) -> Iterator[tuple[str, str]]:
@@ -150,6 +160,6 @@ def _sizes(trial: FrozenTrial) -> Iterator[str]:
     if attrs.SECONDS in stored:
         epochs = plural(attrs.trained_epochs(trial), "epoch")
         on = f" on {stored[attrs.DEVICE]}" if attrs.DEVICE in stored else ""
-        yield f"{epochs} in {format_duration(stored[attrs.SECONDS])}{on}"
+        yield f"{epochs} in {format_duration(attrs.own_seconds(trial))}{on}"
     elif trial.state == TrialState.RUNNING:
         yield f"for {format_duration(attrs.device_seconds(trial, time.time()))}"

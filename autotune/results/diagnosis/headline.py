@@ -1,61 +1,18 @@
-"""The answer of a study in words: the headline, the key figures, and how far to trust them."""
+"""What stands below the answer of a study: key figures, and how far to trust the numbers."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 from optuna.trial import TrialState
 
-from autotune.results.diagnosis.diagnostics import Diagnostic
+from autotune.results.diagnosis.answer import last_test
+from autotune.results.diagnosis.noise import noise_between
 from autotune.results.figures.history import last_moment
-from autotune.results.study_results import StudyResults, describe_excess
-from autotune.search import ranking
+from autotune.results.study_results import StudyResults
 from autotune.study.state import attrs
 from autotune.study.state.budget import device_hours_used
 from autotune.text import format_duration
-
-
-def headline(results: StudyResults) -> str:
-    """Answer in one sentence what a study found."""
-    best, baseline = results.best, results.baseline
-    if best is None:
-        if results.no_result is not None:
-            return results.no_result.reason
-        if results.closest_to_feasible is not None:
-            return results.explain_no_best()
-        counts = results.format_counts(with_zeros=False)
-        return f"no trial is complete yet ({counts})" if counts else "nothing has run yet"
-    plan = results.describe_plan(best)
-    plan = f": {plan}" if plan else ""
-    value = results.format_values(best)
-    if baseline is None:
-        state = "failed" if results.baseline_failure else "is not complete yet"
-        return f"best {value} (trial {best.number}){plan}; the baseline {state}"
-    front = f"; {len(results.front)} trials on the Pareto front" if len(results.front) > 1 else ""
-    difference = results.objective.format_difference
-    if best is not baseline:
-        gain = difference(best.values[0], baseline.values[0])
-        return (
-            f"baseline {results.format_values(baseline)} → best {value} (trial {best.number}, "
-            f"{gain}){plan}{front}"
-        )
-    others = (trial for trial in results.trials if trial is not baseline)
-    second = ranking.best_trial(others, results.direction)
-    if second is None:
-        return f"only the baseline is complete: {value}"
-    if second.values[0] == best.values[0]:
-        return (
-            f"no trial is better than the baseline: {value}, which trial {second.number} reaches "
-            "as well"
-        )
-    return (
-        f"no trial is better than the baseline: {value}; the nearest is trial {second.number} "
-        f"with {results.format_values(second)} "
-        f"({difference(second.values[0], best.values[0])}){front}"
-    )
 
 
 def key_figures(results: StudyResults) -> list[tuple[str, str, str]]:
@@ -67,7 +24,8 @@ def key_figures(results: StudyResults) -> list[tuple[str, str, str]]:
         workers = {trial.user_attrs.get(attrs.WORKER) for trial in trials} - {None}
         devices = sorted({str(trial.user_attrs.get(attrs.DEVICE, "")) for trial in trials} - {""})
         seconds = 3600 * device_hours_used(trials, time.time())
-        period = f"{start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M}"
+        begin, until = start.astimezone(), end.astimezone()  # Optuna's times are local
+        period = f"{begin:%Y-%m-%d %H:%M} to {until:%Y-%m-%d %H:%M %Z}"
         on = f"{seconds:,.0f} s on {len(workers)} worker{'s' * (len(workers) != 1)}"
         on += f" ({', '.join(devices)})" if devices else ""
         figures += [
@@ -135,22 +93,21 @@ def describe_confirmation(results: StudyResults) -> str:
 
 def describe_refit(results: StudyResults) -> str:
     """Describe what ``autotune refit`` last measured on the test split; empty if never called."""
-    reads: Sequence[Mapping[str, Any]] = results.attributes.get(attrs.TEST_READS, ())
-    if not reads:
+    last, objective = last_test(results), results.objective
+    if last is None:
         return ""
-    last, objective = reads[-1], results.objective
-    value, baseline = (last[name].get(objective.name) for name in ("test", "baseline"))
-    if value is None or baseline is None:
-        return ""
+    value, baseline = (float(last[name][objective.name]) for name in ("test", "baseline"))
     gain = objective.format_difference(value, baseline)
     if interval := last.get("gain"):
-        low, high = (objective.format_gain(interval[end], unit=False) for end in ("low", "high"))
+        _, *ends = objective.gain_interval(interval)
+        low, high = (objective.format_gain(end, unit=False) for end in ends)
         gain += f", interval of the gain {low} to {high}"
     text = (
         f"On the test split, which no trial has seen: trial {last['trial']}, trained on training "
         f"and validation images, has {objective.format_value(value)}, the baseline "
         f"{objective.format_value(baseline)} ({gain}). It was read "
     )
+    reads = results.attributes[attrs.TEST_READS]
     if len(reads) == 1:
         return f"{text}once."
     return f"{text}{len(reads)} times; a choice that uses these values makes them optimistic."
@@ -163,9 +120,9 @@ def caveats(results: StudyResults) -> list[str]:
         return []
     value = best.values[0]
     texts = [
-        "These are validation values. The best of many trials is chosen by the very value that "
-        "is shown, so it is optimistic; autotune confirm trains the best plans under other seeds, "
-        "and autotune refit measures the test split, which no trial has seen, once."
+        "The values of trials are validation values. The best of many is chosen by the very value "
+        "that is shown, so it is optimistic; autotune confirm trains the best plans under "
+        "other seeds, and autotune refit measures the test split, which no trial has seen, once."
     ]
     if folds := results.dataset.get("folds"):
         texts.append(
@@ -173,40 +130,14 @@ def caveats(results: StudyResults) -> list[str]:
             "them. That is how much one fold differs from another, not the error of the mean, "
             "which is smaller."
         )
-    images = int(results.dataset.get("validation") or 0)
-    if objective.name == "accuracy" and images:
-        # Of a binomial share. Best and baseline share their images, so their difference is known
-        # better.
-        error = math.sqrt(max(0.0, value * (1 - value)) / images)
-        noise = (
-            f"On {images:,} validation images, one standard error of "
-            f"{objective.format_value(value)} is {100 * error:.1f} points"
+    noise = noise_between(results, best, baseline) if baseline and best is not baseline else None
+    if noise is not None and baseline is not None:
+        gain = objective.gain(value, baseline.values[0])
+        text = (
+            f"The gain of {objective.format_gain(gain)} has a noise of "
+            f"{objective.format_gain(noise.error)}, {noise.basis}"
         )
-        gain = value - baseline.values[0] if baseline is not None else 0.0
-        if best is not baseline and 0 < gain < 2 * error:
-            noise += (
-                f"; the gain of {objective.format_gain(gain)} is less than two of them, so it may "
-                "be chance"
-            )
-        texts.append(f"{noise}.")
+        if gain < 2 * noise.error:
+            text += ": it is less than twice that, so it may be chance"
+        texts.append(f"{text}.")
     return texts
-
-
-def action_items(results: StudyResults, diagnostics: Sequence[Diagnostic]) -> list[str]:
-    """Say what should be done next."""
-    progress, texts = results.progress, []
-    missing = progress.budget - progress.finished
-    reason = results.stop_reason
-    if (reason is None or reason.is_request) and missing > 0:
-        texts.append(
-            f"The study is not at its end: {missing} of {progress.budget} trials are missing."
-        )
-    if results.no_result is not None:
-        texts.append(f"{results.no_result.advice}.")
-        if closest := results.closest_to_feasible:
-            texts.append(f"The nearest is trial {closest.number}: {describe_excess(closest)}.")
-    return texts + [
-        f"{diagnostic.question} {diagnostic.answer}"
-        for diagnostic in diagnostics
-        if diagnostic.severity == "action"
-    ]

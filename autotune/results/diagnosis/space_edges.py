@@ -7,7 +7,7 @@ search space boundaries"): https://github.com/google-research/tuning_playbook
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,8 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial
 from pydantic import ValidationError
 
-from autotune.config.old_names import with_new_names
+from autotune.config.loading import get_dotted
+from autotune.config.old_names import KEYS
 from autotune.config.schema import SpaceConfig
 from autotune.results.study_results import StudyResults, is_active
 
@@ -106,17 +107,79 @@ def _edge(distribution: BaseDistribution, value: Any) -> tuple[str, float, float
     return None
 
 
-def _is_allowed(parameter: str, value: float) -> bool:
-    """Ask the rules of the study file whether a parameter could have a value."""
+def wider_range(results: StudyResults, edge: Edge, layers: int) -> tuple[str, Any] | None:
+    """Return the key of a study file that widens a range beyond an edge, and its new value.
+
+    A range is widened by half of it, in decades where it is logarithmic, or by as much of that as
+    the key allows.
+
+    Args:
+        results: The study.
+        edge: One of its edges.
+        layers: Layers of the backbone: no more can train.
+
+    Returns:
+        ``None`` where the study file has no range of numbers there.
+    """
+    key = _key_of(edge.parameter)
+    searched = get_dotted(results.definition, key)
+    if not edge.can_be_widened:
+        return None
+    side = "low" if edge.side == "lower" else "high"
+    sign = -1.0 if edge.side == "lower" else 1.0
+    for share in (0.5, 0.25, 0.1, 0.05):
+        if isinstance(searched, Mapping) and {"low", "high"} <= searched.keys():
+            bound = _beyond(searched, side, sign * share)
+            bound = min(bound, layers) if edge.parameter == "depth" else bound
+            wider: Any = {**searched, side: bound}
+        elif isinstance(searched, list) and all(isinstance(v, int | float) for v in searched):
+            bound = max(searched) * 2 if sign > 0 else min(searched) / 2
+            bound = int(bound) if isinstance(searched[0], int) else bound
+            wider = [*searched, bound] if sign > 0 else [bound, *searched]
+        else:
+            return None
+        if wider != searched and _is_valid(key, wider):
+            return key, wider
+    return None
+
+
+def _beyond(searched: Mapping[str, Any], side: str, share: float) -> Any:
+    """Return the bound of a range, moved outwards by a share of the range."""
+    low, high, step = searched["low"], searched["high"], searched.get("step")
+    if searched.get("log"):
+        bound = searched[side] * (high / low) ** share
+        bound = float(f"{bound:.1g}")  # two digits would look as if they mattered
+        return int(bound) if isinstance(low, int) else bound
+    move = share * (high - low)
+    if step or isinstance(low, int):
+        size = step or 1
+        move = math.copysign(max(1, round(abs(move) / size)) * size, share)
+    bound = searched[side] + move
+    return int(bound) if isinstance(low, int) else float(f"{bound:.6g}")
+
+
+def _key_of(parameter: str) -> str:
+    """Return the key of the study file that gives a parameter its range."""
     section, _, key = parameter.partition(".")
     if section == "layer":  # layer.1.dropout is the key layers.dropout
         section, key = "layers", key.partition(".")[2]
     else:
         key = key.rsplit(".", 1)[0]  # head.units.1 is the key head.units
+    # Parameters are stored under the names that keys had in version 0.1.
+    old = f"space.{section}.{key}" if key else f"space.{section}"
+    return KEYS.get(old, old)
+
+
+def _is_allowed(parameter: str, value: float) -> bool:
+    """Ask the rules of the study file whether a parameter could have a value."""
+    return _is_valid(_key_of(parameter), value)
+
+
+def _is_valid(key: str, value: Any) -> bool:
+    for part in reversed(key.split(".")[1:]):
+        value = {part: value}
     try:
-        # Parameters are stored under the names that keys had in version 0.1.
-        values, _ = with_new_names({"space": {section: {key: value} if key else value}})
-        SpaceConfig.model_validate(values["space"])
+        SpaceConfig.model_validate(value)
     except ValidationError:
         return False
     return True

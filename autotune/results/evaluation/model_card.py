@@ -11,12 +11,14 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from optuna.study import StudyDirection
 
 from autotune.models.backbone import Backbone
 from autotune.models.pretrained.names import PACKAGED_WEIGHTS, resolve, split_source
 from autotune.plan import TrialPlan
 from autotune.results.evaluation.bootstrap import Bin
 from autotune.results.values.markdown import escape, table
+from autotune.results.values.objective import Objective
 from autotune.text import as_cell
 
 CARD, MATRIX, RELIABILITY = "README.md", "confusion_matrix.csv", "reliability.png"
@@ -49,9 +51,9 @@ trained on {train_images} others. {reads}
 {scores}
 
 The baseline is the unchanged backbone with a linear head, trained as this model was. In brackets:
-95 % bootstrap intervals over the test images; those of the difference are paired. They say how far
-other images would change a score, not how far another training would. Log loss (in nats) and
-calibration error are better when lower.
+95 % bootstrap intervals over the test images; those of the gain are paired. They say how far other
+images would change a score, not how far another training would. Log loss (in nats) and calibration
+error are better when lower; a gain is positive where this model is better.
 
 {difference}
 
@@ -190,17 +192,22 @@ def describe_difference(metric: str, differences: Mapping[str, Mapping[str, floa
         metric: The metric that the study optimizes.
         differences: ``value``, ``low`` and ``high`` of each metric, model minus baseline.
     """
-    gap = differences[metric]
-    value, low, high = (_signed(metric, gap[key]) for key in ("value", "low", "high"))
-    unit = "" if metric == "log_loss" else " points"
-    text = f"The {_METRICS[metric]} is {value}{unit} against the baseline (95 % interval {low} to "
-    if gap["low"] <= 0.0 <= gap["high"]:
+    score = _objective(metric)
+    gain, low, high = score.gain_interval(differences[metric])
+    value, start, end = (_signed(metric, number) for number in (gain, low, high))
+    unit = " points" if score.is_share else ""
+    text = f"The gain in {_METRICS[metric]} over the baseline is {value}{unit} "
+    text += f"(95 % interval {start} to {end})"
+    if low <= 0.0 <= high:
         return (
-            f"{text}{high}). The interval includes 0: the test split does not show that one of "
-            "the two is better."
+            f"{text}. The interval includes 0: the test split does not show that one of the two "
+            "is better."
         )
-    is_better = (gap["value"] > 0) != (metric == "log_loss")
-    return f"{text}{high}): this model is {'better' if is_better else 'worse'}."
+    return f"{text}: this model is {'better' if gain > 0 else 'worse'}."
+
+
+def _objective(metric: str) -> Objective:
+    return Objective("", StudyDirection.MAXIMIZE, decimals=2).with_name(metric)
 
 
 def _scores(record: Mapping[str, Any]) -> str:
@@ -214,10 +221,10 @@ def _scores(record: Mapping[str, Any]) -> str:
             f"({' to '.join(_score(name, end) for end in intervals[key][name])})"
             for scores, key in (("test", "test"), ("baseline_test", "baseline"))
         ]
-        gap = intervals["difference"][name]
-        value, low, high = (_signed(name, gap[key]) for key in ("value", "low", "high"))
+        gain = _objective(name).gain_interval(intervals["difference"][name])
+        value, low, high = (_signed(name, number) for number in gain)
         rows.append((label, *cells, f"{value} ({low} to {high})"))
-    return table(("", "this model", "baseline", "difference"), rows)
+    return table(("", "this model", "baseline", "gain"), rows)
 
 
 def _calibration(bins: Sequence[Mapping[str, Any]]) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -21,6 +19,7 @@ from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.trial.retrain import retrain
 from autotune.study.trial.run import torch_device_name
+from autotune.version import installed_version
 
 
 @dataclass(frozen=True)
@@ -169,6 +168,6 @@ def _changes(
         old, new = describe_precision(recorded), describe_precision(compute)
         yield f"computed in {old} then, in {new} now"
     for name, old in study_attrs.get(attrs.ENVIRONMENT, {}).items():
-        new = platform.python_version() if name == "python" else version(name)
+        new = installed_version(name)
         if old != new:
-            yield f"{name} {old} then, {new} now"
+            yield f"{name} {old} then, {new or 'unknown'} now"

@@ -10,6 +10,7 @@ from autotune.results.study_results import StudyResults
 from autotune.results.values.objective import Objective
 from autotune.search.greedy import StageResult, greedy_state
 from autotune.study.state import attrs
+from autotune.text import count_of
 
 
 @dataclass(frozen=True)
@@ -51,21 +52,21 @@ def stage_rows(results: StudyResults) -> tuple[StageRow, ...]:
         results.budget.trials,
         space.nearest(space.baseline(config.baseline)),
     )
-    margin = config.search.greedy.margin
-    return tuple(_row(stage, results.objective, margin) for stage in found.results)
+    margin, has_ended = config.search.greedy.margin, results.stop_reason is not None
+    return tuple(_row(stage, results.objective, margin, has_ended) for stage in found.results)
 
 
-def _row(result: StageResult, objective: Objective, margin: float) -> StageRow:
+def _row(result: StageResult, objective: Objective, margin: float, has_ended: bool) -> StageRow:
     best, gain = result.best, ""
     if best is not None and best.value is not None and result.value_before is not None:
         gain = objective.format_difference(best.value, result.value_before)
     return StageRow(
         name=result.stage.name,
         searched=_searched(result),
-        trials="" if result.skipped else f"{result.finished} of {result.quota}",
+        trials="" if result.skipped else count_of(result.finished, result.quota),
         best="" if result.skipped else objective.format_value(best.value if best else None),
         gain=gain,
-        verdict=_verdict(result, margin),
+        verdict=_verdict(result, margin, has_ended),
         trial=best.number if best else None,
     )
 
@@ -78,11 +79,11 @@ def _searched(result: StageResult) -> str:
     return ", ".join(dict.fromkeys(names))
 
 
-def _verdict(result: StageResult, margin: float) -> str:
+def _verdict(result: StageResult, margin: float, has_ended: bool) -> str:
     if result.skipped:
         return "skipped: the layer before it gained nothing"
     if not result.is_finished:
-        return "in progress"
+        return "not finished when the study ended" if has_ended else "in progress"
     if result.accepted:
         return "accepted"
     return f"not accepted: no gain above {margin:g}" if margin else "not accepted: no gain"

@@ -256,9 +256,10 @@ def timeline_figure(results: StudyResults) -> go.Figure | None:
             "<extra></extra>",
         )
     figure.update_layout(barmode="overlay", bargap=0.35, height=110 + 42 * len(lanes))
-    figure.update_xaxes(type="date")
-    if suffix := drawn_suffix(len(trials), len(started)):
-        figure.update_xaxes(title=f"the newest trials{suffix}")
+    suffix = drawn_suffix(len(trials), len(started))
+    newest = f"; the newest trials{suffix}" if suffix else ""
+    # Optuna stamps trials with local times, without a zone.
+    figure.update_xaxes(type="date", title=f"time ({now.astimezone():%Z}){newest}")
     figure.update_yaxes(categoryorder="array", categoryarray=lanes, showgrid=False)
     return figure
 

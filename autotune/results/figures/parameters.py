@@ -120,15 +120,16 @@ def slice_figure(results: StudyResults, parameter: str) -> go.Figure | None:
     """Draw the values of the complete trials over one parameter.
 
     Trials in which the parameter is inactive (the units of a hidden layer that does not exist)
-    are left out: their values would look like a result.
+    are left out: their values would look like a result. The axis of the values is the same for all
+    parameters, so that the figures can be compared.
     """
     active = [
         trial
         for trial in drawable(results.trials, TrialState.COMPLETE)
         if is_active(results.space, trial, parameter)
     ]
-    if len(active) < 2:
-        return None
+    if len({str(trial.params[parameter]) for trial in active}) < 2:
+        return None  # a single value shows nothing
     drawn = thin(results, active, MAX_SLICE_POINTS)
     distribution = drawn[-1].distributions[parameter]
     figure = new_figure()
@@ -154,6 +155,9 @@ def slice_figure(results: StudyResults, parameter: str) -> go.Figure | None:
     )
     figure.update_layout(showlegend=False, height=250)
     figure.update_xaxes(**_parameter_axis(distribution))
+    values = [trial.values[0] for trial in drawable(results.trials, TrialState.COMPLETE)]
+    room = 0.06 * (max(values) - min(values)) or 0.01
+    figure.update_yaxes(range=[min(values) - room, max(values) + room])
     return figure
 
 

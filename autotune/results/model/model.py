@@ -15,13 +15,11 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -56,6 +54,7 @@ from autotune.storage.paths import MODEL_RECORD
 from autotune.study.state import oom
 from autotune.text import first_line
 from autotune.training.trainer import Normalizer
+from autotune.version import COMMIT, installed_version
 
 FORMAT = FORMATS[MODEL]
 WEIGHTS, RECORD = "model.safetensors", MODEL_RECORD
@@ -67,7 +66,7 @@ FIELDS = (
 #: An image of Pillow, or the path of an image file.
 ImageOrPath = Image.Image | str | os.PathLike[str]
 _PREPROCESSING = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
-_PACKAGES = ("autotune", "timm", "torch", "torchvision", "pillow")
+_VERSIONS = ("autotune", COMMIT, "timm", "torch", "torchvision", "pillow", "python")
 
 
 @dataclass(frozen=True)
@@ -287,7 +286,7 @@ def save_model(
     save_file(state, folder / WEIGHTS, metadata={"plan": json.dumps(plan)})
     record = {
         "format": FORMAT,
-        "versions": {name: _version(name) for name in (*_PACKAGES, "python")},
+        "versions": {name: made for name in _VERSIONS if (made := installed_version(name))},
         "weights_sha256": sha256_of(folder / WEIGHTS),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "backbone": model_spec.plan.backbone,
@@ -369,7 +368,9 @@ def load_model(path: str | os.PathLike[str]) -> Model:
         set_kernel_offsets(network, offsets)
     except (BackboneError, PlanError, RuntimeError, ValueError) as error:
         versions = record.get("versions") or {}
-        others = [f"{name} {made}" for name, made in versions.items() if made != _version(name)]
+        others = [
+            f"{name} {made}" for name, made in versions.items() if made != installed_version(name)
+        ]
         hint = f"it was made with {', '.join(others)}; install these" if others else "refit it"
         text = str(error) if isinstance(error, AutotuneError) else first_line(error)
         raise ModelError(f"the model of {folder} cannot be built here ({text}); {hint}") from error
@@ -434,11 +435,3 @@ def _read_weights(file: Path, digest: str) -> dict[str, Tensor]:
         f"{file} must have the SHA-256 {digest} that {RECORD} names, but has {actual}: it is "
         "damaged, or of another refit; copy the whole folder again, or refit the model"
     )
-
-
-def _version(name: str) -> str:
-    if name == "python":
-        return platform.python_version()
-    with suppress(ModuleNotFoundError):  # PackageNotFoundError is one
-        return version(name)
-    return "unknown"

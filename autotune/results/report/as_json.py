@@ -9,15 +9,16 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+from autotune.results.diagnosis.answer import find_answer
 from autotune.results.diagnosis.diagnostics import diagnose
-from autotune.results.diagnosis.headline import headline
+from autotune.results.diagnosis.next_steps import next_steps
 from autotune.results.report.dataframe import trial_records
 from autotune.results.study_results import StudyResults
 from autotune.results.values.verdict import Verdict
 from autotune.storage.url import redact
 from autotune.study.state import attrs
 from autotune.text import escaped
-from autotune.version import __version__
+from autotune.version import __version__, commit
 
 #: Raised when a key is renamed, removed or gets another meaning; further keys do not raise it.
 FORMAT = 2
@@ -43,15 +44,23 @@ def _document(results: StudyResults, storage_url: str) -> Any:
         }
         for record, trial in zip(trial_records(results), results.trials, strict=True)
     ]
-    best, baseline = results.best, results.baseline
+    best, baseline, answer = results.best, results.baseline, find_answer(results)
     objectives = (results.objective, results.cost)
     document = {
         "format": FORMAT,
         "autotune": __version__,
+        "commit": commit() or None,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "study": results.name,
         "storage": redact(storage_url) if storage_url else None,
-        "headline": headline(results),
+        "headline": answer.text,
+        "answer": {
+            "evidence": answer.evidence,
+            "plain": answer.plain,
+            "is_better": answer.is_better,
+            "trial": answer.trial.number if answer.trial else None,
+        },
+        "next_steps": [asdict(step) for step in next_steps(results, storage_url)],
         "objectives": [
             {"name": objective.name, "direction": objective.direction.name.lower()}
             for objective in objectives

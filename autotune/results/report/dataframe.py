@@ -16,7 +16,8 @@ column                    type                 holds
 ``deviation.<name>``      float64              their standard deviations over the folds
 ``cost.<name>``           float64              what the network costs, measured before it trains
 ``epochs``                Int64                epochs trained, those of earlier attempts included
-``seconds``               float64              wall time of the training, likewise
+``seconds``               float64              wall time of the training, likewise; without the
+                                               features that it computed for all other trials
 ``parameters_tuned``      Int64                parameters that train
 ``peak_memory_mb``        float64              what the training held on its GPU at most
 ``worker``, ``device``    string               who ran it, and on what
@@ -129,7 +130,7 @@ def _record(trial: FrozenTrial, results: StudyResults) -> dict[str, Any]:
         "deviations": dict(stored.get(attrs.DEVIATIONS, {})),
         "costs": dict(stored.get(attrs.COSTS, {})),
         "epochs": attrs.trained_epochs(trial),
-        "seconds": stored.get(attrs.SECONDS),
+        "seconds": attrs.own_seconds(trial) if attrs.SECONDS in stored else None,
         "parameters_tuned": stored.get(attrs.TRAINABLE_PARAMETERS),
         "peak_memory_mb": stored.get(attrs.PEAK_MEMORY_MB),
         "worker": stored.get(attrs.WORKER),

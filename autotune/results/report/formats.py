@@ -13,6 +13,7 @@ from autotune.results.report.as_json import render_json
 from autotune.results.report.dataframe import trials_frame
 from autotune.results.report.html import render_html
 from autotune.results.report.markdown import render_markdown
+from autotune.results.report.reproduction import study_file
 from autotune.results.study_results import StudyResults
 from autotune.storage.paths import REPORT_FORMATS
 from autotune.storage.url import redact
@@ -36,7 +37,7 @@ def resolve_format(path: str | Path | None, given: str | None = None) -> str:
     if given is not None and given not in REPORT_FORMATS:
         raise UserError(f"format: must be one of {allowed}, but got {given!r}")
     ending = "" if path is None or str(path) == "-" else Path(path).suffix[1:].lower()
-    ending = "html" if ending == "htm" else ending
+    ending = {"htm": "html", "yml": "yaml"}.get(ending, ending)
     if ending in REPORT_FORMATS and given not in (None, ending):
         raise UserError(
             f"format: {given} and the file {path} contradict each other; leave the format out, or "
@@ -92,6 +93,8 @@ def render(results: StudyResults, format: str, storage_url: str = "") -> bytes:
             text = _render_csv(results)
         case "json":
             text = render_json(results, storage_url)
+        case "yaml":
+            text = study_file(results, storage_url)
         case "md":
             text = render_markdown(results, storage_url)
         case _:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
@@ -20,22 +21,29 @@ from optuna.trial import FrozenTrial
 from plotly.offline import get_plotlyjs
 
 from autotune.data.quality.checks import duplicate_summary
-from autotune.results.diagnosis.diagnostics import MIN_FOR_IMPORTANCES, diagnose
+from autotune.results.diagnosis.answer import PLAN_TITLES, Answer, find_answer
+from autotune.results.diagnosis.diagnostics import diagnose
+from autotune.results.diagnosis.facts import Facts
 from autotune.results.diagnosis.headline import (
-    action_items,
     caveats,
     describe_confirmation,
     describe_refit,
-    headline,
     key_figures,
 )
-from autotune.results.diagnosis.space_edges import space_edges
+from autotune.results.diagnosis.next_steps import next_steps
+from autotune.results.diagnosis.space_checks import MIN_FOR_IMPORTANCES, edges_of_best
 from autotune.results.diagnosis.utilization import measure_utilization
 from autotune.results.figures.greedy_stages import stage_rows
 from autotune.results.figures.history import curves_figure, history_figure, timeline_figure
 from autotune.results.figures.layer_diagram import as_html, layer_rows
-from autotune.results.figures.parameters import importances, importances_figure, slice_figure
+from autotune.results.figures.parameters import (
+    MIN_ACTIVE,
+    importances,
+    importances_figure,
+    slice_figure,
+)
 from autotune.results.figures.pareto import front_figure
+from autotune.results.report.glossary import EVIDENCE, GLOSSARY
 from autotune.results.report.reproduction import commands, file_name, study_file
 from autotune.results.report.trial_table import (
     MAX_ROWS,
@@ -52,38 +60,52 @@ from autotune.runtime import gc_paused
 from autotune.study.state import attrs
 from autotune.study.state.constraints import COST_LABELS, format_cost, format_count
 from autotune.text import format_duration, visible
-from autotune.version import __version__
+from autotune.version import describe_version
 
 
 def render_html(results: StudyResults, storage_url: str = "") -> str:
     """Return the report of a study as one HTML page, whose commands name a storage."""
     with gc_paused():
         context = _context(results, storage_url)
-        return _environment().get_template("report.html.j2").render(context)
+        page = _environment().get_template("report.html.j2").render(context)
+        return page.replace("<!--contents-->", _contents(page), 1)
+
+
+def _contents(page: str) -> str:
+    """Return links to the sections that a page has; names cannot bring in a heading."""
+    sections = re.findall(r'<h2 id="([a-z-]+)">([^<]+)</h2>', page)
+    return " · ".join(f'<a href="#{anchor}">{title}</a>' for anchor, title in sections)
 
 
 def _context(results: StudyResults, storage_url: str) -> dict[str, Any]:
     """Return what the template shows, by the names it uses."""
-    objective, attributes, best = results.objective, results.attributes, results.best
-    measured = importances(results)
+    objective, attributes = results.objective, results.attributes
+    answer, facts = find_answer(results), Facts(results)
+    is_enough = results.progress.complete >= MIN_FOR_IMPORTANCES
+    measured = importances(results) if is_enough else {}
     diagnostics = diagnose(results, measured)
     file = study_file(results, storage_url)
-    is_improved = best is not None and best is not results.baseline
     return {
         "name": results.name,
         "objective": objective,
-        "headline": headline(results),
+        "headline": answer.text,
+        "answer": answer,
+        "evidence": EVIDENCE[answer.evidence],
+        "glossary": GLOSSARY,
+        "next_steps": next_steps(results, storage_url),
         "progress": results.progress,
         "key_figures": key_figures(results),
         "confirmation": describe_confirmation(results),
         "refit": describe_refit(results),
         "caveats": caveats(results),
-        "notes": [*action_items(results, diagnostics), *results.image_warnings],
-        "networks": _networks(results),
+        "notes": results.image_warnings,
+        "networks": _networks(results, answer),
         "stages": stage_rows(results),
         "figures": _figures(results, measured),
-        "few_complete": results.progress.complete < MIN_FOR_IMPORTANCES,
-        "edges": space_edges(results, best) if best and is_improved else (),
+        "min_for_importances": MIN_FOR_IMPORTANCES,
+        "min_active": MIN_ACTIVE,
+        "edges": edges_of_best(facts),
+        "edge_of": facts.describe_candidate(),
         "utilization": measure_utilization(results.trials),
         "diagnostics": diagnostics,
         "metrics": [objective.with_name(name).label for name in metric_names(results)],
@@ -105,7 +127,7 @@ def _context(results: StudyResults, storage_url: str) -> dict[str, Any]:
         "file_name": file_name(results),
         "commands": commands(results, storage_url),
         "plotly": _plotly_compressed(),
-        "version": __version__,
+        "version": describe_version(),
         "written": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     }
 
@@ -141,15 +163,16 @@ def _format_wait(seconds: float) -> str:
     return format_duration(seconds) if seconds >= 1 else "under a second"
 
 
-def _networks(results: StudyResults) -> list[dict[str, str]]:
-    """Draw the plans of the baseline and of the best trial, once they are complete."""
-    best, baseline = results.best, results.baseline
+def _networks(results: StudyResults, answer: Answer) -> list[dict[str, str]]:
+    """Draw the plans of the baseline and of the answer, once they are complete."""
+    trial, baseline = answer.trial, results.baseline
+    score = f"validation {results.objective.label}"
     titles = {"Baseline": baseline}
-    if best is not None and best is not baseline:
-        titles[f"Best: trial {best.number}"] = best
+    if trial is not None and trial is not baseline:
+        titles[f"{PLAN_TITLES[answer.evidence]}: trial {trial.number}"] = trial
     return [
         {
-            "title": f"{title}, {results.objective.label} {results.format_values(trial)}",
+            "title": f"{title}, {score} {results.format_values(trial)}",
             "plan": results.describe_plan(trial),
             "diagram": as_html(layer_rows(results.layers_of(trial), plan)),
             "size": _describe_size(trial),
@@ -166,7 +189,7 @@ def _describe_size(trial: FrozenTrial) -> str:
             f"{format_count(int(stored[attrs.TRAINABLE_PARAMETERS]))} trainable parameters"
         )
     if attrs.SECONDS in stored:
-        parts.append(f"{format_duration(float(stored[attrs.SECONDS]))} of training")
+        parts.append(f"{format_duration(attrs.own_seconds(trial))} of training")
     if attrs.PEAK_MEMORY_MB in stored:
         parts.append(f"{float(stored[attrs.PEAK_MEMORY_MB]):,.0f} MB of memory at most")
     if costs := stored.get(attrs.COSTS, {}):

@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 
+from autotune.results.diagnosis.answer import PLAN_TITLES, find_answer
 from autotune.results.diagnosis.diagnostics import diagnose
 from autotune.results.diagnosis.headline import (
-    action_items,
     caveats,
     describe_confirmation,
     describe_refit,
-    headline,
     key_figures,
 )
+from autotune.results.diagnosis.next_steps import next_steps
 from autotune.results.figures.layer_diagram import as_text, layer_rows
 from autotune.results.report.reproduction import commands, study_file
 from autotune.results.report.trial_table import TrialRow, cost_names, failures, trial_rows
@@ -27,7 +27,7 @@ from autotune.search import ranking
 from autotune.study.state import attrs
 from autotune.study.state.constraints import COST_LABELS
 from autotune.text import visible
-from autotune.version import __version__
+from autotune.version import describe_version
 
 #: Trials in the table.
 BEST_SHOWN = 10
@@ -40,21 +40,29 @@ def render_markdown(results: StudyResults, storage_url: str = "") -> str:
 
 def _blocks(results: StudyResults, storage_url: str) -> Iterator[str]:
     diagnostics = diagnose(results)
-    answer = headline(results)
+    answer = find_answer(results)
     yield f"# Study {escape(results.name)}"
-    yield f"**{escape(answer[:1].upper() + answer[1:])}.**"
+    yield f"**{escape(answer.text[:1].upper() + answer.text[1:])}.**"
+    yield escape(answer.plain)
+    if steps := next_steps(results, storage_url):
+        yield "## What next"
+        for number, step in enumerate(steps, start=1):
+            yield f"{number}. {escape(step.text)}"
+            if step.command:
+                yield fenced(step.command, "sh")
+    yield "## The numbers"
     for text in (describe_confirmation(results), describe_refit(results)):
         if text:
             yield escape(text)
     yield table(("", "", ""), key_figures(results))
-    notes = [*caveats(results), *action_items(results, diagnostics), *results.image_warnings]
+    notes = [*caveats(results), *results.image_warnings]
     if notes:
         yield "\n".join(f"- {escape(note)}" for note in notes)
-    plan = attrs.trial_plan(results.best) if results.best is not None else None
-    if results.best is not None and plan is not None:
-        yield f"## Best plan: trial {results.best.number}"
+    plan = attrs.trial_plan(answer.trial) if answer.trial is not None else None
+    if answer.trial is not None and plan is not None:
+        yield f"## {PLAN_TITLES[answer.evidence]} plan: trial {answer.trial.number}"
         yield escape(plan.describe(named=True))
-        yield fenced(as_text(layer_rows(results.layers_of(results.best), plan)))
+        yield fenced(as_text(layer_rows(results.layers_of(answer.trial), plan)))
     yield from _trials(results)
     if failed := failures(results):
         yield "## Failures"
@@ -85,7 +93,7 @@ def _blocks(results: StudyResults, storage_url: str) -> Iterator[str]:
         yield "</details>"
         yield fenced(commands(results, storage_url), "sh")
     written = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
-    yield escape(f"Written by autotune {__version__}, {written}.")
+    yield escape(f"Written by {describe_version()}, {written}.")
 
 
 def _trials(results: StudyResults) -> Iterator[str]:

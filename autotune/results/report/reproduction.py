@@ -5,7 +5,6 @@ A password in the URL of the storage is left out.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import yaml
@@ -14,7 +13,7 @@ from autotune.config.loading import load_study_file, presets, slug
 from autotune.config.schema import BUDGETS, NAME_RULE
 from autotune.errors import AutotuneError
 from autotune.results.study_results import StudyResults
-from autotune.storage.commands import STORAGE, command_line, is_named
+from autotune.storage.commands import STORAGE, command_line, full_storage_option
 from autotune.storage.url import redact
 from autotune.study.state import attrs
 from autotune.text import shell_quote
@@ -42,29 +41,13 @@ def file_name(results: StudyResults) -> str:
     return f"{slug(results.name) or 'study'}.yaml"
 
 
-def next_commands(results: StudyResults, storage_url: str) -> str:
-    """Return the commands that continue the study and evaluate it."""
-    storage = _storage_option(storage_url)
-    name = "" if NAME_RULE.fullmatch(results.name) else f" --name {shell_quote(results.name)}"
-    return "\n".join(
-        [
-            command_line("autotune", "report", results.name, storage),
-            "# the trials that are left; search.trials=... for more",
-            f"autotune run {file_name(results)}{name}{storage}",
-            "# the best plans and the baseline over seeds; then the final model and its test",
-            command_line("autotune", "confirm", results.name, storage),
-            command_line("autotune", "refit", results.name, storage),
-        ]
-    )
-
-
 def commands(results: StudyResults, storage_url: str) -> str:
     """Return the commands that print the winning plan and run the study again."""
     return "\n".join(_command_lines(results, storage_url))
 
 
 def _command_lines(results: StudyResults, storage_url: str) -> Iterator[str]:
-    name, file, storage = results.name, file_name(results), _storage_option(storage_url)
+    name, file, storage = results.name, file_name(results), full_storage_option(storage_url)
     # Under its own name the finished study would be found, and nothing be trained.
     again = f"{file.removesuffix('.yaml')}-again"
     if storage_url and not storage:
@@ -80,13 +63,6 @@ def _command_lines(results: StudyResults, storage_url: str) -> Iterator[str]:
         yield f"# the same study once more; save the study file above as {file}"
     yield f"autotune run {file} --name {again}{storage}"
     yield f"autotune best {again}{storage}"
-
-
-def _storage_option(storage_url: str) -> str:
-    """Name the storage, as the reader may be elsewhere; not one that the environment names."""
-    url = redact(storage_url)
-    is_given = bool(os.environ.get(STORAGE)) and is_named(storage_url)
-    return f" --storage {shell_quote(url)}" if url and not is_given else ""
 
 
 def _is_preset(results: StudyResults) -> bool:

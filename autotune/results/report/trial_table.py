@@ -70,15 +70,19 @@ def cost_names(results: StudyResults) -> tuple[str, ...]:
 
 
 def choose_rows(results: StudyResults) -> list[FrozenTrial]:
-    """Choose the trials of the table: of many, the best and the newest ones and the baseline."""
-    if len(results.trials) <= MAX_ROWS:
-        return list(results.trials)
-    half = MAX_ROWS // 2
-    best = ranking.rank_trials(results.trials, results.direction)[:half]
-    chosen = {trial.number for trial in (*best, *results.trials[-half:])}
-    if results.baseline is not None:
-        chosen.add(results.baseline.number)
-    return [trial for trial in results.trials if trial.number in chosen]
+    """Choose the trials of the table: of many, the best and the newest ones and the baseline.
+
+    The complete trials come first, the best one at the top; then the others by their numbers.
+    """
+    ranked, trials = ranking.rank_trials(results.trials, results.direction), results.trials
+    if len(trials) > MAX_ROWS:
+        half = MAX_ROWS // 2
+        chosen = {trial.number for trial in (*ranked[:half], *trials[-half:])}
+        if results.baseline is not None:
+            chosen.add(results.baseline.number)
+        trials = tuple(trial for trial in trials if trial.number in chosen)
+    place = {trial.number: rank for rank, trial in enumerate(ranked)}
+    return sorted(trials, key=lambda trial: (place.get(trial.number, len(place)), trial.number))
 
 
 def trial_rows(results: StudyResults, trials: Iterable[FrozenTrial]) -> list[TrialRow]:
@@ -97,7 +101,8 @@ def _row(
         return Cell(text, _key(value))
 
     metrics, measured = stored.get(attrs.METRICS, {}), stored.get(attrs.COSTS, {})
-    epochs, seconds = attrs.trained_epochs(trial), stored.get(attrs.SECONDS)
+    epochs = attrs.trained_epochs(trial)
+    seconds = attrs.own_seconds(trial) if attrs.SECONDS in stored else None
     earlier = ", ".join(map(str, attrs.earlier_attempts(trial)))
     origin = join_sentences(f"retry of {earlier}" if earlier else "", attrs.trial_origin(trial))
     return TrialRow(
@@ -110,7 +115,7 @@ def _row(
         costs=tuple(cell(name, measured.get(name)) for name in costs),
         metrics=tuple(cell(name, metrics.get(name)) for name in names),
         epochs=Cell(str(epochs), _key(epochs)),
-        seconds=Cell("–" if seconds is None else f"{float(seconds):,.1f}", _key(seconds)),
+        seconds=Cell("–" if seconds is None else f"{seconds:,.1f}", _key(seconds)),
         plan=results.describe_plan(trial),
         worker=str(stored.get(attrs.WORKER, "")),
         reason=str(stored.get(attrs.REASON, "")) or origin,

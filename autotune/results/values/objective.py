@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from optuna.study import StudyDirection
@@ -11,6 +11,8 @@ from optuna.study import StudyDirection
 from autotune.config.schema import COSTS
 from autotune.study.state.constraints import COST_LABELS, format_cost
 
+#: Scores of which less is better.
+_MINIMIZED = ("log_loss", "calibration_error", *COSTS)
 _SHARES = ("accuracy", "balanced_accuracy", "macro_f1", "top5_accuracy", "calibration_error")
 
 
@@ -30,7 +32,11 @@ class Objective:
 
     def with_name(self, name: str) -> Objective:
         """Return another metric of the same trials, written with as many decimals."""
-        return replace(self, name=name)
+        if name == self.name:
+            return self
+        minimized = name in _MINIMIZED
+        direction = StudyDirection.MINIMIZE if minimized else StudyDirection.MAXIMIZE
+        return replace(self, name=name, direction=direction)
 
     @property
     def is_maximized(self) -> bool:
@@ -62,6 +68,17 @@ class Objective:
     def gain(self, value: float, other: float) -> float:
         """Return by how much a value is better than another one."""
         return value - other if self.is_maximized else other - value
+
+    def gain_interval(self, difference: Mapping[str, float]) -> tuple[float, float, float]:
+        """Return a gain and the ends of its interval, which count improvements as positive.
+
+        Args:
+            difference: How far the metric lies from another one: ``value`` or ``mean``, ``low``
+                and ``high``.
+        """
+        value = difference["value"] if "value" in difference else difference["mean"]
+        ends = sorted(self.gain(difference[end], 0.0) for end in ("low", "high"))
+        return self.gain(value, 0.0), ends[0], ends[1]
 
     def best_of(self, values: Iterable[float]) -> float:
         """Return the best of some values."""

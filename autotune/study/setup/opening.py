@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import platform
 import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -34,6 +32,7 @@ from autotune.study.setup.manifest_store import describe_changes, find_study, wr
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget
 from autotune.study.state.trial_queue import TrialQueue
+from autotune.version import COMMIT, installed_version
 
 if TYPE_CHECKING:
     from autotune.study.setup.definition import Definition
@@ -43,7 +42,17 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 #: Seconds between two looks for a study that does not exist yet.
 POLL_S = 2.0
-_PACKAGES = ("autotune", "optuna", "torch", "torchvision", "timm", "scikit-learn", "numpy")
+_VERSIONS = (
+    "python",
+    "autotune",
+    COMMIT,
+    "optuna",
+    "torch",
+    "torchvision",
+    "timm",
+    "scikit-learn",
+    "numpy",
+)
 #: A key of a definition, its stored value and the value now.
 Difference = tuple[str, Any, Any]
 
@@ -297,12 +306,12 @@ def _store_definition(
         }
         for backbone in definition.backbones
     }
-    versions = {package: version(package) for package in _PACKAGES}
+    versions = {name: known for name in _VERSIONS if (known := installed_version(name))}
     plugins = {key: plugin.digest() for key, plugin in plugin_refs(config).items()}
     for name, value in (
         (attrs.BACKBONES, backbones),
         (attrs.SPACE, definition.space.to_json()),
-        (attrs.ENVIRONMENT, {"python": platform.python_version(), **versions}),
+        (attrs.ENVIRONMENT, versions),
         (attrs.PLUGINS, plugins),
     ):
         study.set_user_attr(name, value)

@@ -82,6 +82,8 @@ DEVICE_MEMORY_MB = study_view.DEVICE_MEMORY_MB
 COSTS = "costs"  # dict: cost -> float, as measured before training
 METRICS = "metrics"  # dict: Metrics.to_json() of the last epoch; with folds, means over them
 DEVIATIONS = "metrics_deviation"  # dict: standard deviations of the same over folds
+# dict: encode_scores() of its validation images, for the metric; of complete trials
+IMAGE_SCORES = "image_scores"
 REASON = "reason"  # str: why a trial failed, was requeued or was not trained
 FAILED_PLAN = study_view.FAILED_PLAN  # true: it failed because of its plan; samplers use that
 RETRIES = "retries"  # list of int: numbers of the earlier attempts, in order
@@ -321,6 +323,15 @@ def device_seconds(trial: FrozenTrial, now: float) -> float:
         return float(trial.user_attrs.get(DEVICE_SECONDS, 0.0))
     # Of a study that was made before claims had a time.
     return trial.duration.total_seconds() if trial.duration else 0.0
+
+
+def own_seconds(trial: FrozenTrial) -> float:
+    """Return the seconds of a trial's training, without those of features for all trials.
+
+    The first trial that needs features computes them for all, and would look slow.
+    """
+    shared = trial.user_attrs.get(CACHES, {}).get("seconds", 0.0)
+    return max(0.0, float(trial.user_attrs.get(SECONDS, 0.0)) - float(shared))
 
 
 def started_at(trial: FrozenTrial) -> float:

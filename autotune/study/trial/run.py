@@ -31,6 +31,7 @@ from autotune.study.devices import gpu_name
 from autotune.study.setup.resources import BackboneResources
 from autotune.study.state import attrs, oom
 from autotune.study.state.constraints import set_constraints, violations
+from autotune.study.state.image_scores import encode_scores
 from autotune.study.trial.build import AnyTrainer, build_trial_trainer
 from autotune.study.trial.context import CacheStats, WorkerContext
 from autotune.study.trial.identity import checkpoint_for
@@ -39,7 +40,7 @@ from autotune.training.checkpoint import Checkpoint
 from autotune.training.compute.amp import float32_precision, is_kept_fp32
 from autotune.training.cost_profile import measure_costs
 from autotune.training.folds import CrossValidationTrainer, trainers_of
-from autotune.training.metrics import Metrics, confusion
+from autotune.training.metrics import Metrics, confusion, image_scores
 from autotune.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -201,6 +202,8 @@ class _Run:
             metrics = training.metrics if has_logits else training.validate()
             assert metrics is not None
             record = _describe_results(training, metrics, ctx.device)
+            if not is_pruned:
+                record[attrs.IMAGE_SCORES] = self._image_scores(training, resources)
         finally:  # also after an error: a retry adds to these
             earlier = frozen.user_attrs.get(attrs.CACHES, {})
             stats = ctx.stats.since(stats_before)
@@ -216,6 +219,12 @@ class _Run:
         store_artifacts(trial, ctx, resources, training, outcome)
         checkpoint.path.unlink(missing_ok=True)
         return outcome
+
+    def _image_scores(self, training: AnyTrainer, resources: BackboneResources) -> dict[str, Any]:
+        logits = training.validation_logits
+        assert logits is not None, "a complete trial was validated"
+        labels, metric = resources.validation.labels, self.ctx.config.training.objective
+        return encode_scores(image_scores(logits, labels, metric))
 
     def _frozen(self) -> FrozenTrial:
         return self.ctx.handle.study.get_trials(deepcopy=False)[self.trial.number]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from autotune.data.sources.names import describe_similar, is_system_folder
+from autotune.data.sources.names import describe_doubtful, describe_similar, is_system_folder
 from autotune.data.sources.registry import open_source
 from autotune.errors import DatasetError
 from tests.support.images import make_class_folders, make_split_folder
@@ -21,6 +21,13 @@ SIMILAR = [
     ("\u2764", "\u2764\ufe0f"),
     ("K\u00c4FER", "ka\u0308fer"),
     ("Stra\u00dfe", "STRASSE"),
+    ("001", "1"),
+    ("1.0", "1"),
+    ("class_01", "class 1"),
+    ("cat", "cat copy"),
+    ("cat", "cat - Copy (2)"),
+    ("cat", "cat (1)"),
+    ("cat", "cat_backup"),
 ]
 
 
@@ -33,10 +40,42 @@ def test_names_that_are_easily_taken_for_each_other(names: tuple[str, str]) -> N
 
 
 @pytest.mark.parametrize(
-    "names", [("cat", "cats"), ("1", "-1"), ("a b", "ab"), ("o", "ö"), ("C", "C++"), ("😺", "😸")]
+    "names",
+    [
+        ("cat", "cats"),
+        ("1", "-1"),
+        ("a b", "ab"),
+        ("o", "ö"),
+        ("C", "C++"),
+        ("😺", "😸"),
+        ("0.5", "0.05"),
+        ("1", "10"),
+        ("0", "1.0"),
+        ("carbon", "carbon copy machine"),
+    ],
 )
 def test_other_names_are_different(names: tuple[str, str]) -> None:
     assert describe_similar(names) == ""
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [
+        (["nan", "cat"], "no label"),
+        (["<NA>", "cat"], "no label"),
+        (["#N/A", "cat"], "no label"),
+        (["null", "NULL"], "no label"),
+        (["cat", "cat,dog"], "several labels"),
+        (["cat", "cat; dog"], "several labels"),
+        (["cat", "dog|cat"], "several labels"),
+        (["cat", "dog", "cat dog"], "several labels"),
+        (["cat", "dog", "cat / dog"], "several labels"),
+        (["cat", "dog", "cat_and_dog"], "several labels"),
+        (["NA", "None", "C", "C++", "bird", "bird house", "a,b", "nano", "R&D"], ""),
+    ],
+)
+def test_classes_that_are_no_label_or_several(names: list[str], kind: str) -> None:
+    assert [kind in line for line in describe_doubtful(names)] == [True] * bool(kind)
 
 
 def test_classes_of_similar_names_stay_and_are_named_once(
@@ -48,7 +87,8 @@ def test_classes_of_similar_names_stay_and_are_named_once(
     (record,) = caplog.records
     assert record.getMessage() == (
         f"{root}: 'Cat' and 'cat' and 'cat ' are different classes, though their names differ "
-        "only in case, blanks or hidden characters; rename them if they are one class"
+        "only in case, blanks, zeros, hidden characters or the mark of a copy; rename them if "
+        "they are one class"
     )
 
 

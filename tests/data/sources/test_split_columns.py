@@ -45,6 +45,8 @@ TTVV = ["train", "train", "validation", "validation"]
         ({"partition": ["TRAIN", "TRAIN", "dev", "dev"]}, TTVV),
         ({"fold": ["train", "train", "val", "val"]}, TTVV),
         ({"Data Split": ["train", "train", "val", "val"]}, TTVV),
+        ({"dataset": ["train", "train", "val", "val"]}, TTVV),
+        ({"Train/Val": ["T", "T", "V", "V"], "type": ["train", "train", "val", "val"]}, TTVV),
         ({"is_valid": [False, False, True, True]}, TTVV),
         ({"is_val": [0, 0, 1, 1]}, TTVV),
         ({"isValid": ["no", "", "yes", "Y"]}, TTVV),

@@ -35,7 +35,7 @@ def notes_of(study: Study) -> dict[TrialState, list[str]]:
 
 
 def test_the_note_of_a_study_begins_with_its_answer(study: Study) -> None:
-    first, counts, *_ = note_of(study, URL).split("\n\n")
+    first, _, counts, *_ = note_of(study, URL).split("\n\n")
     assert re.fullmatch(r"\*\*baseline 84.2 % → best .* points\): .*\*\*", first), first
     finished = "trials: 25 of 40 finished: 17 complete, 7 pruned, 1 failed, 1 retried, 1 running"
     assert counts.startswith(finished)
@@ -48,14 +48,14 @@ def test_the_note_of_a_study_says_what_it_is_and_how_to_run_it(study: Study) -> 
     assert "| baseline | trial 0, 84.2 %: backbone frozen, linear head, " in note
     assert "| images | 200 train, 360 validate, 360 are the test split |" in note
     assert "| fingerprint | 0f0f0f0f" in note
-    assert "autotune report digits --storage 'postgresql://me:***@db.example.org/studies'" in note
+    assert "autotune status digits --watch --storage 'postgresql://me:***@db.example.org" in note
     assert "dataset: digits" in note
     assert "secret" not in note
 
 
 def test_the_note_of_a_study_that_is_over_or_has_nothing() -> None:
     study = make_study(trials=0, running=0, failed=0, retried=0)
-    assert note_of(study).startswith("**nothing has run yet**\n\ntrials: 0 of 40 finished")
+    assert note_of(study).startswith("**nothing has run yet**\n\nThere is no result yet")
     study.set_user_attr(
         attrs.ENDED, StopReason("patience", "no better one in 20 trials").to_json()
     )
@@ -117,5 +117,7 @@ def test_what_others_wrote_is_shown_as_it_is() -> None:
 
 
 def test_a_fence_is_longer_than_those_in_what_it_holds() -> None:
-    study = make_study(name="```", trials=1)
-    assert "````yaml\nname: '```'" in note_of(study)
+    study = make_study(trials=1)
+    definition = {**study.user_attrs[attrs.DEFINITION], "dataset": "```"}
+    study.set_user_attr(attrs.DEFINITION, definition)
+    assert "````yaml\nname: digits\n" in note_of(study)

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import optuna
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.study import Study
 from optuna.trial import TrialState, create_trial
 
-from autotune.results.diagnosis.diagnostics import Severity, diagnose, luckiest
+from autotune.results.diagnosis.answer import find_answer
+from autotune.results.diagnosis.diagnostics import diagnose
+from autotune.results.diagnosis.facts import Severity
+from autotune.results.diagnosis.gain_checks import luckiest
+from autotune.results.diagnosis.next_steps import next_steps
 from autotune.results.study_results import StudyResults
 from autotune.results.values.verdict import Verdict
 from autotune.study.state import attrs
+from autotune.study.state.budget import EXHAUSTED, StopReason
 from tests.support.page import page_of
-from tests.support.studies import make_study
+from tests.support.studies import ONE_PARAMETER, image_scores_of, make_study
 
 RATE = FloatDistribution(1e-4, 1.0, log=True)
 POOL = CategoricalDistribution(["avg", "max", "avgmax"])
-IMAGES = 10_000  # one standard error of 90 % is 0.3 points
+IMAGES = 10_000  # the standard error of a difference is about 0.15 points
 
 EDGE = "Does the best plan lie at an edge of the space?"
 DENSE = "Were enough plans tried near the best one?"
@@ -62,6 +70,9 @@ def add(
     state: TrialState = TrialState.COMPLETE,
     **attributes: Any,
 ) -> None:
+    if value is not None and state == TrialState.COMPLETE and math.isfinite(value):
+        seed = len(study.get_trials(deepcopy=False))
+        attributes = {attrs.IMAGE_SCORES: image_scores_of(value, IMAGES, seed), **attributes}
     params = {} if lr is None else {"training.lr": lr, "head.pool": pool}
     study.add_trial(
         create_trial(
@@ -75,68 +86,108 @@ def add(
     )
 
 
-def diagnosed(study: Study, question: str) -> tuple[Severity, str] | None:
-    """Return severity and answer of a question, if there is one."""
-    for found in diagnose(StudyResults.from_study(study)):
-        if found.question == question:
-            assert found.severity == "ok" or found.advice or question == MATTER
-            return found.severity, found.answer
-    return None
-
-
 def answered(study: Study, question: str) -> tuple[Severity, str]:
-    found = diagnosed(study, question)
-    assert found is not None
-    return found
+    """Return severity and answer of a question."""
+    found = {one.question: one for one in diagnose(StudyResults.from_study(study))}[question]
+    return found.severity, found.answer
 
 
 @pytest.mark.parametrize(
     ("value", "lr", "found"),
     [
-        (0.9, 0.9, ("action", "Yes: training.lr = 0.9 at the upper end (1).")),
-        (0.9, 1.1e-4, ("action", "Yes: training.lr = 0.00011 at the lower end (0.0001).")),
-        (0.9, 0.01, ("ok", "No: trial 1 lies inside the space in every parameter.")),
-        (0.7, 0.9, None),  # the baseline is best
+        (0.9, 0.9, ("action", "Yes: training.lr = 0.9 at the upper end (1), in trial 5.")),
+        (0.9, 1.1e-4, ("action", "Yes: training.lr = 0.00011 at the lower end (0.0001), in ")),
+        (0.9, 0.01, ("ok", "No: trial 5 lies inside the space in every parameter.")),
+        # The baseline is best.
+        (
+            0.7,
+            0.9,
+            ("action", "Yes: training.lr = 0.9 at the upper end (1), in trial 5, the best "),
+        ),
     ],
 )
-def test_edges(value: float, lr: float, found: tuple[str, str] | None) -> None:
-    study = study_of(baseline=0.8)
+def test_edges(value: float, lr: float, found: tuple[str, str]) -> None:
+    study = study_of(0.5, 0.5, 0.5, 0.5, baseline=0.8)
+    assert answered(study, EDGE)[0] == "unknown"  # of few plans, one is at an edge by chance
     add(study, value, lr=lr)
-    assert diagnosed(study, EDGE) == found
-    assert (diagnosed(study, NOISE) is None) == (found is None)
+    severity, text = answered(study, EDGE)
+    assert severity == found[0] and text.startswith(found[1])
 
 
 @pytest.mark.parametrize(
-    ("close", "severity", "start"), [(4, "ok", "Yes: 4 of"), (2, "warning", "Hardly: 2 of")]
+    ("close", "late", "enough", "more"),
+    [
+        (4, 0.95, ("warning", "Not yet: the best value still rises"), ("action", "Probably: ")),
+        (4, 0.9, ("ok", "Yes: "), ("ok", "Hardly: ")),
+        (4, 0.9005, ("ok", "Yes: "), ("ok", "Hardly: ")),
+        (2, 0.9, ("warning", "Hardly: 2 of 21 other trained plans lie"), ("warning", "Perhaps: ")),
+        (0, 0.95, ("warning", "Not yet: "), ("action", "Probably: ")),
+    ],
 )
-def test_density(close: int, severity: str, start: str) -> None:
-    study = study_of(0.9)
-    for number in range(9):
+def test_enough_trials(
+    close: int, late: float, enough: tuple[str, str], more: tuple[str, str]
+) -> None:
+    study = study_of(baseline=0.8)
+    add(study, 0.9)
+    for number in range(20):
         # A tenth of a decade of four, and the other end with another pool.
         lr, pool = (0.0125, "max") if number < close else (0.8, "avg")
         add(study, 0.85, lr=lr, pool=pool)
-    found, text = answered(study, DENSE)
-    assert found == severity
-    assert text.startswith(f"{start} 9 other trained plans differ from trial 0")
-    assert "none comes within the noise (0.30 points)" in text
+    add(study, late, pool="max" if late != 0.9 else "avg", lr=0.01 if late != 0.9 else 0.8)
+    for question, (severity, start) in ((DENSE, enough), (MORE, more)):
+        found, text = answered(study, question)
+        assert (found, text[: len(start)]) == (severity, start)
 
 
-@pytest.mark.parametrize(
-    ("late", "severity", "start"),
-    [
-        (0.95, "action", "Probably: the last 2 trained plans improved the best value by 5.00"),
-        (0.902, "warning", "Perhaps a little: the last 2 trained plans improved"),
-        (0.9, "ok", "Not likely: the last 2 trained plans brought nothing above trial 3."),
-    ],
+def test_a_space_that_is_exhausted_needs_no_more_trials() -> None:
+    study = study_of(0.9, baseline=0.8)
+    study.set_user_attr(attrs.ENDED, StopReason(EXHAUSTED, "every plan has been tried").to_json())
+    text = "every plan of the space has been tried."
+    assert answered(study, MORE) == ("ok", f"No: {text}")
+    assert answered(study, DENSE) == ("ok", f"Yes: {text}")
+
+
+_ANSWERS = {  # how an answer to "enough plans?" begins -> how one to "more trials?" does
+    "Cannot tell yet": "Cannot tell yet",
+    "Not yet": "Probably",
+    "Hardly": "Perhaps",
+    "Yes": ("Hardly", "No"),
+}
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    st.builds(
+        dict,
+        trials=st.integers(0, 45),
+        running=st.integers(0, 2),
+        failed=st.integers(0, 6),
+        gain=st.sampled_from([-0.05, 0.0, 0.01, 0.11]),
+        objective=st.sampled_from(["accuracy", "macro_f1", "log_loss"]),
+        space=st.sampled_from([None, ONE_PARAMETER]),
+        seed=st.integers(0, 20),
+    )
 )
-def test_more_trials(late: float, severity: str, start: str) -> None:
-    found, text = answered(study_of(0.8, 0.85, 0.7, 0.9, 0.8, 0.8, late, 0.6), MORE)
-    assert found == severity and text.startswith(start)
+def test_no_two_answers_contradict_each_other(made: dict[str, Any]) -> None:
+    results = StudyResults.from_study(make_study(**made))
+    found = {one.question: one for one in diagnose(results)}
+    enough, more = found[DENSE], found[MORE]
+    assert len(found) == 11
+    assert more.answer.startswith(_ANSWERS[enough.answer.partition(":")[0]])
+    for one in found.values():
+        assert one.answer.startswith("Cannot tell yet: ") == (one.severity == "unknown")
+        assert one.answer.endswith(".") and "nan" not in one.answer
+    texts = " ".join(step.text for step in next_steps(results))
+    assert "more trials" not in texts or more.severity != "ok"
+    assert bool(texts) == (made["trials"] + made["running"] + made["failed"] != 0) or texts
+    answer = find_answer(results)
+    assert (answer.trial is None) == (results.best is None)
+    assert answer.plain.endswith(".") and answer.text
 
 
 @pytest.mark.parametrize(
     ("beyond", "failed", "severity"),
-    [(0, 0, "ok"), (3, 0, "warning"), (8, 0, "action"), (0, 3, "action")],
+    [(0, 0, "unknown"), (2, 0, "ok"), (3, 0, "warning"), (8, 0, "action"), (0, 3, "action")],
 )
 def test_feasibility(beyond: int, failed: int, severity: str) -> None:
     study = study_of(*[0.8] * 8)
@@ -147,28 +198,33 @@ def test_feasibility(beyond: int, failed: int, severity: str) -> None:
     found, text = answered(study, FEASIBLE)
     assert found == severity
     assert f"{beyond} were beyond" in text or not beyond + failed
+    assert severity != "unknown" or text == "Cannot tell yet: 8 finished trials; 10 are needed."
 
 
 def test_diverged_trials_are_told_with_their_learning_rate() -> None:
     study = study_of()
-    for value in (0.7, 0.75, 0.8, 0.81):
+    for number in range(9):
+        value = 0.7 + number / 100
+        assert answered(study, STABLE)[0] == "unknown"
         add(study, value, curve=[value - 0.02, value - 0.01, value - 0.001, value])
+    add(study, 0.81, curve=[0.8, 0.8, 0.81])
     assert answered(study, STABLE)[0] == "ok"
     reason = {attrs.REASON: "DivergedError: the loss is nan in epoch 2"}
-    add(study, None, lr=0.5, state=TrialState.FAIL, **reason)
+    for lr in (0.5, 0.6):
+        add(study, None, lr=lr, state=TrialState.FAIL, **reason)
     severity, text = answered(study, STABLE)
     assert severity == "action"
-    assert text.startswith("No: 1 of 5 trainings diverged")
+    assert text.startswith("No: 2 of 12 trainings diverged")
     assert text.endswith("those that diverged had a learning rate of 0.5 or more.")
     # A retry of the same attempt brought it to its end.
-    add(study, 0.6, lr=0.5, curve=[0.5, 0.6], **{attrs.RETRIES: [4]})
-    assert answered(study, STABLE)[1].startswith("Yes: none of 5 trainings diverged")
+    add(study, 0.6, lr=0.5, curve=[0.5, 0.6], **{attrs.RETRIES: [10]})
+    assert answered(study, STABLE)[1].startswith("Yes: 1 of 12 trainings diverged")
 
 
 def test_curves_that_jump() -> None:
     study = study_of()
-    for value in (0.8, 0.81, 0.82, 0.83):
-        add(study, value, curve=[0.3, 0.5, 0.8, 0.7, value])
+    for number in range(10):
+        add(study, 0.8 + number / 100, curve=[0.3, 0.5, 0.8, 0.7, 0.8 + number / 100])
     severity, text = answered(study, STABLE)
     assert severity == "warning" and "worsens by at most 10.00 points" in text
 
@@ -179,8 +235,8 @@ def test_curves_that_jump() -> None:
         ([0.5, 0.7, 0.8, 0.85, 0.899, 0.9], "ok", "ok"),
         ([0.5, 0.6, 0.7, 0.75, 0.8, 0.9], "ok", "warning"),
         ([0.5, 0.9, 0.95, 0.93, 0.91, 0.9], "action", "ok"),
-        ([0.5, 0.9, 0.9045, 0.9, 0.9, 0.9], "warning", "ok"),
-        ([0.5, 0.9, 0.902, 0.9, 0.9, 0.9], "ok", "ok"),
+        ([0.5, 0.9, 0.9025, 0.9, 0.9, 0.9], "warning", "ok"),
+        ([0.5, 0.9, 0.901, 0.9, 0.9, 0.9], "ok", "ok"),
     ],
 )
 @pytest.mark.parametrize("minimized", [False, True])
@@ -189,6 +245,10 @@ def test_curves_of_the_best(curve: list[float], overfits: str, long: str, minimi
     study = study_of(direction="minimize" if minimized else "maximize")
     curve = [1 - value for value in curve] if minimized else curve
     add(study, curve[-1], curve=curve)
+    # Of a single trial it is not known how far values differ by chance.
+    is_rising = curve[-1] in (max(curve), min(curve))
+    assert answered(study, OVERFIT)[0] == ("ok" if is_rising else "unknown")
+    add(study, curve[-1] + (0.001 if minimized else -0.001))
     severity, text = answered(study, OVERFIT)
     assert (severity, answered(study, LONG)[0]) == (overfits, long)
     if overfits == "action":
@@ -205,7 +265,10 @@ def test_which_parameters_matter() -> None:
     severity, text = answered(study, MATTER)
     assert severity == "ok" and "lies in training.lr" in text
     severity, text = answered(few, MATTER)
-    assert severity == "warning" and "12 complete trials make this a hint and no more" in text
+    assert (severity, text) == (
+        "unknown",
+        "Cannot tell yet: 12 complete trials; 20 are needed.",
+    )
 
 
 @pytest.mark.parametrize(
@@ -243,14 +306,15 @@ def test_a_winner_that_came_from_behind() -> None:
     [
         ((0.7, 0.75, 0.9), "ok", "ok"),
         ((0.7, 0.75, 0.801), "action", "action"),
-        # 0.85 points, at 0.39 points of noise; the luckiest of 61 would look 0.91 points better.
-        ((*[0.79] * 60, 0.8085), "ok", "action"),
+        # 0.32 points, at 0.16 points of noise; the luckiest of 61 would look 0.37 points better.
+        ((*[0.79] * 60, 0.8032), "ok", "action"),
     ],
 )
 def test_gain_against_noise_and_luck(values: tuple[float, ...], noise: str, luck: str) -> None:
     study = study_of(*values, baseline=0.8)
     severity, text = answered(study, NOISE)
-    assert severity == noise and "the standard error on 10,000 validation images" in text
+    assert severity == noise
+    assert "the standard error of differences on the same 10,000 validation images" in text
     severity, text = answered(study, LUCK)
     assert severity == luck and f"the luckiest of {len(values)} equal plans would look" in text
 
@@ -266,12 +330,19 @@ def test_a_confirmation_counts_more_than_an_estimate(low: float, severity: str) 
     assert "over 5 seeds the mean of trial 3 is 2.00 points worse than its value" in text
 
 
-def test_noise_of_folds_is_the_error_of_their_mean() -> None:
-    study = study_of(baseline=0.8)
-    study.set_user_attr(attrs.DATASET, {"train": 400, "validation": 400, "folds": [100] * 4})
-    add(study, 0.9, **{attrs.DEVIATIONS: {"accuracy": 0.02}})
-    text = "of 1.0 points, the standard error of the mean of 4 folds"
-    assert text in answered(study, NOISE)[1]
+@pytest.mark.parametrize(
+    ("best", "found"), [(0.9, "Yes: the gain of 10.0 points is 3.7"), (0.84, "Cannot tell yet: ")]
+)
+def test_studies_of_older_versions_have_the_largest_noise_there_can_be(
+    best: float, found: str
+) -> None:
+    study = study_of()
+    study.set_user_attr(attrs.DATASET, {"train": 400, "validation": 400})
+    for value, role in ((0.8, {attrs.ROLE: attrs.BASELINE}), (best, {})):
+        add(study, value, **{attrs.IMAGE_SCORES: None, **role})
+    text = answered(study, NOISE)[1]
+    assert text.startswith(found)
+    assert "the largest standard error that a difference can have on the same 400" in text
 
 
 def test_luck_of_many() -> None:
@@ -302,16 +373,17 @@ def test_every_kind_of_study_is_diagnosed(made: dict[str, Any]) -> None:
     questions = [one.question for one in found]
     assert len(set(questions)) == len(found)
     assert all(one.answer.endswith(".") and "nan" not in one.answer for one in found)
-    assert len(found) >= (9 if made["trials"] == 40 and "gain" not in made else 0)
     page = page_of(study)
-    assert [text for text in page.of("dt") if text.endswith("?")] == questions
-    assert ("Questions to ask of a study" in page.of("h2")) == bool(found)
+    assert sorted(text for text in page.of("dt") if text.endswith("?")) == sorted(questions)
+    # What cannot be told comes last.
+    tags = [text for text in page.of("span") if text in ("ok", "warning", "action", "not yet")]
+    assert tags == sorted(tags, key="not yet".__eq__)
 
 
 def test_trials_of_another_program_are_diagnosed_too() -> None:
     study = optuna.create_study()
-    assert diagnose(StudyResults.from_study(study)) == ()
+    assert all(one.is_unknown for one in diagnose(StudyResults.from_study(study)))
     study.add_trial(create_trial(value=float("inf")))
     study.add_trial(create_trial(value=0.5, intermediate_values={3: 0.5, 7: float("nan")}))
     found = diagnose(StudyResults.from_study(study))
-    assert all(one.severity == "ok" for one in found)
+    assert {one.severity for one in found} <= {"ok", "unknown"}

@@ -8,10 +8,10 @@ import pytest
 from optuna.study import Study
 from optuna.trial import TrialState, create_trial
 
+from autotune.results.diagnosis.answer import headline
 from autotune.results.diagnosis.headline import (
     describe_refit,
     describe_saved_epochs,
-    headline,
     key_figures,
 )
 from autotune.results.study_results import StudyResults
@@ -138,35 +138,34 @@ def test_reused_features_are_counted(folds: tuple[int, ...], figure: str) -> Non
 def test_the_page_says_what_ended_the_study() -> None:
     study = make_study(trials=6, running=0)
     text = page_of(study).text
-    assert "ended by" not in text and "The study is not at its end: 33 of 40" in text
+    assert "ended by" not in text and "not at its end: 33 of 40 trials are missing" in text
     reason = StopReason("patience", "no better trial in the last 4")
     study.set_user_attr(attrs.ENDED, reason.to_json())
     text = page_of(study).text
     assert "ended by patience no better trial in the last 4" in text
-    assert "The study is not at its end" not in text
+    assert "not at its end" not in text
     study.add_trial(create_trial(state=TrialState.RUNNING))
     assert "ended by" not in page_of(study).text
 
 
 def test_the_page_warns_of_optimism(page: Parsed) -> None:
     assert "measures the test split" in page.text
-    assert "On 360 validation images, one standard error of 91.7 % is 1.5 points." in page.text
+    text = "points, the standard error of differences on the same 360 validation images."
+    assert text in page.text
 
 
 def test_the_page_says_when_a_gain_may_be_chance() -> None:
     study = make_study(trials=1, running=0, failed=0)
     study.add_trial(create_trial(value=0.85))
-    text = "the gain of 0.8 points is less than two of them, so it may be chance"
+    text = "validation images: it is less than twice that, so it may be chance."
     assert text in page_of(study).text
 
 
 def test_action_items() -> None:
-    late = make_study(trials=12, running=0, failed=6)
+    late = make_study(trials=30, running=0, failed=6)
     late.add_trial(create_trial(value=0.99))
-    text = page_of(late).text
-    assert "Is much of the space infeasible, or failing? Yes: of 19 finished trials" in text
-    assert "Would more trials help? Probably: the last 4 trained plans improved" in text
-    assert "of 40 trials are missing" in text
+    notes = page_of(late).of("li")
+    assert any(note.startswith("See what failed, above: one reason is") for note in notes)
 
 
 def read(test: float, baseline: float, metric: str = "accuracy", **more: object) -> Any:
@@ -198,4 +197,7 @@ def test_the_test_split_of_a_minimized_objective() -> None:
     study = make_study(trials=8, objective="log_loss")
     text = refit_of(study, read(0.31, 0.4, "log_loss"))
     assert "has 0.3100, the baseline 0.4000 (0.0900 lower)" in text
+    gain = {"mean": -0.09, "low": -0.12, "high": -0.06}  # as stored: model minus baseline
+    text = refit_of(study, read(0.31, 0.4, "log_loss", gain=gain))
+    assert "(0.0900 lower, interval of the gain 0.0600 to 0.1200)" in text
     assert refit_of(study, read(0.9, 0.8)) == ""  # of another metric

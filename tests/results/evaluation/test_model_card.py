@@ -121,8 +121,13 @@ def test_a_difference_in_a_sentence(
         metric, {metric: dict(zip(("value", "low", "high"), gap, strict=True))}
     )
     assert said in found
-    unit = "points" if metric == "accuracy" else "against"
-    assert unit in found
+    # A gain has the sign of an improvement, also where less is better.
+    is_gain = (gap[0] > 0) == (metric == "accuracy")
+    assert (
+        f"The gain in {metric.replace('_', ' ')}".replace("accuracy", "accuracy (top-1)") in found
+    )
+    assert f"over the baseline is {'+' if is_gain else '−'}" in found
+    assert (" points (95" in found) == (metric == "accuracy")
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
+from autotune.results.diagnosis.answer import headline
 from autotune.results.diagnosis.diagnostics import diagnose
-from autotune.results.diagnosis.headline import action_items, headline, key_figures
+from autotune.results.diagnosis.headline import key_figures
+from autotune.results.diagnosis.next_steps import next_steps
 from autotune.results.figures.history import history_figure, timeline_figure
 from autotune.results.figures.parameters import importances
 from autotune.results.figures.pareto import front_figure
@@ -124,11 +126,12 @@ def test_infeasible_trials_are_counted_and_say_why(limited: StudyResults) -> Non
 
 
 def test_where_nothing_is_within_the_limits_the_page_says_so() -> None:
-    study = make_study(constraints=OUT_OF_REACH, trials=20, failed=0)
+    study = make_study(constraints=OUT_OF_REACH, trials=20, failed=0, running=0)
     results = StudyResults.from_study(study)
     assert headline(results) == results.explain_no_best()
-    items = action_items(results, diagnose(results))
-    assert any("were beyond the limits or the memory" in item for item in items)
+    answers = [found.answer for found in diagnose(results) if found.severity == "action"]
+    assert any("were beyond the limits or the memory" in answer for answer in answers)
+    assert any("The nearest is trial" in step.text for step in next_steps(results))
     page = page_of(study)
     assert not page.open and "best so far" not in page.text
     assert list(traces(history_figure(results))) == ["complete", "baseline"]

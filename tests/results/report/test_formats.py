@@ -60,8 +60,8 @@ def test_the_ending_says_the_format(path: str | None, given: str | None, meant: 
     ("path", "given", "said"),
     [
         ("a.json", "md", "md and the file a.json contradict each other; .* end in .md"),
-        ("a.txt", None, "a.txt: the ending .* html, md, json, csv, parquet; .* --format md"),
-        (None, "pdf", "must be one of html, md, json, csv, parquet, but got 'pdf'"),
+        ("a.txt", None, "a.txt: the ending .* html, md, json, csv, parquet, yaml; .* --format md"),
+        (None, "pdf", "must be one of html, md, json, csv, parquet, yaml, but got 'pdf'"),
     ],
 )
 def test_a_contradiction_is_a_mistake(path: str | None, given: str | None, said: str) -> None:
@@ -74,7 +74,8 @@ def test_markdown_answers_first(study: Study) -> None:
     assert lines[0] == "# Study digits"
     assert lines[2].startswith("**Baseline 84.2 % → best 91.7 % (trial 7, +7.5 points): last 4")
     assert [one for one in lines if one.startswith("## ")] == [
-        *("## Best plan: trial 7", "## Best trials", "## Failures"),
+        *("## What next", "## The numbers", "## Best plan: trial 7", "## Best trials"),
+        "## Failures",
         *("## Questions to ask of a study", "## Again"),
     ]
     at = lines.index("| trial | accuracy | epochs | seconds | plan |")

@@ -55,3 +55,19 @@ def test_decimals_are_what_the_validation_split_resolves() -> None:
     assert StudyResults.from_study(study).objective == ACCURACY
     study.set_user_attr(attrs.DATASET, {"validation": 5000})
     assert StudyResults.from_study(study).objective.format_value(0.84164) == "84.16 %"
+
+
+@pytest.mark.parametrize(
+    ("name", "gain"),
+    [("accuracy", 0.1), ("log_loss", -0.1), ("calibration_error", -0.1), ("macro_f1", 0.1)],
+)
+@pytest.mark.parametrize("of", [ACCURACY, LOSS])
+def test_a_gain_is_positive_where_it_is_an_improvement(
+    of: Objective, name: str, gain: float
+) -> None:
+    metric = of.with_name(name)
+    assert metric.gain(0.6, 0.5) == pytest.approx(gain)
+    difference = {"value": 0.1, "low": 0.05, "high": 0.2}
+    value, low, high = metric.gain_interval(difference)
+    assert value == pytest.approx(gain) and low < value < high
+    assert metric.with_name(of.name) == of

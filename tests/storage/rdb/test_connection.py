@@ -214,7 +214,8 @@ def test_a_folder_that_cannot_be_made(here: Path) -> None:
     (here / "file").touch()
     expected = f"{here}/file must be a folder that can be written, to write {here}/file/a.db"
     assert expected in refusal("sqlite:///file/a.db")
-    assert "cannot be used: " in refusal("sqlite:////proc/nowhere/a.db")
+    expected = "/proc must be a folder that can be written, to write /proc/nowhere/a.db"
+    assert expected in refusal("sqlite:////proc/nowhere/a.db")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives files to root and stops being it")

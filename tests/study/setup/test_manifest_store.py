@@ -87,7 +87,9 @@ def test_a_missing_image_is_named(handle: OpenStudy, photos: Path) -> None:
     study_file = config(photos, handle.files.root.parent)
     with pytest.raises(StudyError) as caught:
         check_existing(define(study_file, look_up_existing(study_file).manifest))
-    missing = "  dataset: images of the study are missing, or in another class: 'bee/007.png'\n"
+    missing = (
+        "  dataset: images of the study are missing, or in another class: 'bee/007.png'; bring"
+    )
     assert missing in str(caught.value)
 
 
@@ -164,7 +166,7 @@ def test_fit_looks_at_the_test_part_s_fingerprint_before_it_reads(
     ctx.resources.get("test_resnet.letters")  # opened before the image changes
     key = next(line.key for line in manifest.rows if line.split == "test")
     (photos / key).write_bytes(b"another")
-    monkeypatch.setattr(fit_module, "build_context", lambda handle: ctx)
+    monkeypatch.setattr(fit_module, "build_context", lambda handle, **_: ctx)
     with pytest.raises(DatasetError) as caught:
         fit_module.refit_study(again(handle), trial=0)
     assert str(caught.value).startswith(

@@ -23,12 +23,14 @@ from autotune.data.sources.split_columns import (
     LEFT_OUT,
     SPLIT_COLUMNS,
     column_name,
+    has_only_splits,
     other_split_columns,
     splits_of_rows,
     without_unlabeled,
 )
 from autotune.data.sources.split_names import (
     AUTO,
+    NONE,
     SPLITS,
     TEST,
     SplitNames,
@@ -36,6 +38,11 @@ from autotune.data.sources.split_names import (
 )
 from autotune.data.sources.tables.cells import SURROGATES, TEXT_ENDINGS, from_windows, read_cells
 from autotune.data.sources.tables.files import describe_missing, find_files
+from autotune.data.sources.tables.unused import (
+    describe_split_paths,
+    describe_tables_beside,
+    describe_unused,
+)
 from autotune.errors import DatasetError, did_you_mean, join_sentences
 from autotune.text import join_some, plural
 
@@ -56,6 +63,8 @@ _OTHER_PATHS = (
 )
 #: Limits a cell: no system has longer paths.
 MAX_CHARACTERS = 32_768
+#: A column with only different values in its first rows holds no splits.
+_FEW = 50
 #: Limits the lines that a message lists.
 _MAX_LISTED = 5
 
@@ -145,13 +154,27 @@ def _columns(
             f"{path}: its column {by_role['path']!r} must hold the paths of files, but it holds "
             f"{type(paths.iloc[0]).__name__}; write the images into files"
         )
+    for role, name in by_role.items():
+        if not (kinds := table[name].dropna().map(pd.api.types.is_scalar)).all():
+            raise DatasetError(
+                f"{path}: its column {name!r} must hold a {role} in each cell, but it holds "
+                f"{type(table[name][kinds.index[~kinds][0]]).__name__}; decide for one value"
+            )
     texts = {role: _texts(table[column], role) for role, column in by_role.items()}
     _read_as_windows(path, texts)
-    others = {column: _texts(table[column], "split") for column in other_split_columns(columns)}
+    also = {column: table[column] for column in columns if column not in by_role.values()}
+    named = other_split_columns(columns)
+    named += [name for name, cells in also.items() if has_only_splits(_few_values(cells))]
+    others = {column: _texts(table[column], "split") for column in dict.fromkeys(named)}
     if (column := by_role.get("split")) is not None:
         others = {column: texts.pop("split"), **others}
     rows = splits_of_rows(path, column, others, splits, passed_over)
     result = pd.DataFrame(texts, table.index, dtype=object)
+    lines = [*describe_unused(by_role, also, rows is not None)]
+    if rows is None and splits != NONE:
+        lines += [*describe_split_paths(texts["path"]), *describe_tables_beside(path)]
+    for line in lines:
+        warn_once(f"{path}: {line}")
     if rows is not None and any(row is not None for row in rows):
         rows = without_unlabeled(rows, texts["label"], passed_over)
         result["split"] = pd.Series(rows, table.index, dtype=object)
@@ -166,6 +189,12 @@ def _named(columns: Sequence[str], role: str) -> list[str]:
         return named
     by_name = {column_name(column): column for column in columns}
     return [by_name[name] for name in _OTHER_PATHS if name in by_name][:1]
+
+
+def _few_values(cells: pd.Series) -> set[str]:
+    """Return the values of a column as text; none where they are too many for splits."""
+    values = set(map(str, cells.dropna().head(_FEW)))
+    return set(map(str, cells.dropna())) if len(values) < _FEW else set()
 
 
 def _texts(column: pd.Series, role: str) -> list[str | None]:

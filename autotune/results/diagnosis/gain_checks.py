@@ -1,0 +1,88 @@
+"""Questions about the gain: is it more than noise, and more than the luck of the best of many?"""
+
+from __future__ import annotations
+
+from statistics import NormalDist
+
+from autotune.results.diagnosis.facts import NO_NOISE, Facts, Finding, unknown
+from autotune.study.state import attrs
+
+_CONFIRM = "autotune confirm compares the best plans with the baseline over seeds."
+
+
+def check_noise(facts: Facts) -> Finding:
+    """Is the gain over the baseline larger than the noise?"""
+    verdict, best, baseline = facts.results.verdict, facts.improved, facts.results.baseline
+    if verdict is not None:
+        text = f"{verdict.describe(facts.objective)}."
+        if verdict.is_better:
+            return Finding(f"Yes: {text}", "ok")
+        advice = "Keep the baseline, or search further: see What next."
+        # Not ``action``: the verdict is at the top of the report already.
+        return Finding(f"Not shown: {text}", "warning", advice)
+    if baseline is None or facts.candidate is None:
+        missing = "the baseline" if baseline is None else "no trial but the baseline"
+        return unknown(f"{missing} is {'not ' if baseline is None else ''}complete")
+    if best is None:
+        return Finding("There is no gain: no trial is better than the baseline.", "warning")
+    noise = facts.noise_to(best, baseline)
+    if noise is None:
+        return unknown(NO_NOISE, _CONFIRM)
+    gain = facts.gain(best.values[0], baseline.values[0])
+    text = (
+        f"the gain of {facts.format(gain)} is {gain / noise.error:.1f} times the noise of "
+        f"{facts.format(noise.error)}, {noise.basis}"
+    )
+    if gain >= 2 * noise.error:
+        return Finding(f"Yes: {text}.", "ok")
+    if noise.is_bound:
+        return unknown(text, _CONFIRM)
+    return Finding(f"Not clearly: {text}.", "action", _CONFIRM)
+
+
+def check_selection(facts: Facts) -> Finding:
+    """The best of many values is too good by what the luckiest of as many is."""
+    verdict, best, baseline = facts.results.verdict, facts.improved, facts.results.baseline
+    if verdict is not None:
+        worse = "worse" if verdict.selection_bias > 0 else "better"
+        text = (
+            f"over {verdict.seeds} seeds the mean of trial {verdict.trial} is "
+            f"{facts.format(abs(verdict.selection_bias))} {worse} than its value in the search, "
+            f"and {facts.format(abs(verdict.gain))} "
+            f"{'better' if verdict.gain >= 0 else 'worse'} than the baseline"
+        )
+        if verdict.is_better:
+            return Finding(f"Yes, as measured: {text}.", "ok")
+        advice = "The mean over seeds is what the plan is worth, not the value of the search."
+        return Finding(f"Not shown: {text}.", "warning", advice)
+    others = [trial for trial in facts.ranked if not attrs.is_baseline(trial)]
+    if baseline is None or len(others) < 2:
+        missing = "the baseline is not complete" if baseline is None else "two trials besides the "
+        return unknown(missing if baseline is None else f"{missing}baseline are needed")
+    if best is None:
+        return Finding("There is no gain: no trial is better than the baseline.", "warning")
+    noise = facts.noise_to(best, baseline)
+    if noise is None:
+        return unknown(NO_NOISE, _CONFIRM)
+    luck = luckiest(len(others)) * noise.error
+    gain = facts.gain(best.values[0], baseline.values[0])
+    text = (
+        f"the luckiest of {len(others)} equal plans would look {facts.format(luck)} better than "
+        f"it is, at a noise of {facts.format(noise.error)} ({noise.basis}); the gain is "
+        f"{facts.format(gain)}"
+    )
+    if gain > luck:
+        advice = "autotune confirm measures how much of it stays."
+        return Finding(f"Yes: {text}.", "ok", advice)
+    if noise.is_bound:
+        return unknown(text, _CONFIRM)
+    return Finding(f"No: {text}.", "action", "autotune confirm trains them under other seeds.")
+
+
+def luckiest(count: int) -> float:
+    """Return by how many deviations the largest of some normal values is above their mean.
+
+    Blom's approximation (1958, "Statistical Estimates and Transformed Beta-Variables"), good to
+    0.02 from two values on.
+    """
+    return NormalDist().inv_cdf((count - 0.375) / (count + 0.25))

@@ -1,0 +1,97 @@
+"""By how much two trials may differ by chance: the noise of paired differences.
+
+Both were scored on the same images, so the images on which they agree say nothing about their
+difference. Its standard error is that of the mean of paired differences (McNemar 1947 for an
+accuracy). The error of one value alone is several times as large.
+
+It covers other images, not other seeds: a training that is repeated differs as well, which
+``autotune confirm`` measures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+from optuna.trial import FrozenTrial
+
+from autotune.results.study_results import StudyResults
+from autotune.study.state import attrs
+from autotune.study.state.image_scores import Floats, decode_scores
+
+#: Rivals of the best trial from whose differences to it the noise of a study is taken.
+_RIVALS = 10
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How far two values may lie apart by chance: the standard error of their difference.
+
+    Args:
+        error: The standard error, or an upper bound of it.
+        is_bound: Whether single images are unknown, and it is the largest that it can be.
+        images: Validation images.
+    """
+
+    error: float
+    is_bound: bool
+    images: int
+
+    @property
+    def basis(self) -> str:
+        """How it is known, in words."""
+        on = f"on the same {self.images:,} validation images"
+        if self.is_bound:
+            return f"the largest standard error that a difference can have {on}"
+        return f"the standard error of differences {on}"
+
+
+def noise_between(results: StudyResults, first: FrozenTrial, other: FrozenTrial) -> Noise | None:
+    """Measure the noise of the difference of two complete trials.
+
+    Trials of older versions have no scores of single images. A share then has the largest noise
+    that its values allow, that of two networks which never err on the same image.
+
+    Returns:
+        The noise, or ``None`` where it is not known.
+    """
+    images = int(results.dataset.get("validation") or 0)
+    if not images:
+        return None
+    scores = [_scores(trial) for trial in (first, other)]
+    is_share = results.objective.is_share
+    if scores[0] is not None and scores[1] is not None and len(scores[0]) == len(scores[1]):
+        differences = scores[0] - scores[1]
+        deviation = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
+        if is_share:  # of networks that agree on every image, one image more or less
+            largest = float(np.abs(scores[0]).max(initial=1.0))
+            deviation = max(deviation, largest / math.sqrt(len(differences)))
+        return Noise(deviation / math.sqrt(images), False, images)
+    if results.objective.name != "accuracy":
+        return None
+    values = [min(1.0, max(0.0, trial.values[0])) for trial in (first, other)]
+    disagree = max(min(sum(values), 2 - sum(values)), 1 / images)
+    return Noise(math.sqrt(disagree / images), True, images)
+
+
+def noise_of_study(results: StudyResults, ranked: Sequence[FrozenTrial]) -> Noise | None:
+    """Return the usual noise between the best trial of a study and those that follow it.
+
+    Args:
+        results: The study.
+        ranked: Its complete trials, the best one first.
+    """
+    pairs = (noise_between(results, ranked[0], rival) for rival in ranked[1 : 1 + _RIVALS])
+    known = [noise for noise in pairs if noise is not None]
+    if not known:
+        return None
+    error = median(noise.error for noise in known)
+    return Noise(error, any(noise.is_bound for noise in known), known[0].images)
+
+
+def _scores(trial: FrozenTrial) -> Floats | None:
+    stored = trial.user_attrs.get(attrs.IMAGE_SCORES)
+    return decode_scores(stored) if stored else None

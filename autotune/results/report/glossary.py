@@ -1,0 +1,47 @@
+"""The words of a report, for somebody who does not know them."""
+
+from __future__ import annotations
+
+#: What the answer of a study rests on, in words.
+EVIDENCE = {
+    "test": "Evidence: the test split, images that neither search nor training has used",
+    "confirmed": "Evidence: the validation split, over several seeds",
+    "search": "Evidence: the search alone, one training of each plan",
+    "none": "",
+}
+GLOSSARY = (
+    ("trial", "One try: a plan that was trained and measured. Trials have numbers, from 0."),
+    (
+        "plan",
+        "Which layers of the network train, what they become, and how they are trained, for "
+        "example the learning rate (lr).",
+    ),
+    (
+        "baseline",
+        "Trial 0, with which all others are compared: the pretrained network as it is, with a new "
+        "last layer, the head, which alone is trained.",
+    ),
+    (
+        "frozen, trainable, reshaped",
+        "A frozen layer keeps its pretrained weights; a trainable one learns from the images; a "
+        "reshaped one also gets another form, for example fewer channels.",
+    ),
+    (
+        "training, validation and test split",
+        "Three groups of the images: networks learn from the first, plans are chosen by the "
+        "second, and the third is kept until the end, so that it tells how good the result is.",
+    ),
+    ("points", "Percentage points: from 90 % to 92 % are 2 points."),
+    (
+        "95 % interval",
+        "Where the true value lies, in 95 of 100 such studies. A gain whose interval includes 0 "
+        "is not shown to be one.",
+    ),
+    (
+        "noise",
+        "How far two values may differ by chance alone. A gain below twice that may be luck.",
+    ),
+    ("pruned", "Ended early, because others were better after as many passes over the images."),
+    ("confirm", "Train the best plans and the baseline anew, several times, to rule out luck."),
+    ("refit", "Train the chosen plan on all images but the test split, and measure it on that."),
+)
