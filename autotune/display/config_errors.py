@@ -33,6 +33,8 @@ def with_later_problems(
     if config is not None:
         from autotune.study.setup.definition import define
 
+        if any(problem.key == "weights" for problem in problems):
+            config = config.model_copy(update={"weights": "none"})  # not those of the hub instead
         try:
             define(config)
         except ConfigError as definition_error:

@@ -35,6 +35,12 @@ from autotune.models.pretrained.names import (
 from autotune.models.pretrained.state_dict import check_finite, load_weights
 from autotune.text import error_line, first_line
 
+#: Errors of timm's models on images of a size that they cannot take.
+_SIZE_ERRORS = (
+    *(AssertionError, ValueError, TypeError, RuntimeError),
+    *(ArithmeticError, LookupError),
+)
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -110,7 +116,7 @@ def build_backbone(name: str, image_size: int | None, device: str = "cpu") -> nn
             if image_size is not None:
                 model.eval()(torch.zeros(1, 3, image_size, image_size))
                 model.train()  # drops what some attention layers cache in evaluation mode
-    except (AssertionError, ValueError, TypeError, RuntimeError) as error:
+    except _SIZE_ERRORS as error:
         if image_size is None:
             raise
         raise BackboneError(

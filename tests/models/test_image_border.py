@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from autotune.config.schema import StudyConfig
+from autotune.errors import BackboneError
 from autotune.models.backbone import Backbone, build_backbone, data_config
 from autotune.models.image_border import describe_unseen_border, unseen_border
 from autotune.study.setup.definition import define
@@ -74,6 +75,13 @@ def test_the_nearest_sizes_are_named(name: str, size: int, message: str) -> None
     assert bool(text) == bool(message)
     assert re.search(message, text)
     assert describe_unseen_border(backbone(name, size), None) == ""
+
+
+@pytest.mark.parametrize(("name", "size"), [("maxvit_pico_rw_256", 31), ("test_vit", 97)])
+def test_a_size_that_a_backbone_cannot_take(name: str, size: int) -> None:
+    """Windows larger than the features divide by zero."""
+    with pytest.raises(BackboneError, match=f"cannot take images of {size} px"):
+        build_backbone(name, size, device="meta")
 
 
 def test_a_study_says_it() -> None:
