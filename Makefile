@@ -44,7 +44,7 @@ variables := PYTHON VENV DATASET STUDY BACKBONE WEIGHTS INIT SAMPLER STRATEGY PR
 	INHERIT ORDER
 # What make and the programs below read themselves.
 foreign := SHELL MAKE% GNUMAKEFLAGS MFLAGS PATH HOME TMPDIR LANG LC_% COLUMNS NO_COLOR PYTHON% PIP_% POSTGRES_% \
-	AUTOTUNE_% CUDA_% DOCKER_% COMPOSE_% HF_% RAY_% SLURM_% PYTORCH_% OMP_% MKL_% XDG_% %_PROXY %_proxy
+	$(addprefix AUTOTUNE_,STORAGE STORAGE_FROM STORAGE_TO DATA MIRROR ENV MAKE DASHBOARD_PASSWORD) CUDA_% DOCKER_% COMPOSE_% HF_% RAY_% SLURM_% PYTORCH_% OMP_% MKL_% XDG_% %_PROXY %_proxy
 unknown := $(filter-out $(variables) $(foreign),$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
 nearest = $(shell $(PYTHON) -c 'import difflib, sys; print(*difflib.get_close_matches(sys.argv[1].upper(), sys.argv[2:], 1))' \
 	$(call quote,$(1)) $(variables))
@@ -54,6 +54,25 @@ raw   = $(if $(filter command environment,$(origin $(1))),$(value $(1)),$($(1)))
 quote = '$(subst ','\'',$(1))'
 $(foreach name,$(unknown),$(error $(name) is no variable of this Makefile$(call suggest,$(name)); \
 	'make help' lists them; a key of the study file goes into ARGS='data.folds=5'))
+
+# A variable of other targets would be ignored as well: make report OUTPUT=report.html.
+only_ENGINE := study
+only_WORKERS := study
+only_GPUS := study
+only_WORKERS_PER_GPU := study
+only_GPUS_PER_WORKER := study
+only_PORT := dashboard
+only_PUBLIC := dashboard
+only_OUTPUT := backup
+only_FIX := doctor
+only_TO := rename
+only_STUDIES := compare
+only_FORMAT := export
+only_MODEL := predict export
+only_IMAGES := predict export
+$(foreach name,$(patsubst only_%,%,$(filter only_%,$(.VARIABLES))),$(if $(filter command,$(origin $(name))),\
+	$(if $(filter $(only_$(name)),$(MAKECMDGOALS)),,$(error $(name) is for make $(subst $() , and ,$(only_$(name))); \
+	'make help' lists the targets; an option of this one goes into ARGS))))
 
 # Old names of variables and targets are accepted until autotune 0.3, with one line.
 note = $(shell echo "make: '$(1)' is now called '$(2)'; the old name works until autotune 0.3" >&2)
@@ -85,13 +104,13 @@ overrides = $(if $(dataset),$(call given,DATASET,dataset)) \
 	$(call given,PRUNER,search.pruner) \
 	$(call given,TRIALS,search.trials) $(call given,TIMEOUT,search.timeout) \
 	$(call given,SEED,search.seed) $(call given,EPOCHS,training.epochs)
-workers = $(strip $(if $(ENGINE),--engine $(ENGINE)) $(if $(WORKERS),--workers $(WORKERS)) \
-	$(if $(GPUS),--gpus $(GPUS)) $(if $(WORKERS_PER_GPU),--workers-per-gpu $(WORKERS_PER_GPU)) \
-	$(if $(GPUS_PER_WORKER),--gpus-per-worker $(GPUS_PER_WORKER)))
+with = $(if $(call raw,$(1)),$(2) $(call quote,$(call raw,$(1))))
+workers = $(call with,ENGINE,--engine) $(call with,WORKERS,--workers) $(call with,GPUS,--gpus) \
+	$(call with,WORKERS_PER_GPU,--workers-per-gpu) $(call with,GPUS_PER_WORKER,--gpus-per-worker)
 changes = $(overrides) $(if $(NAME),--name $(call quote,$(call raw,NAME)))
 which = $(call quote,$(study)) $(changes)
 model = $(if $(MODEL),$(call quote,$(call raw,MODEL)),$(which))
-images = $(if $(IMAGES),$(1) $(call quote,$(call raw,IMAGES)))
+images = $(call with,IMAGES,$(1))
 
 # By the environment, not by the command line, which every user of the machine can read.
 ifneq ($(STORAGE),)
@@ -181,7 +200,7 @@ $(VENV)/public: $(BIN)/autotune
 	@touch $@
 
 dashboard: $(if $(PUBLIC),$(VENV)/public,$(BIN)/autotune) ## open optuna-dashboard here (PORT=8080), on a study if one is named; PUBLIC=1: to others, read-only
-	@$(BIN)/autotune dashboard $(if $(is_named),$(which)) $(ARGS) --port $(PORT) $(if $(PUBLIC),--public)
+	@$(BIN)/autotune dashboard $(if $(is_named),$(which)) $(ARGS) $(call with,PORT,--port) $(if $(PUBLIC),--public)
 
 confirm: $(BIN)/autotune $(reader) ## train the best plans and the baseline over seeds (ARGS=--seeds 8)
 	@$(BIN)/autotune confirm $(which) $(ARGS)
@@ -197,7 +216,7 @@ $(VENV)/onnx: $(BIN)/autotune
 	@touch $@
 
 export: $(BIN)/autotune $(if $(filter onnx,$(FORMAT)),$(VENV)/onnx) ## write the study's model, or MODEL, as FORMAT=onnx, torch-export, timm; IMAGES: to compare on
-	@$(BIN)/autotune export $(model) --format $(FORMAT) $(call images,--images) $(ARGS)
+	@$(BIN)/autotune export $(model) $(call with,FORMAT,--format) $(call images,--images) $(ARGS)
 
 layers: $(BIN)/autotune ## show the layers of BACKBONE and what each can become
 	@$(BIN)/autotune layers $(if $(BACKBONE),$(call quote,$(call raw,BACKBONE))) $(ARGS)

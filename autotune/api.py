@@ -493,6 +493,8 @@ class Study:
         rows = [(name, f"{number} ({parts})") for name, number, parts in figures]
         if confirmation := headline.describe_confirmation(results):
             rows.append(("confirmed", confirmation))
+        if tested := headline.describe_refit(results):
+            rows.append(("test split", tested))
         cells = "".join(
             f'<tr><th style="text-align: left">{escape(name)}</th>'
             f'<td style="text-align: left">{escape(text)}</td></tr>'

@@ -42,6 +42,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date
 
 from autotune.text import one_line, plural
 
@@ -238,6 +239,8 @@ def format_yaml(value: object) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, date):
+        return str(value)
     if isinstance(value, int) and value.bit_length() > 64:
         return "a number of more than 19 digits"  # Python writes none of thousands of digits
     try:

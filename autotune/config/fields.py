@@ -244,7 +244,7 @@ def split_names() -> FieldRule:
         result = {}
         for split, members in value.items():
             members = members if isinstance(members, list) else [members]
-            if not members or not all(isinstance(name, Scalar) for name in members):
+            if not members or not all(isinstance(name, Scalar) and name != "" for name in members):
                 _refuse(f"{split} must be a name or a list of names", members)
             result[split] = [str(name) for name in members]
         _check_different([name for members in result.values() for name in members])

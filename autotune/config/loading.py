@@ -20,17 +20,24 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
-from yaml.scanner import ScannerError
 
 from autotune.config.fields import is_plugin_ref
 from autotune.config.old_names import (
     KEYS,
     describe_renamed,
+    new_key,
     old_keys,
     stored_init,
     with_new_names,
 )
-from autotune.config.safe_yaml import MAX_BYTES, MAX_DEPTH, LimitError, parse_yaml, read_yaml_text
+from autotune.config.safe_yaml import (
+    MAX_BYTES,
+    MAX_DEPTH,
+    DuplicateKeyError,
+    LimitError,
+    parse_yaml,
+    read_yaml_text,
+)
 from autotune.config.schema import (
     MAX_NAME,
     PLUGIN_KEYS,
@@ -98,7 +105,9 @@ def find_study_file(study: str) -> Path:
             _check_study_file(study, path)
             return path
     reason = f"the presets are {', '.join(names)}, and a path must be that of a YAML file"
-    if path.suffix in (".yaml", ".yml"):
+    if is_override(study):
+        reason = f"values come behind the study, such as {shlex.join(('folder', study))}"
+    elif path.suffix in (".yaml", ".yml"):
         reason = "there is no such file"
     near = list(names)
     with suppress(OSError, ValueError):
@@ -106,6 +115,12 @@ def find_study_file(study: str) -> Path:
     raise StudyError(
         join_sentences(f"no study file {study!r}: {reason}", did_you_mean(study, near))
     )
+
+
+def is_override(argument: str) -> bool:
+    """Tell whether an argument gives a value to a key of a study file."""
+    key, equals, _ = argument.partition("=")
+    return bool(equals) and new_key(key) in {name for name, _ in all_fields()}
 
 
 def _check_study_file(study: str, path: Path) -> None:
@@ -150,11 +165,10 @@ def read_study_file(path: Path) -> tuple[dict[str, Any], Misread]:
                 at = f"{error.reason} at byte {error.start:,}"
                 reason = f"must be text in UTF-8, but is not ({at})"
             case _:
-                quotes = "text with such characters goes in quotes"
-                reason = join_sentences(
-                    f"is not valid YAML: {' '.join(str(error).split())}",
-                    quotes if isinstance(error, ScannerError) else "",
-                )
+                is_double = isinstance(error, DuplicateKeyError)
+                quotes = "" if is_double else "text with such characters goes in quotes"
+                reason = f"is not valid YAML: {' '.join(str(error).split())}"
+                reason = join_sentences(reason, quotes)
         raise ConfigError(str(path), [Problem("(file)", reason)]) from error
     if not isinstance(values, dict):
         reason = "must hold keys such as 'dataset:' and 'backbone:'"
@@ -364,7 +378,8 @@ def validate(
     try:
         config = StudyConfig.model_validate(dict(values))
     except ValidationError as error:
-        errors = error.errors()
+        said = {problem.key for problem in misread.problems}
+        errors = [one for one in error.errors() if _dotted(one) not in said]
         listed = [*misread.problems, *(_problem(one, misread) for one in errors[:MAX_PROBLEMS])]
         raise ConfigError(source, listed, len(misread.problems) + len(errors)) from None
     if problems := [*misread.problems, *config.cross_field_problems()]:
@@ -372,10 +387,13 @@ def validate(
     return config
 
 
+def _dotted(error: ErrorDetails) -> str:
+    return ".".join(map(str, error["loc"]))
+
+
 def _problem(error: ErrorDetails, misread: Misread) -> Problem:
     """Return pydantic's error in the words of a study file."""
-    location = [str(part) for part in error["loc"]]
-    key = ".".join(location)
+    location, key = [str(part) for part in error["loc"]], _dotted(error)
     value, hint, cure = format_yaml(error["input"]), misread.hint(key), "put it in quotes"
     match error["type"]:
         case "extra_forbidden" | "invalid_key":

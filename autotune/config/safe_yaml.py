@@ -36,6 +36,10 @@ class LimitError(yaml.YAMLError):
     """A YAML text exceeds a limit of size or depth."""
 
 
+class DuplicateKeyError(yaml.constructor.ConstructorError):
+    """A mapping gives a key twice."""
+
+
 class _StrictLoader(yaml.SafeLoader):
     """Refuse duplicate keys, of which YAML would keep the last, and huge numbers."""
 
@@ -44,7 +48,7 @@ class _StrictLoader(yaml.SafeLoader):
         if abs(value) >= MAX_INTEGER:
             raise LimitError(
                 f"a whole number must have at most 18 digits, but that of line "
-                f"{node.start_mark.line + 1} has more"
+                f"{node.start_mark.line + 1} has more; text goes in quotes"
             )
         return value
 
@@ -55,9 +59,8 @@ class _StrictLoader(yaml.SafeLoader):
             if not isinstance(key, Hashable):
                 continue  # refused below
             if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
-                )
+                text = f"the key {key!r} is given twice"
+                raise DuplicateKeyError(None, None, text, key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 

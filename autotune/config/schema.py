@@ -581,7 +581,8 @@ class StudyConfig(_Section):
             and f"must be left out where there are several backbones, but got {self.space.custom}",
             "weights": len(self.backbones) > 1
             and self.weights not in ("hub", "none")
-            and f"must be hub or none where there are several backbones, but got {self.weights}",
+            and f"must be hub or none where there are several backbones, but got {self.weights}; "
+            "make a study for each backbone",
         }
         return [Problem(key, message) for key, message in rules.items() if message]
 

@@ -28,6 +28,7 @@ from autotune.config.schema import all_fields
 from autotune.errors import Problem, format_yaml
 
 _TEXT = "tag:yaml.org,2002:str"
+_MAPPING = dict[str, list[str]]
 
 
 @dataclass(frozen=True)
@@ -36,18 +37,19 @@ class TextKey:
 
     is_optional: bool
     is_list: bool
+    is_mapping: bool = False
 
 
 @cache
 def text_keys() -> dict[str, TextKey]:
-    """Return the keys of a study file that hold only text, or lists of texts."""
+    """Return the keys of a study file that hold only text, or lists or mappings of texts."""
     keys = {}
     for key, info in all_fields():
         types = set(get_args(info.annotation))
         if info.annotation in (str, list[str]):
             types = {info.annotation}
-        if types and types <= {str, NoneType, list[str]}:
-            keys[key] = TextKey(NoneType in types, list[str] in types)
+        if types and types <= {str, NoneType, list[str], _MAPPING}:
+            keys[key] = TextKey(NoneType in types, list[str] in types, _MAPPING in types)
     return keys
 
 
@@ -55,7 +57,7 @@ def parse_override(key: str, text: str) -> Any:
     """Return the value of an override.
 
     A key that holds only text takes all of ``text`` as it is. Where it may also be null, nothing
-    and ``null`` mean that; where it may be a list, brackets make one.
+    and ``null`` mean that; where it may be a list or a mapping, brackets and braces make one.
 
     Raises:
         yaml.YAMLError: When the text of any other key is not YAML, or exceeds the limits.
@@ -67,9 +69,11 @@ def parse_override(key: str, text: str) -> Any:
         raise LimitError(
             f"a value must have at most {MAX_CHARACTERS:,} characters, but it has {len(text):,}"
         )
-    if kind.is_list and text.lstrip().startswith("["):
+    opening = text.lstrip()[:1]
+    if (kind.is_list and opening == "[") or (kind.is_mapping and opening == "{"):
         return parse_yaml(text, only_text=True)
-    if (kind.is_optional and text in ("", "null")) or (kind.is_list and not text):
+    can_be_null = kind.is_optional or kind.is_mapping
+    if (can_be_null and text in ("", "null")) or (kind.is_list and not text):
         return None
     return text
 
@@ -112,18 +116,34 @@ class Misread:
 
 
 def _misread_members(text: str, key: str, node: yaml.Node) -> Iterator[str]:
-    is_list = text_keys()[key].is_list and isinstance(node, yaml.SequenceNode)
-    for member in node.value if is_list else [node]:
+    for member in _members(node, text_keys()[key]):
         written = _written(text, member)
         if member.tag != _TEXT and written and "\n" not in written:
             yield written
 
 
+def _members(node: yaml.Node, kind: TextKey) -> list[yaml.Node]:
+    """Return the nodes of the texts of a value."""
+    if kind.is_mapping:
+        lists = TextKey(is_optional=False, is_list=True)
+        values = node.value if isinstance(node, yaml.MappingNode) else ()
+        return [member for _, value in values for member in _members(value, lists)]
+    return node.value if kind.is_list and isinstance(node, yaml.SequenceNode) else [node]
+
+
 def _silent_problem(text: str, key: str, node: yaml.Node, misread: Misread) -> Problem | None:
     """Find a name that would be changed, or a path that would be cut at a ``#``."""
     written = _written(text, node)
-    if key == "name" and misread.written[key] and written != str(parse_yaml(written)):
+    is_free = key == "name" or text_keys()[key].is_mapping  # of which any value becomes a text
+    if is_free and any(each != str(parse_yaml(each)) for each in misread.written[key]):
         return Problem(key, f"must be text, but {misread.hint(key)}")
+    is_tagged = written.startswith(("&", "!")) and isinstance(node, yaml.ScalarNode)
+    if is_tagged and node.tag == _TEXT and os.path.exists(written):
+        return Problem(
+            key,
+            f"YAML reads {written} as {node.value!r}, but there is {written!r}; put it in quotes: "
+            f"{_quote(written)}",
+        )
     comment = text[node.end_mark.index :].partition("\n")[0].rstrip()
     is_plain = isinstance(node, yaml.ScalarNode) and node.style is None
     if is_plain and "#" in comment and os.path.exists(os.path.expanduser(written + comment)):

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune import atomic
-from autotune.config.loading import find_study_file, load_study_file, presets
+from autotune.config.loading import find_study_file, is_override, load_study_file, presets
 from autotune.config.schema import NAME_RULE, RefitConfig, StudyConfig
 from autotune.display.status import PlainStatus
 from autotune.errors import (
@@ -232,8 +232,8 @@ def locate(
     try:
         find_study_file(study)
     except StudyError:
-        is_path = "/" in study or study.endswith((".yaml", ".yml"))
-        if overrides or (is_path and not _has_study(name or study, storage_url(storage))):
+        is_other = "/" in study or study.endswith((".yaml", ".yml")) or is_override(study)
+        if overrides or (is_other and not _has_study(name or study, storage_url(storage))):
             raise
         return Located(name or study, storage_url(storage), None)
     config = load(study, overrides, name, storage)
@@ -316,6 +316,11 @@ def find_model(
     is_study = bool(overrides or name)
     if not is_study and (folder / MODEL_RECORD).exists():
         return folder
+    if not is_study and folder.is_file() and (folder.parent / MODEL_RECORD).exists():
+        raise ModelError(
+            f"{model!r} must be the folder of a model, but it is a file of one: give "
+            f"{str(folder.parent)!r}"
+        )
     try:
         opened = open_study(model, overrides, name, storage)
     except (StudyError, StorageError) as error:

@@ -14,7 +14,13 @@ from rich.text import Text
 
 from autotune.display.console import lines_of_text, relative_path
 from autotune.display.worker_table import WorkersTable, format_failures
-from autotune.results.diagnosis.headline import describe_confirmation, describe_saved_epochs
+from autotune.results.diagnosis.answer import PLAN_TITLES, find_answer
+from autotune.results.diagnosis.headline import (
+    describe_confirmation,
+    describe_refit,
+    describe_saved_epochs,
+)
+from autotune.results.diagnosis.next_steps import next_steps
 from autotune.results.figures.greedy_stages import StageRow, stage_rows
 from autotune.results.figures.layer_diagram import as_text, layer_rows
 from autotune.results.report.trial_table import failures
@@ -48,8 +54,12 @@ def print_summary(console: Console, opened: OpenStudy, *, trained: bool) -> bool
         text = f"The study {opened.name!r} is over ({reason.text}); nothing was trained."
         console.print(Text(text))
     console.print(_scores_table(results))
-    if results.best is not None and (plan := attrs.trial_plan(results.best)) is not None:
-        console.print(lines_of_text(as_text(layer_rows(results.layers_of(results.best), plan))))
+    answer = find_answer(results)
+    if answer.trial is not None and (plan := attrs.trial_plan(answer.trial)) is not None:
+        if answer.trial is not results.best:  # the plan that was refitted or confirmed
+            title = PLAN_TITLES[answer.evidence]
+            console.print(Text(f"{title}: trial {answer.trial.number}, {plan.describe()}"))
+        console.print(lines_of_text(as_text(layer_rows(results.layers_of(answer.trial), plan))))
         console.print()
     if stages := stage_rows(results):
         console.print(_stages_table(stages))
@@ -71,6 +81,8 @@ def _remarks(results: StudyResults) -> Iterator[str]:
         if failure.state == "failed":
             yield f"  {len(failure.numbers)} failed: {failure.reason}"
     if results.best is not None:
+        if tested := describe_refit(results):
+            yield tested
         yield describe_confirmation(results) or (
             "The best value of a search is optimistic; 'autotune confirm' trains it under "
             "other seeds, 'autotune refit' measures it on the test split."
@@ -171,6 +183,9 @@ def _print_next(console: Console, opened: OpenStudy, results: StudyResults) -> N
     if "***" in lines["dashboard"]:
         lines[""] = "(write the password instead of ***)"
     console.print()
+    if steps := next_steps(results):
+        console.print(Text(f"What next: {steps[0].text}"))
+        console.print()
     for title, text in lines.items():
         # Never wrapped: a command on two lines cannot be pasted.
         console.print(Text(f"{title:<14} {text}"), soft_wrap=True)

@@ -56,10 +56,14 @@ class WorkersTable:
             table.add_column(name)
         for name in ("trial", "epoch", self.objective.label, "heartbeat", "speed"):
             table.add_column(name, justify="right", no_wrap=name != self.objective.label)
-        for row in self.rows:
+        values = [
+            "" if row.value is None else self.objective.format_value(row.value)
+            for row in self.rows
+        ]
+        table.columns[5].min_width = max(map(len, values))
+        for row, value in zip(self.rows, values, strict=True):
             is_busy = row.trial is not None
             epoch = f"{row.epoch}/{row.epochs}" if row.epochs else str(row.epoch)
-            value = "" if row.value is None else self.objective.format_value(row.value)
             table.add_row(
                 *map(self._cut, (row.host, row.place, row.device)),
                 str(row.trial) if is_busy else "–",

@@ -94,7 +94,8 @@ def image_scores(logits: Tensor, labels: Tensor, metric: str) -> npt.NDArray[np.
     truth = labels.cpu().numpy()
     if metric == "log_loss":
         losses = cross_entropy(logits.double(), labels.to(logits.device), reduction="none")
-        return np.asarray(losses.cpu().numpy(), np.float64)
+        largest = -np.log(np.finfo(np.float64).eps)  # scikit-learn's
+        return np.asarray(np.minimum(losses.cpu().numpy(), largest), np.float64)
     predicted = logits.argmax(dim=1).cpu().numpy()
     correct: npt.NDArray[np.float64] = (truth == predicted).astype(np.float64)
     if metric == "accuracy":

@@ -77,6 +77,8 @@ def test_text_on_the_command_line_is_taken_as_it_is(key: str, name: str) -> None
         ("data.duplicates=off", "off"),
         ("search.trials=0x1F", 31),
         ("data={group: '^(a)'}", {"group": "^(a)"}),
+        ("data.splits={train: 01, test: [on, 1_0]}", {"train": "01", "test": ["on", "1_0"]}),
+        ("data.splits=null", None),
         *((f"{key}={text}", None) for key in ("data.group", "files") for text in ("", "null")),
     ],
 )
@@ -137,17 +139,38 @@ def test_the_commands_open_the_folder_of_that_name(name: str, tmp_path: Path) ->
         ("dataset: x\ndata: {group: 1_0}", "but got 10; YAML reads 1_0 as the number 10; put it"),
         ("dataset: x\nsearch:\n  warm_start: [a, 1_0]", "put it in quotes: '1_0'"),
         ("dataset: photos #2", "YAML reads #2 as a comment, but there is 'photos #2'; put it in"),
+        ("dataset: &a b", "YAML reads &a b as 'b', but there is '&a b'; put it in quotes"),
+        *(
+            (f"dataset: {text}", "text with such characters goes in quotes")
+            for text in ("=", "<<", "*a", "!a", "!a b", "[a #b]", "2024-13-45", "'a' 'b'")
+        ),
+        (f"dataset: {'9' * 20}", "must have at most 18 digits, but that of line 2 has more; text"),
+        ("name: [a]\ndataset: x", "name: must be text, but YAML reads [a] as ['a']"),
+        (
+            "dataset: x\ndata: {splits: {train: 01, test: on}}",
+            "YAML reads 01 as the number 1 and on",
+        ),
+        ("dataset: x\ndata: {splits: {train: [2024_11]}}", "put it in quotes: '2024_11'"),
+        ("dataset: x\ndata: {group: 2024-11-30}", "but got 2024-11-30; YAML reads"),
     ],
 )
 def test_a_study_file_says_what_yaml_reads(
     line: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "photos #2").mkdir()
+    for name in ("photos #2", "&a b"):
+        (tmp_path / name).mkdir()
     (tmp_path / "my.yaml").write_text(f"backbone: resnet18\n{line}\n")
     with pytest.raises(ConfigError) as caught:
         load_study_file("my.yaml")
     assert message in str(caught.value) and "1 mistake" in str(caught.value)
+
+
+@pytest.mark.parametrize("study", ["dataset=photos", "search.trials=3", "weights=my file"])
+@pytest.mark.parametrize("verb", ["run", "status", "refit", "dashboard"])
+def test_a_value_in_place_of_the_study_is_named(verb: str, study: str, tmp_path: Path) -> None:
+    ended = call(verb, study, cwd=tmp_path)
+    assert ended.code == 2 and "values come behind the study, such as folder" in ended.err
 
 
 def test_what_is_replaced_or_means_itself_is_no_mistake(
@@ -156,7 +179,8 @@ def test_what_is_replaced_or_means_itself_is_no_mistake(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.yaml").write_text(
         "name: 7\ndataset: 2024_11\nbackbone: resnet18  # small\nfiles: null\n"
-        "data: {group: 2024_11}\nsearch: {pruner: null}\ntraining: {precision: off}\n"
+        "data: {group: 2024_11, splits: {train: 2024, test: [2025]}}\n"
+        "search: {pruner: null}\ntraining: {precision: off}\n"
     )
     config = load_study_file("my.yaml", ["dataset=2024_11", "data={validation: 0.3}"])
     assert (config.name, config.dataset, config.files) == ("7-2024_11", "2024_11", None)

@@ -58,3 +58,17 @@ def test_a_plan_has_a_column_where_there_is_room() -> None:
     narrow = drawn(80, True, "gpu-box", RESHAPED)
     assert any(line.startswith("trial 12: 5 of 8 trainable layers; layer 1") for line in narrow)
     assert any(line.startswith("worker 41/2: between trials") for line in narrow)
+
+
+@pytest.mark.parametrize("width", [65, 70, 80, 100])
+@pytest.mark.parametrize("host", HOSTS)
+def test_nine_workers_keep_their_numbers_on_a_narrow_terminal(width: int, host: str) -> None:
+    numbers = (187, 200, 0.8123, 400, 0.4, 12345)
+    rows = [WorkerRow(f"{host}/41231/{i}", "GPU 0", i, RESHAPED, *numbers) for i in range(9)]
+    out = StringIO()
+    table = WorkersTable(rows, OBJECTIVE, one_line=True)
+    VisibleConsole(file=out, width=width, force_terminal=False).print(table)
+    lines = out.getvalue().splitlines()
+    shown = [" ".join(line.split()) for line in lines if "187/200" in line]
+    assert len(shown) == 9 and len(lines) <= 20
+    assert all(line.endswith("187/200 81.2 % silent 400 s 12,345 images/s") for line in shown)

@@ -38,12 +38,13 @@ def make(*arguments: str) -> str:
         (["study", "DATASET=digits"], "run 'digits'"),
         (["study", "TRIALS=60"], "run 'digits' 'search.trials=60'"),
         (["study", "SAMPLER=gp"], "run 'digits' 'search.sampler=gp'"),
-        (["study", "WORKERS=4"], "run 'digits' --workers 4"),
-        (["study", "WORKERS_PER_GPU=2"], "run 'digits' --workers-per-gpu 2"),
-        (["study", "GPUS=0,2"], "run 'digits' --gpus 0,2"),
+        (["study", "WORKERS=4"], "run 'digits' --workers '4'"),
+        (["study", "WORKERS_PER_GPU=2"], "run 'digits' --workers-per-gpu '2'"),
+        (["study", "GPUS=0,2"], "run 'digits' --gpus '0,2'"),
+        (["study", "GPUS=0, 2", "WORKERS=1; $x"], "run 'digits' --workers '1; $x' --gpus '0, 2'"),
         (
             ["study", "ENGINE=ray", "WORKERS=32", "GPUS_PER_WORKER=0.5"],
-            "run 'digits' --engine ray --workers 32 --gpus-per-worker 0.5",
+            "run 'digits' --engine 'ray' --workers '32' --gpus-per-worker '0.5'",
         ),
         (["study", "BACKBONE=resnet18"], "run 'digits' 'backbone=resnet18'"),
         (["study", "BACKBONE=[a.b,c]"], "run 'digits' 'backbone=[a.b,c]'"),
@@ -86,21 +87,21 @@ def make(*arguments: str) -> str:
         (["predict", "MODEL=m", "IMAGES=a.jpg"], "predict 'm' 'a.jpg'"),
         (
             ["export", "FORMAT=timm", "DATASET=my/photos.zip"],
-            "export 'folder' --set 'dataset=my/photos.zip' --format timm",
+            "export 'folder' --set 'dataset=my/photos.zip' --format 'timm'",
         ),
         (
             ["export", "FORMAT=timm", "MODEL=m", "IMAGES=x"],
-            "export 'm' --format timm --images 'x'",
+            "export 'm' --format 'timm' --images 'x'",
         ),
         (["worker", "STUDY=my.yaml"], "worker 'my.yaml'"),
         (
             ["predict", "IMAGES=x", "BACKBONE=a.b", "ORDER=greedy", "NAME=n"],
             "predict 'digits' --set 'backbone=a.b' --set 'search.strategy=greedy' --name 'n' 'x'",
         ),
-        (["export", "FORMAT=timm", "STUDY=my.yaml"], "export 'my.yaml' --format timm"),
-        (["dashboard", "PORT=9000"], "dashboard --port 9000"),
-        (["dashboard", "DATASET=digits"], "dashboard 'digits' --port 8080"),
-        (["dashboard", "NAME=other"], "dashboard 'digits' --name 'other' --port 8080"),
+        (["export", "FORMAT=timm", "STUDY=my.yaml"], "export 'my.yaml' --format 'timm'"),
+        (["dashboard", "PORT=9000"], "dashboard --port '9000'"),
+        (["dashboard", "DATASET=digits"], "dashboard 'digits' --port '8080'"),
+        (["dashboard", "NAME=other"], "dashboard 'digits' --name 'other' --port '8080'"),
         (["validate"], "validate 'digits'"),
         (["layers", "BACKBONE=resnet50.a1_in1k"], "layers 'resnet50.a1_in1k'"),
         (["layers", "ARGS=--plan 3"], "layers --plan 3"),
@@ -158,6 +159,10 @@ def test_names_reach_the_program_as_they_are(
         ("TRIAL=3", "TRIAL is no variable of this Makefile; did you mean TRIALS?"),
         ("WORKER_PER_GPU=2", "did you mean WORKERS_PER_GPU?"),
         ("data.folds=5", "a key of the study file goes into ARGS='data.folds=5'"),
+        ("AUTOTUNE_STORAG=x", "AUTOTUNE_STORAG is no variable of this Makefile"),
+        ("OUTPUT=x.html", "OUTPUT is for make backup; 'make help' lists the targets; an option"),
+        ("FORMAT=timm", "FORMAT is for make export"),
+        ("MODEL=m", "MODEL is for make predict and export"),
         ("ZZZ=1", "ZZZ is no variable of this Makefile; 'make help' lists them"),
     ],
 )
@@ -174,6 +179,7 @@ def test_variables_of_make_and_of_the_environment_pass() -> None:
     assert make("study", *given, "SHELL=/bin/sh", "POSTGRES_PORT=1") == (
         ".venv/bin/autotune run 'digits'"
     )
+    assert make("worker", "CUDA_VISIBLE_DEVICES=1", "AUTOTUNE_DATA=/x").endswith("worker 'digits'")
     text = (ROOT / "Makefile").read_text()
     known = text[text.index("variables := ") : text.index("# What make and")].split()
     assert set(re.findall(r"^([A-Z_]+) +\?=", text, re.MULTILINE)) <= {*known, "POSTGRES_PORT"}
@@ -202,7 +208,7 @@ def test_old_names_are_accepted_with_one_line() -> None:
 
 def test_the_dashboard_for_others() -> None:
     result = make("-o", ".venv/public", "dashboard", "PUBLIC=1", "PORT=9000")
-    assert result == ".venv/bin/autotune dashboard --port 9000 --public"
+    assert result == ".venv/bin/autotune dashboard --port '9000' --public"
 
 
 def test_the_tests_that_need_a_gpu_run_one_after_the_other() -> None:

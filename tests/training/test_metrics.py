@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from autotune.errors import DivergedError
-from autotune.training.metrics import compute_metrics, confusion
+from autotune.training.metrics import compute_metrics, confusion, image_scores
 
 LABELS = torch.tensor([0, 0, 0, 1, 1, 2])
 
@@ -50,6 +50,17 @@ def test_accuracy_and_confusion_agree_on_ties() -> None:
     logits[:, 2] = 1e-30  # lost in the softmax, not in the logits
     found = compute_metrics(logits, LABELS)
     assert found.accuracy == confusion(logits, LABELS, "abc").trace() / 6
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy", "macro_f1", "log_loss"])
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_the_mean_of_image_scores_is_the_metric(metric: str, scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 5, (300,), generator=generator)
+    logits = scale * (torch.randn(300, 5, generator=generator) + 2 * torch.eye(5)[labels])
+    scores = image_scores(logits, labels, metric)
+    expected = compute_metrics(logits, labels).objective(metric)
+    assert scores.shape == (300,) and scores.mean() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

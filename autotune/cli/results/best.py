@@ -25,7 +25,7 @@ def best(
     """Print the plan of the best trial as YAML, of two objectives the Pareto front with it."""
     opened = console.open_study(study, overrides, name, storage)
     from autotune.display.summary import MAX_FRONT_LINES
-    from autotune.results.diagnosis.headline import describe_confirmation
+    from autotune.results.diagnosis.headline import describe_confirmation, describe_refit
     from autotune.results.study_results import StudyResults
     from autotune.study.state import attrs
 
@@ -36,6 +36,8 @@ def best(
     values = {"study": opened.name, **_outcome(results.best, names)}
     if confirmation := describe_confirmation(results):
         values["confirmed"] = confirmation
+    if tested := describe_refit(results):
+        values["tested"] = tested
     if results.front:
         lines = [
             {**_outcome(trial, names), "plan": results.describe_plan(trial)}

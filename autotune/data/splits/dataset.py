@@ -63,7 +63,15 @@ class Dataset:
             DatasetError: When there is no such data set, its layout is wrong, or it cannot be
                 split.
         """
-        source = open_source(name, progress, data.splits)
+        try:
+            source = open_source(name, progress, data.splits)
+        except DatasetError as error:
+            if manifest is None:
+                raise
+            raise DatasetError(
+                f"{error}; the study needs its images as they were: bring them back, or start "
+                "another study with --name"
+            ) from error
         missing = () if manifest is None else manifest.missing(source)
         if manifest is not None and not missing:
             selected, split, groups = manifest.select(source)

@@ -28,8 +28,19 @@ from autotune.errors import BackboneError, did_you_mean, join_sentences
 from autotune.file_kinds import describe_file
 from autotune.text import error_line, join_some
 
+_OTHER_FRAMEWORK = "it has to be converted to PyTorch first; weights=hub takes timm's own"
 #: Names of the weights in a folder that timm, transformers or autotune wrote, best first.
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
+#: Ending of the file that says which of several files has which tensor.
+_INDEX = ".index.json"
+#: A file of a folder of weights in another form, and what such a folder is.
+_FOLDERS = {
+    "saved_model.pb": f"a TensorFlow model; {_OTHER_FRAMEWORK}",
+    ".metadata": "a distributed checkpoint; 'python -m torch.distributed.checkpoint.format_utils "
+    "dcp_to_torch FOLDER weights.pth' makes one file of it",
+    "zero_to_fp32.py": "a checkpoint of DeepSpeed; 'python zero_to_fp32.py . FOLDER' in it makes "
+    "one file of it",
+}
 #: Endings of files of weights.
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl")
 _READABLE = "a .safetensors file, or a .pth, .pt, .bin or .ckpt file that torch.save has written"
@@ -38,7 +49,6 @@ _SAVE_TENSORS = (
     "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
 )
 _GET_AGAIN = "it was not written or downloaded to its end; get it again"
-_OTHER_FRAMEWORK = "it has to be converted to PyTorch first; weights=hub takes timm's own"
 #: What to do about a file, by a word of its kind.
 _WAYS_OUT = {
     "Git LFS": "run 'git lfs pull' in its repository",
@@ -68,7 +78,8 @@ _HARMLESS = (
 )
 _NUMBERS = (
     *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
-    *("float16", "float32", "float64"),
+    *("float16", "float32", "float64", "longdouble", "complex64", "complex128"),
+    *("U1", "S1", "O", "V1", "M8[s]", "m8[s]"),  # class names, lists of unequal length, dates
 )
 #: Names of classes and functions that are read as they are: settings of timm, numbers of NumPy.
 _SAFE: dict[str, Any] = {
@@ -91,35 +102,61 @@ def find_file(path: Path) -> Path:
     Raises:
         BackboneError: When there is none, or a folder has several.
     """
+    if path.suffix == ".distcp":
+        path = path.parent
     if path.is_file():
         return path
     if not path.is_dir():
-        siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise BackboneError(
-            join_sentences(
-                f"weights: there is no file {str(path)!r}; allowed are 'hub', 'none' or the path "
-                f"of {_READABLE}, or of a folder that has one",
-                did_you_mean(path.name, siblings),
-            )
-        )
+        raise _no_file(path)
     names = sorted(file.name for file in path.iterdir() if file.is_file())
     for name in FOLDER_FILES:
         if name in names:
             return path / name
     files = [name for name in names if name.endswith(SUFFIXES)]
-    if len(files) == 1:
-        return path / files[0]
-    if any(name.endswith(".index.json") for name in names):
-        what = "holds weights that are split into several files; save them as one"
-    elif "saved_model.pb" in names:
-        what = f"is a TensorFlow model; {_OTHER_FRAMEWORK}"
+    indexes = [name for name in names if name.endswith(_INDEX)]
+    if len(files) == 1 or len(indexes) == 1:
+        return path / (files if len(files) == 1 else indexes)[0]
+    way_out = next((text for name, text in _FOLDERS.items() if name in names), "")
+    if way_out:
+        what = f"is {way_out}"
     elif files:
         what = f"has {len(files)} files of weights: {join_some(files, 5)}; give one of them"
     else:
-        folders = sorted(file.parent.name for file in path.glob(f"*/{FOLDER_FILES[0]}"))
+        folders = sorted(
+            {
+                str(file.parent.relative_to(path))
+                for pattern in ("*/*", "*/*/*")
+                for file in path.glob(pattern)
+                if file.name.endswith(SUFFIXES)
+            }
+        )
         inside = f" (its folder {join_some(folders, 3)} has)" if folders else ""
         what = f"has no file of weights{inside}; give {_READABLE}"
     raise BackboneError(f"weights: the folder {str(path)!r} {what}")
+
+
+def _no_file(path: Path) -> BackboneError:
+    """Return the error for a path that is neither a file nor a folder."""
+    if path.is_symlink():
+        return BackboneError(
+            f"weights: {str(path)!r} is a link to {str(path.readlink())!r}, which is not there"
+        )
+    if path.exists():
+        return BackboneError(f"weights: {str(path)!r} is no regular file; give {_READABLE}")
+    if re.match(r"[\w-]+:", str(path)):
+        return BackboneError(
+            f"weights: {str(path)!r} is an address; download the file and give its path, or give "
+            "hf-hub:OWNER/NAME as the backbone and weights=hub"
+        )
+    siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    siblings += ["hub", "none"]
+    return BackboneError(
+        join_sentences(
+            f"weights: there is no file {str(path)!r}; allowed are 'hub', 'none' or the path "
+            f"of {_READABLE}, or of a folder that has one",
+            did_you_mean(path.name, siblings),
+        )
+    )
 
 
 def read_file(file: Path) -> tuple[Any, dict[str, str]]:
@@ -137,6 +174,8 @@ def read_file(file: Path) -> tuple[Any, dict[str, str]]:
             return _read_safetensors(file)
         if kind == "a PyTorch checkpoint":
             return _read_torch(file), {}
+        if file.name.endswith(_INDEX):
+            return _read_shards(file), {}
     except OSError as error:
         raise BackboneError(
             f"weights: cannot read {str(file)!r}: {error.strerror or error_line(error)}"
@@ -149,6 +188,21 @@ def read_file(file: Path) -> tuple[Any, dict[str, str]]:
     raise BackboneError(
         join_sentences(f"weights: cannot read {str(file)!r}: {what}", way_out, allowed)
     )
+
+
+def _read_shards(index: Path) -> dict[str, Any]:
+    """Read the files beside an index that share the tensors of a model."""
+    try:
+        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        shards = [index.parent / Path(name).name for name in names]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BackboneError(
+            f"weights: cannot read {str(index)!r}: it is no index of files of weights "
+            f"({error_line(error)}); give {_READABLE}"
+        ) from error
+    return {
+        key: value for shard in shards for key, value in read_file(find_file(shard))[0].items()
+    }
 
 
 def _read_safetensors(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -199,6 +253,12 @@ def _read_torch(file: Path) -> Any:
         name = re.search(r"GLOBAL ([\w.]+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and (name or names):
             raise _foreign_objects(file, [name[1]] if name else sorted(names)) from error
+        if "Unsupported operand" in str(error):
+            raise BackboneError(
+                f"weights: cannot read {str(file)!r}: it was saved with a pickle protocol that "
+                "torch's reader of mere tensors does not have; save it where it was made without "
+                "pickle_protocol="
+            ) from error
         reason = error_line(error) if len(str(error)) < 150 else type(error).__name__
         raise BackboneError(
             f"weights: cannot read {str(file)!r}: it is a damaged PyTorch checkpoint ({reason}); "

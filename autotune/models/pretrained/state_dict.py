@@ -9,6 +9,7 @@ classifier may be in it or not.
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import logging
 import re
@@ -33,13 +34,38 @@ logger = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
 #: Levels of mappings of a checkpoint, and parts of a key, that are looked at.
-MAX_NESTING, MAX_PREFIX = 3, 4
+MAX_NESTING, MAX_PREFIX = 5, 6
 #: Least share of the backbone's tensors that have to be below a prefix.
 _MIN_SHARE = 0.5
 #: What heads and losses of a pretraining are called, where the backbone has no module so named.
 _HEADS = re.compile(
     r"head|fc|classifier|decoder|mask_token|proj(ect|_head)|predict|prototype|queue|criterion"
-    r"|loss|aux|n_averaged"
+    r"|loss|aux|n_averaged|logits|last_linear|out(put)?s?$|metric|(arc|cos)face|margin|normaliz"
+    r"|embedding$|bottleneck$|neck$",
+    re.IGNORECASE,
+)
+#: What wraps modules anywhere in a network, and the counters that thop leaves in them.
+_WRAPPERS = re.compile(
+    r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
+)
+_COUNTERS = ("total_ops", "total_params")
+#: A pattern in the keys of a state dict that does not fit, and what it tells.
+_HINTS = (
+    (
+        r"(^|\.)lora_",
+        "it has LoRA adapters beside the weights of layers; merge them where it was made, with "
+        "merge_and_unload() of peft",
+    ),
+    (
+        r"weight_(g|v|orig)$|\.parametrizations\.",
+        "weights of a layer are stored as something else (weight norm, pruning); remove that "
+        "where it was made, as torch.nn.utils.parametrize.remove_parametrizations does",
+    ),
+    (
+        r"layer\.\d+\.attention\.|embeddings\.patch_embeddings\.",
+        "it is a model of transformers, which names its tensors otherwise; weights=hub takes "
+        "timm's own",
+    ),
 )
 #: Averages are better weights than those that they average; of two networks one is the teacher.
 _AVERAGED = re.compile(r"(^|[._])(ema|swa|teacher)($|[._])")
@@ -56,6 +82,8 @@ class Candidate:
         state: Its tensors under the remaining keys.
         problems: Keys that are missing, unknown or of another shape, in words; empty if it fits.
         extra: Modules in it that belong neither to the backbone nor to its classifier.
+        resized: Tensors that timm resizes for another patch or image size.
+        passed_over: Averages in the file that do not fit.
     """
 
     where: str
@@ -63,6 +91,8 @@ class Candidate:
     state: State
     problems: Mapping[str, list[str]]
     extra: tuple[str, ...] = ()
+    resized: tuple[str, ...] = ()
+    passed_over: tuple[str, ...] = ()
 
     @property
     def distance(self) -> int:
@@ -74,6 +104,9 @@ class Candidate:
         parts = [f"took {self.where!r}"] if self.where else []
         parts += [f"removed the prefix {self.prefix!r}"] if self.prefix else []
         parts += [f"left out {join_some(self.extra, 3)}"] if self.extra else []
+        parts += [f"resized {join_some(self.resized, 3)}"] if self.resized else []
+        if self.passed_over:
+            parts.append(f"passed over {join_some(self.passed_over, 3)} (tensors are missing)")
         return ", ".join(parts)
 
 
@@ -109,7 +142,7 @@ def load_weights(
         where = f" ({text})" if (text := taken.describe()) else ""
         raise BackboneError(
             f"weights: {str(file)!r}{where} does not belong to the backbone {name!r}: "
-            f"{_reason_of_plan(plan, name)}{reason}"
+            f"{_reason_of_plan(plan, name) or _hint(model, taken)}{reason}"
         )
     own = model.state_dict()
     model.load_state_dict({key: taken.state.get(key, own[key]) for key in own})
@@ -137,7 +170,8 @@ def find_state(
             part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             candidate = _fit(model, Candidate(where, prefix, part, {}), keys)
             if not candidate.problems:
-                return candidate
+                averages = [c.where for c in candidates if _rank(c.where) < _rank(where)]
+                return replace(candidate, passed_over=tuple(dict.fromkeys(averages)))
             candidates.append(candidate)
     return min(candidates, key=lambda candidate: candidate.distance)
 
@@ -168,20 +202,32 @@ def check_finite(model: nn.Module, source: str) -> None:
 
 def _state_dicts(content: Any, where: str = "", level: int = 0) -> Iterator[tuple[str, State]]:
     """Yield the places of state dicts in what a file holds, and their tensors."""
+    if isinstance(content, list | tuple):
+        content = dict(enumerate(content))
     if not isinstance(content, Mapping) or class_of(content):
         return
     tensors = {
-        key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        _WRAPPERS.sub("", key): tensor
         for key, value in content.items()
         if isinstance(key, str)
-        and (isinstance(value, Tensor) or (isinstance(value, np.ndarray) and value.dtype != "O"))
+        and key.rpartition(".")[2] not in _COUNTERS
+        and (tensor := _tensor(value)) is not None
     }
-    if tensors:
+    if any("." in key for key in tensors):  # others are of an optimizer
         yield where, timm.models.clean_state_dict(tensors)
     if level < MAX_NESTING:
         for key, value in content.items():
-            if isinstance(key, str):
-                yield from _state_dicts(value, f"{where}.{key}".lstrip("."), level + 1)
+            yield from _state_dicts(value, f"{where}.{key}".lstrip("."), level + 1)
+
+
+def _tensor(value: Any) -> Tensor | None:
+    """Return a tensor or an array of numbers as a tensor; ``None`` for all else."""
+    if isinstance(value, np.ndarray):
+        try:
+            return torch.from_numpy(value)
+        except (TypeError, ValueError):  # of texts, dates or objects
+            return None
+    return value if isinstance(value, Tensor) else None
 
 
 def _rank(name: str) -> int:
@@ -206,9 +252,14 @@ def _fit(
 ) -> Candidate:
     """Compare a state dict with the model as it is, then in timm's form."""
     as_it_is = _compare(model, candidate, classifier)
-    if as_it_is.problems and (converted := _converted(model, candidate.state)) is not None:
+    if not as_it_is.problems:
+        return as_it_is
+    state = candidate.state
+    for converted in _converted(model, state):
         in_form = _compare(model, replace(candidate, state=converted), classifier)
-        return as_it_is if in_form.problems else in_form
+        if not in_form.problems:
+            changed = (k for k in converted if k in state and converted[k].shape != state[k].shape)
+            return replace(in_form, resized=tuple(changed))
     return as_it_is
 
 
@@ -234,22 +285,62 @@ def _compare(
             for key in own
             if key in state and own[key].shape != state[key].shape
         ],
+        "of a type that is not trained": [
+            f"{key} is {kind}"
+            for key in own
+            if key in state and (kind := _unusual_type(state[key], own[key]))
+        ],
     }
     problems = {title: keys for title, keys in differences.items() if keys}
     return replace(candidate, problems=problems, extra=extra)
 
 
-def _converted(model: nn.Module, state: State) -> State | None:
-    """Convert the checkpoint of an architecture's authors to timm's form, where timm can."""
-    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    if convert is None:
-        return None
-    try:
-        converted = convert(dict(state), model)
-    except Exception as error:  # the file is not the kind of checkpoint it was written for
-        logger.debug("checkpoint_filter_fn of %s: %s", type(model).__name__, error)
-        return None
-    return dict(converted) if isinstance(converted, Mapping) else None
+def _unusual_type(value: Tensor, own: Tensor) -> str:
+    """Return the type of a tensor that cannot stand for the model's own; empty if it can."""
+    if value.is_meta and not own.is_meta:
+        return "without values (device meta)"
+    if value.layout != torch.strided:
+        return str(value.layout).removeprefix("torch.")
+    if own.is_floating_point() and not value.is_floating_point():
+        return str(value.dtype).removeprefix("torch.")
+    return ""
+
+
+def _converted(model: nn.Module, state: State) -> Iterator[State]:
+    """Convert the checkpoint of an architecture's authors to timm's form, where timm can.
+
+    Most families of timm have ``checkpoint_filter_fn`` for it, some a function of another name,
+    with or without the model.
+    """
+    module = sys.modules[type(model).__module__]
+    for name, convert in inspect.getmembers(module, inspect.isfunction):
+        if not ("filter" in name and convert.__module__ == module.__name__):
+            continue
+        arguments = (dict(state), model)[: len(inspect.signature(convert).parameters)]
+        try:
+            converted = convert(*arguments)
+        except Exception as error:  # the file is not the kind of checkpoint it was written for
+            logger.debug("%s of %s: %s", name, module.__name__, error)
+            continue
+        if isinstance(converted, Mapping):
+            yield dict(converted)
+
+
+def _hint(model: nn.Module, candidate: Candidate) -> str:
+    """Say what the keys and shapes of a state dict that does not fit tell."""
+    own, state = model.state_dict(), candidate.state
+    for pattern, hint in _HINTS:
+        if any(re.search(pattern, key) for key in state.keys() - own.keys()):
+            return f"{hint}; "
+    shapes = Counter(value.shape for value in own.values() if value.dim())
+    shapes.subtract(value.shape for value in state.values())
+    if len(candidate.problems.get("missing", ())) > len(own) / 2 and max(shapes.values()) <= 0:
+        return (
+            "tensors of all its shapes are there under other names, as another library "
+            "(torchvision) has the same architecture; they have to be named as timm does, or "
+            "weights=hub takes timm's own; "
+        )
+    return ""
 
 
 def _sentence(file: Path, candidate: Candidate, plan: TrialPlan | None) -> str:

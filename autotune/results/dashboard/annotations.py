@@ -145,8 +145,10 @@ class _AnnotationPlugin:
         def respond_with_importances(study_id: int) -> Any:
             response = respond(study_id)
             drawn = response.get("param_importances")
+            if not drawn:  # an error
+                return response
             study = Study(self._storage.get_study_name_from_id(study_id), self._storage)
-            if drawn and attrs.DEFINITION in study.user_attrs:
+            if attrs.DEFINITION in study.user_attrs:
                 ours = importances(StudyResults.from_study(study))
                 kinds = {entry["name"]: entry["distribution"] for entry in drawn[0]}
                 drawn[0] = [

@@ -215,7 +215,7 @@ def _name_plan(results: StudyResults, trial: FrozenTrial) -> str:
     if plan is None:
         return f"trial {trial.number}"
     if not plan.depth:
-        return "the network with only its last layer trained, but otherwise than the baseline,"
+        return "the network with only a new last layer, trained in another way,"
     if plan.depth >= layers:
         return "the network re-trained as a whole"
     last = "layer" if plan.depth == 1 else f"{plan.depth} layers"

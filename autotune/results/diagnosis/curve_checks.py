@@ -136,7 +136,8 @@ def check_pruning(facts: Facts) -> Finding:
     peers = [curve[cut] for trial in complete if cut in (curve := _curve(trial))]
     place = 1 + sum(facts.gain(value, best[cut]) > 0 for value in peers) if cut in best else 1
     text = (
-        f"{ahead or 'none'} of {len(curves)} pruned trials {'was' if ahead < 2 else 'were'} ahead "
+        f"{ahead or 'none'} of {plural(len(curves), 'pruned trial')} "
+        f"{'was' if ahead < 2 else 'were'} ahead "
         f"of trial {winner.number} when cut; after epoch {cut}, the median of the cuts, that was "
         f"number {place} of the {len(peers)} complete ones. By the curves of the complete trials, "
     )

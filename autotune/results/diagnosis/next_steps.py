@@ -15,8 +15,18 @@ from optuna.trial import TrialState
 from autotune.config.loading import slug
 from autotune.config.schema import NAME_RULE
 from autotune.results.diagnosis.answer import Answer, find_answer
+from autotune.results.diagnosis.curve_checks import (
+    check_overfitting,
+    check_pruning,
+    check_stability,
+)
 from autotune.results.diagnosis.facts import Facts
-from autotune.results.diagnosis.space_checks import MIN_TRAINED, edges_of_best, saturation
+from autotune.results.diagnosis.space_checks import (
+    MIN_TRAINED,
+    check_failures,
+    edges_of_best,
+    saturation,
+)
 from autotune.results.diagnosis.space_edges import Edge, wider_range
 from autotune.results.study_results import StudyResults, describe_excess
 from autotune.storage.commands import command_line, full_storage_option
@@ -57,7 +67,8 @@ def next_steps(results: StudyResults, storage_url: str = "") -> tuple[NextStep, 
     """
     if not results.definition:  # a study of another program
         return ()
-    return tuple(_steps(results, _Commands(results, storage_url)))
+    steps = _steps(results, _Commands(results, storage_url))
+    return (*steps, *_changes_to_training(results))
 
 
 def file_of_next(name: str) -> str:
@@ -126,6 +137,18 @@ def _steps(results: StudyResults, commands: _Commands) -> Iterator[NextStep]:
         yield from _without_gain(results, answer, commands)
     elif results.baseline is not None and answer.trial is not results.baseline:
         yield from _with_unclear_gain(results, commands)
+
+
+def _changes_to_training(results: StudyResults) -> Iterator[NextStep]:
+    """Say what to change where much fails, diverges, overfits or is pruned too early."""
+    if results.progress.running:
+        return
+    facts = Facts(results)
+    for check in (check_failures, check_stability, check_overfitting, check_pruning):
+        finding = check(facts)
+        if finding.severity == "action":
+            reason = finding.answer.partition(": ")[2]
+            yield NextStep(f"{finding.advice} The reason: {reason}")
 
 
 def _after_gain(results: StudyResults, answer: Answer, commands: _Commands) -> Iterator[NextStep]:

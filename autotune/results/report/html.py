@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import gzip
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from functools import cache
 from typing import Any
@@ -22,7 +22,7 @@ from plotly.offline import get_plotlyjs
 
 from autotune.data.quality.checks import duplicate_summary
 from autotune.results.diagnosis.answer import PLAN_TITLES, Answer, find_answer
-from autotune.results.diagnosis.diagnostics import Diagnostic, diagnose
+from autotune.results.diagnosis.diagnostics import diagnose
 from autotune.results.diagnosis.facts import Facts
 from autotune.results.diagnosis.headline import (
     caveats,
@@ -98,7 +98,7 @@ def _context(results: StudyResults, storage_url: str) -> dict[str, Any]:
         "confirmation": describe_confirmation(results),
         "refit": describe_refit(results),
         "caveats": caveats(results),
-        "notes": [*_actions(diagnostics), *results.image_warnings],
+        "notes": results.image_warnings,
         "networks": _networks(results, answer),
         "stages": stage_rows(results),
         "figures": _figures(results, measured),
@@ -161,15 +161,6 @@ def _visible(value: Any) -> Any:
 
 def _format_wait(seconds: float) -> str:
     return format_duration(seconds) if seconds >= 1 else "under a second"
-
-
-def _actions(diagnostics: Sequence[Diagnostic]) -> list[str]:
-    """Return the answers that ask for a change."""
-    return [
-        f"{diagnostic.question} {diagnostic.answer}"
-        for diagnostic in diagnostics
-        if diagnostic.severity == "action"
-    ]
 
 
 def _networks(results: StudyResults, answer: Answer) -> list[dict[str, str]]:

@@ -222,3 +222,14 @@ def test_another_model_is_never_taken(
     ended = call(verb, model, *images, *others, cwd=refitted)
     assert (ended.code, ended.out) == (2, "")
     assert message in ended.err
+
+
+@pytest.mark.parametrize("name", ["record.json", "model.safetensors", "MODEL_CARD.md"])
+def test_a_file_of_a_model_names_its_folder(name: str, tmp_path: Path) -> None:
+    for file in ("record.json", name):
+        (tmp_path / "my model").mkdir(exist_ok=True)
+        (tmp_path / "my model" / file).write_text("{}")
+    photo(90, 70).save(tmp_path / "a.png")
+    ended = call("predict", f"my model/{name}", str(tmp_path / "a.png"), cwd=tmp_path)
+    assert (ended.code, ended.out) == (2, "")
+    assert "but it is a file of one: give 'my model'" in ended.err

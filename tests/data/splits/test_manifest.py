@@ -12,7 +12,7 @@ from autotune.config.schema import DataConfig
 from autotune.data.splits.dataset import Dataset
 from autotune.data.splits.manifest import Manifest, ManifestRow
 from autotune.errors import DatasetError
-from tests.support.images import make_class_folders
+from tests.support.images import make_class_folders, make_split_folder
 
 DATA = DataConfig()
 
@@ -111,6 +111,30 @@ def test_a_changed_file_has_another_fingerprint(photos: Path) -> None:
     assert changed.fingerprint != before.fingerprint
     (photos / key).write_bytes(b"other")
     assert opened(photos, before.manifest).test_fingerprint != before.test_fingerprint
+
+
+@pytest.mark.parametrize(
+    ("split", "name"), [("test", "cat"), ("test", "cow"), ("train", "cat"), (".", "..")]
+)
+def test_a_layout_that_broke_after_the_study_was_made_has_one_cure(
+    split: str, name: str, tmp_path: Path
+) -> None:
+    counts = {"cat": 3, "dog": 3}
+    photos = make_split_folder(
+        tmp_path / "photos", dict.fromkeys(("train", "val", "test"), counts)
+    )
+    manifest = opened(photos).manifest
+    folder = photos / split / name
+    if name == "cow":
+        shutil.copytree(photos / split / "dog", folder)
+    else:
+        shutil.rmtree(photos if name == ".." else folder)
+    with pytest.raises(DatasetError) as caught:
+        opened(photos, manifest)
+    assert str(caught.value).endswith(
+        "; the study needs its images as they were: bring them back, or start another study with "
+        "--name"
+    )
 
 
 def test_digits_are_found_again() -> None:

@@ -145,6 +145,9 @@ def test_objects_of_other_libraries_are_placeholders(
             "path": pathlib.Path("runs"),
             "best": np.float64(0.9),
             "arrays": {"a": np.ones(3, dtype="float32"), "b": np.arange(3)},
+            "classes": np.array(["cat", "dog"]),
+            "objects": np.array([[1], [2, 3]], dtype=object),
+            "date": np.array("2026-01-01", dtype="datetime64[s]"),
         },
         tmp_path / "last.ckpt",
     )
@@ -177,13 +180,59 @@ def test_a_folder_has_one_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("model.safetensors.index.json", "split into several files"),
-        ("saved_model.pb", "TensorFlow"),
+        ("saved_model.pb", "is a TensorFlow model"),
+        (".metadata", "a distributed checkpoint; 'python -m torch.distributed.checkpoint"),
+        ("zero_to_fp32.py", "a checkpoint of DeepSpeed; 'python zero_to_fp32.py"),
         ("digits/model.safetensors", r"its folder digits has"),
+        ("snapshots/abc/model.safetensors", r"its folder snapshots/abc has"),
+        ("global_step10/mp_rank_00_model_states.pt", r"its folder global_step10 has"),
     ],
 )
 def test_a_folder_of_something_else(name: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
     (tmp_path / name).touch()
     with pytest.raises(BackboneError, match=message):
         find_file(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/dev/null", "is no regular file"),
+        ("https://example.org/w.pth", "is an address; download the file"),
+        ("file:///w.pth", "is an address; download the file"),
+        ("None", "did you mean 'none'"),
+        ("link.pth", "is a link to 'gone.pth', which is not there"),
+    ],
+)
+def test_a_path_of_no_file(
+    path: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("link.pth").symlink_to("gone.pth")
+    with pytest.raises(BackboneError, match=message):
+        find_file(Path(path))
+
+
+def test_the_files_of_an_index_are_read_together(tmp_path: Path) -> None:
+    for index in range(2):
+        save_file({f"layer.{index}": torch.ones(2)}, tmp_path / f"model-{index}.safetensors")
+    index_file = tmp_path / "model.safetensors.index.json"
+    index_file.write_text(
+        '{"weight_map": {"layer.0": "model-0.safetensors", "layer.1": "model-1.safetensors"}}'
+    )
+    assert find_file(tmp_path) == index_file
+    assert set(read_file(index_file)[0]) == {"layer.0", "layer.1"}
+    (tmp_path / "model-1.safetensors").unlink()
+    with pytest.raises(BackboneError, match=r"there is no file .*model-1"):
+        read_file(index_file)
+    index_file.write_text('{"error": "not found"}')
+    with pytest.raises(BackboneError, match="it is no index of files of weights"):
+        read_file(index_file)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_pickle_protocol_that_is_not_read(tmp_path: Path) -> None:
+    torch.save(TENSORS, tmp_path / "w.pth", pickle_protocol=4)
+    with pytest.raises(BackboneError, match=r"a pickle protocol .*without pickle_protocol="):
+        read_file(tmp_path / "w.pth")

@@ -3,9 +3,11 @@ from __future__ import annotations
 import functools
 import re
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -71,6 +73,12 @@ def prefixed(state: State, prefix: str) -> State:
     return {f"{prefix}{key}": value for key, value in state.items()}
 
 
+def wrapped(state: State, wrapper: str) -> State:
+    return {
+        key.replace("layer1.0.", f"{wrapper}layer1.0.{wrapper}"): v for key, v in state.items()
+    }
+
+
 def forms(best: State, other: State) -> dict[str, tuple[Any, str]]:
     """Return checkpoints with the best weights, and what is said of them."""
     body = {key: value for key, value in best.items() if not key.startswith("fc.")}
@@ -123,6 +131,20 @@ def forms(best: State, other: State) -> dict[str, tuple[Any, str]]:
             "left out n_av",
         ),
         "arrays": ({"model": {key: value.numpy() for key, value in best.items()}}, "took 'model'"),
+        "class names": ({**best, "classes": np.array(["a", "b"])}, ""),
+        "pair": ((best, 3), "took '0'"),
+        "list": ({"models": [best, other]}, "took 'models.0'"),
+        "deep": ({"a": {"b": {"c": {"d": best}}}}, "took 'a.b.c.d'"),
+        "deep prefix": (prefixed(best, "a.b.c.d.e."), "removed the prefix 'a.b.c.d.e.'"),
+        "wrapped layers": (wrapped(best, "_orig_mod."), ""),
+        "fsdp": (wrapped(best, "_fsdp_wrapped_module._checkpoint_wrapped_module."), ""),
+        "thop": ({**best, "total_ops": torch.ones(1), "conv1.total_params": torch.ones(1)}, ""),
+        "other head": ({**body, "last_linear.weight": torch.ones(3, 3)}, "left out last_linear"),
+        "auxiliary": ({**body, "AuxLogits.weight": torch.ones(3, 3)}, "left out AuxLogits"),
+        "average without buffers": (
+            {"model": best, "ema": {k: v for k, v in other.items() if "running" not in k}},
+            "took 'model', passed over ema (tensors are missing)",
+        ),
     }
 
 
@@ -224,3 +246,66 @@ def test_changes_without_weights_are_named(tmp_path: Path) -> None:
     folder = saved(tmp_path / "model", plan)
     (note,) = load_backbone("test_resnet", str(folder)).notes
     assert "without its changes of layer 1 (activation elu)" in note
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("how", "kind"),
+    [
+        (lambda value: value.to(torch.int8), "int8"),
+        (lambda value: value > 0, "bool"),
+        (lambda value: value.to(torch.complex64), "complex64"),
+        (lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8), "qint8"),
+        (lambda value: value.to_sparse(), "sparse_coo"),
+        (lambda value: value.to("meta"), "without values"),
+    ],
+)
+def test_tensors_that_are_no_weights(
+    how: Callable[[Tensor], Tensor], kind: str, tmp_path: Path
+) -> None:
+    state = dict(trained().state_dict())
+    state["conv1.0.weight"] = how(state["conv1.0.weight"])
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(BackboneError, match=f"type that is not trained: conv1.0.weight is {kind}"):
+        load_backbone("test_resnet", str(tmp_path / "w.pth"))
+
+
+@pytest.mark.parametrize(
+    ("rename", "hint"),
+    [
+        (lambda key: key.replace("conv1", "conv1.lora_A"), "LoRA adapters .*merge"),
+        (lambda key: key.replace("weight", "weight_orig"), "stored as something else"),
+        (
+            lambda key: key.replace("layer1", "encoder.layer.1.attention"),
+            "a model of transformers",
+        ),
+        (lambda key: f"features{key.replace('.', '_')}.weight", r"under other names.*torchvision"),
+    ],
+)
+def test_keys_tell_where_a_file_is_from(
+    rename: Callable[[str], str], hint: str, tmp_path: Path
+) -> None:
+    state = {rename(key): value for key, value in trained().state_dict().items()}
+    torch.save({"conv1.0.bias": torch.ones(1), **state}, tmp_path / "w.pth")
+    with pytest.raises(BackboneError, match=f"does not belong to the backbone .*{hint}"):
+        load_backbone("test_resnet", str(tmp_path / "w.pth"))
+
+
+def test_resized_tensors_are_named(tmp_path: Path) -> None:
+    torch.save(trained("test_vit").state_dict(), tmp_path / "w.pth")
+    (note,) = load_backbone("test_vit", str(tmp_path / "w.pth"), 96).notes
+    assert "resized pos_embed" in note
+
+
+def test_the_filter_of_a_family_may_have_another_name() -> None:
+    """VGG's authors have hidden layers in their classifier, which timm keeps in the backbone."""
+    model = build_backbone("vgg11", None, device="meta")
+    with torch.device("meta"):
+        state = dict(timm.create_model("vgg11").state_dict())
+    for number, layer in (("0", "fc1"), ("3", "fc2")):
+        weight = state.pop(f"pre_logits.{layer}.weight")
+        state[f"classifier.{number}.weight"] = weight.flatten(1)
+        state[f"classifier.{number}.bias"] = state.pop(f"pre_logits.{layer}.bias")
+    state = {key.replace("head.fc", "classifier.6"): value for key, value in state.items()}
+    keys = functools.partial(classifier_keys, "vgg11")
+    assert find_state(model, {"": state}, keys).problems == {}

@@ -24,11 +24,15 @@ from optuna_dashboard import save_note, wsgi
 
 from autotune.results.dashboard import annotations as annotated_module
 from autotune.results.dashboard.annotations import annotated_app
+from autotune.results.figures.parameters import importances
+from autotune.results.study_results import StudyResults
 from autotune.storage.admin.copy_study import copy_studies
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.state import attrs
 from tests.support.connections import connections_closed
 from tests.support.studies import make_study
+
+IMPORTANCES = "/api/studies/0/param_importances"
 
 
 class Dashboard:
@@ -210,3 +214,15 @@ def test_names_from_outside_act_on_no_page(tmp_path: Path) -> None:
     said = json.dumps([shown["note"], shown["user_attrs"]], ensure_ascii=False)
     assert not set("\u202e\u2066\x1b") & set(said) and "u001b" not in said
     assert "<b>" not in said.replace("\\\\<b\\\\>", "") and "\\\\u202e" in said
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # optuna-dashboard's, of few trials
+@pytest.mark.parametrize("objectives", [None, ["accuracy", "latency_ms"]])
+def test_importances_are_those_of_the_report(objectives: list[str] | None, tmp_path: Path) -> None:
+    study = make_study(trials=12, objectives=objectives)
+    plain = json.loads(Dashboard(study, tmp_path, plain=True).ask(IMPORTANCES)[2])
+    ours = json.loads(Dashboard(study, tmp_path).ask(IMPORTANCES)[2])
+    shown = {entry["name"]: entry["importance"] for entry in ours["param_importances"][0]}
+    assert shown == pytest.approx(importances(StudyResults.from_study(study)))
+    assert ours["param_importances"][1:] == plain["param_importances"][1:]
+    assert Dashboard(study, tmp_path).ask(IMPORTANCES.replace("0", "999"))[0].startswith("404")

@@ -31,6 +31,7 @@ from autotune.study.engine.worker import build_context, run_worker, worker_name
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.state.budget import StopReason
+from autotune.study.state.image_scores import decode_scores
 from autotune.study.state.trial_queue import Claim
 from autotune.study.trial import build
 from autotune.study.trial import run as trial_module
@@ -75,6 +76,8 @@ def test_a_study_from_start_to_end(tmp_path: Path) -> None:
         attributes = trial.user_attrs
         assert set(trial.params) == space
         assert trial.value == attributes[attrs.METRICS]["accuracy"]
+        scores = decode_scores(attributes[attrs.IMAGE_SCORES])
+        assert trial.value == pytest.approx(scores.mean())
         assert trial.value == trial.intermediate_values[2]
         assert attributes[attrs.EPOCHS] == 2
         assert attributes[attrs.SECONDS] > 0
