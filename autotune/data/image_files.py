@@ -133,7 +133,8 @@ def _is_preview(image: Image.Image) -> bool:
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return False
     is_reduced = bool(image.tag_v2.get(_NEW_SUBFILE_TYPE, 0) & 1)
-    return _DNG_VERSION in image.tag_v2 or (is_reduced and _SUB_IFDS in image.tag_v2)
+    has_others = _SUB_IFDS in image.tag_v2 or (is_reduced and image.n_frames > 1)
+    return _DNG_VERSION in image.tag_v2 or (is_reduced and has_others)
 
 
 def _has_deep_planes(image: Image.Image) -> bool:

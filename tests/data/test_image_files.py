@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from autotune.data.image_files import UnreadableImageError, read_image
 from tests.support.images import photo
@@ -291,6 +291,16 @@ def test_the_preview_of_a_raw_photo_is_not_taken_for_it(tags: dict[int, int]) ->
     photo(16, 12).save(stream, "TIFF", tiffinfo=tags)
     with pytest.raises(UnreadableImageError, match="a raw photo, of which only the preview"):
         read_image(stream)
+
+
+def test_the_first_page_that_is_a_small_copy_is_not_taken_for_the_image() -> None:
+    stream = io.BytesIO()
+    with TiffImagePlugin.AppendingTiffWriter(stream, True) as pages:
+        for size, kind in (((4, 3), 1), ((16, 12), 0)):
+            photo(*size).save(pages, "TIFF", tiffinfo={254: kind})
+            pages.newFrame()
+        with pytest.raises(UnreadableImageError, match="only the preview would be read"):
+            read_image(io.BytesIO(stream.getvalue()))
 
 
 def test_planes_of_16_bits_are_not_read_as_8_bits() -> None:

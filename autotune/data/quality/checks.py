@@ -184,8 +184,9 @@ def _duplicates(values: Mapping[str, Any]) -> Iterator[str]:
         return
     blank, *examples = counts.get("blank", [0])
     if blank:
+        color = "one color all over or"
         yield (
-            f"{plural(blank, 'image has', 'images have')} one color all over: "
+            f"{plural(blank, f'image has {color} is', f'images have {color} are')} nearly black: "
             f"{', '.join(examples)}{', ...' if blank > len(examples) else ''}."
         )
     if counts["too_many"]:

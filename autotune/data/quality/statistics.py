@@ -36,7 +36,7 @@ class DatasetStatistics:
         std: Standard deviations of the channels.
         unreadable: Key and reason of each image that cannot be decoded, test images included.
         num_unreadable_test: How many of these are test images.
-        blank: Keys of images that have one color all over.
+        blank: Keys of images that have one color all over, or are nearly black.
         passed_over: Kind and ending of the files that are no images -> their number.
         checks: What :func:`autotune.data.quality.checks.check_dataset` counted.
     """

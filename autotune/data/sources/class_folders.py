@@ -22,12 +22,17 @@ from autotune.text import plural
 #: Words for what is drawn on images, or made from them.
 _MASKS = (
     r"masks?|seg|segmentations?|segmentation(class|object)|labels?|gt|ground[ _-]?truth|"
-    r"annotations?|trimaps?|bbox(es)?|thumbs?|thumbnails?|previews?"
+    r"annotations?|trimaps?|depth|bbox(es)?|thumbs?|thumbnails?|previews?"
 )
-_VARIANTS = r"aug|augmented|copy|crop(ped)?|resized|small|[hv]?flip(ped)?|mirror(ed)?|rot(ated?)?"
+_VARIANTS = (
+    r"aug|augmented|copy|kopie|edited|original|backup|crop(ped)?|resized|small|[hv]?flip(ped)?|"
+    r"mirror(ed)?|rot(ated?)?"
+)
 _MASK_FOLDER = re.compile(
     rf"(?i)((images?|img)[\W_]*)?({_MASKS})([\W_]*(images?|img|png|class|object))?[\W\d_]*"
 )
+#: The end of the name of an image beside its mask or depth.
+_IMAGE = re.compile(r"(?i)[ _.-]+(rgb|colou?r|img|image|photo)$")
 _DERIVED = re.compile(rf"(?i)(.+?)[ _.-]+({_MASKS}|{_VARIANTS})[\W\d_]*")
 
 
@@ -54,6 +59,12 @@ def check_class_folders(
             f"{root}: {problem}; or set {_decision(root, layout)} if {quoted(inside)} are the "
             "classes"
         )
+    for name, folders in inside.items():
+        for other in sorted(folders & inside.keys() - {name}):
+            warn_once(
+                f"{root}: the folder {other!r} in {name!r} is called like another class, but its "
+                f"images are of class {name!r}"
+            )
     shared = _shared(inside)
     if layout[0].split is None and shared:
         warn_once(
@@ -93,7 +104,7 @@ def _problem(
     others = sorted(set().union(*(inside[name] for name in around)))
     return (
         f"{quoted(around)} may be no classes, but folders around those, {quoted(others)}; set "
-        f" {splits_key(dict.fromkeys(around, TRAIN))}"
+        f"{splits_key(dict.fromkeys(around, TRAIN))}"
     )
 
 
@@ -136,6 +147,7 @@ def _warn_of_derived(
         for name, folders in inside.items()
     }
     stems = {os.path.splitext(file.key)[0] for file in files}
+    stems |= {_IMAGE.sub("", stem) for stem in stems}
     derived = [
         file.key
         for file in files

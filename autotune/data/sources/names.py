@@ -28,6 +28,9 @@ _RESCUED = re.compile(r"found\.\d{3}")
 _ZEROS = re.compile(r"(?<![\d.])0+(?=\d)|(?<=\d)\.0+(?![\d.])")
 #: What file managers and people add to the name of a copy.
 _COPY = re.compile(r"^copy of | *(\(\d+\)|[ .-]+(copy( ?\(?\d+\)?)?|kopie|backup|bak))$")
+_HYPHEN = re.compile(r"_|(?<=\w)-(?=\w)")
+#: What may stand around a name without being part of it.
+_PUNCTUATION = " '\"`\u2018\u2019\u201c\u201d[](){}.,;:!?"
 #: What programs write for an empty cell, in lower case, and no class is called.
 _NO_VALUE = frozenset(
     ("nan", "nat", "<na>", "null", "(null)", "nil", "n/a", "#n/a", "#na", "#value!", "#ref!")
@@ -74,7 +77,8 @@ def describe_similar(classes: Iterable[str]) -> str:
         return ""
     return (
         f"{join_some(pairs)} are different classes, though their names differ only in case, "
-        "blanks, zeros, hidden characters or the mark of a copy; rename them if they are one class"
+        "blanks, punctuation, zeros, hidden characters or the mark of a copy; rename them if "
+        "they are one class"
     )
 
 
@@ -122,5 +126,6 @@ def _form(name: str) -> str:
         for letter in normalized(name).casefold()
         if letter != _EMOJI_STYLE and unicodedata.category(letter) != "Cf"
     ]
-    text = " ".join("".join(visible).replace("_", " ").split())
-    return _ZEROS.sub("", _COPY.sub("", text))
+    text = " ".join(_HYPHEN.sub(" ", "".join(visible)).split())
+    text = _ZEROS.sub("", _COPY.sub("", text))
+    return text.strip(_PUNCTUATION) or text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from autotune.data.image_formats import PassedOver
 from autotune.data.sources.names import printable, quoted, warn_once
@@ -49,6 +49,11 @@ def other_split_columns(columns: Sequence[str]) -> list[str]:
         for column in columns
         if column_name(column) in _OTHER_COLUMNS or _flag(column) is not None
     ]
+
+
+def may_split(values: Iterable[str]) -> bool:
+    """Tell whether names of splits that divide images are among the values of a column."""
+    return is_split(recognized(values).values())
 
 
 def has_only_splits(values: Collection[str]) -> bool:
@@ -103,9 +108,12 @@ def splits_of_rows(
         return _used(where, [*used], others, _from_flags(used))
     for column in others:
         values = sorted(_values(columns[column]))
-        guess = dict.fromkeys(values[:-1], TRAIN) | dict.fromkeys(values[-1:], TEST)
+        guess = recognized(values)
+        unknown = [value for value in values if value not in guess]
+        if TRAIN not in guess.values():
+            guess = dict.fromkeys(values[:-1], TRAIN) | dict.fromkeys(values[-1:], TEST)
         warn_once(
-            f"{where}: {_are([column])} passed over: {quoted(values[:_MAX_LISTED])} are no names "
+            f"{where}: {_are([column])} passed over: {quoted(unknown[:_MAX_LISTED])} are no names "
             f"of splits; name them with {splits_key(guess)}"
         )
     return None

@@ -38,6 +38,8 @@ NEAR_BITS = 64
 _MAX_PAIRS = 50
 #: Hashes that are compared with all others at a time: a block takes 30 MB of 100,000 images.
 _BLOCK = 32
+#: Limits the values of an image that is nearly black: 12 bits in a file of 16 come so far.
+_NEARLY_BLACK = 16
 #: Limits the pairs that a result lists.
 _EXAMPLES = 5
 
@@ -52,7 +54,7 @@ class ImageFingerprint:
         bits: uint64, ``(4,)``: the perceptual hash; ``None`` for an image too small for it.
         mean: float64, ``(3,)``: means of the channels, of values between 0 and 1.
         square: float64, ``(3,)``: means of the squares.
-        is_blank: Whether all pixels have the same color.
+        is_blank: Whether all pixels have the same color, or are nearly black.
     """
 
     size: tuple[int, int]
@@ -144,7 +146,7 @@ def _fingerprint(source: Source, index: int) -> ImageFingerprint:
         bits=bits,
         mean=values.mean(axis=0, dtype=np.float64),
         square=np.square(values).mean(axis=0, dtype=np.float64),
-        is_blank=not np.ptp(pixels, axis=(0, 1)).any(),
+        is_blank=int(pixels.max()) <= _NEARLY_BLACK or not np.ptp(pixels, axis=(0, 1)).any(),
     )
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -100,14 +101,21 @@ def test_blank_images_are_counted_whatever_makes_them_blank(tmp_path: Path) -> N
     Image.new("RGB", (40, 30), "gray").save(root / "a" / "gray.jpg")
     Image.new("RGBA", (40, 30), (200, 10, 10, 0)).save(root / "b" / "clear.png")
     Image.new("I;16", (40, 30), 900).save(root / "b" / "deep.png")
+    low = np.arange(1200, dtype=np.uint16).reshape(30, 40) * 3  # 12 bits of 16
+    Image.fromarray(low).save(root / "b" / "low.png")
     dataset = Dataset.open(str(root), DataConfig())
     values = check_dataset(dataset, "report")
-    assert values["duplicates"]["blank"] == [3, "a/gray.jpg", "b/clear.png", "b/deep.png"]
+    assert values["duplicates"]["blank"] == [
+        4,
+        "a/gray.jpg",
+        *("b/clear.png", "b/deep.png", "b/low.png"),
+    ]
     assert dataset_warnings(values, {})[0] == (
-        "3 images have one color all over: a/gray.jpg, b/clear.png, b/deep.png."
+        "4 images have one color all over or are nearly black: a/gray.jpg, b/clear.png, "
+        "b/deep.png, b/low.png."
     )
     statistics = compute_statistics(dataset, "off", test=True)
-    assert set(statistics.blank) == {"a/gray.jpg", "b/clear.png", "b/deep.png"}
+    assert set(statistics.blank) == {"a/gray.jpg", "b/clear.png", "b/deep.png", "b/low.png"}
 
 
 def test_all_files_are_accounted_for_in_one_sentence() -> None:

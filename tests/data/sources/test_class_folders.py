@@ -63,7 +63,7 @@ def test_what_may_be_no_classes_is_asked_about(
         ["with_mask", "without_mask"],
         ["images", "logos"],
         ["labels", "bottles"],
-        ["cat", "dog", *inside("mixed", "cat bird")],
+        ["cat", "dog", *inside("mixed", "fish bird")],
         ["photos/2023", "drawings"],
         inside("Cat/train Cat/val", "indoors") + inside("Dog/train Dog/val", "indoors"),
     ],
@@ -84,6 +84,8 @@ def test_others_stay_classes_without_a_word(
         (["images/a.png", "masks/a.png"], 1),
         (["a.png", "thumbnails/a.png"], 1),
         (["a.png", "a_thumb.png", "a_rot90.png", "a_hflip.png", "a copy.png"], 4),
+        (["a_rgb.png", "a_depth.png", "a_mask.png"], 2),
+        (["a.png", "a-edited.png", "a_original.png"], 2),
         (["mask.png", "a_mask.png", "b_label.png"], 0),
     ],
 )
@@ -99,3 +101,14 @@ def test_masks_and_variants_beside_images_are_named_once(
         open_source(str(tmp_path))
     expected = f"{derived} of {len(names) + 2} images are called like masks or variants"
     assert [expected in record.getMessage() for record in caplog.records] == [True] * bool(derived)
+
+
+@pytest.mark.parametrize(
+    "folders", [["cat", "cat/dog", "dog"], inside("train test", "cat/dog dog")]
+)
+def test_a_folder_in_a_class_that_is_called_like_another_one_is_named(
+    tmp_path: Path, folders: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert open_source(str(make(tmp_path, sorted(folders)))).classes == ("cat", "dog")
+    (record,) = caplog.records
+    assert "'dog' in 'cat' is called like another class, but its images" in record.getMessage()

@@ -22,6 +22,10 @@ SIMILAR = [
     ("K\u00c4FER", "ka\u0308fer"),
     ("Stra\u00dfe", "STRASSE"),
     ("001", "1"),
+    ("cat", "'cat'"),
+    ("cat", "['cat']"),
+    ("cat", "cat?"),
+    ("red-fox", "red fox"),
     ("1.0", "1"),
     ("class_01", "class 1"),
     ("cat", "cat copy"),
@@ -87,8 +91,8 @@ def test_classes_of_similar_names_stay_and_are_named_once(
     (record,) = caplog.records
     assert record.getMessage() == (
         f"{root}: 'Cat' and 'cat' and 'cat ' are different classes, though their names differ "
-        "only in case, blanks, zeros, hidden characters or the mark of a copy; rename them if "
-        "they are one class"
+        "only in case, blanks, punctuation, zeros, hidden characters or the mark of a copy; "
+        "rename them if they are one class"
     )
 
 

@@ -84,6 +84,11 @@ def test_several_marks_make_three_splits(tmp_path: Path) -> None:
             "with data.splits='{train: [0, 1], test: 2}'",
         ),
         ({"set": ["A", "B", "A", "B"]}, "the column 'set' is passed over: 'A', 'B' are no names"),
+        (
+            {"type": ["train", "train", "test", "extra"]},
+            "the column 'type' is passed over: 'extra' are no names of splits; name them with "
+            "data.splits='{train: train, test: test}'",
+        ),
         ({"is_valid": ["maybe", 0, 1, 1]}, "the column 'is_valid' is passed over: '0', '1', "),
         (
             {"split": ["train", "train", "val", "val"], "fold": [0, 1, 0, 1], "is_test": [0] * 4},

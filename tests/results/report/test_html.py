@@ -193,7 +193,8 @@ def test_two_thousand_trials_can_be_looked_at(browser: Browser, tmp_path: Path) 
     assert f"{rows:,} of {total:,} trials" in page.locator("main").inner_text()
     # The table scrolls by itself, below its head: what follows it is not thousands of rows away.
     assert page.evaluate("document.documentElement.scrollHeight") < 12_000
-    page.locator(".trials th:nth-child(1) button").click()
+    for _ in range(2):  # the table begins with the best; up, then down
+        page.locator(".trials th:nth-child(1) button").click()
     first = page.locator(".trials tbody tr:first-child td:first-child").inner_text()
     assert first == str(total - 1)
     assert messages == []

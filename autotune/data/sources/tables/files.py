@@ -82,9 +82,15 @@ def describe_missing(folder: str, missing: Sequence[str]) -> str:
     )
     if not differences:
         return text
-    # of those that hold for as many files the simplest
+    # of those that hold for as many files the simplest, which keeps most of the folders
     difference, count = max(
-        differences.items(), key=lambda item: (item[1], -sum(map(bool, item[0])), item[0])
+        differences.items(),
+        key=lambda item: (
+            item[1],
+            -sum(map(bool, item[0])),
+            -len(item[0].written_folder),
+            item[0],
+        ),
     )
     return f"{text}; {count:,} of {len(missing):,} are there {difference.describe()}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -23,7 +24,7 @@ from autotune.data.sources.split_columns import (
     LEFT_OUT,
     SPLIT_COLUMNS,
     column_name,
-    has_only_splits,
+    may_split,
     other_split_columns,
     splits_of_rows,
     without_unlabeled,
@@ -33,6 +34,7 @@ from autotune.data.sources.split_names import (
     NONE,
     SPLITS,
     TEST,
+    TRAIN,
     SplitNames,
     splits_key,
 )
@@ -164,7 +166,7 @@ def _columns(
     _read_as_windows(path, texts)
     also = {column: table[column] for column in columns if column not in by_role.values()}
     named = other_split_columns(columns)
-    named += [name for name, cells in also.items() if has_only_splits(_few_values(cells))]
+    named += [name for name, cells in also.items() if may_split(_few_values(cells))]
     others = {column: _texts(table[column], "split") for column in dict.fromkeys(named)}
     if (column := by_role.get("split")) is not None:
         others = {column: texts.pop("split"), **others}
@@ -184,7 +186,9 @@ def _columns(
 
 def _named(columns: Sequence[str], role: str) -> list[str]:
     """Return the columns that are called like a role; any other path comes after these."""
-    named = [column for column in columns if column_name(column) in COLUMNS[role]]
+    # a column that is there twice is called label.1 by pandas
+    plain = {column: column_name(re.sub(r"\.\d+$", "", column)) for column in columns}
+    named = [column for column in columns if plain[column] in COLUMNS[role]]
     if named or role != "path":
         return named
     by_name = {column_name(column): column for column in columns}
@@ -254,7 +258,8 @@ def _problems(table: pd.DataFrame, files: Sequence[str]) -> Iterator[str]:
 def _split_problems(table: pd.DataFrame, files: Sequence[str]) -> Iterator[str]:
     splits = table["split"].dropna()
     if unknown := sorted(set(splits) - set(SPLITS)):
-        guess = {split: split for split in SPLITS if split in set(splits)} | {unknown[0]: TEST}
+        guess = {split: split for split in SPLITS if split in set(splits)}
+        guess |= dict(zip(unknown, (TEST,) if TRAIN in guess else (TRAIN, TEST), strict=False))
         yield (
             f"{quoted(unknown)} in the column of splits; names are train, validation and test, or "
             f"what data.splits says, such as {splits_key(guess)}; or set "

@@ -101,3 +101,10 @@ def test_files_that_are_nowhere_have_no_hint(tmp_path: Path) -> None:
         opened(tmp_path, ["a.png"], ["a.png", "x.png", "y.png"])
     with pytest.raises(DatasetError, match=r"3 files are .*; 1 of 3 are there in photos/$"):
         opened(tmp_path, ["photos/x.png"], ["a.png", "x.png", "y.png", "z.png"])
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_the_hint_keeps_most_of_a_path(split: str, tmp_path: Path) -> None:
+    files = [f"set/{each}/cat/{n}.jpg" for each in ("train", "val", "test") for n in range(2)]
+    with pytest.raises(DatasetError, match=r"; 2 of 2 are there in set/ instead of /other/$"):
+        opened(tmp_path, files, [f"/other/{split}/cat/{n}.jpg" for n in range(2)])

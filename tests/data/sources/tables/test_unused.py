@@ -97,3 +97,10 @@ def test_several_values_in_a_cell_are_refused(tmp_path: Path, value: object) -> 
         DatasetError, match="'label' must hold a label in each cell, but it holds "
     ):
         open_source(str(tmp_path / "t.parquet"))
+
+
+@pytest.mark.parametrize("column", ["label.1", "class", "path.1", "split.1"])
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path, column: str) -> None:
+    path = make(tmp_path, split=["train", "train", "test", "test"], **{column: PATHS})
+    with pytest.raises(DatasetError, match=rf"'{column}' are all \w+s; keep one of them"):
+        open_source(str(path))
