@@ -181,6 +181,8 @@ def made_of(arguments: tuple[str, ...]) -> str:
 
 def check_autotune(arguments: Sequence[str]) -> None:
     """Have the command parse its arguments, and look up what they name."""
+    if arguments == ["--install-completion"]:
+        return  # would write into the home
     command: Any = typer.main.get_command(app)
     context: Any = None
     name = "autotune"

@@ -59,7 +59,7 @@ _probe_layers = probing.probe_layers
 
 def probe_once(model: nn.Module, layers: Sequence[Layer], input_size: tuple[int, ...]) -> Any:
     """Probe layers as ``define`` does; a model like an earlier one is not probed again."""
-    key = (repr(model), tuple(layers), input_size)
+    key = (repr(model), repr(layers), tuple(input_size))
     if key not in _PROBED:
         _PROBED[key] = _probe_layers(model, layers, input_size)  # type: ignore[arg-type]
     return _PROBED[key]

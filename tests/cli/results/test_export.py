@@ -156,7 +156,10 @@ def test_what_computes_something_else_is_not_kept(
         (("model", "-o", "no/x.onnx"), "must exist and be writable, to write no/x.onnx"),
         (("model", "--images", "none"), "there is no 'none'"),
         (("model", "--images", "model/record.json"), "0 of 1 can be read"),
-        (("none",), "none must be the folder of a model, but there is none"),
+        (
+            ("none",),
+            "'none' must be the folder of a model, or a study, but there is no such folder",
+        ),
     ],
 )
 def test_mistakes(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:

@@ -94,11 +94,11 @@ def test_without_a_plan_within_the_limits_every_verb_says_so(tmp_path: Path) -> 
         "run", "digits", *SMALL, "search.trials=2", "constraints.max_parameters=1000",
         "--name", "none", "--workers", "1", cwd=tmp_path,
     )  # fmt: skip
-    assert (ended.code, ended.err) == (0, "")
+    assert (ended.code, ended.err) == (1, "")
     said = " ".join(ended.out.split())
     assert "2 of 2 finished: 1 complete, 0 pruned, 1 infeasible, 0 failed" in said
-    assert "none within the limits yet" in said
-    assert "No trial is within the limits; the nearest is trial " in said
+    assert "No trial has a result: of 2 trials 2 exceeded the limits" in said
+    assert "The nearest is trial " in said
     for verb in ("best", "refit"):
         refused = call(verb, "none", cwd=tmp_path)
         assert refused.code == 2

@@ -376,7 +376,7 @@ def test_files_go_along(
         assert path.exists()
     assert (goal.artifacts / "rich-artifact").read_text() == "rich-artifact of rich"
     assert not goal.cache.exists()
-    assert (copied.files.count, copied.files.folder, copied.files.missing) == (10, goal.root, 1)
+    assert (copied.files.count, copied.files.folder, copied.files.missing) == (11, goal.root, 1)
 
 
 def test_artifacts_of_an_earlier_copy_are_left_as_they_are(

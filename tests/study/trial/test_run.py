@@ -102,7 +102,7 @@ def test_a_study_without_a_plan_within_its_limits_ends_and_says_so(tmp_path: Pat
     least = min(trials, key=lambda one: float(one.user_attrs[attrs.COSTS]["parameters"])).number
     assert closest.number == least
     text = page_of(handle.study).text
-    assert f"No complete trial within the limits; the nearest is trial {least}, " in text
+    assert f"The nearest is trial {least}: " in text
 
 
 @pytest.mark.parametrize("sampler", ["gp", slow("tpe"), slow("random")])
