@@ -29,6 +29,10 @@ def content(name: str) -> tuple[nn.Module, bytes]:
     return model, save(model.state_dict())
 
 
+#: A process that has loaded nothing yet asks a hub on loopback.
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
@@ -54,7 +58,6 @@ def fresh(hub: Hub) -> None:
     hub.requests.clear()
 
 
-@pytest.mark.slow
 def test_weights_are_downloaded_once_and_then_the_cache_is_enough(
     hub: Hub, process: Loader, home: Path, tmp_path: Path
 ) -> None:

@@ -67,6 +67,7 @@ def served(finished: Path) -> Iterator[Served]:
         process.wait()
 
 
+@pytest.mark.slow
 def test_the_pages_and_the_studies_are_served(served: Served) -> None:
     kind, page = served.get("/dashboard")
     assert kind.startswith("text/html") and b"<title>Optuna Dashboard</title>" in page

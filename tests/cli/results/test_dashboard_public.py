@@ -148,6 +148,7 @@ def public(finished: Path) -> Iterator[Public]:
         public.process.wait()
 
 
+@pytest.mark.slow
 def test_it_asks_for_a_password_and_writes_nothing(public: Public) -> None:
     for password in (None, "", "wrong", public.password[:-1]):
         refused = public.ask("/api/studies", password=password)

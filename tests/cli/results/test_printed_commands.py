@@ -156,3 +156,13 @@ def test_a_renamed_study_can_be_continued(original: Path, tmp_path: Path) -> Non
     assert ended.code == 0 and "study 'my study'" in ended.out
     ended = call(*options, "sqlite:///b.db", cwd=tmp_path)
     assert ended.code == 2 and "a study's name has up to" in ended.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", ["server", "my server's"])
+def test_the_command_that_is_printed_stops_the_server(folder: str, tmp_path: Path) -> None:
+    started = call("storage", "postgres", "start", "--folder", folder, cwd=tmp_path)
+    assert started.code == 0, started.err
+    *_, command, _ = started.out.splitlines()
+    stopped = call(*words(command), cwd=tmp_path)
+    assert stopped.out == f"the Postgres server in {folder} is stopped\n"

@@ -414,6 +414,7 @@ def run_processes(url: str, count: int, seconds: float) -> list[str]:
     return [json.loads(one.stdout)["kind"] for one in results]
 
 
+@pytest.mark.slow
 def test_the_number_of_trials_is_exact_over_processes(url: str) -> None:
     queue = make_queue(url, budget=25)
     for _ in range(5):
