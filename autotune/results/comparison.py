@@ -86,7 +86,7 @@ class Group:
         return self.curve[-1].device_s if self.curve else 0.0
 
     def after_trials(self, count: int) -> float | None:
-        """Return the best value after so many trials; ``None`` where there are fewer."""
+        """Return the best value after a number of trials; ``None`` where there are fewer."""
         return self._last(lambda point: point.trials <= count) if self.finished >= count else None
 
     def after_device_s(self, seconds: float) -> float | None:
