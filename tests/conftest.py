@@ -90,6 +90,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests as slow that wait for a server or a browser."""
     for item in items:
         assert isinstance(item, pytest.Function)
+        if item.get_closest_marker("long") or item.get_closest_marker("gpu"):
+            continue
         values = item.callspec.params.values() if hasattr(item, "callspec") else ()
         if {"postgres", "browser"}.intersection(item.fixturenames) or any(
             isinstance(value, str) and value.startswith("postgres") and ":" not in value
