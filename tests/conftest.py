@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from alembic.util import pyfiles
@@ -36,9 +37,19 @@ def postgres() -> Iterator[Server]:
 
 @pytest.fixture(scope="session", autouse=True)
 def migrations_loaded_once() -> Iterator[None]:
-    """Load Optuna's migrations once: each opening of a storage imports them four times."""
+    """Load Optuna's migrations once: each opening of a storage imports them four times.
+
+    The program beside them (env.py) migrates when it is loaded.
+    """
+    load = pyfiles.load_module_py
+    load_once = functools.cache(load)
+
+    def load_module(module_id: str, path: str) -> ModuleType:
+        is_migration = Path(path).parent.name == "versions"
+        return load_once(module_id, path) if is_migration else load(module_id, path)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pyfiles, "load_module_py", functools.cache(pyfiles.load_module_py))
+        patch.setattr(pyfiles, "load_module_py", load_module)
         yield
 
 
