@@ -62,6 +62,7 @@ INSTEAD = (
     (r"postgresql://user:password@host/autotune", "{postgres}"),
     (r"convnext_tiny\.fb_in22k TRIALS=100", "test_convnext.r160_in1k TRIALS=2"),
     (r"'\[resnet50\.a1_in1k, convnext_tiny.*?\]'", "'[test_resnet, test_vit]'"),
+    (r"BACKBONE=resnet18 WEIGHTS=downloads", "BACKBONE=test_resnet WEIGHTS=downloads"),
     (r"WEIGHTS=resnet18\.safetensors", "WEIGHTS=resnet18.safetensors NAME=of-file"),
     (r"search\.trials=60 ", "search.trials=4 "),
     (r"search\.trials=60$", "search.trials=4"),
@@ -174,7 +175,9 @@ def checkout(postgres: Server) -> Iterator[Checkout]:
             "make study",
             "make study DATASET=photos",
             f"make study DATASET=photos STORAGE={made.postgres}",
+            "make study DATASET=photos SAMPLER=tpe",
             "make refit",
+            "make refit DATASET=photos",
         ):
             assert not (wrong := made.run(text)), f"{text}: {wrong}"
         yield made
@@ -230,14 +233,19 @@ def make_images(root: Path) -> None:
     for name in ("backups", "shared"):
         (root / name).mkdir()
     model = timm.create_model("test_resnet", pretrained=False)
-    save_file(model.state_dict(), root / "resnet18.safetensors")
+    for name in ("resnet18.safetensors", "downloads/theirs/model.safetensors", "runs/last.ckpt"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        save_file(model.state_dict(), root / name)
 
 
 def make_environment(root: Path) -> None:
     """Make a .venv of this Python in which everything is installed."""
     programs = root / ".venv/bin"
     programs.mkdir(parents=True)
-    for name, what in (("autotune", "-m autotune"), ("python", ""), ("pytest", "")):
+    modules = {"python": ""} | {
+        name: f"-m {name}" for name in ("autotune", "pytest", "ruff", "mypy")
+    }
+    for name, what in modules.items():
         program = programs / name
         program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {what} "$@"\n')
         program.chmod(0o755)
