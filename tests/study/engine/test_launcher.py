@@ -191,7 +191,7 @@ def test_workers_end_when_their_launcher_is_killed(tmp_path: Path) -> None:
 def test_a_timeout_ends_the_study_between_trials(tmp_path: Path) -> None:
     arguments = ("run", "digits", *BARE, "search.trials=2", "--name", "tiny", "--workers", "1")
     result = call(*arguments, "search.timeout=0.001", cwd=tmp_path)
-    assert result.code == 0, result.err
+    assert result.code == 1, result.err
     over = "The study 'tiny' is over (the 0.001 s of the run are over); nothing was trained."
     assert over in result.out
     assert by_state(tmp_path, "tiny", TrialState.WAITING) == [0]

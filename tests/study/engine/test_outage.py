@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,6 @@ from optuna.trial import Trial, TrialState
 
 from autotune.errors import DatabaseLostError, StorageError
 from autotune.storage.rdb import retry
-from autotune.storage.rdb.connection import open_storage
 from autotune.study.setup.opening import OpenStudy, open_existing
 from autotune.study.state import attrs
 from autotune.study.state.trial_queue import Claim
@@ -198,10 +199,12 @@ def test_a_run_whose_database_is_lost_is_no_success(how: str, tmp_path: Path) ->
     wait_for(lambda: any(one.state.is_finished() for one in trials_of(tmp_path, "it")))
     if how == "moved":
         folder.rename(tmp_path / "elsewhere")
-    else:
+    elif how == "deleted":
         (folder / "autotune.db").unlink()
-    if how == "replaced":
-        open_storage(f"sqlite:///{folder}/autotune.db", create=True)
+    else:
+        with closing(sqlite3.connect(tmp_path / "other.db")) as connection:
+            connection.execute("CREATE TABLE other (x)")
+        (tmp_path / "other.db").replace(folder / "autotune.db")
     assert process.wait(120) == 2
     said = (tmp_path / "out.txt").read_text()
     assert "6/6 finished" not in said and said.count("while it was in use") == 1
