@@ -40,22 +40,21 @@ def test_what_is_shown(compared: str, tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        (("photos",), "compare needs two studies, or one in which backbone or init vary"),
-        (("photos", "photos"), "each once, but got 'photos', 'photos'"),
-        (("photos", "photo"), "did you mean 'photos'?"),
-        (("photos", "two", "-o", "c.png"), "the figure is a file .html, but got 'c.png'"),
-        (("photos", "two", "-o", "no/c.html"), "must exist and be writable"),
-        (("photos", "log-loss", "-o", "c.html"), "a figure has one metric, but The studies"),
-        (("training.epochs=3",), "name at least one study"),
-    ],
+#: Arguments that are refused, and what is said.
+REFUSED = (
+    (("photos",), "compare needs two studies, or one in which backbone or init vary"),
+    (("photos", "photos"), "each once, but got 'photos', 'photos'"),
+    (("photos", "photo"), "did you mean 'photos'?"),
+    (("photos", "two", "-o", "c.png"), "the figure is a file .html, but got 'c.png'"),
+    (("photos", "two", "-o", "no/c.html"), "must exist and be writable"),
+    (("photos", "log-loss", "-o", "c.html"), "a figure has one metric, but The studies"),
+    (("training.epochs=3",), "name at least one study"),
 )
-def test_what_is_refused(
-    arguments: tuple[str, ...], text: str, compared: str, tmp_path: Path
-) -> None:
+
+
+def test_what_is_refused(compared: str, tmp_path: Path) -> None:
     before = contents(tmp_path)
-    ended = call("compare", *arguments, cwd=tmp_path, AUTOTUNE_STORAGE=compared)
-    assert (ended.code, ended.out) == (2, "") and text in ended.err
-    assert contents(tmp_path) == before
+    for arguments, text in REFUSED:
+        ended = call("compare", *arguments, cwd=tmp_path, AUTOTUNE_STORAGE=compared)
+        assert (ended.code, ended.out) == (2, "") and text in ended.err, arguments
+        assert contents(tmp_path) == before

@@ -46,6 +46,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_example_of_the_documentation_runs(ran: Path) -> None:
     trials = trials_of(ran, "digits")
     assert [one.state.is_finished() for one in trials] == [True] * 7

@@ -227,6 +227,7 @@ def test_time_on_the_device_is_that_of_each_attempt(tmp_path: Path) -> None:
     assert StopReason.from_study(handle.study) == StopReason("trials", "1 finished trial")
 
 
+@pytest.mark.slow
 def test_a_worker_waits_for_what_others_bring(tmp_path: Path) -> None:
     handle = open_small(tmp_path, search__trials=9, search__patience=1, training__epochs=1)
     claims = handle.trial_queue()

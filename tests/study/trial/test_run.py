@@ -18,7 +18,6 @@ from autotune.study.state import attrs
 from autotune.study.state.budget import StopReason
 from autotune.study.trial import build
 from tests.support.inline import run
-from tests.support.marks import slow
 from tests.support.page import page_of
 from tests.support.small import open_small
 
@@ -105,7 +104,8 @@ def test_a_study_without_a_plan_within_its_limits_ends_and_says_so(tmp_path: Pat
     assert f"The nearest is trial {least}: " in text
 
 
-@pytest.mark.parametrize("sampler", ["gp", slow("tpe"), slow("random")])
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", ["gp", "tpe", "random"])
 def test_samplers_go_on_past_their_start(tmp_path: Path, limit: int, sampler: str) -> None:
     handle = two_objectives(
         tmp_path,
@@ -173,6 +173,7 @@ def test_an_interrupted_trial_of_two_objectives_goes_on_where_it_was(tmp_path: P
     assert second.values[1] == first.user_attrs[attrs.COSTS]["latency_ms"]
 
 
+@pytest.mark.slow
 def test_limits_do_not_change_what_is_trained(tmp_path: Path) -> None:
     wide = {"max_parameters": 10**9, "max_latency_ms": 1e6, "max_memory_mb": 1e6}
     studies = [
