@@ -395,6 +395,7 @@ def test_what_a_worker_wrote_after_its_trial_was_finished_elsewhere_is_removed(
     assert not handle.files.checkpoint(handle.name, 0).exists()
 
 
+@pytest.mark.slow
 def test_bad_trials_prune(tmp_path: Path) -> None:
     handle = open_small(tmp_path, search__trials=12, training__epochs=6, search__sampler="random")
     run(handle)

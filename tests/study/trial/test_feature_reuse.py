@@ -43,6 +43,7 @@ def small(folder: Path, **named: Any) -> OpenStudy:
     return open_small(folder, search__pruner="none", training__num_views=2, **named)
 
 
+@pytest.mark.slow
 def test_features_change_no_value_but_by_rounding(tmp_path: Path) -> None:
     on, off = small(tmp_path / "on"), small(tmp_path / "off", cache__features="off")
     run(on)

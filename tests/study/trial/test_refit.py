@@ -95,6 +95,7 @@ def test_what_is_judged_is_the_average_and_frozen_layers_are_untouched(ctx: Work
     )
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_fit_goes_through_in_parts(
     ctx: WorkerContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
