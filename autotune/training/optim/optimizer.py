@@ -19,9 +19,9 @@ from autotune.training.optim.l2_sp import L2SP
 def parameter_groups(network: Network, policy: TrainingPolicy) -> list[dict[str, Any]]:
     """Group the trainable parameters by learning rate and weight decay.
 
-    Layer ``i`` trains with ``lr * layer_decay ** i`` (the head is layer 0). Vectors (norms,
-    biases) and timm's ``no_weight_decay`` parameters are not decayed, and neither are layers that
-    ``l2_sp`` pulls towards their initial weights.
+    The head trains with ``lr``, layer ``i`` with ``lr * backbone_lr * layer_decay ** i``. Vectors
+    (norms, biases) and timm's ``no_weight_decay`` parameters are not decayed, and neither are
+    layers that ``l2_sp`` pulls towards their initial weights.
     """
     listed: set[str] = getattr(network.backbone, "no_weight_decay", set)()
     exempt = {f"backbone.{name}" for name in listed}
@@ -29,7 +29,8 @@ def parameter_groups(network: Network, policy: TrainingPolicy) -> list[dict[str,
     for name, parameter, layer in network.layer_of_parameters():
         is_pulled = layer > 0 and policy.l2_sp > 0
         is_decayed = parameter.ndim > 1 and name not in exempt and not is_pulled
-        lr = policy.lr * policy.layer_decay**layer
+        ratio = policy.backbone_lr if layer else 1.0
+        lr = policy.lr * ratio * policy.layer_decay**layer
         groups[lr, policy.weight_decay if is_decayed else 0.0].append(parameter)
     return [
         {"params": parameters, "lr": lr, "weight_decay": decay}
