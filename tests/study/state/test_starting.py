@@ -84,7 +84,7 @@ def test_a_new_trial_is_there_as_a_whole_or_not_at_all(
 ) -> None:
     queue = make_queue(url, budget=2)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("autotune.storage.rdb.fast_rdb._part_rows", killed)
+        patch.setattr("autotune.storage.rdb.statements._part_rows", killed)
         queue.claim("host/1/0")
     assert states(queue) == []
     claim(queue)
