@@ -15,8 +15,7 @@ import pytest
 from alembic.util import pyfiles
 from hypothesis import settings
 
-from tests.support.connections import connections_closed
-from tests.support.postgres import Server, start_server
+from tests.support.databases import Server, connections_closed, start_server
 
 # Read when torch is loaded, here and in every process that a test starts. Threads that spin while
 # they wait take the cores from the other tests: ten times the CPU seconds of a small training.
