@@ -6,6 +6,8 @@ import functools
 import gc
 import math
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,3 +126,15 @@ def pytest_collection_finish() -> None:
 def pytest_unconfigure() -> None:
     """Give it back: libraries look for leaks at the end."""
     gc.unfreeze()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """An empty disk of one megabyte."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mounting, capture_output=True).returncode:
+        pytest.skip("this machine mounts no small disk")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)

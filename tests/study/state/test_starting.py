@@ -24,6 +24,8 @@ from tests.study.state.test_trial_queue import (
     stopped,
 )
 
+pytestmark = pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+
 
 def test_a_claim_has_all_that_there_is_to_know(url: str) -> None:
     queue = make_queue(url, budget=4)
