@@ -13,7 +13,6 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autotune.results.report.html import render_html
 from autotune.results.study_results import StudyResults
-from autotune.search import ranking
 from tests.support.browser import open_page, until
 
 if TYPE_CHECKING:
@@ -89,12 +88,6 @@ def some(figure: go.Figure | None) -> go.Figure:
 
 def traces(figure: go.Figure | None) -> dict[str, Any]:
     return {trace.name: trace for trace in some(figure).data}
-
-
-def best_of(study: Study) -> FrozenTrial:
-    best = ranking.best_trial(study.trials, study.direction)
-    assert best is not None
-    return best
 
 
 def add(
