@@ -143,6 +143,13 @@ def write_attribute(database: str, model: AttributeModel) -> sqlalchemy.Insert:
     )
 
 
+@cache
+def write_report_and_attribute(database: str) -> sqlalchemy.Insert:
+    """Make the statement that reports a value of a live trial and writes an attribute of it."""
+    attribute = write_attribute(database, models.TrialUserAttributeModel)
+    return write_report(database).add_cte(attribute.cte("attribute"))
+
+
 def _upsert(
     database: str,
     model: type[models.BaseModel],
