@@ -34,11 +34,10 @@ from tests.support.archives import (
     sums_of,
 )
 from tests.support.commands import ROOT, commands, pages
+from tests.support.databases import Server
 from tests.support.images import photo
-from tests.support.network import free_port
-from tests.support.postgres import Server
-from tests.support.publisher import running_publisher
 from tests.support.runs import environment
+from tests.support.serving import free_port, running_publisher
 
 pytestmark = pytest.mark.timeout(1800)
 
