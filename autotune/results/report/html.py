@@ -50,8 +50,10 @@ from autotune.results.report.images import (
     MATRIX_CLASSES,
     MAX_CLASSES,
     MAX_PAIRS,
+    SHOWN_IMAGES,
     describe_missing,
     find_image_results,
+    format_share,
     predictions_csv,
 )
 from autotune.results.report.reproduction import commands, file_name, study_file
@@ -163,6 +165,7 @@ def _environment() -> Environment:
     )
     environment.filters["format_count"] = format_count
     environment.filters["format_duration"] = format_duration
+    environment.filters["format_share"] = format_share
     environment.filters["format_wait"] = _format_wait
     return environment
 
@@ -206,6 +209,7 @@ def _images(results: StudyResults, storage_url: str) -> dict[str, Any]:
         "matrix_classes": MATRIX_CLASSES,
         "max_classes": MAX_CLASSES,
         "max_pairs": MAX_PAIRS,
+        "shown_images": SHOWN_IMAGES,
         "predictions_base64": base64.b64encode(table).decode() if is_small else "",
         "predictions_name": f"{slug(results.name) or 'study'}-predictions.csv",
         "predictions_command": command_line(

@@ -41,8 +41,15 @@ MATRIX_CLASSES = 20
 _FILES = (PREDICTIONS, WORST_IMAGES, HEAT_MAPS)
 #: Largest table that a page has in it.
 EMBEDDED_BYTES = 1_000_000
+#: Images with the highest loss that are seen at once; the others follow on a click.
+SHOWN_IMAGES = 8
 #: Limits the classes whose recall is listed, and the pairs of classes.
 MAX_CLASSES, MAX_PAIRS = 40, 15
+
+
+def format_share(share: float) -> str:
+    """Write a share as ``91.7 %``."""
+    return f"{100 * share:.1f} %"
 
 
 @dataclass(frozen=True)
@@ -182,7 +189,7 @@ class ImageResults:
         count = len(self.predictions)
         text = (
             f"{self.network[:1].upper()}{self.network[1:]} is right on {self.correct:,} of "
-            f"{plural(count, f'{self.split} image')} ({self.correct / count:.1%})."
+            f"{plural(count, f'{self.split} image')} ({format_share(self.correct / count)})."
         )
         if not self.is_compared:
             return text
@@ -199,10 +206,10 @@ def find_image_results(results: StudyResults) -> ImageResults | None:
 def describe_missing(results: StudyResults, storage_url: str = "") -> tuple[str, str]:
     """Say why a study with a best trial has no predictions, and return the command for them.
 
-    Both are empty where there is no trial to speak of.
+    Both are empty where there is no trial to speak of, or nobody knows where the artifacts are.
     """
     best = results.best
-    if best is None or find_image_results(results) is not None:
+    if best is None or results.artifacts is None or find_image_results(results) is not None:
         return "", ""
     text = (
         "This study has no predictions of single images: its trials were trained by an earlier "

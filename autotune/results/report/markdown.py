@@ -18,7 +18,12 @@ from autotune.results.diagnosis.headline import (
 )
 from autotune.results.diagnosis.next_steps import next_steps
 from autotune.results.figures.layer_diagram import as_text, layer_rows
-from autotune.results.report.images import MAX_CLASSES, describe_missing, find_image_results
+from autotune.results.report.images import (
+    MAX_CLASSES,
+    describe_missing,
+    find_image_results,
+    format_share,
+)
 from autotune.results.report.reproduction import commands, study_file
 from autotune.results.report.trial_table import TrialRow, cost_names, failures, trial_rows
 from autotune.results.study_results import StudyResults
@@ -114,9 +119,9 @@ def _images(results: StudyResults, storage_url: str) -> Iterator[str]:
             (
                 one.path,
                 one.true_class,
-                f"{one.true_probability:.1%}",
+                format_share(one.true_probability),
                 one.predicted_class,
-                f"{one.top[0][1]:.1%}",
+                format_share(one.top[0][1]),
             )
             for one in images.predictions[:BEST_SHOWN]
         ],
@@ -134,7 +139,7 @@ def _images(results: StudyResults, storage_url: str) -> Iterator[str]:
         [
             (
                 one.name,
-                f"{one.correct / one.images:.1%}",
+                format_share(one.correct / one.images),
                 str(one.images),
                 one.format_change(),
                 *("" if count is None else str(count) for count in (one.gained, one.lost)),
