@@ -54,7 +54,7 @@ FLOORS = {
         ("backbone",),
         ("flops", "image_border", "surgery"),
         ("network",),
-        ("inspection", "prefix"),
+        ("heat_maps", "inspection", "prefix"),
     ),
     "training": (
         ("metrics", "inputs"),
