@@ -27,7 +27,7 @@ from autotune.storage.rdb.study_index import IndexedStudy, read_study_index
 from autotune.study.doctor.collect import WRONG_JSON
 from autotune.study.state import attrs
 from autotune.study.state.budget import StopReason
-from autotune.study.state.trial_queue import is_stale
+from autotune.study.state.retries import is_stale
 from autotune.text import count_of, error_line, plural
 
 #: Attributes of a study that change what is known of it.

@@ -180,6 +180,7 @@ def _row(study: StudyOverview) -> dict[str, Any]:
         "trials": study.finished,
         "last": "",
         "answer": "…",
+        "plan": "",
         "evidence": "",
         "verdict": "",
     }
@@ -187,11 +188,15 @@ def _row(study: StudyOverview) -> dict[str, Any]:
         moment = datetime.fromtimestamp(study.last, UTC)
         row["last"] = f"{moment.astimezone():%Y-%m-%d %H:%M %Z}"
         row["last_iso"] = moment.isoformat()
-    if outcome is not None:
-        row["answer"] = outcome.text[:1].upper() + outcome.text[1:]
+    if study.state == UNREADABLE:
+        row |= {"answer": "Cannot be read", "reason": "'autotune doctor' may say more"}
+        row["plan"] = study.reason
+    elif study.state == "no result":
+        row["answer"] = "No result"
+    elif outcome is not None:
+        text, end, plan = outcome.text.partition("): ")  # where the numbers end
+        row |= {"answer": text[:1].upper() + text[1:] + end[:1], "plan": plan}
         row["evidence"] = _EVIDENCE.get(outcome.evidence, "")
-        if is_ours and row["evidence"]:
+        if row["evidence"]:
             row["verdict"], row["verdict_kind"] = _VERDICTS[outcome.is_better]
-    if study.state in (UNREADABLE, "no result"):
-        row["answer"] = "" if study.state == UNREADABLE else "No result."
     return row
