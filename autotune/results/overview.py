@@ -157,6 +157,8 @@ class StudyOverviews:
         """
         deadline = time.monotonic() + limit_s
         with self._lock, storage_errors(self._url):
+            if self._storage.sqlite_file is not None:  # open connections outlive a deleted file
+                self._storage.sqlite_file.check(None)
             index = sorted(read_study_index(self._storage, _KEYS), key=_last_moment, reverse=True)
             heartbeats = read_heartbeat_ages(
                 self._storage, [trial for study in index for trial in study.running]

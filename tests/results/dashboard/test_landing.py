@@ -172,5 +172,6 @@ def test_it_stands_before_optuna_dashboard(url: str) -> None:
             for path, code in (("/report/99", 404), ("/report/x", 404)):
                 with pytest.raises(urllib.error.HTTPError) as caught:
                     urllib.request.urlopen(f"{address}{path}", timeout=30)
-                assert caught.value.code == code
+                with caught.value as refused:
+                    assert refused.code == code
             server.shutdown()
