@@ -22,7 +22,7 @@ from autotune.storage.rdb.connection import open_storage
 from autotune.storage.rdb.retry import RetryingStorage
 from autotune.study.state import attrs
 from autotune.study.state.budget import StopReason
-from tests.support.connections import connections_closed
+from tests.support.databases import connections_closed
 from tests.support.page import Parsed
 from tests.support.studies import HOSTILE, make_study
 
