@@ -76,10 +76,10 @@ FLOORS = {
     "results": (
         ("values",),
         ("model", "study_results"),
-        ("comparison", "overview"),
+        ("comparison",),
         ("evaluation", "figures"),
         ("diagnosis",),
-        ("report",),
+        ("overview", "report"),
         ("dashboard",),
     ),
     "display": (
