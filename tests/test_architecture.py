@@ -54,10 +54,11 @@ FLOORS = {
         ("backbone",),
         ("flops", "image_border", "surgery"),
         ("network",),
-        ("inspection", "prefix"),
+        ("heat_maps", "inspection", "prefix"),
     ),
     "training": (
-        ("metrics", "checkpoint", "inputs"),
+        ("metrics", "inputs"),
+        ("checkpoint",),
         ("compute", "optim"),
         ("trainer",),
         ("cost_profile", "features", "folds"),
@@ -75,10 +76,10 @@ FLOORS = {
     "results": (
         ("values",),
         ("model", "study_results"),
-        ("comparison", "overview"),
+        ("comparison",),
         ("evaluation", "figures"),
         ("diagnosis",),
-        ("report",),
+        ("overview", "report"),
         ("dashboard",),
     ),
     "display": (

@@ -16,10 +16,10 @@ from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, Tria
 from autotune.search.backbone_limits import Candidate
 from autotune.search.dimensions import contains, inactive_value, integer_values
 from autotune.search.space import Params, Space, num_shaped_layers
-from tests.support.capabilities import FakeCapabilities
 from tests.support.spaces import (
     FULL,
     SHAPES,
+    FakeCapabilities,
     check_canonical_form,
     check_json,
     space_of,

@@ -14,9 +14,9 @@ from autotune.data.sources.registry import fetch_source
 from autotune.errors import StudyError
 from autotune.plan import TrialPlan
 from autotune.results.values.precision import describe_precision
-from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
+from autotune.study.trial.context import build_context
 from autotune.study.trial.retrain import retrain
 from autotune.study.trial.run import torch_device_name
 from autotune.version import installed_version
@@ -33,6 +33,7 @@ class Reproduction:
         reproduced: The objective after each epoch of this training.
         changes: What has changed since then: device, precision, versions.
         compute: Device and precision of this training.
+        predictions: What it predicted for single validation images, as CSV.
     """
 
     trial: int
@@ -42,6 +43,7 @@ class Reproduction:
     reproduced: Mapping[int, float]
     changes: tuple[str, ...]
     compute: str
+    predictions: str
 
     @property
     def first_difference(self) -> int | None:
@@ -119,6 +121,7 @@ def reproduce_trial(
         reproduced=trained.curve,
         changes=tuple(_changes(handle.study.user_attrs, trial, device, trained.compute)),
         compute=f"{device}: {describe_precision(trained.compute)}",
+        predictions=trained.predicted.to_csv(),
     )
 
 
