@@ -12,7 +12,7 @@ from autotune.display import console
 from autotune.errors import UserError
 
 #: Formats that a terminal or a pipe can take.
-_STREAMED = ("md", "json", "csv", "yaml")
+_STREAMED = ("md", "json", "csv", "yaml", "epochs")
 
 
 def report(
@@ -27,7 +27,7 @@ def report(
         ),
     ] = None,
     format: Annotated[
-        Literal["html", "md", "json", "csv", "parquet", "yaml"] | None,
+        Literal["html", "md", "json", "csv", "parquet", "yaml", "epochs"] | None,
         typer.Option(
             "--format", help="What to write; default: what the file's ending says, else html."
         ),
@@ -38,7 +38,8 @@ def report(
     """Write the report of a study: one self-contained HTML page, or what --format says.
 
     md: to read in an issue or a wiki. json: everything, for programs. csv, parquet: a row a trial.
-    yaml: its study file, to run it again.
+    epochs: CSV, a row an epoch: losses, learning rate, seconds. yaml: its study file, to run it
+    again.
     """
     if output is not None and output != "-":
         console.check_writable(output)
