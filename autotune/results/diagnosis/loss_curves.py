@@ -154,14 +154,16 @@ def describe_losses(trial: FrozenTrial) -> str:
         return "Still learns at its end: both losses fall."
     if losses.rise.is_real:
         return "Got worse: the validation loss has risen, and the training loss has not fallen."
+    if losses.rise.value > losses.rise.chance / 2:
+        return "Cannot tell: the validation loss has risen, by no more than chance explains."
     return "Neither overfits nor still learns, beyond chance."
 
 
 def _jump(curve: Mapping[int, float]) -> float:
     """Estimate the standard deviation of the jumps of a curve around its trend.
 
-    The second half of the bends counts, three at least: a curve bends in its first epochs, where it
-    falls steeply, without jumping.
+    The second half of the bends counts, three at least: where a curve falls steeply, in its first
+    epochs, it bends without jumping.
     """
     steps = [later - earlier for earlier, later in pairwise(curve.values())]
     bends = [abs(later - earlier) for earlier, later in pairwise(steps)]

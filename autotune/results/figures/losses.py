@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import plotly.graph_objects as go
 from optuna.trial import FrozenTrial
 
-from autotune.results.figures.style import BLUE, GREY, ORANGE, new_figure
+from autotune.results.figures.style import BLUE, ORANGE, new_figure
 from autotune.results.study_results import StudyResults
 from autotune.search import ranking
 from autotune.study.state import attrs, curves
 
 #: Best trials whose losses are drawn, besides the baseline.
 BEST_DRAWN = 3
-#: Room above the highest loss from the second epoch on; the first may be far above, and is cut.
-_ROOM = 1.5
+#: Share of the lowest validation loss down to which a training loss is drawn: one that is hundreds
+#: of times as low would squeeze what there is to see.
+_LOWEST_DRAWN = 0.2
 
 
 def trials_with_losses(results: StudyResults) -> list[FrozenTrial]:
@@ -29,24 +31,25 @@ def trials_with_losses(results: StudyResults) -> list[FrozenTrial]:
     return best + [trial for trial in known[BEST_DRAWN:] if trial is results.baseline]
 
 
-def highest_loss(trials: Sequence[FrozenTrial]) -> float:
-    """Return the upper end of an axis on which the losses of trials can be compared."""
-    losses = [
-        _losses(trial, name)
-        for trial in trials
+def loss_range(trials: Sequence[FrozenTrial]) -> tuple[float, float]:
+    """Return the ends of an axis on which the losses of trials can be compared, in nats."""
+    training, validation = (
+        [loss for trial in trials for loss in _losses(trial, name).values() if loss > 0]
         for name in (curves.TRAINING_LOSS, curves.VALIDATION_LOSS)
-    ]
-    highest = max((loss for one in losses for loss in one.values()), default=1.0)
-    later = [loss for one in losses for epoch, loss in one.items() if epoch > min(one)]
-    return 1.05 * min(highest, _ROOM * max(later, default=highest))
+    )
+    losses = [*training, *validation] or [1.0]
+    lowest = max(min(losses), _LOWEST_DRAWN * min(validation, default=0.0))
+    return 0.9 * lowest, 1.1 * max(losses)
 
 
-def losses_figure(trial: FrozenTrial, highest: float | None = None) -> go.Figure | None:
+def losses_figure(trial: FrozenTrial, ends: tuple[float, float] | None = None) -> go.Figure | None:
     """Draw the training and the validation loss of a trial after each epoch.
+
+    The axis is logarithmic: at the end of a training, losses are a small part of the first ones.
 
     Args:
         trial: The trial.
-        highest: Upper end of the axis; default: that of this trial alone.
+        ends: Ends of the axis; default: those of this trial alone.
 
     Returns:
         The figure; ``None`` where its losses were not recorded.
@@ -89,9 +92,22 @@ def losses_figure(trial: FrozenTrial, highest: float | None = None) -> go.Figure
     figure.update_xaxes(
         title="epoch", range=[0.8, epochs + 0.2], dtick=1 if epochs <= 12 else None
     )
-    top = highest_loss([trial]) if highest is None else highest
-    figure.update_yaxes(title="loss (nats)", range=[0, top], linecolor=GREY)
+    low, high = loss_range([trial]) if ends is None else ends
+    figure.update_yaxes(
+        type="log",
+        title="loss (nats)",
+        range=[math.log10(low), math.log10(high)],
+        tickmode="array",
+        tickvals=_ticks(low, high),
+    )
     return figure
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Return the numbers 1, 2 and 5 of each decade in a range; of a wide one, 1 alone."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1, 2, 5) if high < 1000 * low else (1,)
+    return [tick for d in decades for step in steps if low <= (tick := step * 10.0**d) <= high]
 
 
 def _losses(trial: FrozenTrial, name: str) -> dict[int, float]:

@@ -37,7 +37,7 @@ from autotune.results.diagnosis.utilization import measure_utilization
 from autotune.results.figures.greedy_stages import stage_rows
 from autotune.results.figures.history import curves_figure, history_figure, timeline_figure
 from autotune.results.figures.layer_diagram import as_html, layer_rows
-from autotune.results.figures.losses import highest_loss, losses_figure, trials_with_losses
+from autotune.results.figures.losses import loss_range, losses_figure, trials_with_losses
 from autotune.results.figures.parameters import (
     MIN_ACTIVE,
     importances,
@@ -220,12 +220,12 @@ def _figures(results: StudyResults, measured: Mapping[str, float]) -> dict[str, 
 def _loss_plots(results: StudyResults) -> list[dict[str, Any]]:
     """Draw the losses of the best trials, each with what they say in a few words."""
     trials, plots = trials_with_losses(results), []
-    highest = highest_loss(trials)
+    ends = loss_range(trials)
     for trial in trials:
         marks = (("best", results.best), ("baseline", results.baseline))
         marked = [name for name, owner in marks if trial is owner]
         heading = ", ".join((f"Trial {trial.number}", *marked))
-        plot = _plot(f"The losses of trial {trial.number}", losses_figure(trial, highest))
+        plot = _plot(f"The losses of trial {trial.number}", losses_figure(trial, ends))
         assert plot is not None, "its losses are known"
         words = results.describe_plan(trial)
         plots.append({**plot, "heading": heading, "words": words, "note": describe_losses(trial)})

@@ -67,7 +67,7 @@ def layer_rates(stored: Stored) -> dict[str, dict[int, float]]:
     head_epochs = int(stored.get(_HEAD_EPOCHS, 0))
     return {
         layer: {
-            epoch: 0.0 if epoch <= head_epochs else rate * share
+            epoch: 0.0 if epoch <= head_epochs else float(f"{rate * share:.6g}")
             for epoch, rate in series(stored, LEARNING_RATE).items()
         }
         for layer, share in stored.get(_LAYERS, {}).items()
