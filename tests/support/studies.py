@@ -27,9 +27,10 @@ from autotune.plan import TrialPlan
 from autotune.results.study_results import StudyResults
 from autotune.search.backbone_limits import Candidate
 from autotune.search.space import Params, Space
-from autotune.study.state import attrs, curves
+from autotune.study.state import attrs
 from autotune.study.state import constraints as limits
 from autotune.study.state.image_scores import encode_scores
+from autotune.training import curves
 from tests.support.capabilities import fake_capabilities
 
 START = datetime(2026, 1, 5, 9, 0, 0)

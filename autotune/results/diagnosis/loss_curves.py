@@ -20,7 +20,8 @@ from statistics import median
 
 from optuna.trial import FrozenTrial
 
-from autotune.study.state import attrs, curves
+from autotune.study.state import attrs
+from autotune.training import curves
 
 #: Fewest epochs whose losses are judged: three second differences tell how far a curve jumps.
 MIN_EPOCHS = 5

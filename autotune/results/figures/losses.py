@@ -11,7 +11,8 @@ from optuna.trial import FrozenTrial
 from autotune.results.figures.style import BLUE, ORANGE, new_figure
 from autotune.results.study_results import StudyResults
 from autotune.search import ranking
-from autotune.study.state import attrs, curves
+from autotune.study.state import attrs
+from autotune.training import curves
 
 #: Best trials whose losses are drawn, besides the baseline.
 BEST_DRAWN = 3

@@ -30,7 +30,8 @@ from typing import TYPE_CHECKING, Any
 
 from autotune.results.figures.history import describe_state
 from autotune.results.study_results import StudyResults
-from autotune.study.state import attrs, curves
+from autotune.study.state import attrs
+from autotune.training import curves
 
 if TYPE_CHECKING:
     import pandas as pd
