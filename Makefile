@@ -121,7 +121,7 @@ endif
 export AUTOTUNE_MAKE := $(if $(filter command,$(origin STORAGE)),STORAGE,1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install study worker workers ls status stop doctor rename rm du gc best compare report dashboard confirm refit fit predict export layers validate backup postgres-up postgres-down postgres-local postgres-local-down test test-slow test-long test-gpu check format reference pictures bench wheel clean
+.PHONY: help install study worker workers ls status stop doctor rename rm du gc best compare report dashboard confirm refit fit predict export layers validate backup postgres-up postgres-down postgres-local postgres-local-down test test-slow test-long test-gpu check format reference docs pictures bench wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
@@ -283,8 +283,16 @@ format: $(BIN)/pytest ## format the code and sort its imports
 reference: $(BIN)/autotune ## write the tables of keys in docs/study-file.md anew
 	$(BIN)/python docs/scripts/study_file.py
 
-pictures: $(BIN)/autotune ## draw the pictures of docs/surgery.md anew
+$(VENV)/docs: $(BIN)/autotune
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
+docs: $(VENV)/docs ## build the documentation site into build/site, and check its links
+	$(BIN)/python docs/scripts/build_site.py
+
+pictures: $(BIN)/pytest ## draw the pictures of the docs anew, of the study of DATASET (minutes)
 	$(BIN)/python docs/scripts/surgery.py
+	$(BIN)/python docs/scripts/pictures.py $(which) $(ARGS)
 
 bench: $(BIN)/autotune ## measure the embedded default over three seeds (10 minutes)
 	$(BIN)/python benchmarks/digits_seeds.py

@@ -24,10 +24,10 @@ from autotune.plan import TrialPlan
 from autotune.search import greedy, ranking, study_view
 from autotune.search.space import Space
 from autotune.storage import paths
-from autotune.storage.rdb import fast_rdb
+from autotune.storage.rdb import fast_rdb, statements
 
 # Of a study
-UUID = fast_rdb.UUID  # str: random; a study that is made anew under its name has another
+UUID = statements.UUID  # str: random; a study that is made anew under its name has another
 DEFINITION = "definition"  # dict: StudyConfig.identity()
 BUDGET = "budget"  # dict: Budget.to_json() of the last run
 CACHE = "cache"  # dict: CacheConfig of the last run
