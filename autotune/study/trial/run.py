@@ -385,7 +385,8 @@ def store_artifacts(
         tempfile.TemporaryDirectory(prefix="autotune-") as name,
     ):
         folder = Path(name)
-        paths = [draw_curve(folder, frozen.intermediate_values, objective)]
+        stored = frozen.user_attrs.get(attrs.CURVES, {})
+        paths = [draw_curve(folder, frozen.intermediate_values, objective, stored)]
         if outcome.state == TrialState.COMPLETE:
             assert training.validation_logits is not None and outcome.values is not None
             classes, validation = resources.data.classes, resources.validation
