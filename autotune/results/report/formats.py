@@ -13,6 +13,7 @@ from autotune.results.report.as_json import render_json
 from autotune.results.report.dataframe import trials_frame
 from autotune.results.report.epoch_table import epochs_frame
 from autotune.results.report.html import render_html
+from autotune.results.report.images import describe_missing, predictions_csv
 from autotune.results.report.markdown import render_markdown
 from autotune.results.report.reproduction import study_file
 from autotune.results.study_results import StudyResults
@@ -20,13 +21,15 @@ from autotune.storage.paths import EPOCHS, REPORT_FORMATS
 from autotune.storage.url import redact
 from autotune.text import as_cell
 
-#: All formats; those that are not the ending of their files must be named.
-FORMATS = (*REPORT_FORMATS, EPOCHS)
-
 if TYPE_CHECKING:
     import pandas as pd
 
     from autotune.study.setup.opening import OpenStudy
+
+#: The format of what was predicted for single images; its files end in ``.csv``.
+PREDICTIONS = "predictions"
+#: All formats; those that are not the ending of their files must be named.
+FORMATS = (*REPORT_FORMATS, EPOCHS, PREDICTIONS)
 
 
 def resolve_format(path: str | Path | None, given: str | None = None) -> str:
@@ -44,7 +47,7 @@ def resolve_format(path: str | Path | None, given: str | None = None) -> str:
         raise UserError(f"format: must be one of {allowed}, but got {given!r}")
     ending = "" if path is None or str(path) == "-" else Path(path).suffix[1:].lower()
     ending = {"htm": "html", "yml": "yaml"}.get(ending, ending)
-    own = "csv" if given == EPOCHS else given
+    own = "csv" if given in (EPOCHS, PREDICTIONS) else given
     if ending in REPORT_FORMATS and own not in (None, ending):
         raise UserError(
             f"format: {given} and the file {path} contradict each other; leave the format out, or "
@@ -74,8 +77,14 @@ def write_report(
     Raises:
         UserError: When the format needs a package that is not installed, or the disk is full.
     """
-    results = StudyResults.from_study(handle.study)
-    path = path or handle.files.report(handle.name, format)
+    results = StudyResults.from_study(handle.study, handle.files.artifacts)
+    is_table = format == PREDICTIONS
+    default = (
+        handle.files.predictions(handle.name)
+        if is_table
+        else handle.files.report(handle.name, format)
+    )
+    path = path or default
     content = render(results, format, redact(handle.url))
     with place_as_user_error(path):
         return write_bytes(path, content)
@@ -88,13 +97,17 @@ def render(results: StudyResults, format: str, storage_url: str = "") -> bytes:
         results: The study, at any stage.
         format: One of :data:`FORMATS`; ``csv`` and ``parquet`` hold the table of
             :func:`~autotune.results.report.dataframe.trials_frame`, ``epochs`` that of
-            :func:`~autotune.results.report.epoch_table.epochs_frame`.
+            :func:`~autotune.results.report.epoch_table.epochs_frame`, ``predictions`` single
+            images.
         storage_url: URL of the storage, for the commands. A password in it is left out.
 
     Raises:
-        UserError: When the format needs a package that is not installed.
+        UserError: When the format needs a package that is not installed, or the study has no
+            predictions.
     """
     match format:
+        case "predictions":
+            text = _render_predictions(results, storage_url)
         case "parquet":
             return _render_parquet(results)
         case "csv":
@@ -110,6 +123,17 @@ def render(results: StudyResults, format: str, storage_url: str = "") -> bytes:
         case _:
             text = render_html(results, storage_url)
     return text.encode()
+
+
+def _render_predictions(results: StudyResults, storage_url: str) -> str:
+    if text := predictions_csv(results):
+        return text
+    reason, command = describe_missing(results, storage_url)
+    raise UserError(
+        f"{reason} {command}"
+        if reason
+        else "predictions: there are none yet, because no trial is complete; run the study first"
+    )
 
 
 def _render_csv(frame: pd.DataFrame) -> str:
