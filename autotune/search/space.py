@@ -170,9 +170,9 @@ class Space:
             is_integer = isinstance(getattr(TrainingPolicy(), name), int)
             dimension = getattr(config.training, KEY_NAMES.get(name, name))
             dimensions[f"training.{name}"] = (dimension, is_integer)
-        resolvers = [candidate.resolve_parameters for candidate in candidates]
+        kinds = [candidate.resolve_parameters for candidate in candidates]
         trained, allowed["training.parameters"] = shared_dimension(
-            config.training.parameters, resolvers
+            config.training.parameters, kinds
         )
         dimensions["training.parameters"] = (trained, False)
         fixed: Params = {}

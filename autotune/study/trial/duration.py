@@ -95,7 +95,7 @@ def _measure(
         optimizer.zero_grad(set_to_none=True)
         with amp.autocast():
             logits = network(inputs)
-        nn.functional.cross_entropy(logits.float(), labels).backward()
+        torch.autograd.backward(nn.functional.cross_entropy(logits.float(), labels))
         optimizer.step()
 
     epoch = train * _timed(step, device) / batch + validation * forward
