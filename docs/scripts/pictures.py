@@ -164,6 +164,9 @@ def take_trainings(study: Sequence[str], folder: Path) -> Iterator[Path]:
         text = shown(run(verb, *study))
         yield draw(text, f"autotune {verb} {study[0]}", folder / f"{verb}.svg")
     run("refit", *study)
+    # Another study for the first page of the dashboard.
+    shorter = [argument for argument in study if not argument.startswith("search.trials=")]
+    run("run", *shorter, "search.strategy=greedy", "search.trials=10")
     sheet = folder / "contact-sheet.png"
     run("data", "info", *study, "-o", str(sheet))
     yield with_few_colors(sheet)
