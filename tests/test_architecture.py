@@ -19,12 +19,12 @@ ROOT = PACKAGE.parent
 #: Floors of the house: a room imports from lower floors only, never from one beside it.
 LEVELS = (
     ("lazy", "optuna_private", "runtime", "text", "version"),
-    ("errors", "file_kinds"),
+    ("errors", "events", "file_kinds"),
     ("atomic", "format_versions"),
     ("plan",),
     ("config",),
     ("models", "data", "storage"),
-    ("training", "search"),
+    ("training", "search", "loggers"),
     ("study",),
     ("results",),
     ("display",),
@@ -69,6 +69,11 @@ FLOORS = {
         ("deduplication", "initial_plans", "plugins"),
         ("greedy", "pruners"),
         ("samplers",),
+    ),
+    "loggers": (
+        ("packages",),
+        ("background", "tensorboard", "mlflow", "wandb", "notification"),
+        ("opening",),
     ),
     "storage": (("url", "filesystem", "artifacts"), ("paths", "rdb", "commands"), ("admin",)),
     "study": (("state",), ("devices", "setup"), ("doctor", "trial"), ("engine", "upkeep")),
