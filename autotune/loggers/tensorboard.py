@@ -72,15 +72,12 @@ class TensorBoard:
 
     def _end(self, event: TrialEnded, trial: TrialStarted) -> None:
         writer = self._writer(event.first)
-        params = {**trial.params, "plan": trial.plan, "state": event.state}
-        values = {} if event.value is None else {"value": event.value}
-        # Without the description of an experiment: TensorBoard would show the parameters of the
+        params = {**trial.params, "state": event.state}
+        # The metrics of a trial are the last values of its curves. Without the description of an experiment: TensorBoard would show the parameters of the
         # first trial alone, where others have further ones.
-        _, start, end = self._summary.hparams(params, values)
+        _, start, end = self._summary.hparams(params, {})
         writer.file_writer.add_summary(start)
         writer.file_writer.add_summary(end)
-        for name, value in values.items():
-            writer.add_scalar(name, value, 0)
         self._flush(event.first)
         self._close(event.first)
 

@@ -25,7 +25,7 @@ from autotune.search.space import active_params
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.state.budget import StopReason
-from autotune.study.state.trial_queue import INTERRUPTED, WORKER_LOST
+from autotune.study.state.retries import INTERRUPTED, WORKER_LOST
 from autotune.study.trial.run import EventCallback
 
 logger = logging.getLogger(__name__)
