@@ -34,6 +34,7 @@ LEVELS = (
 FLOORS = {
     "config": (
         ("fields", "old_names", "safe_yaml"),
+        ("notification",),
         ("schema",),
         ("text_values",),
         ("loading",),

@@ -295,27 +295,6 @@ def choices(allowed: tuple[str, ...]) -> FieldRule:
     return FieldRule(check, takes=f"a list of {_code(allowed)}")
 
 
-def notification() -> FieldRule:
-    """Accept an ``http`` or ``https`` URL, a shell command, or null; it may hold a secret."""
-    takes = "an `https://` or `http://` URL, a shell command, or `null`"
-
-    def check(value: Any) -> str | None:
-        if value is None:
-            return None
-        if not isinstance(value, str) or not value.strip() or "\0" in value:
-            kind = "an empty text" if isinstance(value, str) else f"a {type(value).__name__}"
-            raise ValueError(f"must be {takes.replace('`', '')}, but got {kind}")
-        scheme, separator, rest = value.strip().partition("://")
-        if separator and re.fullmatch(r"[\w+.-]+", scheme):
-            is_web = scheme.lower() in ("http", "https")
-            if not is_web or not re.match(r"[^/?#\s]", rest) or re.search(r"\s", rest):
-                what = "one without a host, or with a blank" if is_web else f"one of {scheme}://"
-                raise ValueError(f"must be {takes.replace('`', '')}, but got a URL, {what}")
-        return value.strip()
-
-    return FieldRule(check, takes=takes)
-
-
 def _refuse(rule: str, value: Any, names: tuple[str, ...] = ()) -> NoReturn:
     """Raise the message that states the rule, the value and the nearest name."""
     hint = did_you_mean(value, names) if isinstance(value, str) else ""

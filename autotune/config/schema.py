@@ -26,7 +26,6 @@ from autotune.config.fields import (
     kernel_dimension,
     largest,
     names,
-    notification,
     number,
     number_dimension,
     plugin_ref,
@@ -35,6 +34,7 @@ from autotune.config.fields import (
     timm_name,
     width_dimension,
 )
+from autotune.config.notification import notification
 from autotune.config.old_names import VALUES, with_new_names, with_old_names
 from autotune.errors import Problem, did_you_mean, format_yaml, join_sentences
 from autotune.plan import KEEP

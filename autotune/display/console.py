@@ -353,7 +353,7 @@ check_writable, check_folder = atomic.check_file, atomic.check_folder
 
 def print_plugins(stdout: Console, config: StudyConfig) -> None:
     """Print which Python files and commands a study file runs, and whom it notifies."""
-    from autotune.loggers.notification import masked
+    from autotune.config.notification import masked
     from autotune.search.plugins import plugin_refs
 
     if refs := plugin_refs(config):

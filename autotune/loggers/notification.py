@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import signal
 import socket
 import subprocess
 from typing import Any
-from urllib.parse import urlsplit
 
+from autotune.config.notification import is_url, masked
 from autotune.errors import AutotuneError
 from autotune.events import Event, StudyEnded, StudyStarted, TrialStarted
 from autotune.loggers.packages import describe
 
 #: Time limits of a request and of a command.
 REQUEST_TIMEOUT_S, COMMAND_TIMEOUT_S = 15.0, 40.0
-_URL = re.compile(r"https?://", re.IGNORECASE)
 
 
 class NotificationError(AutotuneError):
@@ -50,7 +48,7 @@ class Notification:
             case TrialStarted():
                 self._has_trained = True
             case StudyEnded() if self._has_trained or event.state == "failed":
-                send = post if _URL.match(self._target) else run_command
+                send = post if is_url(self._target) else run_command
                 send(self._target, describe_end(event, self._study))
 
 
@@ -86,21 +84,6 @@ def variables(values: dict[str, Any]) -> dict[str, str]:
         f"AUTOTUNE_{name.upper()}": "" if value is None else str(value).replace("\0", "")
         for name, value in found.items()
     }
-
-
-def masked(target: str) -> str:
-    """Return what a message may show of a target: the host of a URL, the program of a command.
-
-    Example:
-        >>> masked("https://hooks.example.com/services/secret"), masked("curl -H secret")
-        ('https://hooks.example.com/***', 'the command curl ***')
-    """
-    if not _URL.match(target):
-        words = target.split(None, 1)
-        return f"the command {words[0]}{' ***' * (len(words) > 1)}"
-    parts = urlsplit(target)
-    port = f":{parts.port}" if parts.port else ""
-    return f"{parts.scheme}://{parts.hostname or ''}{port}/***"
 
 
 def post(url: str, values: dict[str, Any]) -> None:

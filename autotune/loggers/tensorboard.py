@@ -73,8 +73,8 @@ class TensorBoard:
     def _end(self, event: TrialEnded, trial: TrialStarted) -> None:
         writer = self._writer(event.first)
         params = {**trial.params, "state": event.state}
-        # The metrics of a trial are the last values of its curves. Without the description of an experiment: TensorBoard would show the parameters of the
-        # first trial alone, where others have further ones.
+        # Its metrics are the last values of its curves. Nothing describes all trials together:
+        # TensorBoard would show the parameters of the first one alone, and others have more.
         _, start, end = self._summary.hparams(params, {})
         writer.file_writer.add_summary(start)
         writer.file_writer.add_summary(end)
