@@ -16,6 +16,7 @@ import torch
 
 from autotune.errors import DiskFullError
 from autotune.training.checkpoint import Checkpoint
+from autotune.training.metrics import LOWEST_LOSS
 from tests.support.backbones import plan, training
 
 SAVING = """
@@ -195,6 +196,14 @@ def test_what_is_not_finite_starts_afresh(
     with caplog.at_level(logging.WARNING):
         assert one.load(state) is None
     assert "some of its numbers are not finite; starting afresh" in caplog.text
+
+
+def test_a_checkpoint_of_before_there_were_validation_losses_is_used(tmp_path: Path) -> None:
+    judged = {**STATE, LOWEST_LOSS: torch.zeros(3)}
+    for saved, current in ((STATE, judged), (judged, STATE), (judged, judged)):
+        checkpoint(tmp_path).save(saved, 1)
+        found = checkpoint(tmp_path).load(current)
+        assert found is not None and found.keys() == saved.keys()
 
 
 def test_a_scaler_that_another_device_has_starts_afresh(tmp_path: Path) -> None:

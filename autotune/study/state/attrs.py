@@ -1,6 +1,6 @@
 """User attributes of studies and trials: their names, and functions that read and count them.
 
-Long data (curves, matrices, weights) are artifacts; attributes stay short, because the dashboard
+Long data (plots, matrices, weights) are artifacts; attributes stay short, because the dashboard
 and every worker read them all.
 """
 
@@ -83,6 +83,8 @@ DEVICE_MEMORY_MB = study_view.DEVICE_MEMORY_MB
 COSTS = "costs"  # dict: cost -> float, as measured before training
 METRICS = "metrics"  # dict: Metrics.to_json() of the last epoch; with folds, means over them
 DEVIATIONS = "metrics_deviation"  # dict: standard deviations of the same over folds
+# dict: losses, learning rate and seconds by epoch, see curves.py; written with every report
+CURVES = "curves"
 # dict: encode_scores() of its validation images, for the metric; of complete trials
 IMAGE_SCORES = "image_scores"
 REASON = "reason"  # str: why a trial failed, was requeued or was not trained

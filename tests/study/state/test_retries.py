@@ -112,6 +112,30 @@ def test_nothing_is_reported_while_a_trial_is_given_back(
     assert frozen(queue, 1).intermediate_values == {1: 0.1}
 
 
+def test_an_epoch_is_stored_with_its_value_or_not_at_all(url: str) -> None:
+    queue = make_queue(url)
+    trial, statements = claim(queue), list[str]()
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        statements.append(statement)
+
+    sqlalchemy.event.listen(queue.storage.engine, "before_cursor_execute", note)
+    for epoch in (1, 2):
+        curves = {"training_loss": [0.5] * epoch}
+        queue.storage.report_epoch(trial._trial_id, epoch, 0.1 * epoch, attrs.CURVES, curves)
+    sqlalchemy.event.remove(queue.storage.engine, "before_cursor_execute", note)
+    # A transaction of two statements in a file; one statement for a server.
+    assert len(statements) == (2 * 3 if url.startswith("sqlite") else 2)
+    assert queue.requeue(trial.number, WORKER_LOST)
+    for one in (frozen(queue, 0), frozen(queue, 1)):
+        assert one.intermediate_values == {1: 0.1, 2: 0.2}
+        assert one.user_attrs[attrs.CURVES] == {"training_loss": [0.5, 0.5]}
+    with pytest.raises(UpdateFinishedTrialError):
+        queue.storage.report_epoch(trial._trial_id, 3, 0.3, attrs.CURVES, {})
+    assert frozen(queue, 0).intermediate_values == {1: 0.1, 2: 0.2}
+    assert frozen(queue, 0).user_attrs[attrs.CURVES] == {"training_loss": [0.5, 0.5]}
+
+
 def waits_for_a_lock(queue: TrialQueue) -> bool:
     query = "SELECT count(*) FROM pg_locks WHERE NOT granted"
     engine = sqlalchemy.create_engine(queue.storage.engine.url)
