@@ -156,10 +156,18 @@ $(VENV)/hf $(VENV)/parquet: $(VENV)/%: $(BIN)/autotune
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
 	@touch $@
 
-study: $(BIN)/autotune $(reader) $(if $(filter ray,$(ENGINE)),$(VENV)/ray) ## run a study (DATASET=digits), or continue it
+# The loggers that ARGS names: make study ARGS='loggers=[tensorboard, mlflow]'.
+loggers = $(if $(findstring loggers=,$(ARGS)),$(foreach name,tensorboard mlflow wandb,\
+	$(if $(findstring $(name),$(ARGS)),$(VENV)/$(name))))
+
+$(VENV)/tensorboard $(VENV)/mlflow $(VENV)/wandb: $(VENV)/%: $(BIN)/autotune
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
+	@touch $@
+
+study: $(BIN)/autotune $(reader) $(loggers) $(if $(filter ray,$(ENGINE)),$(VENV)/ray) ## run a study (DATASET=digits), or continue it
 	@$(BIN)/autotune run $(which) $(ARGS) $(workers)
 
-worker: $(BIN)/autotune $(reader) ## attach one more worker to a running study
+worker: $(BIN)/autotune $(reader) $(loggers) ## attach one more worker to a running study
 	@$(BIN)/autotune worker $(which) $(ARGS)
 
 ls: $(BIN)/autotune ## list the studies of STORAGE, and the presets
