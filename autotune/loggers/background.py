@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from autotune.events import Event
+from autotune.events import Event, StudyEnded
 from autotune.loggers.packages import describe
 from autotune.text import plural
 
@@ -24,7 +24,7 @@ class _Thread:
 
     def __init__(self, name: str, logger: Logger, warn: Callable[[str], None]) -> None:
         self.name = name
-        self._is_ending = False
+        self._is_ending = self._is_end_lost = False
         self._logger, self._warn = logger, warn
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._put = self._done = self._lost = 0
@@ -46,6 +46,8 @@ class _Thread:
             return
         self._thread.join(max(0.0, until - time.monotonic()))
         lost = self._lost + self._put - self._done
+        if lost == 1 and self._is_end_lost:
+            return  # which was told
         if self._thread.is_alive():
             text = f"did not take its last events within {CLOSE_TIMEOUT_S:.0f} s"
         elif self._lost:
@@ -67,14 +69,20 @@ class _Thread:
                 failures = 0
             except (Exception, SystemExit) as error:
                 log.info("%s", self.name, exc_info=True)
+                self._is_end_lost = isinstance(event, StudyEnded)
                 if not self._lost:
-                    self._warn(
-                        f"{self.name} cannot log: {describe(error)}; the trials go on, and later "
-                        "events are logged if it can"
-                    )
+                    self._warn(self._describe(error))
                 failures += 1
                 self._lost += 1
             self._done += 1
+
+    def _describe(self, error: BaseException) -> str:
+        if self._is_end_lost:
+            return f"{self.name} failed at the end of the run: {describe(error)}"
+        return (
+            f"{self.name} cannot log: {describe(error)}; the trials go on, and later events are "
+            "logged if it can"
+        )
 
 
 class Loggers:

@@ -36,6 +36,8 @@ class MLflow:
     def __init__(self, tracking_uri: str | None = None, experiment: str | None = None) -> None:
         mlflow = import_extra("mlflow", "mlflow")
         self._entities = import_extra("mlflow.entities", "mlflow")
+        # Of its own seven, each waits twice as long as the one before: minutes without a server.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
         if "MLFLOW_LOGGING_LEVEL" not in os.environ:
             logging.getLogger("mlflow").setLevel(logging.WARNING)
         self._make_client: Callable[[], Any] = lambda: mlflow.MlflowClient(tracking_uri)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from autotune.errors import UserError, hide_passwords, shorten
+from autotune.errors import AutotuneError, UserError, hide_passwords, shorten
 from autotune.text import one_line
 
 
@@ -34,5 +34,7 @@ def import_extra(module: str, logger: str) -> Any:
 
 def describe(error: BaseException) -> str:
     """Describe an error in one line without passwords."""
+    if isinstance(error, AutotuneError):
+        return one_line(hide_passwords(str(error)))
     text = one_line(" ".join(str(error).split()))
     return shorten(hide_passwords(f"{type(error).__name__}: {text}" if text else repr(error)))

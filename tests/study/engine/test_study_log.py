@@ -149,7 +149,7 @@ def test_a_study_remembers_its_loggers_for_workers_elsewhere(tmp_path: Path) -> 
     assert list(stored.files.tensorboard("small").glob("trial-0000/events*"))
     assert stored.files.tensorboard("small") in stored.files.owned_by("small")
     texts = [event["text"] for event in shown if event["event"] == "warning"]
-    assert "notify cannot log: NotificationError: the command false failed" in texts[0]
+    assert texts == ["notify failed at the end of the run: the command false failed (exit code 1)"]
 
 
 def test_the_page_names_every_event_and_field() -> None:
