@@ -171,7 +171,7 @@ class Study:
         gpus_per_worker: float | None = None,
         cpus_per_worker: int | None = None,
         progress: bool | Callable[[dict[str, Any]], None] = True,
-        loggers: Iterable[str | Logger] | None = None,
+        loggers: str | Logger | Iterable[str | Logger] | None = None,
     ) -> Study:
         """Run or continue the study until its budget is used up; return it.
 
@@ -211,7 +211,11 @@ class Study:
         config = self._config or self._stored_config()
         objects: list[Logger] = []
         if loggers is not None:
-            given = [loggers] if isinstance(loggers, str) else list(loggers)
+            given = (
+                list(loggers)
+                if isinstance(loggers, Iterable) and not isinstance(loggers, str)
+                else [loggers]
+            )
             objects = [logger for logger in given if not isinstance(logger, str)]
             names = dict.fromkeys(logger for logger in given if isinstance(logger, str))
             config = config.model_copy(update={"loggers": list(names)})
