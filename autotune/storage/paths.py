@@ -9,6 +9,7 @@ Everything is in one folder beside the database, ``autotune.files/`` beside ``au
     logs/<study>/<worker>.log        one log a worker
     models/<study>/                  what ``autotune refit`` writes
     reports/<study>.<format>         what ``autotune report`` writes
+    trainings/<study>/<key>.*        trainings of ``confirm`` and ``refit``: states, locks, results
 
 A study remembers its folder only where somebody chose one (``files:``, ``--files``), or where its
 database is that of a server. Without that the folder is found beside the SQLite file, wherever the
@@ -121,6 +122,10 @@ class StudyPaths:
         """Return the file of a study's report in one of the :data:`REPORT_FORMATS`."""
         return self.root / "reports" / f"{_file_name(study)}.{format}"
 
+    def trainings(self, study: str) -> Path:
+        """Return the folder of a study's trainings outside of the search."""
+        return self.root / "trainings" / _file_name(study)
+
     def studies(self) -> set[str]:
         """Return the names of the studies that were run here.
 
@@ -128,7 +133,7 @@ class StudyPaths:
         """
         return {
             unquote(path.name)
-            for folder in ("checkpoints", "confirmed", "logs")
+            for folder in ("checkpoints", "confirmed", "logs", "trainings")
             if (self.root / folder).is_dir()
             for path in (self.root / folder).iterdir()
         }
@@ -142,6 +147,7 @@ class StudyPaths:
             return ()
         return (
             *(self.checkpoints(study), self.confirmed(study), self.logs(study), self.model(study)),
+            self.trainings(study),
             *(self.report(study, format) for format in REPORT_FORMATS),
         )
 
