@@ -24,7 +24,7 @@ from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.state.budget import startable_queue
 from autotune.study.state.outcome import find_no_result
-from autotune.study.state.trial_queue import lost_without_retry
+from autotune.study.state.retries import lost_without_retry
 from autotune.text import join_some
 
 #: Age below which a file is no orphan: a worker may be about to write the reference to it.

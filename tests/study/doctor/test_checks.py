@@ -25,7 +25,7 @@ from autotune.study.doctor.repair import repair
 from autotune.study.setup.opening import OpenStudy, open_existing
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget, StopReason
-from autotune.study.state.trial_queue import WORKER_LOST
+from autotune.study.state.retries import WORKER_LOST
 from tests.support.broken import claim, renumber, set_attribute, silence, trials_of
 from tests.support.inside import contents
 from tests.support.small import open_small

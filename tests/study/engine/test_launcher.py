@@ -23,9 +23,9 @@ from autotune.errors import UserError
 from autotune.runtime import available_cpus
 from autotune.storage.rdb.connection import GRACE_PERIOD_S
 from autotune.study.engine import pool
+from autotune.study.engine.job import Job
 from autotune.study.engine.launcher import count_slots, resolve_gpus, run_study
 from autotune.study.engine.local_workers import LocalWorkers, local_backend
-from autotune.study.engine.worker import Job
 from autotune.study.state import attrs
 from autotune.study.state.budget import device_hours_used, trials_since_best
 from tests.support.inside import call

@@ -24,10 +24,10 @@ from autotune.results.evaluation.refit import RefitResult, refit_study
 from autotune.results.evaluation.reproduce import reproduce_trial
 from autotune.results.model.export import FORMATS, export, random_images
 from autotune.results.model.prediction import predict_files
-from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.state.oom import MIB
+from autotune.study.trial.context import build_context
 from autotune.training import trainer
 from autotune.training.compute.cuda_graphs import CapturedStep
 from autotune.training.trainer import Trainer
