@@ -153,9 +153,7 @@ def refit_study(
     config = handle.config()
     # What was accepted when the study was made is accepted, whatever the limit of the last run.
     accepted = results.attributes.get(attrs.SURVEY, {}).get("unreadable_test")
-    share = max(
-        max_unreadable_share, accepted["count"] / accepted["images"] if accepted else 0.0
-    )
+    share = max(max_unreadable_share, accepted["count"] / accepted["images"] if accepted else 0.0)
     config = with_unreadable_share(config, share)
     settings = settings or config.refit
     baseline_plan = attrs.study_space(handle.study).baseline(config.baseline)

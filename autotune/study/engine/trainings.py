@@ -11,7 +11,8 @@ from autotune.atomic import check_folder
 from autotune.config.schema import StudyConfig
 from autotune.runtime import available_cpus
 from autotune.storage.rdb.connection import storage_errors
-from autotune.study.engine import launcher
+from autotune.study.engine.launcher import count_slots, resolve_gpus
+from autotune.study.engine.local_workers import local_backend
 from autotune.study.engine.pool import WorkerPool
 from autotune.study.engine.training_worker import do_trainings, is_done
 from autotune.study.setup.opening import OpenStudy
@@ -92,16 +93,14 @@ def train_all(
         UserError: When the user has to fix something.
         WorkerError: When the workers cannot continue.
     """
-    devices = launcher.resolve_gpus(workers.gpus)
-    slots = launcher.count_slots(len(devices), workers.workers, workers.workers_per_gpu)
+    devices = resolve_gpus(workers.gpus)
+    slots = count_slots(len(devices), workers.workers, workers.workers_per_gpu)
     pending = announce(handle, trainings, config, on_event)
     if not pending.trainings:
         return
     check_folder(handle.files.logs(handle.name))
     slots = min(slots, len(pending.trainings))
-    with launcher.local_backend(devices, slots) as backend:
-        if not devices:
-            backend.threads = _threads(handle)
+    with local_backend(devices, slots, None if devices else _threads(handle)) as backend:
         backend.prepare()
         backend.check()
         on_event({"event": "opened", "workers": slots})
@@ -122,9 +121,7 @@ def train_all(
         raise KeyboardInterrupt
 
 
-def train_here(
-    trainings: Sequence[Training], ctx: WorkerContext, on_event: EventCallback
-) -> None:
+def train_here(trainings: Sequence[Training], ctx: WorkerContext, on_event: EventCallback) -> None:
     """Do trainings in this process, one after the other; see :func:`train_all`."""
     pending = announce(ctx.handle, trainings, ctx.config, on_event)
     on_event({"event": "opened", "workers": 1})
@@ -173,5 +170,5 @@ def _threads(handle: OpenStudy) -> int:
     trials = handle.study.get_trials(deepcopy=False)
     recorded = (trial.user_attrs.get(attrs.THREADS) for trial in trials)
     cpus = available_cpus()
-    default = max(1, cpus // launcher.count_slots(0, None, None))
+    default = max(1, cpus // count_slots(0, None, None))
     return min(cpus, next(filter(None, recorded), default))

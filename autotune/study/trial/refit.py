@@ -171,6 +171,37 @@ def train_refit(
     return Refit(trainer, summary)
 
 
+def ema_decay(config: StudyConfig, fit: RefitConfig, plan: TrialPlan, images: int) -> float | None:
+    """Return the decay of the average of the weights, or ``None`` for no average.
+
+    ``auto`` takes that of the study, else one that suits the number of steps: too long an average
+    would hold what was learned at a high learning rate.
+
+    Args:
+        config: The study's configuration.
+        fit: The settings of the refit.
+        plan: The plan; epochs that train its head alone are not averaged over.
+        images: Training images.
+    """
+    training = config.training
+    if fit.ema == "off":
+        return None
+    if fit.ema != AUTO:
+        return float(fit.ema)
+    if training.ema is not None:
+        return training.ema
+    epochs = training.epochs - (plan.policy.head_epochs if plan.depth else 0)
+    steps = AVERAGED * epochs * num_batches(images, training.batch_size)
+    return 1 - 1 / steps if steps >= 2 else None
+
+
+def _is_online(config: StudyConfig, fit: RefitConfig) -> bool:
+    """Tell whether every epoch augments the images again; a study without views never does."""
+    return config.training.num_views == ONLINE or (
+        fit.views == ONLINE and config.training.view_count > 1
+    )
+
+
 @dataclass(frozen=True)
 class StoredRefit:
     """A refitted plan as another process has trained and measured it.
