@@ -57,9 +57,9 @@ $(foreach name,$(unknown),$(error $(name) is no variable of this Makefile$(call 
 
 # A variable of other targets would be ignored as well: make report OUTPUT=report.html.
 only_ENGINE := study
-only_WORKERS := study
-only_GPUS := study
-only_WORKERS_PER_GPU := study
+only_WORKERS := study confirm refit fit
+only_GPUS := study confirm refit fit
+only_WORKERS_PER_GPU := study confirm refit fit
 only_GPUS_PER_WORKER := study
 only_PORT := dashboard
 only_PUBLIC := dashboard
@@ -105,8 +105,8 @@ overrides = $(if $(dataset),$(call given,DATASET,dataset)) \
 	$(call given,TRIALS,search.trials) $(call given,TIMEOUT,search.timeout) \
 	$(call given,SEED,search.seed) $(call given,EPOCHS,training.epochs)
 with = $(if $(call raw,$(1)),$(2) $(call quote,$(call raw,$(1))))
-workers = $(call with,ENGINE,--engine) $(call with,WORKERS,--workers) $(call with,GPUS,--gpus) \
-	$(call with,WORKERS_PER_GPU,--workers-per-gpu) $(call with,GPUS_PER_WORKER,--gpus-per-worker)
+devices = $(call with,WORKERS,--workers) $(call with,GPUS,--gpus) $(call with,WORKERS_PER_GPU,--workers-per-gpu)
+workers = $(call with,ENGINE,--engine) $(devices) $(call with,GPUS_PER_WORKER,--gpus-per-worker)
 changes = $(overrides) $(if $(NAME),--name $(call quote,$(call raw,NAME)))
 which = $(call quote,$(study)) $(changes)
 model = $(if $(MODEL),$(call quote,$(call raw,MODEL)),$(which))
@@ -121,7 +121,7 @@ endif
 export AUTOTUNE_MAKE := $(if $(filter command,$(origin STORAGE)),STORAGE,1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install study worker workers ls status stop doctor rename rm du gc best compare report dashboard confirm refit fit predict export layers validate backup postgres-up postgres-down postgres-local postgres-local-down test test-slow test-long test-gpu check format reference pictures bench wheel clean
+.PHONY: help install study worker workers ls status stop doctor rename rm du gc best compare report dashboard confirm refit fit predict export layers validate backup postgres-up postgres-down postgres-local postgres-local-down test test-slow test-long test-gpu check format reference docs pictures bench wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
@@ -203,10 +203,10 @@ dashboard: $(if $(PUBLIC),$(VENV)/public,$(BIN)/autotune) ## open optuna-dashboa
 	@$(BIN)/autotune dashboard $(if $(is_named),$(which)) $(ARGS) $(call with,PORT,--port) $(if $(PUBLIC),--public)
 
 confirm: $(BIN)/autotune $(reader) ## train the best plans and the baseline over seeds (ARGS=--seeds 8)
-	@$(BIN)/autotune confirm $(which) $(ARGS)
+	@$(BIN)/autotune confirm $(which) $(ARGS) $(devices)
 
 refit: $(BIN)/autotune $(reader) ## train the best plan again and measure it on the test split
-	@$(BIN)/autotune refit $(which) $(ARGS)
+	@$(BIN)/autotune refit $(which) $(ARGS) $(devices)
 
 predict: $(BIN)/autotune ## write the classes of IMAGES by the study's model, or MODEL (ARGS='-o classes.csv')
 	@$(BIN)/autotune predict $(model) $(call images,) $(ARGS)
@@ -283,8 +283,16 @@ format: $(BIN)/pytest ## format the code and sort its imports
 reference: $(BIN)/autotune ## write the tables of keys in docs/study-file.md anew
 	$(BIN)/python docs/scripts/study_file.py
 
-pictures: $(BIN)/autotune ## draw the pictures of docs/surgery.md anew
+$(VENV)/docs: $(BIN)/autotune
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
+docs: $(VENV)/docs ## build the documentation site into build/site, and check its links
+	$(BIN)/python docs/scripts/build_site.py
+
+pictures: $(BIN)/pytest ## draw the pictures of the docs anew, of the study of DATASET (minutes)
 	$(BIN)/python docs/scripts/surgery.py
+	$(BIN)/python docs/scripts/pictures.py $(which) $(ARGS)
 
 bench: $(BIN)/autotune ## measure the embedded default over three seeds (10 minutes)
 	$(BIN)/python benchmarks/digits_seeds.py

@@ -57,7 +57,8 @@ FLOORS = {
         ("inspection", "prefix"),
     ),
     "training": (
-        ("metrics", "checkpoint", "inputs"),
+        ("metrics", "inputs"),
+        ("checkpoint",),
         ("compute", "optim"),
         ("trainer",),
         ("cost_profile", "features", "folds"),

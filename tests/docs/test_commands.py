@@ -165,7 +165,7 @@ def check_make(arguments: Sequence[str]) -> None:
 @functools.cache
 def made_of(arguments: tuple[str, ...]) -> str:
     """Return what make would run, with everything installed."""
-    extras = ("ray", "hf", "parquet", "public", "onnx", "postgres-local")
+    extras = ("ray", "hf", "parquet", "public", "onnx", "postgres-local", "docs")
     there = [".venv/bin/autotune", ".venv/bin/pytest", *(f".venv/{one}" for one in extras)]
     told = subprocess.run(
         ["make", "--no-print-directory", "-n", *(f"-o{one}" for one in there), *arguments],

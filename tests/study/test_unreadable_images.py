@@ -18,8 +18,8 @@ from autotune.data.preprocessing import ImageSpec
 from autotune.data.splits.dataset import Dataset
 from autotune.data.views.study_data import check_test_images
 from autotune.errors import AutotuneError, DatasetError, StudyError
-from autotune.study.engine import training_worker
 from autotune.results.evaluation.refit import refit_study
+from autotune.study.engine import training_worker
 from autotune.study.setup.opening import OpenStudy, check_same, open_or_create
 from autotune.study.state import attrs
 from autotune.study.trial.context import build_context

@@ -22,7 +22,7 @@ WORKER_LOST = "its worker was lost"
 #: What a successor takes over from the attempt before it.
 _INHERITED = (
     *(attrs.PLAN, attrs.ROLE, attrs.ORIGIN, attrs.STAGE),
-    *(attrs.SECONDS, attrs.CACHES, attrs.COSTS, attrs.MICRO_BATCH),
+    *(attrs.SECONDS, attrs.CACHES, attrs.COSTS, attrs.MICRO_BATCH, attrs.CURVES),
 )
 
 

@@ -10,6 +10,7 @@ Each has a key, a digest of all that determines its result, and files in a folde
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -60,6 +61,27 @@ class Training:
         """Return what :meth:`to_json` has written."""
         refit = None if values["refit"] is None else RefitConfig.model_validate(values["refit"])
         return Training(**{**values, "plan": TrialPlan.from_json(values["plan"]), "refit": refit})
+
+
+def idle_files(folder: Path, age_s: float) -> tuple[Path, ...]:
+    """Return the files of trainings that no process has, and that are so many seconds old."""
+    files = []
+    for path in sorted(folder.glob("*")):
+        lock = path.with_name(f"{path.name.partition('.')[0]}.lock")
+        with suppress(OSError):  # removed meanwhile
+            if time.time() - path.stat().st_mtime < age_s:
+                continue
+            if not lock.exists() or _is_free(lock):
+                files.append(path)
+    return tuple(files)
+
+
+def _is_free(path: Path) -> bool:
+    try:
+        with FileLock(path, timeout=0):
+            return True
+    except Timeout:
+        return False
 
 
 @dataclass(frozen=True)

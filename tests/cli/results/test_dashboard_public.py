@@ -27,9 +27,9 @@ from autotune.results.dashboard.public import VARIABLE, PublicEndpoint, check_ho
 from autotune.study.setup.opening import open_existing
 from tests.support.browser import open_page, until
 from tests.support.inside import call, contents
-from tests.support.network import free_port, other_addresses
 from tests.support.rows import everything
 from tests.support.runs import start, wait_for
+from tests.support.serving import free_port, other_addresses
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

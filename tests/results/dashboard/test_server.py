@@ -13,7 +13,7 @@ from autotune.errors import StorageError
 from autotune.results.dashboard.server import Shown, make_dashboard_server
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.setup.opening import open_existing
-from tests.support.connections import connections_closed
+from tests.support.databases import connections_closed
 from tests.support.inside import call
 from tests.support.studies import make_study
 

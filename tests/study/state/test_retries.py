@@ -23,9 +23,11 @@ from sqlalchemy import func, select
 
 from autotune.errors import StudyError
 from autotune.storage.rdb.connection import GRACE_PERIOD_S
-from autotune.storage.rdb.fast_rdb import Failure, _reporting
+from autotune.storage.rdb.fast_rdb import Failure
 from autotune.storage.rdb.heartbeat import read_heartbeat_ages
-from autotune.study.doctor.checks import FindingKind, check_study
+from autotune.storage.rdb.statements import write_report
+from autotune.study.doctor.checks import check_study
+from autotune.study.doctor.finding import FindingKind
 from autotune.study.doctor.repair import repair
 from autotune.study.setup.opening import OpenStudy, open_existing
 from autotune.study.state import attrs
@@ -112,6 +114,30 @@ def test_nothing_is_reported_while_a_trial_is_given_back(
     assert frozen(queue, 1).intermediate_values == {1: 0.1}
 
 
+def test_an_epoch_is_stored_with_its_value_or_not_at_all(url: str) -> None:
+    queue = make_queue(url)
+    trial, statements = claim(queue), list[str]()
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        statements.append(statement)
+
+    sqlalchemy.event.listen(queue.storage.engine, "before_cursor_execute", note)
+    for epoch in (1, 2):
+        curves = {"training_loss": [0.5] * epoch}
+        queue.storage.report_epoch(trial._trial_id, epoch, 0.1 * epoch, attrs.CURVES, curves)
+    sqlalchemy.event.remove(queue.storage.engine, "before_cursor_execute", note)
+    # A transaction of two statements in a file; one statement for a server.
+    assert len(statements) == (2 * 3 if url.startswith("sqlite") else 2)
+    assert queue.requeue(trial.number, WORKER_LOST)
+    for one in (frozen(queue, 0), frozen(queue, 1)):
+        assert one.intermediate_values == {1: 0.1, 2: 0.2}
+        assert one.user_attrs[attrs.CURVES] == {"training_loss": [0.5, 0.5]}
+    with pytest.raises(UpdateFinishedTrialError):
+        queue.storage.report_epoch(trial._trial_id, 3, 0.3, attrs.CURVES, {})
+    assert frozen(queue, 0).intermediate_values == {1: 0.1, 2: 0.2}
+    assert frozen(queue, 0).user_attrs[attrs.CURVES] == {"training_loss": [0.5, 0.5]}
+
+
 def waits_for_a_lock(queue: TrialQueue) -> bool:
     query = "SELECT count(*) FROM pg_locks WHERE NOT granted"
     engine = sqlalchemy.create_engine(queue.storage.engine.url)
@@ -132,7 +158,7 @@ def test_a_report_that_is_being_written_is_waited_for(postgres_url: str) -> None
     )
     report = {"of": trial._trial_id, "at": 1, "value": 0.5, "kind": FINITE, "uuid": None}
     with queue.storage.engine.begin() as connection:
-        connection.execute(_reporting("postgresql"), report)
+        connection.execute(write_report("postgresql"), report)
         giving.start()
         wait_for(lambda: waits_for_a_lock(queue))
     giving.join(60)
@@ -154,7 +180,7 @@ def test_a_kill_between_failing_and_queueing_loses_nothing(
 
     for _ in range(2):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr("autotune.storage.rdb.fast_rdb._part_rows", killed)
+            patch.setattr("autotune.storage.rdb.statements._part_rows", killed)
             queue.reclaim_stale(lambda worker: worker == "host/2/0")
         assert states(queue) == ["RUNNING", "RUNNING"]
         assert attrs.REASON not in frozen(queue, 0).user_attrs

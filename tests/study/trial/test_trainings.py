@@ -121,3 +121,13 @@ def test_a_training_is_had_once(tmp_path: Path) -> None:
     (first.folder / f"{first.key}.lock").touch()  # left by a process that was killed
     with second.claim() as is_mine:
         assert is_mine
+
+
+def test_files_of_a_training_that_a_process_has_are_kept(tmp_path: Path) -> None:
+    handle = opened(tmp_path)
+    files = TrainingFiles.of(CONFIRMED, handle, config_of(handle))
+    with files.claim():
+        files.checkpoint.save({}, 1)
+        assert trainings.idle_files(files.folder, 0.0) == ()
+    assert trainings.idle_files(files.folder, 0.0) == (files.checkpoint.path,)
+    assert trainings.idle_files(files.folder, 3600.0) == ()
