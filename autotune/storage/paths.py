@@ -8,6 +8,7 @@ Everything is in one folder beside the database, ``autotune.files/`` beside ``au
     confirmed/<study>/<key>.json     scores of a plan under another seed (``autotune confirm``)
     logs/<study>/<worker>.log        one log a worker
     models/<study>/                  what ``autotune refit`` writes
+    predictions/<study>.csv          single images, which ``autotune report`` writes too
     reports/<study>.<format>         what ``autotune report`` writes
     trainings/<study>/<key>.*        trainings of ``confirm`` and ``refit``: states, locks, results
 
@@ -122,6 +123,10 @@ class StudyPaths:
         """Return the file of a study's report in one of the :data:`REPORT_FORMATS`."""
         return self.root / "reports" / f"{_file_name(study)}.{format}"
 
+    def predictions(self, study: str) -> Path:
+        """Return the file of what a study predicted for single images."""
+        return self.root / "predictions" / f"{_file_name(study)}.csv"
+
     def trainings(self, study: str) -> Path:
         """Return the folder of a study's trainings outside of the search."""
         return self.root / "trainings" / _file_name(study)
@@ -149,6 +154,7 @@ class StudyPaths:
             *(self.checkpoints(study), self.confirmed(study), self.logs(study), self.model(study)),
             self.trainings(study),
             *(self.report(study, format) for format in REPORT_FORMATS),
+            self.predictions(study),
         )
 
 

@@ -6,7 +6,7 @@ test split makes it a validation split.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,24 +15,28 @@ from typing import Any
 from optuna.trial import FrozenTrial
 
 from autotune.atomic import check_folder
-from autotune.config.schema import RefitConfig, StudyConfig
+from autotune.config.schema import RefitConfig
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.sources.registry import fetch_source
-from autotune.errors import place_as_user_error
+from autotune.data.views.views import Views
+from autotune.errors import disk_full_as_user_error, place_as_user_error
 from autotune.plan import TrialPlan
 from autotune.results.evaluation.bootstrap import Comparison, compare
 from autotune.results.evaluation.model_card import weights_origin, write_model_card
 from autotune.results.evaluation.plan_selection import SelectedPlan, select_plan
 from autotune.results.model.model import ModelSpec, replace_files, save_model
 from autotune.results.study_results import StudyResults
+from autotune.storage.artifacts import add_artifact
 from autotune.storage.rdb.retry import call_with_retry
 from autotune.storage.rdb.study_lock import study_lock
 from autotune.study.engine.training_worker import with_unreadable_share
 from autotune.study.engine.trainings import Workers, train_all, train_here
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
+from autotune.study.state.predictions import HEAT_MAPS, test_file
 from autotune.study.trial.context import WorkerContext, build_context
 from autotune.study.trial.plots import draw_confusion
+from autotune.study.trial.predictions import Predicted
 from autotune.study.trial.refit import (
     StoredRefit,
     TrainingSummary,
@@ -166,7 +170,12 @@ def refit_study(
     trainings = [training_of("best plan", selection.plan, results.trials[selection.trial])]
     if not is_baseline:
         trainings.append(training_of("baseline", baseline_plan, results.baseline))
-    stored, ctx = _train(handle, config, trainings, on_event, workers)
+    # With workers, this process leaves the devices to them.
+    ctx = build_context(handle, gpu=None if workers is None else "", config=config)
+    data = {each.plan.backbone: ctx.resources.get(each.plan.backbone).data for each in trainings}
+    # Opened before hours of training, measured after them.
+    tests = {name: open_refit_tests(handle, config, opened.spec) for name, opened in data.items()}
+    stored = _train(ctx, trainings, tests, on_event, workers)
     model, baseline = stored[0], stored[-1]
     logits, labels = model.logits, model.labels
     comparison = compare(logits, baseline.logits, labels)
@@ -203,25 +212,27 @@ def refit_study(
     }
     matrix = confusion(logits, labels, classes)
     with place_as_user_error(result.folder), replace_files(result.folder) as new:
-        record = save_model(new, model.network, spec, facts)
+        record = save_model(new, model.training.eval_model, spec, facts)
         draw_confusion(new, matrix, classes)
         write_model_card(new, record, matrix, comparison.model.bins)
+        images = tests[selection.plan.backbone]
+        predicted = Predicted(images, logits, classes, [(model.training, None)])
+        written = {path.name for path in predicted.write(new, baseline.logits)}
+    if HEAT_MAPS not in written:  # those of an earlier model
+        (result.folder / HEAT_MAPS).unlink(missing_ok=True)
+    _keep_with_study(handle, result.folder, result.reads, written)
     return result
 
 
 def _train(
-    handle: OpenStudy,
-    config: StudyConfig,
+    ctx: WorkerContext,
     trainings: Sequence[Training],
+    tests: Mapping[str, Views],
     on_event: EventCallback,
     workers: Workers | None,
-) -> tuple[list[StoredRefit], WorkerContext]:
-    """Do the trainings that are missing; return the results, and the context that read them."""
-    # With workers, this process leaves the devices to them.
-    ctx = build_context(handle, gpu=None if workers is None else "", config=config)
-    data = {each.plan.backbone: ctx.resources.get(each.plan.backbone).data for each in trainings}
-    # Opened before hours of training, measured after them.
-    tests = {name: open_refit_tests(handle, config, opened.spec) for name, opened in data.items()}
+) -> list[StoredRefit]:
+    """Do the trainings that are missing; return their results."""
+    handle, config = ctx.handle, ctx.config
     files = [TrainingFiles.of(training, handle, config) for training in trainings]
     for training, its_files in zip(trainings, files, strict=True):
         forget_other_tests(its_files, tests[training.plan.backbone])
@@ -229,8 +240,16 @@ def _train(
         train_here(trainings, ctx, on_event)
     else:
         train_all(handle, trainings, config, workers, on_event)
-    stored = [read_refit(*pair, ctx) for pair in zip(trainings, files, strict=True)]
-    return stored, ctx
+    return [read_refit(*pair, ctx) for pair in zip(trainings, files, strict=True)]
+
+
+def _keep_with_study(handle: OpenStudy, folder: Path, reads: int, names: Iterable[str]) -> None:
+    """Copy files of a model to the artifacts of its study, where the report finds them."""
+    artifacts = handle.files.artifacts
+    with disk_full_as_user_error(artifacts):
+        artifacts.mkdir(parents=True, exist_ok=True)
+        for name in sorted(names):
+            add_artifact(handle.study, folder / name, artifacts, test_file(reads, name))
 
 
 def _record_read(handle: OpenStudy, trial: int, comparison: Comparison) -> int:

@@ -19,7 +19,6 @@ from autotune.config.schema import AUTO, ONLINE, RefitConfig, StudyConfig
 from autotune.data.preprocessing import ImageSpec
 from autotune.data.views.study_data import StudyData, open_test_views
 from autotune.data.views.views import Views
-from autotune.models.network import Network
 from autotune.plan import TrialPlan
 from autotune.study.setup.manifest_store import read_manifest
 from autotune.study.setup.opening import OpenStudy
@@ -207,13 +206,13 @@ class StoredRefit:
     """A refitted plan as another process has trained and measured it.
 
     Args:
-        network: The network to evaluate.
+        training: Its trainer, with the weights of the model to evaluate.
         logits: Its logits ``(N, classes)`` of the test images.
         labels: Their labels ``(N,)``.
         summary: How it was trained.
     """
 
-    network: Network
+    training: Trainer
     logits: Tensor
     labels: Tensor
     summary: TrainingSummary
@@ -282,7 +281,7 @@ def read_refit(training: Training, files: TrainingFiles, ctx: WorkerContext) -> 
     assert result is not None and training.refit is not None, "it was stored"
     data = ctx.resources.get(training.plan.backbone).data
     train = refit_views(data, ctx.config, training.refit, memory_bytes=0)
-    network = build_trainer(training.plan, ctx, refit=train).network
-    network.load_trainable_state(result["weights"])
+    trainer = build_trainer(training.plan, ctx, refit=train)
+    trainer.eval_model.load_trainable_state(result["weights"])
     summary = TrainingSummary.from_json(result["summary"])
-    return StoredRefit(network, result["logits"], result["labels"], summary)
+    return StoredRefit(trainer, result["logits"], result["labels"], summary)
