@@ -35,8 +35,8 @@ from autotune.study.state.retries import MAX_RETRIES
 from autotune.study.trial.confirmation import read_scores, train_confirmation
 from autotune.study.trial.context import WorkerContext, build_context
 from autotune.study.trial.refit import (
-    is_refit_stored,
     open_refit_tests,
+    read_result,
     refit_views,
     store_refit,
 )
@@ -55,7 +55,7 @@ def is_done(training: Training, files: TrainingFiles) -> bool:
     if not files.result.exists():
         return False
     if training.refit is not None:
-        return is_refit_stored(files)
+        return read_result(files) is not None
     if read_scores(files.result, training) is not None:
         return True
     with suppress(OSError):

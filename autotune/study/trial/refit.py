@@ -257,14 +257,16 @@ def store_refit(
     files.checkpoint.path.unlink(missing_ok=True)
 
 
-def is_refit_stored(files: TrainingFiles) -> bool:
-    """Tell whether a refit has a result; one that cannot be used is removed."""
-    return Checkpoint(files.result, files.identity).load() is not None
+def read_result(files: TrainingFiles) -> dict[str, Any] | None:
+    """Read the result of a refit, if there is one; one that cannot be used is removed."""
+    if not files.result.exists():  # else its first file, which a process writes now, is left alone
+        return None
+    return Checkpoint(files.result, files.identity).load()
 
 
 def forget_other_tests(files: TrainingFiles, test: Views) -> None:
     """Remove the result of a refit that was measured when other test images could be read."""
-    result = Checkpoint(files.result, files.identity).load()
+    result = read_result(files)
     if result is not None and not torch.equal(result["labels"], test.labels):
         files.result.unlink(missing_ok=True)
 
@@ -277,7 +279,7 @@ def read_refit(training: Training, files: TrainingFiles, ctx: WorkerContext) -> 
         files: Its files.
         ctx: The context of the study; its device is that of the network.
     """
-    result = Checkpoint(files.result, files.identity).load()
+    result = read_result(files)
     assert result is not None and training.refit is not None, "it was stored"
     data = ctx.resources.get(training.plan.backbone).data
     train = refit_views(data, ctx.config, training.refit, memory_bytes=0)

@@ -19,9 +19,9 @@ from autotune.study.trial.context import WorkerContext
 from autotune.study.trial.predictions import Predicted
 from autotune.study.trial.run import precision_record
 from autotune.training.checkpoint import Checkpoint
+from autotune.training.curves import EpochResult
 from autotune.training.folds import trainers_of
 from autotune.training.metrics import Metrics
-from autotune.training.trainer import EpochResult
 
 #: Called after an epoch with its number, and the objective.
 EpochCallback = Callable[[int, float], None]
