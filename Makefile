@@ -125,7 +125,7 @@ endif
 export AUTOTUNE_MAKE := $(if $(filter command,$(origin STORAGE)),STORAGE,1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install study worker workers ls status stop doctor rename rm du gc best compare report dashboard confirm refit fit predict export layers validate backup postgres-up postgres-down postgres-local postgres-local-down test test-slow test-long test-gpu check format reference pictures bench wheel image clean
+.PHONY: help install study worker workers ls status stop doctor rename rm du gc best compare report dashboard confirm refit fit predict export layers validate backup postgres-up postgres-down postgres-local postgres-local-down test test-slow test-long test-gpu check format reference docs pictures bench wheel image clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
@@ -145,7 +145,7 @@ $(BIN)/autotune: setup.cfg constraints.txt $(if $(filter command,$(origin TORCH)
 always:
 
 # One file per extra, written when it is installed; pip renews the program with each.
-$(addprefix $(VENV)/,test onnx ray hf parquet public postgres-local): $(VENV)/%: setup.cfg constraints.txt | $(BIN)/autotune
+$(addprefix $(VENV)/,test docs onnx ray hf parquet public postgres-local): $(VENV)/%: setup.cfg constraints.txt | $(BIN)/autotune
 	@$(BIN)/python docs/install/install.py $(call with-extra,$*)
 	@touch $@
 
@@ -193,7 +193,7 @@ compare: $(BIN)/autotune ## show STUDIES='a b' side by side (ARGS='-o compared.h
 report: $(BIN)/autotune ## write the HTML report of a study (ARGS='--format md': another form)
 	@$(BIN)/autotune report $(which) $(ARGS)
 
-dashboard: $(if $(PUBLIC),$(VENV)/public,$(BIN)/autotune) ## open optuna-dashboard here (PORT=8080), on a study if one is named; PUBLIC=1: to others, read-only
+dashboard: $(if $(PUBLIC),$(VENV)/public,$(BIN)/autotune) ## show all studies in the browser (PORT=8080), or the one that is named; PUBLIC=1: to others, read-only
 	@$(BIN)/autotune dashboard $(if $(is_named),$(which)) $(ARGS) $(call with,PORT,--port) $(if $(PUBLIC),--public)
 
 confirm: $(BIN)/autotune $(reader) ## train the best plans and the baseline over seeds (ARGS=--seeds 8)
@@ -269,8 +269,12 @@ format: $(VENV)/test ## format the code and sort its imports
 reference: $(BIN)/autotune ## write the tables of keys in docs/study-file.md anew
 	$(BIN)/python docs/scripts/study_file.py
 
-pictures: $(BIN)/autotune ## draw the pictures of docs/surgery.md anew
+docs: $(VENV)/docs ## build the documentation site into build/site, and check its links
+	$(BIN)/python docs/scripts/build_site.py
+
+pictures: $(BIN)/pytest ## draw the pictures of the docs anew, of the study of DATASET (minutes)
 	$(BIN)/python docs/scripts/surgery.py
+	$(BIN)/python docs/scripts/pictures.py $(which) $(ARGS)
 
 bench: $(BIN)/autotune ## measure the embedded default over three seeds (10 minutes)
 	$(BIN)/python benchmarks/digits_seeds.py

@@ -58,6 +58,11 @@ def update_user_attrs(trial: Trial, attributes: Mapping[str, Any]) -> None:
     trial._cached_frozen_trial.user_attrs.update(attributes)
 
 
+def update_reports(trial: Trial, step: int, value: float) -> None:
+    """Add a value that the storage has to a trial that was read before; pruners look there."""
+    trial._cached_frozen_trial.intermediate_values[step] = value
+
+
 def numbered(trial: FrozenTrial, id_: int, number: int) -> FrozenTrial:
     """Copy a trial under the id and the number that its storage gave it."""
     copied = copy.copy(trial)

@@ -19,11 +19,10 @@ from optuna.trial import FrozenTrial, TrialState
 from PIL import Image
 from safetensors.torch import load_file
 
-from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import open_existing
 from autotune.study.state import attrs
 from autotune.study.trial.build import build_trainer
-from autotune.study.trial.context import WorkerContext
+from autotune.study.trial.context import WorkerContext, build_context
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 #: So long processes may take to see that their launcher is gone.

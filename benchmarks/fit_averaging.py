@@ -30,11 +30,10 @@ from autotune.data.views.study_data import StudyData, open_test_views
 from autotune.data.views.views import Views
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
 from autotune.storage.paths import StudyPaths
-from autotune.study.engine.worker import build_context
 from autotune.study.setup.definition import define
 from autotune.study.setup.opening import open_or_create
 from autotune.study.trial.build import build_trainer
-from autotune.study.trial.context import WorkerContext
+from autotune.study.trial.context import WorkerContext, build_context
 from autotune.study.trial.refit import refit_views
 from autotune.training.metrics import Metrics, compute_metrics
 from autotune.training.optim.ema import WeightAverage

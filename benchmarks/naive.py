@@ -65,10 +65,10 @@ from autotune.models.layers import list_layers
 from autotune.models.pretrained.names import check_name
 from autotune.plan import TrialPlan
 from autotune.runtime import available_cpus
-from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import open_existing
 from autotune.study.state import attrs
 from autotune.study.trial.build import build_trainer
+from autotune.study.trial.context import build_context
 
 HERE = Path(__file__).parent
 ROWS = HERE.parent / "storage" / "naive-rows.jsonl"

@@ -29,9 +29,8 @@ from torch import Tensor
 from autotune.config.loading import load_study_file
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
 from autotune.study.engine.launcher import run_study
-from autotune.study.engine.worker import build_context
 from autotune.study.trial.build import build_trainer
-from autotune.study.trial.context import WorkerContext
+from autotune.study.trial.context import WorkerContext, build_context
 from autotune.training.trainer import Trainer
 
 GOAL = 0.95

@@ -57,7 +57,8 @@ FLOORS = {
         ("inspection", "prefix"),
     ),
     "training": (
-        ("metrics", "checkpoint", "inputs"),
+        ("metrics", "inputs"),
+        ("checkpoint",),
         ("compute", "optim"),
         ("trainer",),
         ("cost_profile", "features", "folds"),
@@ -75,10 +76,10 @@ FLOORS = {
     "results": (
         ("values",),
         ("model", "study_results"),
-        ("comparison", "overview"),
+        ("comparison",),
         ("evaluation", "figures"),
         ("diagnosis",),
-        ("report",),
+        ("overview", "report"),
         ("dashboard",),
     ),
     "display": (

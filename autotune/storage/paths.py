@@ -146,10 +146,6 @@ class StudyPaths:
         )
 
 
-def _is_report(path: Path) -> bool:
-    return path.parent.name == "reports" and path.suffix[1:] in REPORT_FORMATS
-
-
 def _file_name(study: str) -> str:
     """Return the name of a study as that of a file.
 

@@ -18,7 +18,7 @@ from autotune.models.network import Network
 from autotune.models.prefix.split import PrefixSplit
 from autotune.training.checkpoint import Checkpoint
 from autotune.training.inputs.batches import Batches, SubsetBatches
-from autotune.training.metrics import Metrics, mean_metrics, std_metrics
+from autotune.training.metrics import LowestLoss, Metrics, mean_metrics, std_metrics
 from autotune.training.trainer import EpochResult, Trainer
 
 
@@ -47,10 +47,12 @@ class CrossValidationTrainer:
         self.folds: tuple[Trainer, ...] = ()
         for trainer in trainers:
             _share_frozen((self.folds or (trainer,))[0].network, trainer)
+            trainer.lowest = None  # of all folds together
             self.folds += (trainer,)
         self._train = train
         self._validation = validation
         self.unsplit_reason = ""
+        self.lowest = LowestLoss()
 
     @property
     def network(self) -> Network:
@@ -77,11 +79,18 @@ class CrossValidationTrainer:
         if checkpoint is not None and (state := checkpoint.load(self.state())) is not None:
             self.load_state(state)
         for results in zip(*map(_epochs, self.folds), strict=True):
+            logits, labels = self.validation_logits, self._in_order(self._labels())
+            assert logits is not None
             yield EpochResult(
                 results[0].epoch,
                 statistics.fmean(result.loss for result in results),
                 self.metrics,
                 sum(result.seconds for result in results),
+                {
+                    layer: statistics.fmean(result.learning_rates[layer] for result in results)
+                    for layer in results[0].learning_rates
+                },
+                self.lowest.update(logits, labels),
             )
             if checkpoint is not None:
                 checkpoint.save(self.state(), results[0].epoch)
@@ -112,7 +121,14 @@ class CrossValidationTrainer:
         logits = [f.validation_logits for f in self.folds if f.validation_logits is not None]
         if len(logits) < len(self.folds):
             return None
-        joined = torch.cat(logits)
+        return self._in_order(logits)
+
+    def _labels(self) -> list[Tensor]:
+        return [fold.validation.labels for fold in self.folds if fold.validation is not None]
+
+    def _in_order(self, of_folds: Sequence[Tensor]) -> Tensor:
+        """Join the rows of the validation images of all folds, in the order of the images."""
+        joined = torch.cat(list(of_folds))
         positions = torch.cat(list(self._validation)).to(joined.device)
         return torch.empty_like(joined).index_copy_(0, positions, joined)
 
@@ -126,12 +142,13 @@ class CrossValidationTrainer:
 
     def state(self) -> dict[str, Any]:
         """Return everything that resumed trainings need."""
-        return {"folds": [fold.state() for fold in self.folds]}
+        return {"folds": [fold.state() for fold in self.folds], **self.lowest.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from what :meth:`state` returned."""
         for fold, own in zip(self.folds, state["folds"], strict=True):
             fold.load_state(own)
+        self.lowest.load_state(state)
 
 
 def trainers_of(trainer: Trainer | CrossValidationTrainer) -> tuple[Trainer, ...]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +21,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from autotune.errors import DivergedError
+
+#: Name of the losses of :class:`LowestLoss` in a checkpoint. Those of earlier versions lack it.
+LOWEST_LOSS = "lowest_loss"
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,42 @@ def image_scores(logits: Tensor, labels: Tensor, metric: str) -> npt.NDArray[np.
     share = scores * weights
     change = 2 * correct * weights[truth] - share[truth] - share[predicted]
     return np.asarray(scores.mean() + change, np.float64)
+
+
+@dataclass
+class LowestLoss:
+    """The validation losses of single images after the epoch in which their mean was lowest.
+
+    They tell how far the loss of a later epoch differs by chance: the same images have been
+    judged, so only what changes from image to image counts (paired differences).
+
+    Args:
+        losses: float32 ``(N,)`` on the CPU, ``None`` before the first epoch.
+    """
+
+    losses: Tensor | None = None
+
+    def update(self, logits: Tensor, labels: Tensor) -> float | None:
+        """Compare the losses after an epoch with the lowest before; keep the lower ones.
+
+        Returns:
+            The standard error of the mean difference; ``None`` where there is none to compare.
+        """
+        losses = cross_entropy(logits, labels.to(logits.device), reduction="none").float().cpu()
+        lowest, error = self.losses, None
+        if lowest is not None and len(losses) > 1:
+            error = float((losses - lowest).double().std()) / math.sqrt(len(losses))
+        if lowest is None or losses.double().mean() < lowest.double().mean():
+            self.losses = losses
+        return error
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what a checkpoint keeps."""
+        return {} if self.losses is None else {LOWEST_LOSS: self.losses}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state with what :meth:`state` returned, if it has it."""
+        self.losses = state.get(LOWEST_LOSS)
 
 
 def confusion(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> npt.NDArray[np.int64]:

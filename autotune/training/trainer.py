@@ -8,6 +8,7 @@ no generator state.
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -42,14 +43,14 @@ from autotune.training.inputs.batches import (
     to_channels_last,
 )
 from autotune.training.inputs.placement import place_on_device, release_copy
-from autotune.training.metrics import Metrics, compute_metrics
+from autotune.training.metrics import LowestLoss, Metrics, compute_metrics
 from autotune.training.optim.ema import WeightAverage
 from autotune.training.optim.norm_recalibration import (
     BATCH_SIZE,
     recalibrate_batch_norms,
     sample_batches,
 )
-from autotune.training.optim.optimizer import make_optimizer, make_schedule
+from autotune.training.optim.optimizer import layer_rates, make_optimizer, make_schedule
 from autotune.training.optim.phases import Phases
 
 #: Training images on which stale norm statistics are measured.
@@ -68,12 +69,23 @@ class EpochResult:
             (smoothed, mixed), without weight decay or L2-SP.
         metrics: Scores on the validation split, ``None`` without one (the refit).
         seconds: Wall time of the epoch, validation included.
+        learning_rates: Mean learning rate of the steps by layer, the head (layer 0) first; 0 where
+            a layer does not train yet. The head alone where the rates of all layers are equal.
+        loss_error: Standard error of the difference between the validation loss and the lowest
+            one before, see :class:`.metrics.LowestLoss`; ``None`` in the first epoch.
     """
 
     epoch: int
     loss: float
     metrics: Metrics | None
     seconds: float
+    learning_rates: Mapping[int, float]
+    loss_error: float | None = None
+
+    @property
+    def validation_loss(self) -> float | None:
+        """Mean validation loss per image, in nats; ``None`` without a validation split."""
+        return None if self.metrics is None else self.metrics.log_loss
 
 
 @dataclass(frozen=True)
@@ -128,6 +140,7 @@ class Trainer:
         capture: Captures a step; ``None`` if all steps are plain.
         validation_logits: Logits ``(N, classes)`` of the last :meth:`validate`.
         metrics: Scores of the last :meth:`validate`.
+        lowest: Validation losses of the best epoch so far; ``None`` if somebody else keeps them.
 
     Raises:
         PlanError: When the policy would never train the trainable layers.
@@ -172,6 +185,7 @@ class Trainer:
         self.loss = nn.CrossEntropyLoss(label_smoothing=policy.label_smoothing)
         self.mixing = make_mixing(policy, network.head.classes)
         self.optimizer = make_optimizer(network, policy)
+        self._peaks = layer_rates(network, policy)
         batches = num_batches(len(train), config.batch_size)
         self.steps = config.epochs * batches
         self.phases = Phases.from_policy(network, policy, config.epochs, batches)
@@ -193,6 +207,7 @@ class Trainer:
         self._eval_batcher = MicroBatcher("validation", self.device)
         self.validation_logits: Tensor | None = None
         self.metrics: Metrics | None = None
+        self.lowest: LowestLoss | None = LowestLoss()
 
     def use_features(self, split: PrefixSplit, train: Batches, validation: Batches) -> None:
         """Train on features instead of images; the values are the same up to rounding."""
@@ -222,10 +237,16 @@ class Trainer:
             self.recalibrate_norms()
         while self.epoch < self.config.epochs:
             start = time.perf_counter()
-            loss = self._train_epoch()
+            loss, rates = self._train_epoch()
             self.epoch += 1
-            metrics = None if self.validation is None else self.validate()
-            yield EpochResult(self.epoch, loss, metrics, time.perf_counter() - start)
+            metrics = error = None
+            if self.validation is not None:
+                metrics = self.validate()
+                assert self.validation_logits is not None
+                if self.lowest is not None:
+                    error = self.lowest.update(self.validation_logits, self.validation.labels)
+            seconds = time.perf_counter() - start
+            yield EpochResult(self.epoch, loss, metrics, seconds, rates, error)
             # After the caller has taken the result: a crash between the two repeats the epoch,
             # where the other order would lose its result.
             if checkpoint is not None:
@@ -252,13 +273,15 @@ class Trainer:
         if self.ema is not None:
             self.ema.reset()
 
-    def _train_epoch(self) -> float:
+    def _train_epoch(self) -> tuple[float, dict[int, float]]:
+        """Train for an epoch; return its mean loss and the mean learning rates of the layers."""
         # Neighboring seeds and epochs must not meet.
         torch.manual_seed((self.seed * 1_000_003 + self.epoch * 7_919 + 1) % (2**63))
         order = epoch_order(self.train.labels, self.config.sampling)
         views = self.train.views_for_epoch(self.epoch)
         self.network.freeze_all_but_head(self.phases.is_head_only(self.epoch))
         total = torch.zeros((), device=self.device)
+        factors: list[float] = []
         for images, labels in self.train.batches(
             order, views, self.config.batch_size, self.loader_workers
         ):
@@ -267,13 +290,23 @@ class Trainer:
             inputs, targets = self.to_inputs(images), labels.to(self.device, non_blocking=True)
             if self.mixing is not None:
                 inputs, targets = self.mixing(inputs, targets)
+            factors.append(self.schedule.lr_lambdas[0](self.schedule.last_epoch))
             total += self._step(inputs, targets) * len(labels)
         mean = float(total) / len(self.train)
         if self.scaler.is_enabled():
             self._take_back(int(self._skipped))
         if not math.isfinite(mean):
             raise DivergedError(f"the loss is {mean} in epoch {self.epoch + 1}")
-        return mean
+        return mean, self._mean_rates(statistics.fmean(factors))
+
+    def _mean_rates(self, factor: float) -> dict[int, float]:
+        """Return the learning rate of each layer, as a share of its peak."""
+        peaks = self._peaks if self.policy.layer_decay != 1 else {0: self.policy.lr}
+        is_head_only = self.phases.is_head_only(self.epoch)
+        return {
+            layer: 0.0 if layer and is_head_only else factor * peak
+            for layer, peak in peaks.items()
+        }
 
     def _step(self, inputs: Inputs, targets: Tensor) -> Tensor:
         """Take one step on a batch; return its mean loss."""
@@ -437,7 +470,7 @@ class Trainer:
         }
         if self.ema is not None:
             state["ema"] = self.ema.module.trainable_state()
-        return state
+        return state | ({} if self.lowest is None else self.lowest.state())
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from what :meth:`state` returned."""
@@ -448,6 +481,8 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
             self.ema.module.load_trainable_state(state["ema"])
+        if self.lowest is not None:
+            self.lowest.load_state(state)
 
 
 def num_batches(images: int, batch_size: int) -> int:

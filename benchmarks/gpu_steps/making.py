@@ -6,9 +6,8 @@ import time
 
 import torch
 
-from autotune.study.engine.worker import build_context
 from autotune.study.trial.build import build_trainer
-from autotune.study.trial.context import WorkerContext
+from autotune.study.trial.context import WorkerContext, build_context
 from gpu_steps.context import Context
 from gpu_steps.material import configure, open_study, plan_of_depth
 

@@ -11,7 +11,8 @@ from autotune.config.schema import StudyConfig
 from autotune.data.views.study_data import StudyData
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
 from autotune.storage.paths import StudyPaths
-from autotune.study.engine.worker import Job, run_worker
+from autotune.study.engine.job import Job
+from autotune.study.engine.worker import run_worker
 from autotune.study.setup.definition import define
 from autotune.study.setup.opening import OpenStudy, open_or_create
 from gpu_steps.context import Context

@@ -12,8 +12,8 @@ from autotune.models.backbone import Backbone
 from autotune.models.layers import list_layers
 from autotune.models.network import Network, build_network
 from autotune.study.devices import find_device
-from autotune.study.engine.worker import build_context
 from autotune.study.trial.amp_choice import choose_precision
+from autotune.study.trial.context import build_context
 from autotune.training.compute.amp import (
     AmpPolicy,
     float32_precision,

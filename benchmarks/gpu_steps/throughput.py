@@ -15,9 +15,8 @@ from unittest.mock import patch
 
 from tail_efficiency import IMAGES, resident
 
-from autotune.study.engine.worker import build_context
 from autotune.study.trial.build import build_trainer
-from autotune.study.trial.context import WorkerContext
+from autotune.study.trial.context import WorkerContext, build_context
 from autotune.training.compute.cuda_graphs import is_usable
 from autotune.training.trainer import Trainer
 from gpu_steps.context import Context

@@ -105,7 +105,9 @@ def make(recipe: str, **more: Any) -> Trainer | CrossValidationTrainer:
 
 
 def scores(results: list[EpochResult]) -> list[tuple[Any, ...]]:
-    return [(one.epoch, one.loss, one.metrics) for one in results]
+    return [
+        (one.epoch, one.loss, one.learning_rates, one.loss_error, one.metrics) for one in results
+    ]
 
 
 @pytest.mark.slow

@@ -175,7 +175,7 @@ def check_make(arguments: Sequence[str]) -> None:
 @functools.cache
 def made_of(arguments: tuple[str, ...]) -> str:
     """Return what make would run, with everything installed."""
-    extras = ("test", "ray", "hf", "parquet", "public", "onnx", "postgres-local")
+    extras = ("test", "ray", "hf", "parquet", "public", "onnx", "postgres-local", "docs")
     there = [".venv/bin/autotune", *(f".venv/{one}" for one in extras)]
     told = subprocess.run(
         ["make", "--no-print-directory", "-n", *(f"-o{one}" for one in there), *arguments],

@@ -34,11 +34,10 @@ from tests.support.archives import (
     sums_of,
 )
 from tests.support.commands import ROOT, commands, pages
+from tests.support.databases import Server
 from tests.support.images import photo
-from tests.support.network import free_port
-from tests.support.postgres import Server
-from tests.support.publisher import running_publisher
 from tests.support.runs import environment
+from tests.support.serving import free_port, running_publisher
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -49,6 +48,7 @@ NOT_RUN = {
     r"^make image": "needs a container engine: tests/repository/test_container.py",
     r"^make (test|check)\b": "these are the tests",
     r"^make bench|^python benchmarks/": "measures for minutes",
+    r"^make pictures|scripts/pictures": "trains for minutes: tests/docs/test_pictures.py",
     r"GPUS=0,2|WORKERS_PER_GPU|--gpus |^CUDA_VISIBLE": "needs CUDA: engine/test_gpu.py",
     r"ENGINE=ray|--engine ray": "starts a cluster: tests/study/engine/test_ray.py",
     r"^sbatch|^install |docker|postgres-(up|down)": "needs SLURM or Docker",
@@ -63,7 +63,15 @@ INSTEAD = (
     (r"postgresql://user:password@host/autotune", "{postgres}"),
     (r"convnext_tiny\.fb_in22k TRIALS=100", "test_convnext.r160_in1k TRIALS=2"),
     (r"'\[resnet50\.a1_in1k, convnext_tiny.*?\]'", "'[test_resnet, test_vit]'"),
-    (r"BACKBONE=resnet18 WEIGHTS=downloads", "BACKBONE=test_resnet WEIGHTS=downloads"),
+    (
+        r"BACKBONE=resnet18 WEIGHTS=downloads/theirs",
+        "BACKBONE=test_resnet WEIGHTS=downloads/theirs NAME=of-folder",
+    ),
+    # The command beside it has done it; there and back.
+    (
+        r"^make rename STUDY=photos-tpe TO=flowers",
+        "make rename STUDY=flowers TO=back && make rename STUDY=back TO=flowers",
+    ),
     (r"WEIGHTS=resnet18\.safetensors", "WEIGHTS=resnet18.safetensors NAME=of-file"),
     (r"search\.trials=60 ", "search.trials=4 "),
     (r"search\.trials=60$", "search.trials=4"),
@@ -197,6 +205,7 @@ def copy_sources(root: Path) -> None:
         if (ROOT / name).is_file() and not name.startswith("tests/"):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, root / name)
+    (root / "tests").mkdir()  # make format looks into it
     for path in (root / "studies").glob("*.yaml"):
         path.write_text(yaml.safe_dump(small(yaml.safe_load(path.read_text()))))
     (root / "photos.yaml").write_text((root / "studies/folder.yaml").read_text())
@@ -250,7 +259,7 @@ def make_environment(root: Path) -> None:
         program = programs / name
         program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {what} "$@"\n')
         program.chmod(0o755)
-    for extra in ("ray", "hf", "parquet", "public", "onnx", "postgres-local"):
+    for extra in ("ray", "hf", "parquet", "public", "onnx", "postgres-local", "docs"):
         (root / ".venv" / extra).touch()
 
 

@@ -15,10 +15,10 @@ from autotune.config.schema import BaselineConfig, SpaceConfig
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, TrialPlan
 from autotune.search.dimensions import contains, inactive_value
 from autotune.search.space import Params, Space, num_shaped_layers
-from tests.support.capabilities import FakeCapabilities
 from tests.support.spaces import (
     FULL,
     SHAPES,
+    FakeCapabilities,
     check_canonical_form,
     check_json,
     space_of,

@@ -22,3 +22,12 @@ def no_artifacts(monkeypatch: pytest.MonkeyPatch) -> None:
     from autotune.study.trial import run
 
     monkeypatch.setattr(run, "store_artifacts", lambda *_: None)
+
+
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not wait after a transient failure."""
+    from autotune.study.engine import worker
+
+    monkeypatch.setattr(worker, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(worker, "POLL_S", 0.01)

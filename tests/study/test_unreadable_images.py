@@ -20,9 +20,9 @@ from autotune.data.views.study_data import check_test_images
 from autotune.errors import AutotuneError, DatasetError, StudyError
 from autotune.results.evaluation import refit as refit_module
 from autotune.results.evaluation.refit import refit_study
-from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import OpenStudy, check_same, open_or_create
 from autotune.study.state import attrs
+from autotune.study.trial.context import build_context
 from autotune.study.trial.identity import checkpoint_for
 from tests.support.images import make_split_folder
 from tests.support.inline import run

@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 
 from autotune.study.engine import launcher
-from autotune.study.engine.worker import Job, run_worker, run_worker_reporting_errors, worker_name
+from autotune.study.engine.job import Job, worker_name
+from autotune.study.engine.worker import run_worker
+from autotune.study.engine.worker_process import run_worker_reporting_errors
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.trial import run as trial_run
 from autotune.study.trial.run import EventCallback

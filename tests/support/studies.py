@@ -7,10 +7,13 @@ Everything goes through Optuna's public API; attributes carry the names of
 from __future__ import annotations
 
 import math
+import os
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,17 +23,22 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import TrialState, create_trial
+from sqlalchemy import func, select
 
 from autotune.config.old_names import stored_init
 from autotune.config.schema import StudyConfig
+from autotune.optuna_private import models
 from autotune.plan import TrialPlan
 from autotune.results.study_results import StudyResults
 from autotune.search.backbone_limits import Candidate
 from autotune.search.space import Params, Space
+from autotune.storage.artifacts import add_artifact
+from autotune.storage.paths import StudyPaths
+from autotune.storage.rdb.connection import open_storage
 from autotune.study.state import attrs
 from autotune.study.state import constraints as limits
 from autotune.study.state.image_scores import encode_scores
-from tests.support.capabilities import fake_capabilities
+from tests.support.spaces import fake_capabilities
 
 START = datetime(2026, 1, 5, 9, 0, 0)
 EPOCHS = 10
@@ -396,3 +404,46 @@ def _one_of(found: BaseDistribution, rng: np.random.Generator) -> Any:
     steps = round((found.high - found.low) / found.step)
     # Rounded as people write it: 0.3, not 0.30000000000000004.
     return type(found.low)(round(found.low + found.step * int(rng.integers(steps + 1)), 10))
+
+
+def kept_study(url: str, name: str, **options: object) -> StudyPaths:
+    """Make a study with a file of every kind; return its paths."""
+    options = {"trials": 3, "running": 0, "failed": 0, "retried": 0, "budget": 3, **options}
+    study = make_study(name, storage=open_storage(url, create=True), **options)  # type: ignore[arg-type]
+    files = StudyPaths.from_url(url)
+    study.set_user_attr(attrs.FILES, str(files.root) if "postgres" in url else None)
+    add_files(study, files)
+    return files
+
+
+def add_files(study: Study, files: StudyPaths) -> None:
+    name = study.study_name
+    for path in (
+        files.checkpoint(name, 0),
+        files.confirmed(name) / "key.json",
+        files.log(name, "worker-0"),
+        files.model(name) / "model.safetensors",
+        files.report(name),
+    ):
+        write(path)
+    files.artifacts.mkdir(exist_ok=True)
+    add_artifact(study, write(files.root / "split.json"), files.artifacts)
+    (files.root / "split.json").unlink()
+
+
+def write(path: Path, size: int = 1000, age_s: float = 7200.0) -> Path:
+    """Write a file that is some hours old."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x" * size)
+    os.utime(path, (time.time() - age_s,) * 2)
+    return path
+
+
+def count_rows(url: str) -> int:
+    """Count the rows of all tables of a storage."""
+    tables = models.BaseModel.metadata.sorted_tables
+    with open_storage(url).engine.connect() as connection:
+        return sum(
+            connection.execute(select(func.count()).select_from(table)).scalar_one()
+            for table in tables
+        )

@@ -42,14 +42,19 @@ def test_an_epoch_is_one_of_all_folds_and_has_their_mean() -> None:
     for number, one in enumerate(run.folds):
         inner = one._train_epoch
 
-        def noted(number: int = number, one: Trainer = one, inner: Any = inner) -> float:
+        def noted(number: int = number, one: Trainer = one, inner: Any = inner) -> Any:
             asked.append((one.epoch, number))
-            return float(inner())
+            return inner()
 
         one._train_epoch = noted  # type: ignore[method-assign]
     results = list(run.run())
     assert asked == [(epoch, fold) for epoch in range(3) for fold in range(3)]
     assert [one.epoch for one in results] == [1, 2, 3]
+    assert results[0].loss_error is None
+    assert all(one.loss_error is not None and one.loss_error > 0 for one in results[1:])
+    assert results[-1].learning_rates == run.folds[0]._mean_rates(
+        results[-1].learning_rates[0] / 0.01
+    )
     scores = [one.metrics for one in run.folds if one.metrics is not None]
     assert results[-1].metrics == run.metrics
     found = [one.accuracy for one in scores]

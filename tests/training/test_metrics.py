@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from autotune.errors import DivergedError
-from autotune.training.metrics import compute_metrics, confusion, image_scores
+from autotune.training.metrics import LowestLoss, compute_metrics, confusion, image_scores
 
 LABELS = torch.tensor([0, 0, 0, 1, 1, 2])
 
@@ -69,3 +69,24 @@ def test_logits_must_be_finite(value: float) -> None:
     logits[4, 1] = value
     with pytest.raises(DivergedError, match="not finite"):
         compute_metrics(logits, LABELS)
+
+
+def test_the_loss_of_an_epoch_is_compared_with_the_lowest_before() -> None:
+    """Image by image, so that images which are hard in every epoch are no noise."""
+    labels = torch.zeros(4, dtype=torch.int64)
+
+    def logits(*losses: float) -> torch.Tensor:  # of two classes, by the loss of each image
+        share = torch.tensor(losses, dtype=torch.float64).neg().exp()
+        return torch.stack([share, 1 - share], dim=1).log()
+
+    lowest = LowestLoss()
+    assert lowest.update(logits(0.1, 2.0, 0.1, 2.0), labels) is None
+    assert lowest.update(logits(0.2, 2.1, 0.2, 2.1), labels) == pytest.approx(0.0, abs=1e-6)
+    again = LowestLoss()
+    again.load_state(lowest.state())
+    changed = torch.tensor([0.5, 2.0, 0.1, 2.0]) - torch.tensor([0.1, 2.0, 0.1, 2.0])
+    error = float(changed.std()) / 2
+    for one in (lowest, again):  # compared with the first epoch, not with the second
+        assert one.update(logits(0.5, 2.0, 0.1, 2.0), labels) == pytest.approx(error)
+    assert LowestLoss().state() == {}
+    assert LowestLoss().update(logits(0.1)[:1], labels[:1]) is None

@@ -165,6 +165,25 @@ def test_the_learning_rate_ends_at_zero() -> None:
     assert all(group["lr"] == pytest.approx(0) for group in run.optimizer.param_groups)
 
 
+def test_an_epoch_has_the_mean_learning_rate_of_its_steps() -> None:
+    decayed = plan("test_resnet", 2, lr=0.01, layer_decay=0.5, head_epochs=1)
+    run, rates = training(decayed, epochs=3, count=33), list[dict[float, float]]()
+    update = run._update
+
+    def noted() -> None:
+        rates.append({group["initial_lr"]: group["lr"] for group in run.optimizer.param_groups})
+        update()
+
+    run._update = noted  # type: ignore[method-assign]
+    first, *others = (one.learning_rates for one in run.run())
+    assert first == {0: pytest.approx((rates[0][0.01] + rates[1][0.01]) / 2), 1: 0.0, 2: 0.0}
+    for epoch, found in enumerate(others, start=1):
+        steps = rates[2 * epoch : 2 * epoch + 2]
+        assert list(found) == [0, 1, 2]
+        for layer, rate in found.items():
+            assert rate == pytest.approx(sum(step[0.01 * 0.5**layer] for step in steps) / 2)
+
+
 def test_a_loss_that_is_no_number(tmp_path: Path) -> None:
     run = training(
         plan("test_resnet", 5, optimizer="sgd", lr=1e20), clip_grad_norm=None, warmup=0.0
@@ -198,7 +217,9 @@ def test_a_stop_is_heard(after: int, message: str) -> None:
 
 def test_without_a_validation_part() -> None:
     run = training(plan("test_resnet"), validation=None, epochs=2)
-    assert [one.metrics for one in run.run()] == [None, None]
+    results = list(run.run())
+    assert [(one.metrics, one.loss_error) for one in results] == [(None, None)] * 2
+    assert len({one.learning_rates[0] for one in results}) == 2
 
 
 def test_predictions_come_in_the_order_of_the_images() -> None:

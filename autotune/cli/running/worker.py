@@ -32,7 +32,8 @@ def worker(
     set_gpu_defaults(os.environ)  # torch may read them when it is imported
     from autotune.data.sources.registry import fetch_source
     from autotune.results.study_results import StudyResults
-    from autotune.study.engine.worker import Job, run_worker, worker_name
+    from autotune.study.engine.job import Job, worker_name
+    from autotune.study.engine.worker import run_worker
     from autotune.study.setup.opening import wait_for_existing
 
     stdout = console.stdout()

@@ -21,6 +21,7 @@ _HIDDEN_OF_TRIAL = frozenset(
         *(attrs.PLAN, attrs.COSTS, attrs.METRICS, attrs.DEVIATIONS, attrs.RETRIES, attrs.COMPUTE),
         *(attrs.CLAIMED_AT, attrs.DEVICE_SECONDS, attrs.LOST_ATTEMPTS, attrs.RESUMED),
         *(attrs.FAILED_PLAN, attrs.DEVICE_MEMORY_MB, attrs.THREADS, attrs.IMAGE_SCORES),
+        attrs.CURVES,
     }
 )
 #: Attributes of a study that its note shows, or that only autotune needs.

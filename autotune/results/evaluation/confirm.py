@@ -30,10 +30,9 @@ from autotune.results.values.intervals import (
 )
 from autotune.results.values.objective import Objective
 from autotune.results.values.verdict import Verdict
-from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
-from autotune.study.trial.context import WorkerContext
+from autotune.study.trial.context import WorkerContext, build_context
 from autotune.study.trial.identity import digest
 from autotune.study.trial.retrain import retrain
 

@@ -26,10 +26,10 @@ from autotune.results.model.model import ModelSpec, replace_files, save_model
 from autotune.results.study_results import StudyResults
 from autotune.storage.rdb.retry import call_with_retry
 from autotune.storage.rdb.study_lock import study_lock
-from autotune.study.engine.worker import build_context
 from autotune.study.setup.manifest_store import read_manifest
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
+from autotune.study.trial.context import build_context
 from autotune.study.trial.plots import draw_confusion
 from autotune.study.trial.refit import Refit, TrainingSummary, refit_views, train_refit
 from autotune.training.metrics import Metrics, compute_metrics, confusion

@@ -14,9 +14,9 @@ from autotune.data.sources.registry import fetch_source
 from autotune.errors import StudyError
 from autotune.plan import TrialPlan
 from autotune.results.values.precision import describe_precision
-from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
+from autotune.study.trial.context import build_context
 from autotune.study.trial.retrain import retrain
 from autotune.study.trial.run import torch_device_name
 from autotune.version import installed_version

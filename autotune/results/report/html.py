@@ -67,7 +67,7 @@ def render_html(results: StudyResults, storage_url: str = "") -> str:
     """Return the report of a study as one HTML page, whose commands name a storage."""
     with gc_paused():
         context = _context(results, storage_url)
-        page = _environment().get_template("report.html.j2").render(context)
+        page = environment().get_template("report.html.j2").render(context)
         return page.replace("<!--contents-->", _contents(page), 1)
 
 
@@ -139,8 +139,9 @@ def _plotly_compressed() -> str:
     return base64.b64encode(packed).decode()
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Return the templates of pages; they escape and make visible what they are given."""
+    made = Environment(
         loader=PackageLoader("autotune.results.report"),
         autoescape=True,
         finalize=_visible,
@@ -148,10 +149,10 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["format_count"] = format_count
-    environment.filters["format_duration"] = format_duration
-    environment.filters["format_wait"] = _format_wait
-    return environment
+    made.filters["format_count"] = format_count
+    made.filters["format_duration"] = format_duration
+    made.filters["format_wait"] = _format_wait
+    return made
 
 
 def _visible(value: Any) -> Any:

@@ -13,7 +13,7 @@ from autotune.results.study_results import StudyResults
 from autotune.storage.rdb.connection import GRACE_PERIOD_S, HEARTBEAT_INTERVAL_S
 from autotune.study.doctor.collect import Snapshot
 from autotune.study.state import attrs
-from autotune.study.state.trial_queue import INTERRUPTED, WORKER_LOST
+from autotune.study.state.retries import INTERRUPTED, WORKER_LOST
 
 #: Seconds until a worker counts as late. Two heartbeats may be missing: a database can be slow.
 LATE_AFTER_S = 2.5 * HEARTBEAT_INTERVAL_S
@@ -24,7 +24,7 @@ class WorkerRow:
     """One worker.
 
     Args:
-        worker: Its name, see :func:`autotune.study.engine.worker.worker_name`.
+        worker: Its name, see :func:`autotune.study.engine.job.worker_name`.
         device: What it trains on, and which one of its machine; empty before that is recorded.
         trial: Number of the trial that it runs; ``None`` between two trials.
         plan: The trial's plan in a few words.

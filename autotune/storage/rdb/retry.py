@@ -151,6 +151,7 @@ _REPEATABLE = (
     "set_study_system_attr",
     "set_trial_param",
     "set_trial_intermediate_value",
+    "report_epoch",
     "set_trial_user_attrs",
     "set_trial_system_attr",
 )

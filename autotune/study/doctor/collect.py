@@ -31,7 +31,7 @@ from autotune.storage.url import database_path, is_sqlite, redact
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget, StopReason
-from autotune.study.state.trial_queue import is_stale, seconds_silent
+from autotune.study.state.retries import is_stale, seconds_silent
 from autotune.text import error_line, join_some
 
 #: Seconds to wait for the study's lock: a claim with the GP takes seconds.

@@ -22,9 +22,9 @@ from autotune.errors import DatabaseLostError, NoDeviceError, UserError, WorkerE
 from autotune.runtime import set_gpu_defaults
 from autotune.storage.rdb.connection import storage_errors
 from autotune.storage.url import absolute_url
-from autotune.study.engine.worker import Job
+from autotune.study.engine.job import Job
 from autotune.study.setup.opening import OpenStudy
-from autotune.study.state.trial_queue import INTERRUPTED, MAX_RETRIES, WORKER_LOST
+from autotune.study.state.retries import INTERRUPTED, MAX_RETRIES, WORKER_LOST
 from autotune.study.trial.run import EventCallback
 
 #: Consecutive replacements of a worker that died, per slot: one more than the retries of a trial,

@@ -6,6 +6,6 @@ from autotune.runtime import fast_exit, raise_gc_threshold
 
 if __name__ == "__main__":
     raise_gc_threshold()
-    from autotune.study.engine.worker import run_worker_process
+    from autotune.study.engine.worker_process import run_worker_process
 
     fast_exit(run_worker_process(sys.argv[1:]))

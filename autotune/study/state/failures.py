@@ -1,4 +1,4 @@
-"""Classification of failures; :mod:`autotune.study.engine.worker` acts on it."""
+"""Classification of failures; :mod:`autotune.study.engine.claimed_trial` acts on it."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from autotune.search import ranking
 from autotune.study.state import attrs
 from autotune.study.state.budget import DEVICE_HOURS, TIMEOUT, StopReason, startable_queue
-from autotune.study.state.trial_queue import WORKER_LOST
+from autotune.study.state.retries import WORKER_LOST
 from autotune.text import plural
 
 #: How trials ended -> what to do where most of them did.

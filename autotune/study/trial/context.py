@@ -1,4 +1,4 @@
-"""What a worker needs for all of its trials."""
+"""What a worker needs for all of its trials: the study, its images and weights, a device."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from autotune.data.cache.array_cache import ArrayCache
 from autotune.data.cache.entry import Entry, EntryWriter
 from autotune.errors import DiskFullError
 from autotune.models.prefix.split import PrefixSplit
+from autotune.runtime import limit_torch_threads, tune_malloc
 from autotune.search.space import Space
+from autotune.study.devices import find_device
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.setup.resources import ResourceCache
+from autotune.study.state import attrs
 
 
 @dataclass
@@ -109,3 +112,35 @@ class WorkerContext:
     root_splits: dict[str, PrefixSplit | None] = field(default_factory=dict)
     stats: CacheStats = field(default_factory=CacheStats)
     wrong_in_half: dict[str, bool] = field(default_factory=dict)
+
+
+def build_context(
+    handle: OpenStudy,
+    workers: int = 1,
+    gpu: str | None = None,
+    config: StudyConfig | None = None,
+) -> WorkerContext:
+    """Prepare what a worker needs for the trials of a study.
+
+    Args:
+        handle: The study.
+        workers: Number of workers that share the memory of this machine.
+        gpu: See :func:`autotune.study.devices.find_device`.
+        config: Its configuration with other limits; default: as it is stored.
+
+    Raises:
+        DeviceError: When a GPU is required and cannot be used.
+        StudyError: When the images or the weights are not those of the study.
+    """
+    device = find_device(gpu)  # first: it fails fast
+    tune_malloc()
+    limit_torch_threads()
+    config = config or handle.config()
+    # Processes render views that do not fit into memory beside a GPU; on the CPU they would only
+    # take the cores from the training.
+    loader_workers = min(8, torch.get_num_threads()) if device.type == "cuda" else 0
+    resources = ResourceCache(handle, config, workers)
+    if len(config.backbones) == 1:  # of several, a worker may never train some
+        resources.get(config.backbones[0])
+    space = attrs.study_space(handle.study)
+    return WorkerContext(handle, config, space, resources, device, loader_workers)

@@ -31,6 +31,7 @@ from autotune.study.devices import gpu_name
 from autotune.study.setup.resources import BackboneResources
 from autotune.study.state import attrs, oom
 from autotune.study.state.constraints import set_constraints, violations
+from autotune.study.state.curves import add_epoch, epoch_values, has_epoch
 from autotune.study.state.image_scores import encode_scores
 from autotune.study.trial.build import AnyTrainer, build_trial_trainer
 from autotune.study.trial.context import CacheStats, WorkerContext
@@ -41,7 +42,7 @@ from autotune.training.compute.amp import float32_precision, is_kept_fp32
 from autotune.training.cost_profile import measure_costs
 from autotune.training.folds import CrossValidationTrainer, trainers_of
 from autotune.training.metrics import Metrics, confusion, image_scores
-from autotune.training.trainer import Trainer
+from autotune.training.trainer import EpochResult, Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -267,18 +268,32 @@ class _Run:
             value = result.metrics.objective(config.objective)
             if not math.isfinite(value):  # a pruner would take it for a bad value and prune
                 raise DivergedError(f"the {config.objective} is {value} in epoch {epoch}")
-            if epoch not in reported:  # a retry has the curve of its earlier attempts
-                if has_one_objective:
-                    trial.report(value, epoch)
-                else:  # Trial.report refuses two objectives, the storage does not
-                    id_ = optuna_private.trial_id(trial)
-                    trial.storage.set_trial_intermediate_value(id_, epoch, value)
+            self._report(result, value, epoch in reported)
             event = {"event": "epoch", "trial": trial.number, "epoch": epoch, "value": value}
-            self.on_event({**event, "epochs": config.epochs})
+            self.on_event({**event, "epochs": config.epochs, **epoch_values(result)})
             is_new = last_reported <= epoch < config.epochs
             if has_one_objective and is_new and trial.should_prune():
                 return True
         return False
+
+    def _report(self, result: EpochResult, value: float, is_reported: bool) -> None:
+        """Store the value and the curves of an epoch in one write.
+
+        A retry has both of its earlier attempts, or the values alone where these were made by an
+        earlier version.
+        """
+        trial, epoch = self.trial, result.epoch
+        stored = trial.user_attrs.get(attrs.CURVES, {})
+        if is_reported and has_epoch(stored, epoch):
+            return
+        curves = add_epoch(stored, result)
+        if is_reported:
+            _write_record(trial, self.ctx, {attrs.CURVES: curves})
+            return
+        id_ = optuna_private.trial_id(trial)
+        self.ctx.handle.storage.report_epoch(id_, epoch, value, attrs.CURVES, curves)
+        optuna_private.update_reports(trial, epoch, value)
+        optuna_private.update_user_attrs(trial, {attrs.CURVES: curves})
 
 
 def _describe_run(training: AnyTrainer, device: torch.device) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from autotune.storage.artifacts import list_files, read_references
 from autotune.storage.paths import StudyPaths
 from autotune.storage.rdb.connection import storage_errors
 from autotune.storage.rdb.retry import RetryingStorage
-from autotune.study.doctor.checks import superfluous_checkpoints, unreferenced
 from autotune.study.doctor.collect import Snapshot
+from autotune.study.doctor.file_checks import superfluous_checkpoints, unreferenced
 from autotune.study.upkeep.removal import remove_paths
 from autotune.study.upkeep.stored_studies import (
     StoredStudy,

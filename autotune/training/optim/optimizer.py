@@ -23,18 +23,24 @@ def parameter_groups(network: Network, policy: TrainingPolicy) -> list[dict[str,
     biases) and timm's ``no_weight_decay`` parameters are not decayed, and neither are layers that
     ``l2_sp`` pulls towards their initial weights.
     """
+    rates = layer_rates(network, policy)
     listed: set[str] = getattr(network.backbone, "no_weight_decay", set)()
     exempt = {f"backbone.{name}" for name in listed}
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter, layer in network.layer_of_parameters():
         is_pulled = layer > 0 and policy.l2_sp > 0
         is_decayed = parameter.ndim > 1 and name not in exempt and not is_pulled
-        lr = policy.lr * policy.layer_decay**layer
-        groups[lr, policy.weight_decay if is_decayed else 0.0].append(parameter)
+        groups[rates[layer], policy.weight_decay if is_decayed else 0.0].append(parameter)
     return [
         {"params": parameters, "lr": lr, "weight_decay": decay}
         for (lr, decay), parameters in groups.items()
     ]
+
+
+def layer_rates(network: Network, policy: TrainingPolicy) -> dict[int, float]:
+    """Return the peak of the learning rate of each layer that trains; the head is layer 0."""
+    layers = sorted({layer for _, _, layer in network.layer_of_parameters()})
+    return {layer: policy.lr * policy.layer_decay**layer for layer in layers}
 
 
 def make_optimizer(network: Network, policy: TrainingPolicy) -> Optimizer:

@@ -21,8 +21,8 @@ from tests.cli.test_older_study import folder as older_folder
 from tests.support.broken import claim, silence
 from tests.support.inline import run
 from tests.support.inside import Ended, call, contents
-from tests.support.kept import count_rows, kept_study, write
 from tests.support.small import open_small
+from tests.support.studies import count_rows, kept_study, write
 
 __all__ = ["older_folder"]
 pytestmark = pytest.mark.usefixtures("closed_connections")

@@ -11,7 +11,7 @@ import pytest
 from autotune.storage.paths import StudyPaths
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.state import attrs
-from tests.support.connections import connections_closed
+from tests.support.databases import connections_closed
 from tests.support.inside import call, contents
 from tests.support.studies import make_study
 

@@ -13,7 +13,7 @@ from autotune.storage.rdb.connection import open_storage
 from autotune.study.doctor.checks import check_study
 from autotune.study.setup.opening import open_existing
 from autotune.study.state.budget import StopReason
-from autotune.study.state.trial_queue import INTERRUPTED
+from autotune.study.state.retries import INTERRUPTED
 from tests.support.broken import claim, silence
 from tests.support.inside import call
 from tests.support.runs import SMALL, epochs_running, start, trials_of, wait_for

@@ -26,10 +26,10 @@ from autotune.results.evaluation.confirm import (
 from autotune.results.evaluation.plan_selection import plans_to_confirm
 from autotune.results.study_results import StudyResults
 from autotune.results.values.verdict import Verdict
-from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.trial.build import build_trial_trainer
+from autotune.study.trial.context import build_context
 from tests.support.inline import run
 from tests.support.inside import contents
 from tests.support.page import page_of

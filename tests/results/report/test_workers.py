@@ -13,7 +13,7 @@ from autotune.study.doctor.collect import take_snapshot
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.state.budget import StopReason
-from autotune.study.state.trial_queue import INTERRUPTED, WORKER_LOST
+from autotune.study.state.retries import INTERRUPTED, WORKER_LOST
 from tests.support.broken import claim, set_attribute, silence, trials_of
 from tests.support.small import open_small
 

@@ -17,17 +17,15 @@ from optuna.artifacts import get_all_artifact_meta
 from optuna.trial import TrialState
 from safetensors.torch import load_file
 
-from autotune.errors import (
-    PlanError,
-    StudyError,
-    UserError,
-)
+from autotune.errors import PlanError, StudyError, UserError
 from autotune.models.network import build_network
 from autotune.plan import TrialPlan
 from autotune.search import ranking
 from autotune.storage.paths import StudyPaths
+from autotune.study.engine import claimed_trial
 from autotune.study.engine import worker as worker_module
-from autotune.study.engine.worker import build_context, run_worker, worker_name
+from autotune.study.engine.job import worker_name
+from autotune.study.engine.worker import run_worker
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.state.budget import StopReason
@@ -36,6 +34,7 @@ from autotune.study.state.trial_queue import Claim
 from autotune.study.trial import build
 from autotune.study.trial import run as trial_module
 from autotune.study.trial.build import build_trainer
+from autotune.study.trial.context import build_context
 from autotune.training.metrics import Metrics
 from tests.support.inline import Event, job, run
 from tests.support.runs import wait_for
@@ -274,7 +273,7 @@ def test_the_pruner_follows_the_workers_of_all_launchers(tmp_path: Path) -> None
     claims = handle.trial_queue()
     others = [claims.claim(f"other/1/{worker}") for worker in range(5)]
     asked: list[tuple[Any, ...]] = []
-    run_original, make_original = worker_module.run_trial, worker_module.make_pruner
+    run_original, make_original = claimed_trial.run_trial, worker_module.make_pruner
 
     def make(*given: Any) -> Any:
         asked.append(given)
@@ -288,7 +287,7 @@ def test_the_pruner_follows_the_workers_of_all_launchers(tmp_path: Path) -> None
         return run_original(trial, ctx, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker_module, "run_trial", end_others)
+        patch.setattr(claimed_trial, "run_trial", end_others)
         patch.setattr(worker_module, "make_pruner", make)
         run(handle, workers=2)
     # Epochs, workers, the epochs of the head alone.

@@ -14,16 +14,12 @@ from autotune.results.evaluation import refit as fit_module
 from autotune.storage.admin.copy_study import copy_studies
 from autotune.storage.paths import StudyPaths
 from autotune.study.doctor.checks import check_study
-from autotune.study.engine.worker import build_context
 from autotune.study.setup.definition import define
-from autotune.study.setup.manifest_store import (
-    ExistingStudy,
-    look_up_existing,
-    read_manifest,
-)
+from autotune.study.setup.manifest_store import ExistingStudy, look_up_existing, read_manifest
 from autotune.study.setup.opening import OpenStudy, check_existing, open_existing
 from autotune.study.state import attrs
 from autotune.study.state.budget import StopReason
+from autotune.study.trial.context import build_context
 from tests.support.images import make_class_folders
 from tests.support.small import open_defined, small_config
 

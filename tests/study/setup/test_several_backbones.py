@@ -16,11 +16,11 @@ from autotune.results.evaluation.refit import refit_study
 from autotune.results.study_results import StudyResults
 from autotune.search.space import Space
 from autotune.study.engine import launcher
-from autotune.study.engine.worker import build_context
 from autotune.study.setup import resources
 from autotune.study.setup.definition import define
 from autotune.study.setup.opening import OpenStudy, check_existing
 from autotune.study.state import attrs
+from autotune.study.trial.context import build_context
 from tests.support.inline import run
 from tests.support.inside import call
 from tests.support.page import page_of

@@ -13,7 +13,8 @@ from optuna.trial import Trial, TrialState
 
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget
-from autotune.study.state.trial_queue import WORKER_LOST, Claim, TrialQueue
+from autotune.study.state.retries import WORKER_LOST
+from autotune.study.state.trial_queue import Claim, TrialQueue
 from tests.study.state.test_trial_queue import SPACE, Sampler, frozen, make_queue
 
 pytestmark = pytest.mark.usefixtures("closed_connections")

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -18,23 +17,16 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from autotune.config.schema import SpaceConfig
-from autotune.errors import FormatError
-from autotune.plan import TrialPlan
 from autotune.search.samplers import CanonicalSampler
 from autotune.search.space import Space
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget, StopReason, trials_since_best
-from autotune.study.state.trial_queue import (
-    INTERRUPTED,
-    MAX_RETRIES,
-    WORKER_LOST,
-    Claim,
-    TrialQueue,
-    Wait,
-    make_retry,
-)
+from autotune.study.state.retries import INTERRUPTED, WORKER_LOST
+from autotune.study.state.trial_queue import Claim, TrialQueue, Wait
 from tests.support.runs import wait_for
+
+pytestmark = pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 
 SPACE = Space.from_config(
     "resnet18",
@@ -56,11 +48,6 @@ class Sampler(CanonicalSampler):
 
     def exhausted_reason(self, study: Study, trials: Sequence[FrozenTrial] | None = None) -> str:
         return self.text
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/study.db"
 
 
 def make_queue(url: str, budget: int = 100, **limits: Any) -> TrialQueue:
@@ -165,75 +152,6 @@ def test_pruned_and_failed_trials_count(url: str) -> None:
     assert (progress.finished, progress.failed, progress.pruned) == (2, 1, 1)
 
 
-def test_a_claim_has_all_that_there_is_to_know(url: str) -> None:
-    queue = make_queue(url, budget=4)
-    before = time.time()
-    claimed = queue.claim("host/7/3")
-    assert isinstance(claimed, Claim)
-    trial = frozen(queue, 0)
-    assert trial.state == TrialState.RUNNING
-    assert trial.user_attrs[attrs.WORKER] == "host/7/3"
-    assert before <= trial.user_attrs[attrs.CLAIMED_AT] == claimed.since <= time.time()
-    assert trial.distributions == SPACE.distributions
-    assert attrs.trial_plan(trial) == SPACE.plan(trial.params)
-    assert claimed.workers == 1
-    for worker, workers in (("host/7/4", 2), ("other/9/0", 3), ("host/7/3", 3)):
-        more = queue.claim(worker)
-        assert isinstance(more, Claim) and more.workers == workers
-
-
-def test_a_queued_plan_outside_of_the_space_is_kept(url: str) -> None:
-    queue = make_queue(url)
-    outside = json.loads(json.dumps(TrialPlan("resnet34", depth=0).to_json()))
-    queue.study.enqueue_trial({}, user_attrs={attrs.PLAN: outside})
-    trial = frozen(queue, claim(queue).number)
-    assert (trial.user_attrs[attrs.PLAN], trial.params) == (outside, {})
-
-
-def test_a_worker_that_dies_in_the_middle_of_a_claim(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    queue = make_queue(url, budget=2)
-    queue.study.enqueue_trial({"depth": 3})
-    queue.study.sampler.writes_trials = True  # type: ignore[attr-defined]  # as a plugin does
-
-    def half_way(trial: Trial, *_: Any) -> None:
-        trial.suggest_int("depth", 0, 5)
-        trial.set_user_attr(attrs.STAGE, "layer 1")
-        killed()
-
-    for _ in range(2):
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr("autotune.study.state.trial_queue.draw_missing_params", half_way)
-            queue.claim("host/1/0")
-    assert states(queue) == ["RUNNING", "RUNNING"]
-    assert queue.reclaim_stale() == 2
-    assert queue.progress().waiting == 2
-    queued, drawn = (frozen(queue, claim(queue).number) for _ in range(2))
-    assert (attrs.earlier_attempts(queued), attrs.earlier_attempts(drawn)) == ([0], [1])
-    assert queued.params["depth"] == 3  # as it was queued
-    for trial in (queued, drawn):
-        # Drawn as a whole: one half of one plan and one of another would be neither.
-        assert trial.params == SPACE.canonical(trial.params)
-        assert attrs.trial_plan(trial) == SPACE.plan(trial.params)
-        assert attrs.STAGE not in trial.user_attrs  # it belongs to what was drawn in it
-
-
-def test_a_new_trial_is_there_as_a_whole_or_not_at_all(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    queue = make_queue(url, budget=2)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("autotune.storage.rdb.fast_rdb._part_rows", killed)
-        queue.claim("host/1/0")
-    assert states(queue) == []
-    claim(queue)
-    (trial,) = queue.study.trials
-    assert trial.state == TrialState.RUNNING and trial.user_attrs[attrs.WORKER] == "host/1/0"
-    assert attrs.trial_plan(trial) == SPACE.plan(trial.params)
-    assert list(trial.params) == list(SPACE.distributions)
-
-
 # Reasons to stop
 
 
@@ -330,17 +248,6 @@ def test_an_exhausted_space_ends_a_study_when_nothing_runs(url: str) -> None:
     assert stored(queue) is None and queue.finalize() is None
 
 
-def test_a_queued_trial_without_a_plan_needs_one(url: str) -> None:
-    queue = make_queue(url)
-    queue.storage.create_new_trial(queue.study._study_id)  # lost between asking and drawing
-    queue.reclaim_stale()
-    exhaust(queue)
-    assert stopped(queue).kind == "exhausted"
-    assert queue.finalize() is not None
-    exhaust(queue, "")
-    assert claim(queue).number == 1
-
-
 def test_retries_come_first(url: str) -> None:
     queue = make_queue(url, budget=2)
     first = claim(queue)
@@ -359,15 +266,6 @@ def test_a_lowered_budget_leaves_queued_trials_in_the_queue(url: str) -> None:
     assert stopped(queue).kind == "trials"
     assert queue.finalize() is not None
     assert queue.progress().waiting == 1
-
-
-def test_a_queued_plan_of_a_later_version_stays_in_the_queue(url: str) -> None:
-    queue = make_queue(url)
-    plan = {**SPACE.baseline().to_json(), "attention": 3}
-    queue.study.enqueue_trial({}, user_attrs={attrs.PLAN: plan})
-    with pytest.raises(FormatError, match="the plan of trial 0 was written by another version"):
-        queue.claim("w/1/0")
-    assert states(queue) == ["WAITING"]
 
 
 # Real processes
@@ -475,102 +373,3 @@ def test_the_moment_holds_for_every_process(url: str) -> None:
 
 
 # Requeueing and reclaiming
-
-
-def test_requeued_trials_come_next_with_all_they_had(url: str) -> None:
-    queue = make_queue(url, budget=3)
-    trial = claim(queue)
-    params, plan = trial.params, frozen(queue, 0).user_attrs[attrs.PLAN]
-    trial.set_user_attr(attrs.ROLE, attrs.BASELINE)
-    kept = {
-        attrs.ORIGIN: "known good: the last layer",
-        attrs.STAGE: "layer 2",
-        attrs.COSTS: {"parameters": 10},
-        attrs.SECONDS: 1.5,
-        attrs.CACHES: {"decoded": "once", "computed": 300, "seconds": 0.5},
-    }
-    for key, what in {**kept, attrs.DEVICE: "cpu", attrs.FAILED_PLAN: True}.items():
-        trial.set_user_attr(key, what)
-    trial.report(0.3, 1)
-    trial.report(0.4, 2)
-    assert queue.requeue(trial.number, INTERRUPTED)
-    assert states(queue) == ["FAIL", "WAITING"]
-    assert (queue.progress().finished, queue.progress().retried) == (0, 1)
-
-    again = claim(queue, "host/1/1")
-    assert again.number == 1
-    successor = frozen(queue, 1)
-    assert successor.params == params
-    assert successor.intermediate_values == {1: 0.3, 2: 0.4}
-    assert successor.user_attrs[attrs.PLAN] == plan
-    assert attrs.is_baseline(successor)
-    assert {key: successor.user_attrs[key] for key in kept} == kept
-    assert not {attrs.DEVICE, attrs.FAILED_PLAN} & successor.user_attrs.keys()
-    assert attrs.first_attempt(successor) == 0
-    finish(queue, again)
-    assert queue.progress().finished == 1
-
-
-def test_losses_are_capped_and_stops_are_not(url: str) -> None:
-    queue = make_queue(url, budget=1)
-    for reason in [INTERRUPTED] * 2 * MAX_RETRIES + [WORKER_LOST] * MAX_RETRIES:
-        assert queue.requeue(claim(queue).number, reason)
-    last = claim(queue)
-    assert not queue.requeue(last.number, WORKER_LOST)
-    assert queue.study.trials[last.number].user_attrs[attrs.REASON] == f"{WORKER_LOST}, too often"
-    assert queue.progress().failed == 1
-    assert stopped(queue).kind == "trials"
-
-
-def test_a_trial_that_gets_further_every_time_is_never_given_up(url: str) -> None:
-    queue = make_queue(url, budget=1)
-    for epoch in range(1, 2 * MAX_RETRIES):
-        trial = claim(queue)
-        trial.report(0.5, epoch)
-        assert queue.requeue(trial.number, WORKER_LOST)
-    for _ in range(MAX_RETRIES - 1):  # the last one above was the first of these
-        assert queue.requeue(claim(queue).number, WORKER_LOST)
-    assert not queue.requeue(claim(queue).number, WORKER_LOST)
-
-
-def test_a_trial_has_one_successor(url: str) -> None:
-    queue = make_queue(url, budget=1)
-    trial = claim(queue)
-    # What an earlier version left that died between queueing and failing.
-    queue.study.add_trial(make_retry(queue.study.trials[trial.number]))  # type: ignore[arg-type]
-    assert states(queue) == ["RUNNING", "WAITING"]
-    assert queue.requeue(trial.number, WORKER_LOST)
-    assert states(queue) == ["FAIL", "WAITING"]
-
-
-def test_finished_trials_are_not_requeued(url: str) -> None:
-    queue = make_queue(url, budget=1)
-    trial = claim(queue)
-    finish(queue, trial)
-    assert not queue.requeue(trial.number, WORKER_LOST)
-    assert states(queue) == ["COMPLETE"]
-
-
-def test_the_trials_of_lost_workers_are_reclaimed(url: str) -> None:
-    queue = make_queue(url, budget=4)
-    claim(queue, "host/1/0")
-    claim(queue, "host/2/0")
-    # Of a worker that was killed in its claim.
-    queue.storage.create_new_trial(queue.study._study_id)
-    assert queue.reclaim_stale(lambda worker: worker.startswith("host/1/")) == 2
-    assert states(queue) == ["FAIL", "RUNNING", "FAIL", "WAITING", "WAITING"]
-    assert frozen(queue, 0).user_attrs[attrs.REASON] == WORKER_LOST
-    assert queue.reclaim_stale() == 0
-
-
-def test_the_trials_of_silent_workers_are_reclaimed(url: str) -> None:
-    queue = make_queue(url, budget=1)
-    trial = claim(queue)
-    queue.storage.record_heartbeat(trial._trial_id)
-    with queue.storage.engine.begin() as connection:
-        connection.exec_driver_sql(
-            "UPDATE trial_heartbeats SET heartbeat = datetime('now', '-1 hour')"
-        )
-    assert queue.reclaim_stale() == 1
-    assert states(queue) == ["FAIL", "WAITING"]
-    assert attrs.earlier_attempts(queue.study.trials[1]) == [0]

@@ -12,11 +12,11 @@ from optuna.study import load_study
 
 from autotune.data.cache.array_cache import ArrayCache
 from autotune.errors import InsufficientSpaceError
-from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.trial import amp_choice
 from autotune.study.trial.build import build_trainer
+from autotune.study.trial.context import build_context
 from autotune.training.compute.amp import AmpPolicy, is_kept_fp32
 from autotune.training.compute.half_precision_check import Operation
 from tests.support.backbones import CPU

@@ -15,11 +15,11 @@ from autotune.errors import SplitError
 from autotune.plan import TrainingPolicy
 from autotune.search.dimensions import inactive_value
 from autotune.search.space import Space
-from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.trial import feature_reuse
 from autotune.study.trial.build import build_trainer
+from autotune.study.trial.context import build_context
 from autotune.training.features import Features
 from tests.support.inline import run
 from tests.support.small import open_small

@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from autotune.data.cache.array_cache import ArrayCache
 from autotune.errors import StudyError
 from autotune.results.evaluation.refit import refit_study
-from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import OpenStudy, open_or_create
 from autotune.study.state import attrs
 from autotune.study.trial import run as trial_module
 from autotune.study.trial.build import build_trial_trainer
+from autotune.study.trial.context import build_context
 from autotune.training.folds import CrossValidationTrainer
 from autotune.training.metrics import Metrics
 from tests.study.engine.test_worker import picture

@@ -12,8 +12,7 @@ import torch
 from autotune.config.schema import RefitConfig, StudyConfig
 from autotune.errors import UserError
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
-from autotune.study.engine.worker import build_context
-from autotune.study.trial.context import WorkerContext
+from autotune.study.trial.context import WorkerContext, build_context
 from autotune.study.trial.refit import AVERAGED, ema_decay, refit_views, train_refit
 from autotune.study.trial.retrain import retrain
 from autotune.training.trainer import Trainer

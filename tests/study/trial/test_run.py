@@ -12,11 +12,11 @@ from optuna.trial import TrialState
 from autotune.plan import TrialPlan
 from autotune.results.study_results import StudyResults
 from autotune.search import ranking
-from autotune.study.engine.worker import build_context
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.state.budget import StopReason
 from autotune.study.trial import build
+from autotune.study.trial.context import build_context
 from tests.support.inline import run
 from tests.support.page import page_of
 from tests.support.small import open_small

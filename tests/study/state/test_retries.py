@@ -1,4 +1,4 @@
-"""A requeued trial keeps all that its worker reported, and is never lost in between."""
+"""A lost trial has one successor, which has all that its worker reported."""
 
 from __future__ import annotations
 
@@ -23,14 +23,25 @@ from sqlalchemy import func, select
 
 from autotune.errors import StudyError
 from autotune.storage.rdb.connection import GRACE_PERIOD_S
-from autotune.storage.rdb.fast_rdb import Failure, _reporting
+from autotune.storage.rdb.fast_rdb import Failure
 from autotune.storage.rdb.heartbeat import read_heartbeat_ages
-from autotune.study.doctor.checks import FindingKind, check_study
+from autotune.storage.rdb.statements import write_report
+from autotune.study.doctor.checks import check_study
+from autotune.study.doctor.finding import FindingKind
 from autotune.study.doctor.repair import repair
 from autotune.study.setup.opening import OpenStudy, open_existing
 from autotune.study.state import attrs
-from autotune.study.state.trial_queue import MAX_RETRIES, WORKER_LOST, Claim, TrialQueue
-from tests.study.state.test_trial_queue import claim, frozen, killed, make_queue, states
+from autotune.study.state.retries import INTERRUPTED, MAX_RETRIES, WORKER_LOST, make_retry
+from autotune.study.state.trial_queue import Claim, TrialQueue
+from tests.study.state.test_trial_queue import (
+    claim,
+    finish,
+    frozen,
+    killed,
+    make_queue,
+    states,
+    stopped,
+)
 from tests.support.broken import silence
 from tests.support.runs import wait_for
 from tests.support.small import open_small
@@ -103,6 +114,30 @@ def test_nothing_is_reported_while_a_trial_is_given_back(
     assert frozen(queue, 1).intermediate_values == {1: 0.1}
 
 
+def test_an_epoch_is_stored_with_its_value_or_not_at_all(url: str) -> None:
+    queue = make_queue(url)
+    trial, statements = claim(queue), list[str]()
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        statements.append(statement)
+
+    sqlalchemy.event.listen(queue.storage.engine, "before_cursor_execute", note)
+    for epoch in (1, 2):
+        curves = {"training_loss": [0.5] * epoch}
+        queue.storage.report_epoch(trial._trial_id, epoch, 0.1 * epoch, attrs.CURVES, curves)
+    sqlalchemy.event.remove(queue.storage.engine, "before_cursor_execute", note)
+    # A transaction of two statements in a file; one statement for a server.
+    assert len(statements) == (2 * 3 if url.startswith("sqlite") else 2)
+    assert queue.requeue(trial.number, WORKER_LOST)
+    for one in (frozen(queue, 0), frozen(queue, 1)):
+        assert one.intermediate_values == {1: 0.1, 2: 0.2}
+        assert one.user_attrs[attrs.CURVES] == {"training_loss": [0.5, 0.5]}
+    with pytest.raises(UpdateFinishedTrialError):
+        queue.storage.report_epoch(trial._trial_id, 3, 0.3, attrs.CURVES, {})
+    assert frozen(queue, 0).intermediate_values == {1: 0.1, 2: 0.2}
+    assert frozen(queue, 0).user_attrs[attrs.CURVES] == {"training_loss": [0.5, 0.5]}
+
+
 def waits_for_a_lock(queue: TrialQueue) -> bool:
     query = "SELECT count(*) FROM pg_locks WHERE NOT granted"
     engine = sqlalchemy.create_engine(queue.storage.engine.url)
@@ -123,7 +158,7 @@ def test_a_report_that_is_being_written_is_waited_for(postgres_url: str) -> None
     )
     report = {"of": trial._trial_id, "at": 1, "value": 0.5, "kind": FINITE, "uuid": None}
     with queue.storage.engine.begin() as connection:
-        connection.execute(_reporting("postgresql"), report)
+        connection.execute(write_report("postgresql"), report)
         giving.start()
         wait_for(lambda: waits_for_a_lock(queue))
     giving.join(60)
@@ -145,7 +180,7 @@ def test_a_kill_between_failing_and_queueing_loses_nothing(
 
     for _ in range(2):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr("autotune.storage.rdb.fast_rdb._part_rows", killed)
+            patch.setattr("autotune.storage.rdb.statements._part_rows", killed)
             queue.reclaim_stale(lambda worker: worker == "host/2/0")
         assert states(queue) == ["RUNNING", "RUNNING"]
         assert attrs.REASON not in frozen(queue, 0).user_attrs
@@ -337,3 +372,102 @@ def test_a_worker_of_a_deleted_study_writes_nothing_into_one_that_is_not_ours(
         before.trial.set_user_attr(attrs.COSTS, {"latency": 7.0})
     (trial,) = plain.get_trials()
     assert not trial.intermediate_values and not trial.user_attrs
+
+
+def test_requeued_trials_come_next_with_all_they_had(url: str) -> None:
+    queue = make_queue(url, budget=3)
+    trial = claim(queue)
+    params, plan = trial.params, frozen(queue, 0).user_attrs[attrs.PLAN]
+    trial.set_user_attr(attrs.ROLE, attrs.BASELINE)
+    kept = {
+        attrs.ORIGIN: "known good: the last layer",
+        attrs.STAGE: "layer 2",
+        attrs.COSTS: {"parameters": 10},
+        attrs.SECONDS: 1.5,
+        attrs.CACHES: {"decoded": "once", "computed": 300, "seconds": 0.5},
+    }
+    for key, what in {**kept, attrs.DEVICE: "cpu", attrs.FAILED_PLAN: True}.items():
+        trial.set_user_attr(key, what)
+    trial.report(0.3, 1)
+    trial.report(0.4, 2)
+    assert queue.requeue(trial.number, INTERRUPTED)
+    assert states(queue) == ["FAIL", "WAITING"]
+    assert (queue.progress().finished, queue.progress().retried) == (0, 1)
+
+    again = claim(queue, "host/1/1")
+    assert again.number == 1
+    successor = frozen(queue, 1)
+    assert successor.params == params
+    assert successor.intermediate_values == {1: 0.3, 2: 0.4}
+    assert successor.user_attrs[attrs.PLAN] == plan
+    assert attrs.is_baseline(successor)
+    assert {key: successor.user_attrs[key] for key in kept} == kept
+    assert not {attrs.DEVICE, attrs.FAILED_PLAN} & successor.user_attrs.keys()
+    assert attrs.first_attempt(successor) == 0
+    finish(queue, again)
+    assert queue.progress().finished == 1
+
+
+def test_losses_are_capped_and_stops_are_not(url: str) -> None:
+    queue = make_queue(url, budget=1)
+    for reason in [INTERRUPTED] * 2 * MAX_RETRIES + [WORKER_LOST] * MAX_RETRIES:
+        assert queue.requeue(claim(queue).number, reason)
+    last = claim(queue)
+    assert not queue.requeue(last.number, WORKER_LOST)
+    assert queue.study.trials[last.number].user_attrs[attrs.REASON] == f"{WORKER_LOST}, too often"
+    assert queue.progress().failed == 1
+    assert stopped(queue).kind == "trials"
+
+
+def test_a_trial_that_gets_further_every_time_is_never_given_up(url: str) -> None:
+    queue = make_queue(url, budget=1)
+    for epoch in range(1, 2 * MAX_RETRIES):
+        trial = claim(queue)
+        trial.report(0.5, epoch)
+        assert queue.requeue(trial.number, WORKER_LOST)
+    for _ in range(MAX_RETRIES - 1):  # the last one above was the first of these
+        assert queue.requeue(claim(queue).number, WORKER_LOST)
+    assert not queue.requeue(claim(queue).number, WORKER_LOST)
+
+
+def test_a_trial_has_one_successor(url: str) -> None:
+    queue = make_queue(url, budget=1)
+    trial = claim(queue)
+    # What an earlier version left that died between queueing and failing.
+    queue.study.add_trial(make_retry(queue.study.trials[trial.number]))  # type: ignore[arg-type]
+    assert states(queue) == ["RUNNING", "WAITING"]
+    assert queue.requeue(trial.number, WORKER_LOST)
+    assert states(queue) == ["FAIL", "WAITING"]
+
+
+def test_finished_trials_are_not_requeued(url: str) -> None:
+    queue = make_queue(url, budget=1)
+    trial = claim(queue)
+    finish(queue, trial)
+    assert not queue.requeue(trial.number, WORKER_LOST)
+    assert states(queue) == ["COMPLETE"]
+
+
+def test_the_trials_of_lost_workers_are_reclaimed(url: str) -> None:
+    queue = make_queue(url, budget=4)
+    claim(queue, "host/1/0")
+    claim(queue, "host/2/0")
+    # Of a worker that was killed in its claim.
+    queue.storage.create_new_trial(queue.study._study_id)
+    assert queue.reclaim_stale(lambda worker: worker.startswith("host/1/")) == 2
+    assert states(queue) == ["FAIL", "RUNNING", "FAIL", "WAITING", "WAITING"]
+    assert frozen(queue, 0).user_attrs[attrs.REASON] == WORKER_LOST
+    assert queue.reclaim_stale() == 0
+
+
+def test_the_trials_of_silent_workers_are_reclaimed(url: str) -> None:
+    queue = make_queue(url, budget=1)
+    trial = claim(queue)
+    queue.storage.record_heartbeat(trial._trial_id)
+    with queue.storage.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "UPDATE trial_heartbeats SET heartbeat = datetime('now', '-1 hour')"
+        )
+    assert queue.reclaim_stale() == 1
+    assert states(queue) == ["FAIL", "WAITING"]
+    assert attrs.earlier_attempts(queue.study.trials[1]) == [0]
