@@ -272,7 +272,7 @@ reference: $(BIN)/autotune ## write the tables of keys in docs/study-file.md ane
 docs: $(VENV)/docs ## build the documentation site into build/site, and check its links
 	$(BIN)/python docs/scripts/build_site.py
 
-pictures: $(BIN)/pytest ## draw the pictures of the docs anew, of the study of DATASET (minutes)
+pictures: $(VENV)/test ## draw the pictures of the docs anew, of the study of DATASET (minutes)
 	$(BIN)/python docs/scripts/surgery.py
 	$(BIN)/python docs/scripts/pictures.py $(which) $(ARGS)
 
