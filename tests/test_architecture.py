@@ -54,10 +54,11 @@ FLOORS = {
         ("backbone",),
         ("flops", "image_border", "surgery"),
         ("network",),
-        ("inspection", "prefix"),
+        ("heat_maps", "inspection", "prefix"),
     ),
     "training": (
         ("metrics", "inputs"),
+        ("curves",),
         ("checkpoint",),
         ("compute", "optim"),
         ("trainer",),
