@@ -1,10 +1,9 @@
-"""Files and folders that appear complete or not at all: a temporary name, then a rename."""
+"""Files that appear complete or not at all: a temporary name, then a rename."""
 
 from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,30 +40,6 @@ def atomic_file(path: Path, sync: bool = False) -> Iterator[Path]:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def atomic_folder(path: Path, sync: bool = False) -> Iterator[Path]:
-    """Yield a new temporary folder that becomes ``path`` when the block ends without an error.
-
-    Args:
-        path: The folder, which must be empty or not exist. Folders above it are made.
-        sync: Flush all disks before the rename, so that a power cut cannot leave the folder
-            without its files.
-
-    Raises:
-        DiskFullError: When no space is left.
-    """
-    temporary = _temporary(path)
-    with disk_full_as_user_error(path.parent):
-        temporary.mkdir(parents=True)
-        try:
-            yield temporary
-            if sync:
-                os.sync()
-            os.replace(temporary, path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_bytes(path: Path, content: bytes) -> Path:

@@ -6,6 +6,8 @@ import functools
 import gc
 import math
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +17,7 @@ import pytest
 from alembic.util import pyfiles
 from hypothesis import settings
 
-from tests.support.connections import connections_closed
-from tests.support.postgres import Server, start_server
+from tests.support.databases import Server, connections_closed, start_server
 
 # Read when torch is loaded, here and in every process that a test starts. Threads that spin while
 # they wait take the cores from the other tests: ten times the CPU seconds of a small training.
@@ -125,3 +126,15 @@ def pytest_collection_finish() -> None:
 def pytest_unconfigure() -> None:
     """Give it back: libraries look for leaks at the end."""
     gc.unfreeze()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """An empty disk of one megabyte."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mounting, capture_output=True).returncode:
+        pytest.skip("this machine mounts no small disk")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)

@@ -18,7 +18,7 @@ import autotune
 from autotune import api
 from autotune.errors import ConfigError, StorageError, StudyError, UserError
 from autotune.storage.rdb.connection import open_storage
-from tests.support.connections import connections_closed
+from tests.support.databases import connections_closed
 from tests.support.inline import workers_inline
 from tests.support.runs import environment, trials_of, wait_for
 from tests.support.studies import HOSTILE, make_study

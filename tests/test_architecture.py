@@ -55,10 +55,11 @@ FLOORS = {
         ("backbone",),
         ("flops", "image_border", "surgery"),
         ("network",),
-        ("inspection", "prefix"),
+        ("heat_maps", "inspection", "prefix"),
     ),
     "training": (
         ("metrics", "inputs"),
+        ("curves",),
         ("checkpoint",),
         ("compute", "optim"),
         ("trainer",),
@@ -82,10 +83,10 @@ FLOORS = {
     "results": (
         ("values",),
         ("model", "study_results"),
-        ("comparison", "overview"),
+        ("comparison",),
         ("evaluation", "figures"),
         ("diagnosis",),
-        ("report",),
+        ("overview", "report"),
         ("dashboard",),
     ),
     "display": (
@@ -96,10 +97,11 @@ FLOORS = {
             "layer_table",
             "comparison",
             "status",
+            "worker_states",
         ),
         ("console",),
         ("run_display", "summary"),
-        ("watch",),
+        ("trainings_display", "watch"),
     ),
     "cli": (("sigint",), ("resources", "results", "running"), ("main",)),
 }

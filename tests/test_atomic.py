@@ -1,4 +1,4 @@
-"""Files and folders that appear complete or not at all."""
+"""Files that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from autotune import atomic
-from autotune.atomic import atomic_file, atomic_folder, write_bytes, write_text
+from autotune.atomic import atomic_file, write_bytes, write_text
 from autotune.errors import DiskFullError
 
 
@@ -38,18 +38,8 @@ def test_a_full_disk_is_an_error_of_the_user(
     assert os.listdir(tmp_path) == []
 
 
-def test_a_folder_appears_when_its_block_ends(tmp_path: Path) -> None:
-    path = tmp_path / "deeper" / "folder"
-    with atomic_folder(path) as temporary:
-        (temporary / "file").write_text("text")
-        assert not path.exists()
-    assert (path / "file").read_text() == "text"
-    assert os.listdir(path.parent) == ["folder"]
-
-
-@pytest.mark.parametrize("write", [atomic_file, atomic_folder])
-def test_an_error_leaves_what_was_there(write, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "target"
-    with pytest.raises(DiskFullError, match="no space left"), write(path):
+    with pytest.raises(DiskFullError, match="no space left"), atomic_file(path):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert os.listdir(tmp_path) == []

@@ -8,7 +8,9 @@ Everything is in one folder beside the database, ``autotune.files/`` beside ``au
     confirmed/<study>/<key>.json     scores of a plan under another seed (``autotune confirm``)
     logs/<study>/<worker>.log        one log a worker
     models/<study>/                  what ``autotune refit`` writes
-    reports/<study>.<format>         what ``autotune report`` writes
+    predictions/<study>.csv          single images, which ``autotune report`` writes too
+    reports/<study>.<format>         what ``autotune report`` writes; epochs/ has tables of epochs
+    trainings/<study>/<key>.*        trainings of ``confirm`` and ``refit``: states, locks, results
     tensorboard/<study>/<trial>/     curves for TensorBoard, with ``loggers: tensorboard``
 
 A study remembers its folder only where somebody chose one (``files:``, ``--files``), or where its
@@ -28,6 +30,8 @@ from autotune.storage.url import database_path, is_sqlite, parse_url
 
 #: Formats of a report; the endings of its files.
 REPORT_FORMATS = ("html", "md", "json", "csv", "parquet", "yaml")
+#: The format of a report that is a table of epochs; its files end in ``.csv``.
+EPOCHS = "epochs"
 #: The file in the folder of a model that says how to build it.
 MODEL_RECORD = "record.json"
 #: Ending of the default folder, where a database has ``.db``.
@@ -119,12 +123,25 @@ class StudyPaths:
         return self.root / "models" / _file_name(study)
 
     def report(self, study: str, format: str = REPORT_FORMATS[0]) -> Path:
-        """Return the file of a study's report in one of the :data:`REPORT_FORMATS`."""
+        """Return the file of a study's report in a format.
+
+        Tables of epochs have a folder: no study shares their names, whatever it is called.
+        """
+        if format == EPOCHS:
+            return self.root / "reports" / EPOCHS / f"{_file_name(study)}.csv"
         return self.root / "reports" / f"{_file_name(study)}.{format}"
 
     def tensorboard(self, study: str) -> Path:
         """Return the folder of a study's curves for TensorBoard."""
         return self.root / "tensorboard" / _file_name(study)
+
+    def predictions(self, study: str) -> Path:
+        """Return the file of what a study predicted for single images."""
+        return self.root / "predictions" / f"{_file_name(study)}.csv"
+
+    def trainings(self, study: str) -> Path:
+        """Return the folder of a study's trainings outside of the search."""
+        return self.root / "trainings" / _file_name(study)
 
     def studies(self) -> set[str]:
         """Return the names of the studies that were run here.
@@ -133,7 +150,7 @@ class StudyPaths:
         """
         return {
             unquote(path.name)
-            for folder in ("checkpoints", "confirmed", "logs", "tensorboard")
+            for folder in ("checkpoints", "confirmed", "logs", "tensorboard", "trainings")
             if (self.root / folder).is_dir()
             for path in (self.root / folder).iterdir()
         }
@@ -147,13 +164,11 @@ class StudyPaths:
             return ()
         return (
             *(self.checkpoints(study), self.confirmed(study), self.logs(study), self.model(study)),
-            *(self.report(study, format) for format in REPORT_FORMATS),
+            self.trainings(study),
+            *(self.report(study, format) for format in (*REPORT_FORMATS, EPOCHS)),
+            self.predictions(study),
             self.tensorboard(study),
         )
-
-
-def _is_report(path: Path) -> bool:
-    return path.parent.name == "reports" and path.suffix[1:] in REPORT_FORMATS
 
 
 def _file_name(study: str) -> str:

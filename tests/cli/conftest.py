@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.browser import browser
-from tests.support.connections import connections_closed
+from tests.support.databases import connections_closed
 from tests.support.inside import call
 from tests.support.runs import SMALL
 

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.state import attrs
-from tests.support.connections import connections_closed
+from tests.support.databases import connections_closed
 from tests.support.inside import call
 from tests.support.runs import autotune
 

@@ -12,8 +12,8 @@ import pytest
 import sqlalchemy
 from sqlalchemy.engine import make_url
 
+from tests.support.databases import Server
 from tests.support.inside import call
-from tests.support.postgres import Server
 from tests.support.runs import SMALL, autotune, command, environment, start, wait_for
 
 PASSWORD = "hidden-c0ffee"

@@ -25,8 +25,8 @@ from autotune.study.state import attrs
 from autotune.study.state.budget import StopReason
 from autotune.study.state.retries import WORKER_LOST
 from tests.support.broken import claim, set_attribute, silence, trials_of
+from tests.support.databases import Server
 from tests.support.inside import call
-from tests.support.postgres import Server
 from tests.support.runs import SMALL, autotune, start, wait_for
 from tests.support.runs import trials_of as trials_of_run
 from tests.support.small import open_small

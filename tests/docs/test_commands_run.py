@@ -34,20 +34,21 @@ from tests.support.archives import (
     sums_of,
 )
 from tests.support.commands import ROOT, commands, pages
+from tests.support.databases import Server
 from tests.support.images import photo
-from tests.support.network import free_port
-from tests.support.postgres import Server
-from tests.support.publisher import running_publisher
 from tests.support.runs import environment
+from tests.support.serving import free_port, running_publisher
 
 pytestmark = pytest.mark.timeout(1800)
 
 #: What is not run, and why.
 NOT_RUN = {
     r"^git clone": "the copy is a checkout",
-    r"^pip install|^make install": "the environment has everything, and needs a package index",
+    r"^pip (install|download)|^make clean|make install\b": "tests/repository/test_install.py",
+    r"^make image": "needs a container engine: tests/repository/test_container.py",
     r"^make (test|check)\b": "these are the tests",
     r"^make bench|^python benchmarks/": "measures for minutes",
+    r"^make pictures|scripts/pictures": "trains for minutes: tests/docs/test_pictures.py",
     r"GPUS=0,2|WORKERS_PER_GPU|--gpus |^CUDA_VISIBLE": "needs CUDA: engine/test_gpu.py",
     r"ENGINE=ray|--engine ray": "starts a cluster: tests/study/engine/test_ray.py",
     r"^sbatch|^install |docker|postgres-(up|down)": "needs SLURM or Docker",
@@ -62,7 +63,15 @@ INSTEAD = (
     (r"postgresql://user:password@host/autotune", "{postgres}"),
     (r"convnext_tiny\.fb_in22k TRIALS=100", "test_convnext.r160_in1k TRIALS=2"),
     (r"'\[resnet50\.a1_in1k, convnext_tiny.*?\]'", "'[test_resnet, test_vit]'"),
-    (r"BACKBONE=resnet18 WEIGHTS=downloads", "BACKBONE=test_resnet WEIGHTS=downloads"),
+    (
+        r"BACKBONE=resnet18 WEIGHTS=downloads/theirs",
+        "BACKBONE=test_resnet WEIGHTS=downloads/theirs NAME=of-folder",
+    ),
+    # The command beside it has done it; there and back.
+    (
+        r"^make rename STUDY=photos-tpe TO=flowers",
+        "make rename STUDY=flowers TO=back && make rename STUDY=back TO=flowers",
+    ),
     (r"WEIGHTS=resnet18\.safetensors", "WEIGHTS=resnet18.safetensors NAME=of-file"),
     (r"search\.trials=60 ", "search.trials=4 "),
     (r"search\.trials=60$", "search.trials=4"),
@@ -196,6 +205,7 @@ def copy_sources(root: Path) -> None:
         if (ROOT / name).is_file() and not name.startswith("tests/"):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, root / name)
+    (root / "tests").mkdir()  # make format looks into it
     for path in (root / "studies").glob("*.yaml"):
         path.write_text(yaml.safe_dump(small(yaml.safe_load(path.read_text()))))
     (root / "photos.yaml").write_text((root / "studies/folder.yaml").read_text())
@@ -249,7 +259,7 @@ def make_environment(root: Path) -> None:
         program = programs / name
         program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {what} "$@"\n')
         program.chmod(0o755)
-    for extra in ("ray", "hf", "parquet", "public", "onnx", "postgres-local"):
+    for extra in ("ray", "hf", "parquet", "public", "onnx", "postgres-local", "docs"):
         (root / ".venv" / extra).touch()
 
 

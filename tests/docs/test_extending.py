@@ -16,8 +16,8 @@ import torchvision
 from tests.support.archives import jpeg, tar_bytes
 from tests.support.commands import ROOT
 from tests.support.inside import call
-from tests.support.publisher import running_publisher
 from tests.support.runs import SMALL, environment, trials_of
+from tests.support.serving import running_publisher
 
 PAGE = (ROOT / "docs/extending.md").read_text()
 BLOCKS = re.findall(r"```(python|diff)\n(.*?)```", PAGE, re.DOTALL)

@@ -12,7 +12,7 @@ from docs.scripts import surgery
 from tests.support.commands import ROOT, pages
 
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
-SOURCES = (*(ROOT / "autotune").rglob("*.py"),)
+SOURCES = (*(ROOT / "autotune").rglob("*.py"), ROOT / "docs/install/install.py")
 QUOTES = re.findall(r"^> (.+)$", (ROOT / "docs/troubleshooting.md").read_text(), re.MULTILINE)
 
 
@@ -50,6 +50,12 @@ def test_the_readme_lists_every_page() -> None:
     there = {str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md")}
     assert there - {"docs/coverage.md"} <= listed, "README.md must list every page"
     assert "docs/coverage.md" in readme
+
+
+def test_the_readme_says_what_autotune_is_before_the_first_command() -> None:
+    head = (ROOT / "README.md").read_text().split("\n    ", 1)[0]
+    assert "](docs/images/report.png)" in head
+    assert 15 < head.count("\n") < 40, "one screen before the first command"
 
 
 def test_every_picture_is_shown() -> None:

@@ -19,8 +19,13 @@ from autotune.plan import HeadPlan, LayerPlan, TrialPlan
 from autotune.search.backbone_limits import BackboneLimits, Candidate, shared_dimension
 from autotune.search.dimensions import inactive_value
 from autotune.search.space import Params, Space
-from tests.support.capabilities import FakeCapabilities, fake_capabilities
-from tests.support.spaces import check_canonical_form, check_json, value_in
+from tests.support.spaces import (
+    FakeCapabilities,
+    check_canonical_form,
+    check_json,
+    fake_capabilities,
+    value_in,
+)
 
 CONFIG: dict[str, Any] = {
     "trainable_layers": {"low": 0, "high": 5},

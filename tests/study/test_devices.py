@@ -20,13 +20,14 @@ from autotune.study.engine.launcher import resolve_gpus
 from autotune.study.engine.worker_process import run_worker_process, run_worker_reporting_errors
 from autotune.study.state import attrs
 from autotune.study.trial.context import build_context
-from tests.support.cuda import OUT_OF_MEMORY, accelerator_error
-from tests.support.driver import (
+from tests.support.cuda import (
     NO_DRIVER,
     NO_GPUS,
+    OUT_OF_MEMORY,
     TOO_OLD,
     UNEXPECTED,
     UNKNOWN,
+    accelerator_error,
     list_gpus,
     pretend_gpus,
     refuse_gpus,

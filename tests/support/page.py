@@ -1,4 +1,4 @@
-"""The page of a study's report, and reading a page as a browser would."""
+"""The page of a study's report as a browser reads it, and what its figures draw."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import plotly.graph_objects as go
+from optuna.distributions import BaseDistribution
 from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autotune.results.report.html import render_html
 from autotune.results.study_results import StudyResults
@@ -14,6 +17,7 @@ from tests.support.browser import open_page, until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
+
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
@@ -75,3 +79,21 @@ def report_page(
     page, messages, requests = open_page(browser, path.as_uri(), **context)
     until(page, "[...document.querySelectorAll('.plot')].every(one => one.querySelector('svg'))")
     return page, messages, requests
+
+
+def some(figure: go.Figure | None) -> go.Figure:
+    assert figure is not None
+    return figure
+
+
+def traces(figure: go.Figure | None) -> dict[str, Any]:
+    return {trace.name: trace for trace in some(figure).data}
+
+
+def add(
+    study: Study, params: dict[str, Any], found: dict[str, BaseDistribution], value: float
+) -> FrozenTrial:
+    study.add_trial(
+        create_trial(state=TrialState.COMPLETE, value=value, params=params, distributions=found)
+    )
+    return study.trials[-1]

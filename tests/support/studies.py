@@ -7,10 +7,13 @@ Everything goes through Optuna's public API; attributes carry the names of
 from __future__ import annotations
 
 import math
+import os
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,17 +23,23 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import TrialState, create_trial
+from sqlalchemy import func, select
 
 from autotune.config.old_names import stored_init
 from autotune.config.schema import StudyConfig
+from autotune.optuna_private import models
 from autotune.plan import TrialPlan
 from autotune.results.study_results import StudyResults
 from autotune.search.backbone_limits import Candidate
 from autotune.search.space import Params, Space
+from autotune.storage.artifacts import add_artifact
+from autotune.storage.paths import StudyPaths
+from autotune.storage.rdb.connection import open_storage
 from autotune.study.state import attrs
 from autotune.study.state import constraints as limits
 from autotune.study.state.image_scores import encode_scores
-from tests.support.capabilities import fake_capabilities
+from autotune.training import curves
+from tests.support.spaces import fake_capabilities
 
 START = datetime(2026, 1, 5, 9, 0, 0)
 EPOCHS = 10
@@ -69,6 +78,7 @@ def make_study(
     layers: int = 5,
     others: Mapping[str, int] | None = None,
     workers: int = 2,
+    has_losses: bool = True,
     hostile: bool = False,
     budget: int = 40,
     storage: str | BaseStorage | None = None,
@@ -94,6 +104,7 @@ def make_study(
         layers: Layers of the backbone.
         others: Further backbones, by name, with the number of their layers.
         workers: Workers that share the trials.
+        has_losses: Whether trials have their losses, learning rates and seconds by epoch.
         hostile: Whether every text that a user or an error can bring in is HTML.
         budget: Finished trials that the study is to have.
         storage: An Optuna storage or its URL; by default memory.
@@ -129,7 +140,9 @@ def make_study(
     ).items():
         study.set_user_attr(key, value)
     study.set_user_attr(attrs.SPACE, made.to_json())
-    maker = _Maker(study, config, made, gain, workers, HOSTILE if hostile else "", seed)
+    maker = _Maker(
+        study, config, made, gain, workers, HOSTILE if hostile else "", seed, has_losses
+    )
     maker.add_all(trials, failed, min(retried, max(0, trials - 1)), running, waiting)
     return study
 
@@ -183,6 +196,7 @@ class _Maker:
     workers: int
     hostile: str
     seed: int
+    has_losses: bool
     rng: np.random.Generator = field(init=False)
     free_at: list[datetime] = field(init=False)
     attempts: int = 0
@@ -309,6 +323,10 @@ class _Maker:
             },
             **({attrs.ROLE: attrs.BASELINE} if baseline else {}),
         }
+        if curve and self.has_losses:
+            accuracies = [_accuracy(self.config.training.objective, v) for v in curve.values()]
+            losses = [_metrics(accuracy)["log_loss"] for accuracy in accuracies]
+            known[attrs.CURVES] = curves_of([0.7 * loss for loss in losses], losses)
         if ended:
             known |= {
                 attrs.EPOCHS: len(curve),
@@ -339,6 +357,20 @@ class _Maker:
         self.study.add_trial(frozen)
         self.attempts += 1
         return number
+
+
+def curves_of(
+    training: Sequence[float], validation: Sequence[float], error: float = 0.004
+) -> dict[str, Any]:
+    """Return stored curves with these losses by epoch, and errors of their differences."""
+    epochs = len(training)
+    return {
+        curves.TRAINING_LOSS: list(training),
+        curves.VALIDATION_LOSS: list(validation),
+        curves.LOSS_ERROR: [None, *[error] * (epochs - 1)],
+        curves.LEARNING_RATE: [0.01 * (1 - epoch / epochs) for epoch in range(epochs)],
+        curves.SECONDS: [6.5] * epochs,
+    }
 
 
 def image_scores_of(value: float, images: int, seed: int, jitter: float = 0.02) -> dict[str, Any]:
@@ -396,3 +428,47 @@ def _one_of(found: BaseDistribution, rng: np.random.Generator) -> Any:
     steps = round((found.high - found.low) / found.step)
     # Rounded as people write it: 0.3, not 0.30000000000000004.
     return type(found.low)(round(found.low + found.step * int(rng.integers(steps + 1)), 10))
+
+
+def kept_study(url: str, name: str, **options: object) -> StudyPaths:
+    """Make a study with a file of every kind; return its paths."""
+    options = {"trials": 3, "running": 0, "failed": 0, "retried": 0, "budget": 3, **options}
+    study = make_study(name, storage=open_storage(url, create=True), **options)  # type: ignore[arg-type]
+    files = StudyPaths.from_url(url)
+    study.set_user_attr(attrs.FILES, str(files.root) if "postgres" in url else None)
+    add_files(study, files)
+    return files
+
+
+def add_files(study: Study, files: StudyPaths) -> None:
+    name = study.study_name
+    for path in (
+        files.checkpoint(name, 0),
+        files.confirmed(name) / "key.json",
+        files.log(name, "worker-0"),
+        files.model(name) / "model.safetensors",
+        files.report(name),
+        files.predictions(name),
+    ):
+        write(path)
+    files.artifacts.mkdir(exist_ok=True)
+    add_artifact(study, write(files.root / "split.json"), files.artifacts)
+    (files.root / "split.json").unlink()
+
+
+def write(path: Path, size: int = 1000, age_s: float = 7200.0) -> Path:
+    """Write a file that is some hours old."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x" * size)
+    os.utime(path, (time.time() - age_s,) * 2)
+    return path
+
+
+def count_rows(url: str) -> int:
+    """Count the rows of all tables of a storage."""
+    tables = models.BaseModel.metadata.sorted_tables
+    with open_storage(url).engine.connect() as connection:
+        return sum(
+            connection.execute(select(func.count()).select_from(table)).scalar_one()
+            for table in tables
+        )

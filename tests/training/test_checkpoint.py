@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 
 from autotune.errors import DiskFullError
 from autotune.training.checkpoint import Checkpoint
+from autotune.training.curves import CHECKPOINT_KEY
 from autotune.training.metrics import LOWEST_LOSS
 from tests.support.backbones import plan, training
 
@@ -199,7 +200,7 @@ def test_what_is_not_finite_starts_afresh(
 
 
 def test_a_checkpoint_of_before_there_were_validation_losses_is_used(tmp_path: Path) -> None:
-    judged = {**STATE, LOWEST_LOSS: torch.zeros(3)}
+    judged = {**STATE, LOWEST_LOSS: torch.zeros(3), CHECKPOINT_KEY: "{}"}
     for saved, current in ((STATE, judged), (judged, STATE), (judged, judged)):
         checkpoint(tmp_path).save(saved, 1)
         found = checkpoint(tmp_path).load(current)
@@ -258,17 +259,6 @@ def test_a_kill_while_saving_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     assert bool((found["a"] == found["number"]).all())
     # Whoever resumes removes what the killed one left.
     assert [one.name for one in tmp_path.iterdir()] == ["3.pt"]
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounting = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if subprocess.run(mounting, capture_output=True, check=False).returncode:
-        pytest.skip("only root can mount a small disk")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("numbers", [100_000, 300_000])

@@ -25,7 +25,7 @@ from autotune.training.cost_profile import (
     saved_bytes,
 )
 from tests.support.backbones import SMALL, plan, state_of, training
-from tests.support.driver import pretend_gpus
+from tests.support.cuda import pretend_gpus
 from tests.support.marks import slow
 
 

@@ -16,8 +16,8 @@ from autotune.text import format_bytes, plural
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from autotune.study.doctor.checks import Finding
     from autotune.study.doctor.collect import Evidence
+    from autotune.study.doctor.finding import Finding
 
 
 def doctor(
@@ -33,7 +33,8 @@ def doctor(
     Exit code 0: nothing is wrong, or all of it was repaired. 1: something remains.
     """
     located = console.locate(study, overrides, name, storage)
-    from autotune.study.doctor.checks import Finding, FindingKind, check_study
+    from autotune.study.doctor.checks import check_study
+    from autotune.study.doctor.finding import Finding, FindingKind
     from autotune.study.doctor.repair import repair
     from autotune.study.setup.opening import open_existing
 

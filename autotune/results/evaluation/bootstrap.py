@@ -48,11 +48,6 @@ class Estimate:
     low: float
     high: float
 
-    @property
-    def contains_zero(self) -> bool:
-        """Whether 0 lies in the interval: of a difference, that none is shown."""
-        return self.low <= 0.0 <= self.high
-
 
 @dataclass(frozen=True)
 class Bin:

@@ -5,8 +5,8 @@ with dozens of parameters the looking is what all workers wait for: trials are m
 study's lock. And whether a report is a new one, the database can tell by itself.
 
 What must happen as a whole, and Optuna does in steps, is here too: a trial that is requeued fails
-and gets its successor in one transaction. This is the one module that writes through Optuna's
-private tables.
+and gets its successor in one transaction. :mod:`autotune.storage.rdb.statements` has the
+statements.
 """
 
 from __future__ import annotations
@@ -16,33 +16,41 @@ import threading
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from functools import cache
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy
-from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import Connection, bindparam
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection
 
 from autotune import optuna_private
 from autotune.optuna_private import OpenRDBStorage, models
 from autotune.storage.rdb.sqlite_file import SQLiteFile
+from autotune.storage.rdb.statements import (
+    END_TRIAL,
+    LOCK_STUDY,
+    READ_STUDY_ATTRIBUTES,
+    REPORTS,
+    TRIALS,
+    VALUES,
+    AttributeModel,
+    StoredParam,
+    attribute_rows,
+    has_uuid,
+    lock_running,
+    make_trial,
+    param_row,
+    stored_time,
+    value_rows,
+    write_attribute,
+    write_report,
+    write_report_and_attribute,
+)
 from autotune.storage.rdb.trial_reader import read_trial, read_trials
 
-#: The user attribute that tells a study from others that had its name, or its id, before.
-UUID = "uuid"
 #: The user attribute that a trial gets last when it is claimed: its parameters are all there.
 WORKER = "worker"
-
-_STUDIES = models.StudyModel
-_TRIALS = models.TrialModel
-_VALUES = models.TrialValueModel
-_REPORTS = models.TrialIntermediateValueModel
-_STUDY_ATTRIBUTES = models.StudyUserAttributeModel
-_Attributes = type[models.TrialUserAttributeModel | models.TrialSystemAttributeModel]
 
 
 @dataclass(frozen=True)
@@ -51,14 +59,6 @@ class Failure:
 
     attributes: Mapping[str, Any] = field(default_factory=dict)
     successor: FrozenTrial | None = None
-
-
-@dataclass(frozen=True)
-class StoredParam:
-    """A parameter, with its value as the distribution stores it."""
-
-    value: float
-    distribution: BaseDistribution
 
 
 class FastRDBStorage(OpenRDBStorage):
@@ -147,7 +147,7 @@ class FastRDBStorage(OpenRDBStorage):
         """
         report = self._report(trial_id, step, intermediate_value)
         with self._autocommit() as connection:
-            written = connection.execute(_reporting(self.engine.name), report).rowcount
+            written = connection.execute(write_report(self.engine.name), report).rowcount
         if not written:
             self._refuse(trial_id)
 
@@ -158,20 +158,20 @@ class FastRDBStorage(OpenRDBStorage):
         gets one statement, SQLite two in one transaction.
         """
         report, uuid = self._report(trial_id, step, value), self._uuid()
-        (attribute,) = _attribute_rows(trial_id, {key: attr}, uuid)
+        (attribute,) = attribute_rows(trial_id, {key: attr}, uuid)
         with self._autocommit() as connection:
             if self.engine.name == "sqlite":  # its statements cannot hold another one that writes
-                statement = _attribute("sqlite", models.TrialUserAttributeModel)
+                statement = write_attribute("sqlite", models.TrialUserAttributeModel)
                 connection.execute(statement, attribute)
-                written = connection.execute(_reporting("sqlite"), report).rowcount
+                written = connection.execute(write_report("sqlite"), report).rowcount
             else:
-                both = _reporting_with_attribute(self.engine.name)
+                both = write_report_and_attribute(self.engine.name)
                 written = connection.execute(both, report | attribute).rowcount
         if not written:
             self._refuse(trial_id)
 
     def _report(self, trial_id: int, step: int, value: float) -> dict[str, Any]:
-        stored, kind = _REPORTS.intermediate_value_to_stored_repr(value)
+        stored, kind = REPORTS.intermediate_value_to_stored_repr(value)
         return {"of": trial_id, "at": step, "value": stored, "kind": kind, "uuid": self._uuid()}
 
     def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
@@ -192,13 +192,13 @@ class FastRDBStorage(OpenRDBStorage):
         self._write_attributes(models.TrialSystemAttributeModel, trial_id, {key: value})
 
     def _write_attributes(
-        self, model: _Attributes, trial_id: int, attributes: Mapping[str, Any]
+        self, model: AttributeModel, trial_id: int, attributes: Mapping[str, Any]
     ) -> None:
         if not attributes:
             return
-        rows = _attribute_rows(trial_id, attributes, self._uuid())
+        rows = attribute_rows(trial_id, attributes, self._uuid())
         with self._autocommit() if len(rows) == 1 else self.engine.begin() as connection:
-            statement = _attribute(self.engine.name, model)  # type: ignore[arg-type]
+            statement = write_attribute(self.engine.name, model)  # type: ignore[arg-type]
             written = connection.execute(statement, rows).rowcount
         if not written:
             self._refuse(trial_id)
@@ -223,7 +223,7 @@ class FastRDBStorage(OpenRDBStorage):
             if not self._lock_running(connection, trial_id):
                 raise UpdateFinishedTrialError(f"trial id {trial_id} does not run any more")
             if params:
-                rows = [_param_row(trial_id, name, param) for name, param in params.items()]
+                rows = [param_row(trial_id, name, param) for name, param in params.items()]
                 connection.execute(sqlalchemy.insert(models.TrialParamModel), rows)
             self._attach(connection, trial_id, attributes)
 
@@ -243,22 +243,22 @@ class FastRDBStorage(OpenRDBStorage):
             if not self._lock_running(connection, trial_id):
                 return False
             if values is not None:
-                connection.execute(sqlalchemy.insert(_VALUES), _value_rows(trial_id, values))
+                connection.execute(sqlalchemy.insert(VALUES), value_rows(trial_id, values))
             self._end(connection, trial_id, state, attributes)
         return True
 
     def _lock_running(self, connection: Connection, trial_id: int) -> bool:
         """Lock the row of a trial; tell whether it runs, and is of this study."""
         which = {"of": trial_id, "uuid": self._uuid()}
-        return connection.execute(_locked(), which).first() is not None
+        return connection.execute(lock_running(), which).first() is not None
 
     def _attach(
         self, connection: Connection, trial_id: int, attributes: Mapping[str, Any]
     ) -> None:
         """Write user attributes of a trial whose row is locked."""
         if attributes:
-            statement = _attribute(self.engine.name, models.TrialUserAttributeModel)
-            connection.execute(statement, _attribute_rows(trial_id, attributes, self._uuid()))
+            statement = write_attribute(self.engine.name, models.TrialUserAttributeModel)
+            connection.execute(statement, attribute_rows(trial_id, attributes, self._uuid()))
 
     def _end(
         self,
@@ -269,8 +269,8 @@ class FastRDBStorage(OpenRDBStorage):
     ) -> None:
         """End a trial whose row is locked."""
         self._attach(connection, trial_id, attributes)
-        ended = {"of": trial_id, "ended": _stored(datetime.now()), "how": state}
-        connection.execute(_END_TRIAL, ended)
+        ended = {"of": trial_id, "ended": stored_time(datetime.now()), "how": state}
+        connection.execute(END_TRIAL, ended)
 
     def record_heartbeat(self, trial_id: int) -> None:
         """Record that the worker of a trial is alive; not for a trial of another study.
@@ -278,10 +278,8 @@ class FastRDBStorage(OpenRDBStorage):
         Without a trial, SQLite would keep the heartbeat for the next one of that id.
         """
         if self.study_uuid is not None:
-            is_ours = _has_uuid(_TRIALS.study_id, json.dumps(self.study_uuid))
-            query = sqlalchemy.select(_TRIALS.trial_id).where(
-                _TRIALS.trial_id == trial_id, is_ours
-            )
+            is_ours = has_uuid(TRIALS.study_id, json.dumps(self.study_uuid))
+            query = sqlalchemy.select(TRIALS.trial_id).where(TRIALS.trial_id == trial_id, is_ours)
             with self._autocommit() as connection:
                 if connection.scalar(query) is None:
                     return
@@ -299,13 +297,13 @@ class FastRDBStorage(OpenRDBStorage):
         Raises:
             KeyError: When there is no such trial.
         """
-        query = sqlalchemy.select(_TRIALS.study_id).where(_TRIALS.trial_id == trial_id)
+        query = sqlalchemy.select(TRIALS.study_id).where(TRIALS.trial_id == trial_id)
         with self.engine.begin() as connection:
             study_id = connection.scalar(query)
             if study_id is None:
                 raise KeyError(f"there is no trial id {trial_id}")
             # First the study's row, as where a trial is made: the other order could deadlock.
-            connection.execute(_LOCK_STUDY, {"study": study_id})
+            connection.execute(LOCK_STUDY, {"study": study_id})
             if not self._lock_running(connection, trial_id):
                 return False
             current = read_trial(connection, trial_id)
@@ -313,13 +311,13 @@ class FastRDBStorage(OpenRDBStorage):
             failure = decide(current)
             self._end(connection, trial_id, TrialState.FAIL, failure.attributes)
             if failure.successor is not None:
-                _make_trial(connection, study_id, failure.successor)
+                make_trial(connection, study_id, failure.successor)
         return True
 
     def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
         """Read the user attributes of a study, in one statement if it has any."""
         with self._autocommit() as connection:
-            rows = connection.execute(_READ_ATTRIBUTES, {"study": study_id}).all()
+            rows = connection.execute(READ_STUDY_ATTRIBUTES, {"study": study_id}).all()
         if not rows:  # there may be no such study
             return super().get_study_user_attrs(study_id)
         return {key: json.loads(text) for key, text in rows}
@@ -360,200 +358,7 @@ class FastRDBStorage(OpenRDBStorage):
             return super().insert_trial(study_id, template)
         with self.engine.begin() as connection:
             # Numbers are counted: one trial is made at a time.
-            if connection.execute(_LOCK_STUDY, {"study": study_id}).first() is None:
+            if connection.execute(LOCK_STUDY, {"study": study_id}).first() is None:
                 raise KeyError(f"there is no study id {study_id}")
-            trial_id, number = _make_trial(connection, study_id, template)
+            trial_id, number = make_trial(connection, study_id, template)
         return optuna_private.numbered(template, trial_id, number)
-
-
-_READ_ATTRIBUTES = sqlalchemy.select(_STUDY_ATTRIBUTES.key, _STUDY_ATTRIBUTES.value_json).where(
-    _STUDY_ATTRIBUTES.study_id == bindparam("study")
-)
-_LOCK_STUDY = (
-    sqlalchemy.select(_STUDIES.study_id)
-    .where(_STUDIES.study_id == bindparam("study"))
-    .with_for_update()
-)
-_TABLE = models.BaseModel.metadata.tables[_TRIALS.__tablename__]
-_COUNT = (
-    sqlalchemy.select(sqlalchemy.func.count())
-    .select_from(_TABLE)
-    .where(_TABLE.c.study_id == bindparam("of_study"))
-)
-_NEW_TRIAL = (
-    sqlalchemy.insert(_TABLE)
-    .values(number=_COUNT.scalar_subquery())
-    .returning(_TABLE.c.trial_id, _TABLE.c.number)
-)
-_END_TRIAL = (
-    sqlalchemy.update(_TABLE)
-    .where(_TABLE.c.trial_id == bindparam("of"))
-    .values(
-        state=bindparam("how", type_=_TABLE.c.state.type),
-        datetime_complete=bindparam("ended", type_=_TABLE.c.datetime_complete.type),
-    )
-)
-
-
-def _stored(moment: datetime | None) -> datetime | None:
-    """Return a local time as Optuna stores it: in UTC, without a zone."""
-    return None if moment is None else moment.astimezone(UTC).replace(tzinfo=None)
-
-
-def _make_trial(connection: Connection, study_id: int, trial: FrozenTrial) -> tuple[int, int]:
-    """Write a trial that has no value yet; return its id and its number.
-
-    The caller has locked the row of the study.
-    """
-    row = {
-        "of_study": study_id,
-        "study_id": study_id,
-        "state": trial.state,
-        "datetime_start": _stored(trial.datetime_start),
-        "datetime_complete": _stored(trial.datetime_complete),
-    }
-    trial_id, number = connection.execute(_NEW_TRIAL, row).one()
-    for model, rows in _part_rows(trial, trial_id).items():
-        if rows:
-            connection.execute(sqlalchemy.insert(model), rows)
-    return trial_id, number
-
-
-def _has_uuid(study_id: Any, uuid: Any) -> sqlalchemy.Exists:
-    """Make the condition that a study has a uuid, given as JSON text."""
-    attributes = _STUDY_ATTRIBUTES
-    return sqlalchemy.exists().where(
-        attributes.study_id == study_id, attributes.key == UUID, attributes.value_json == uuid
-    )
-
-
-def _select_trial(
-    states: Sequence[TrialState], *columns: sqlalchemy.ColumnElement[Any]
-) -> sqlalchemy.Select[Any]:
-    """Make a statement that finds a trial of this study in one of these states."""
-    uuid = bindparam("uuid", type_=_STUDY_ATTRIBUTES.value_json.type)
-    is_ours = sqlalchemy.or_(uuid.is_(None), _has_uuid(_TRIALS.study_id, uuid))
-    # Not "in", which a statement that is executed for many rows may not have.
-    in_state = sqlalchemy.or_(*(_TRIALS.state == state for state in states))
-    selected = sqlalchemy.select(_TRIALS.trial_id, *columns)
-    return selected.where(_TRIALS.trial_id == bindparam("of"), in_state, is_ours)
-
-
-# Making a statement takes as long as executing it: each is made once.
-
-
-@cache
-def _locked() -> sqlalchemy.Select[Any]:
-    """Make the statement that locks the row of a running trial."""
-    return _select_trial([TrialState.RUNNING]).with_for_update(of=_TRIALS)
-
-
-@cache
-def _reporting(database: str) -> sqlalchemy.Insert:
-    """Make the statement that reports a value of a live trial."""
-    return _upsert(
-        database,
-        _REPORTS,
-        ["trial_id", "step", "intermediate_value", "intermediate_value_type"],
-        bindparam("at", type_=_REPORTS.step.type),
-        bindparam("value", type_=_REPORTS.intermediate_value.type),
-        bindparam("kind", type_=_REPORTS.intermediate_value_type.type),
-    )
-
-
-@cache
-def _attribute(database: str, model: _Attributes) -> sqlalchemy.Insert:
-    """Make the statement that writes an attribute of a live trial."""
-    return _upsert(
-        database,
-        model,
-        ["trial_id", "key", "value_json"],
-        bindparam("name", type_=model.key.type),
-        bindparam("text", type_=model.value_json.type),
-    )
-
-
-@cache
-def _reporting_with_attribute(database: str) -> sqlalchemy.Insert:
-    """Make the statement that reports a value of a live trial and writes an attribute of it."""
-    attribute = _attribute(database, models.TrialUserAttributeModel)
-    return _reporting(database).add_cte(attribute.cte("attribute"))
-
-
-def _upsert(
-    database: str,
-    model: type[models.BaseModel],
-    columns: Sequence[str],
-    *values: sqlalchemy.ColumnElement[Any],
-) -> sqlalchemy.Insert:
-    """Make the statement that writes a row of a live trial, whose own row stays locked.
-
-    The first two columns are the key of the table.
-    """
-    insert = sqlite.insert if database == "sqlite" else postgresql.insert
-    live = _select_trial((TrialState.RUNNING, TrialState.WAITING), *values)
-    live = live.with_for_update(read=True, of=_TRIALS)  # SQLite has one writer anyway
-    new = insert(model).from_select(columns, live)
-    new = new.on_conflict_do_update(
-        index_elements=columns[:2],
-        set_={name: new.excluded[name] for name in columns[2:]},
-    )
-    # Else it is read of a cursor that psycopg has closed by then: -1, whatever was written.
-    return new.execution_options(preserve_rowcount=True)
-
-
-def _attribute_rows(
-    trial_id: int, attributes: Mapping[str, Any], uuid: str | None
-) -> list[dict[str, Any]]:
-    return [
-        {"of": trial_id, "name": key, "text": json.dumps(value), "uuid": uuid}
-        for key, value in attributes.items()
-    ]
-
-
-def _param_row(trial_id: int, name: str, param: StoredParam) -> dict[str, Any]:
-    return {
-        "trial_id": trial_id,
-        "param_name": name,
-        "param_value": param.value,
-        "distribution_json": distribution_to_json(param.distribution),
-    }
-
-
-def _value_rows(trial_id: int, values: Sequence[float]) -> list[dict[str, Any]]:
-    return [
-        {"trial_id": trial_id, "objective": objective, "value": stored, "value_type": kind}
-        for objective, (stored, kind) in enumerate(map(_VALUES.value_to_stored_repr, values))
-    ]
-
-
-def _part_rows(
-    trial: FrozenTrial, trial_id: int
-) -> dict[type[models.BaseModel], list[dict[str, Any]]]:
-    """Return the rows of a trial's parameters, attributes and curve, by table."""
-    rows: dict[type[models.BaseModel], list[dict[str, Any]]] = {
-        models.TrialParamModel: [
-            _param_row(trial_id, name, StoredParam(own.to_internal_repr(value), own))
-            for name, value in trial.params.items()
-            for own in [trial.distributions[name]]
-        ],
-        _REPORTS: [
-            {
-                "trial_id": trial_id,
-                "step": step,
-                "intermediate_value": stored,
-                "intermediate_value_type": kind,
-            }
-            for step, value in trial.intermediate_values.items()
-            for stored, kind in [_REPORTS.intermediate_value_to_stored_repr(value)]
-        ],
-    }
-    for model, attributes in (
-        (models.TrialUserAttributeModel, trial.user_attrs),
-        (models.TrialSystemAttributeModel, trial.system_attrs),
-    ):
-        rows[model] = [
-            {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
-            for key, value in attributes.items()
-        ]
-    return rows

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune import optuna_private
 from autotune.errors import LockedError
-from autotune.storage.artifacts import StoredFile
 from autotune.storage.rdb.connection import GRACE_PERIOD_S, HEARTBEAT_INTERVAL_S
 from autotune.study.doctor.collect import LOCK_TIMEOUT_S, Evidence, Snapshot, gather
+from autotune.study.doctor.file_checks import (
+    full_disks,
+    missing_artifacts,
+    orphaned_artifacts,
+    orphaned_checkpoints,
+)
+from autotune.study.doctor.finding import LISTED, Finding, FindingKind
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.state.budget import startable_queue
@@ -27,62 +32,10 @@ from autotune.study.state.outcome import find_no_result
 from autotune.study.state.retries import lost_without_retry
 from autotune.text import join_some
 
-#: Age below which a file is no orphan: a worker may be about to write the reference to it.
-ORPHAN_AFTER_S = 3600.0
 #: Difference of clocks that does no harm.
 SKEW_S = 5.0
 #: The same for a worker's clock, which is known from its last heartbeat, to one interval.
 WORKER_SKEW_S = 2.0 * HEARTBEAT_INTERVAL_S
-#: Free disk space that checkpoints and weights soon use up.
-FREE_BYTES = 1 << 30
-#: Most numbers that a message lists.
-_LISTED = 8
-
-
-class FindingKind(StrEnum):
-    """What a finding is about."""
-
-    ZOMBIE = "zombie"
-    ENDED = "ended study"
-    NUMBERS = "trial numbers"
-    TWICE = "trained twice"
-    CHAIN = "retries"
-    LOST = "lost trial"
-    CURVE = "learning curve"
-    MISSING = "missing artifacts"
-    ORPHANS = "orphaned artifacts"
-    CHECKPOINTS = "orphaned checkpoints"
-    SCHEMA = "schema"
-    DEFINITION = "definition"
-    LOCK = "lock"
-    CLOCK = "clock"
-    DISK = "disk space"
-    BUDGET = "budget"
-    NO_RESULT = "no result"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something that is wrong.
-
-    Args:
-        kind: What it is about.
-        message: What is wrong and what it means.
-        fix: What ``--fix`` would do; empty where only the user can do something.
-        trial: Number of the trial to requeue, if that is the fix.
-        files: The files to remove, if that is the fix.
-    """
-
-    kind: FindingKind
-    message: str
-    fix: str = ""
-    trial: int | None = None
-    files: tuple[StoredFile, ...] = ()
-
-    @property
-    def is_fixable(self) -> bool:
-        """Whether ``--fix`` repairs it."""
-        return bool(self.fix)
 
 
 @dataclass(frozen=True)
@@ -190,14 +143,14 @@ def after_the_end(snapshot: Snapshot) -> Iterator[Finding]:
     if live and not snapshot.ended.is_request:  # else they are about to stop
         yield Finding(
             FindingKind.ENDED,
-            f"{ended} {join_some(live, _LISTED)} run: they were started outside autotune, and "
+            f"{ended} {join_some(live, LISTED)} run: they were started outside autotune, and "
             "they count beyond the budget",
         )
     waiting = [trial.number for trial in startable_queue(snapshot.trials, snapshot.ended)]
     if waiting:
         yield Finding(
             FindingKind.ENDED,
-            f"{ended} {join_some(waiting, _LISTED)} wait to be retried: nothing will start them",
+            f"{ended} {join_some(waiting, LISTED)} wait to be retried: nothing will start them",
             fix="forget the end; the next 'autotune run' starts them",
         )
 
@@ -209,7 +162,7 @@ def shared_numbers(evidence: Evidence) -> Iterator[Finding]:
     if shared:
         yield Finding(
             FindingKind.NUMBERS,
-            f"several trials have the number {join_some(shared, _LISTED)}: everything that goes "
+            f"several trials have the number {join_some(shared, LISTED)}: everything that goes "
             "by numbers, retries and reports too, sees one of them; was the database merged or "
             "restored by hand?",
         )
@@ -236,7 +189,7 @@ def broken_chains(snapshot: Snapshot) -> Iterator[Finding]:
         if len(followers) > 1:
             yield Finding(
                 FindingKind.CHAIN,
-                f"trials {join_some(followers, _LISTED)} all continue trial {number}: the same "
+                f"trials {join_some(followers, LISTED)} all continue trial {number}: the same "
                 "plan may run, or have run, more than once, with one checkpoint",
             )
 
@@ -246,7 +199,7 @@ def _chain_problem(
 ) -> str:
     if unknown:
         return (
-            f"continues trial {join_some(unknown, _LISTED)}, which does not exist before it: its "
+            f"continues trial {join_some(unknown, LISTED)}, which does not exist before it: its "
             "checkpoint and its curve may be another trial's"
         )
     last = trials[earlier[-1]] if earlier else None
@@ -257,7 +210,7 @@ def _chain_problem(
         )
     if last is not None and [*attrs.earlier_attempts(last), last.number] != earlier:
         return (
-            f"names the earlier attempts {join_some(earlier, _LISTED)}, but trial {last.number}, "
+            f"names the earlier attempts {join_some(earlier, LISTED)}, but trial {last.number}, "
             "the last of them, names others"
         )
     return ""
@@ -279,7 +232,7 @@ def cut_curves(snapshot: Snapshot) -> Iterator[Finding]:
             yield Finding(
                 FindingKind.CURVE,
                 f"the curve of trial {trial.number} lacks the epochs "
-                f"{join_some(missing, _LISTED)}: they were trained, and their values are lost. A "
+                f"{join_some(missing, LISTED)}: they were trained, and their values are lost. A "
                 "pruner compares other trials with what is there; 'autotune reproduce' tells "
                 "whether its value holds",
             )
@@ -296,7 +249,7 @@ def trained_twice(snapshot: Snapshot) -> Iterator[Finding]:
         if len(numbers) > 1:
             yield Finding(
                 FindingKind.TWICE,
-                f"trials {join_some(numbers, _LISTED)} have trained the same plan to the end: "
+                f"trials {join_some(numbers, LISTED)} have trained the same plan to the end: "
                 "their values are equal except for rounding, and all but one were superfluous",
             )
 
@@ -320,105 +273,6 @@ def over_budget(snapshot: Snapshot) -> Iterator[Finding]:
             "last run had a smaller budget than one before it, or trials were started outside "
             f"autotune; a run with search.trials={progress.finished} includes them",
         )
-
-
-def missing_artifacts(evidence: Evidence) -> Iterator[Finding]:
-    """Find artifacts that trials of this study refer to, and whose files do not exist."""
-    if evidence.root is None:
-        return
-    existing = {file.path.name for file in evidence.artifacts}
-    # A trial that runs may be about to write the file: Optuna writes the reference first.
-    live = {trial.number for trial in evidence.snapshot.running}
-    gone = [
-        item
-        for item in evidence.own_references
-        if item.artifact not in existing and item.trial not in live
-    ]
-    folder = evidence.root / "artifacts"
-    way_out = "bring the folder back from a backup, or name it with --files"
-    of_study = sorted({item.name for item in gone if item.trial is None})
-    if of_study:
-        yield Finding(
-            FindingKind.MISSING,
-            f"the artifacts {', '.join(of_study)} of the study itself are not in {folder}: "
-            "without its split, files that are added to its images make it another data set; "
-            f"{way_out}",
-        )
-    of_trials = [item for item in gone if item.trial is not None]
-    if of_trials:
-        numbers = sorted({item.trial for item in of_trials if item.trial is not None})
-        names = sorted({item.name for item in of_trials})
-        yield Finding(
-            FindingKind.MISSING,
-            f"{len(of_trials)} artifacts ({', '.join(names)}) of trials "
-            f"{join_some(numbers, _LISTED)} are not in {folder}: the dashboard cannot show them, "
-            f"and weights among them are lost; {way_out}",
-        )
-
-
-def orphaned_artifacts(evidence: Evidence) -> Iterator[Finding]:
-    """Find files of artifacts that no study of the storage refers to."""
-    orphans = unreferenced(evidence.artifacts, {item.artifact for item in evidence.references})
-    if not orphans or evidence.root is None:
-        return
-    folder = evidence.root / "artifacts"
-    what = f"{len(orphans)} files ({_megabytes(orphans)}) in {folder}"
-    if evidence.foreign_studies:
-        yield Finding(
-            FindingKind.ORPHANS,
-            f"{what} belong to no study of this storage. They are left alone: the studies "
-            f"{', '.join(evidence.foreign_studies)} also have files in {evidence.root} and are "
-            "not in this storage; if they were deleted, 'autotune gc --deleted' removes what they "
-            "left",
-        )
-    else:
-        yield Finding(
-            FindingKind.ORPHANS,
-            f"{what} belong to no study of this storage: they only waste disk space",
-            fix="remove them",
-            files=orphans,
-        )
-
-
-def orphaned_checkpoints(evidence: Evidence) -> Iterator[Finding]:
-    """Find checkpoints of trials that have ended for good."""
-    orphans = superfluous_checkpoints(evidence.checkpoints, evidence.snapshot.trials)
-    if orphans:
-        yield Finding(
-            FindingKind.CHECKPOINTS,
-            f"{len(orphans)} checkpoints ({_megabytes(orphans)}) in {orphans[0].path.parent} are "
-            "those of trials that have ended: they only waste disk space",
-            fix="remove them",
-            files=orphans,
-        )
-
-
-def unreferenced(
-    artifacts: Sequence[StoredFile], referred: Collection[str]
-) -> tuple[StoredFile, ...]:
-    """Return the artifacts that nothing refers to, and that nobody is about to refer to."""
-    return tuple(
-        file
-        for file in artifacts
-        if file.path.name not in referred and file.age_s > ORPHAN_AFTER_S
-    )
-
-
-def superfluous_checkpoints(
-    checkpoints: Sequence[StoredFile], trials: Sequence[FrozenTrial]
-) -> tuple[StoredFile, ...]:
-    """Return the checkpoints from which no trial will continue."""
-    live = {attrs.first_attempt(trial) for trial in trials if not trial.state.is_finished()}
-    return tuple(
-        file
-        for file in checkpoints
-        if not (file.path.stem.isdecimal() and int(file.path.stem) in live)
-        and file.age_s > ORPHAN_AFTER_S
-    )
-
-
-def _megabytes(files: Sequence[StoredFile]) -> str:
-    return f"{sum(file.size_bytes for file in files) / 2**20:,.1f} MB"
 
 
 def skewed_clocks(snapshot: Snapshot) -> Iterator[Finding]:
@@ -451,15 +305,3 @@ def worker_ahead_s(snapshot: Snapshot, trial: FrozenTrial) -> float | None:
     if age is None or not {attrs.CLAIMED_AT, attrs.DEVICE_SECONDS} <= trial.user_attrs.keys():
         return None
     return attrs.last_sign_of_life(trial) - (snapshot.heartbeats.now - age)
-
-
-def full_disks(evidence: Evidence) -> Iterator[Finding]:
-    """Find disks that are nearly full."""
-    for disk in evidence.disks:
-        if disk.free_bytes < FREE_BYTES:
-            yield Finding(
-                FindingKind.DISK,
-                f"{disk.free_bytes / 2**20:,.0f} MB are free on the disk of the {disk.what} "
-                f"({disk.path}): a worker that cannot write stops, and requeues its trial; free "
-                "some space",
-            )

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from autotune.storage.artifacts import read_references
 from autotune.storage.rdb.connection import storage_errors
-from autotune.study.doctor.checks import Finding, FindingKind
 from autotune.study.doctor.collect import take_snapshot
+from autotune.study.doctor.finding import Finding, FindingKind
 from autotune.study.setup.opening import OpenStudy
 
 

@@ -24,10 +24,10 @@ from autotune.plan import TrialPlan
 from autotune.search import greedy, ranking, study_view
 from autotune.search.space import Space
 from autotune.storage import paths
-from autotune.storage.rdb import fast_rdb
+from autotune.storage.rdb import fast_rdb, statements
 
 # Of a study
-UUID = fast_rdb.UUID  # str: random; a study that is made anew under its name has another
+UUID = statements.UUID  # str: random; a study that is made anew under its name has another
 DEFINITION = "definition"  # dict: StudyConfig.identity()
 BUDGET = "budget"  # dict: Budget.to_json() of the last run
 CACHE = "cache"  # dict: CacheConfig of the last run
@@ -83,7 +83,7 @@ DEVICE_MEMORY_MB = study_view.DEVICE_MEMORY_MB
 COSTS = "costs"  # dict: cost -> float, as measured before training
 METRICS = "metrics"  # dict: Metrics.to_json() of the last epoch; with folds, means over them
 DEVIATIONS = "metrics_deviation"  # dict: standard deviations of the same over folds
-# dict: losses, learning rate and seconds by epoch, see curves.py; written with every report
+# dict: losses, learning rates and seconds by epoch, see training/curves.py; written with a report
 CURVES = "curves"
 # dict: encode_scores() of its validation images, for the metric; of complete trials
 IMAGE_SCORES = "image_scores"

@@ -23,8 +23,8 @@ from autotune.search.dimensions import suggest
 from autotune.search.greedy import STAGE
 from autotune.search.samplers import CanonicalSampler, Draw, Proposal
 from autotune.search.space import Space
-from autotune.storage.rdb.fast_rdb import StoredParam
 from autotune.storage.rdb.retry import LockLostError, RetryingStorage
+from autotune.storage.rdb.statements import StoredParam
 from autotune.study.state import attrs
 from autotune.study.state.budget import EXHAUSTED, StopReason
 

@@ -17,8 +17,8 @@ from autotune.study.setup.definition import define
 from tests.support.archives import dogs_archives, sums_of
 from tests.support.hub import running_hub
 from tests.support.inside import call, contents
-from tests.support.publisher import Publisher, running_publisher
 from tests.support.runs import autotune
+from tests.support.serving import Publisher, running_publisher
 
 ROOT = Path(__file__).parents[3]
 ARCHIVES = dogs_archives(breeds=4, train=6, test=2)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.inside import call, contents
-from tests.support.kept import kept_study
+from tests.support.studies import kept_study
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
 

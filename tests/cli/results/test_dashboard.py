@@ -16,8 +16,8 @@ import pytest
 
 from autotune.study.setup.opening import open_existing
 from tests.support.browser import open_page, until
-from tests.support.network import free_port, other_addresses
 from tests.support.runs import start, wait_for
+from tests.support.serving import free_port, other_addresses
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -19,8 +19,7 @@ from autotune.results.model.export import TOLERANCE
 from autotune.results.model.model import load_model
 from tests.support.images import photo
 from tests.support.inside import Ended, call
-from tests.support.models import CLASSES, RESHAPED, kept, saved
-from tests.support.surgery import change
+from tests.support.surgery import CLASSES, RESHAPED, change, kept, saved
 
 DOCS = Path(__file__).parents[3] / "docs/models.md"
 

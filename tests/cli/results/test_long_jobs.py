@@ -11,7 +11,7 @@ import pytest
 from autotune.display import status as status_module
 from tests.support.images import photo
 from tests.support.inside import call
-from tests.support.models import kept, saved
+from tests.support.surgery import kept, saved
 
 
 @pytest.fixture(autouse=True)

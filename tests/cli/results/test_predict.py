@@ -13,11 +13,11 @@ from autotune.display.console import find_model
 from autotune.results.model.model import load_model
 from autotune.study.setup.opening import open_existing
 from autotune.study.state import attrs
-from tests.support.driver import TOO_OLD, list_gpus, refuse_gpus
+from tests.support.cuda import TOO_OLD, list_gpus, refuse_gpus
 from tests.support.images import photo
 from tests.support.inside import call
-from tests.support.models import CLASSES, kept, saved
 from tests.support.studies import make_study
+from tests.support.surgery import CLASSES, kept, saved
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from autotune.results.study_results import StudyResults
 from autotune.search import ranking
 from autotune.study.setup.opening import OpenStudy, open_existing
 from autotune.study.state import attrs
-from tests.support.connections import connections_closed
+from tests.support.databases import connections_closed
 from tests.support.inside import call
 from tests.support.runs import SMALL
 

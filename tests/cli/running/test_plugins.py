@@ -11,7 +11,7 @@ from optuna.distributions import CategoricalDistribution
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.setup.opening import open_existing
 from autotune.study.state import attrs
-from tests.support.connections import connections_closed
+from tests.support.databases import connections_closed
 from tests.support.inside import call, contents
 from tests.support.runs import SMALL, trials_of
 from tests.support.studies import make_study

@@ -20,7 +20,7 @@ from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.sources.stanford_dogs import read_dogs
 from autotune.errors import DatasetError, DiskFullError, InsufficientSpaceError, UserError
 from tests.support.archives import dogs_archives, sums_of, tar_bytes
-from tests.support.publisher import Publisher, running_publisher
+from tests.support.serving import Publisher, running_publisher
 
 FORK = multiprocessing.get_context("fork")
 HASTY = RetryPolicy(tries=2, pause_s=0.01, timeout_s=0.5)

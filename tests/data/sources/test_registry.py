@@ -35,7 +35,7 @@ from tests.support.archives import (
     jpeg,
     sums_of,
 )
-from tests.support.publisher import Publisher, running_publisher
+from tests.support.serving import Publisher, running_publisher
 
 pytestmark = pytest.mark.usefixtures("home")
 

@@ -19,8 +19,7 @@ from autotune.results.evaluation.model_card import (
     write_model_card,
 )
 from autotune.results.model.model import ModelSpec, save_model
-from tests.support.models import kept
-from tests.support.surgery import FAMILIES, built, source
+from tests.support.surgery import FAMILIES, built, kept, source
 
 CLASSES = ("cat", "a|b\n# x", "dog")
 BINS = (Bin(0.0, 0.5, 0, 0.0, 0.0), Bin(0.5, 1.0, 20, 0.75, 0.65))

@@ -13,7 +13,7 @@ from autotune.results.figures.parameters import (
     slice_figure,
 )
 from autotune.results.study_results import StudyResults, is_active
-from tests.support.figures import add, some, traces
+from tests.support.page import add, some, traces
 from tests.support.studies import ONE_PARAMETER, make_results, make_study
 
 

@@ -21,8 +21,7 @@ from autotune.results.model.model import FORMAT, RECORD, WEIGHTS, Model, load_mo
 from autotune.study.state import oom
 from autotune.training.trainer import Normalizer
 from tests.support.images import make_class_folders, photo
-from tests.support.models import CLASSES, RESHAPED, kept, saved
-from tests.support.surgery import built, pictures
+from tests.support.surgery import CLASSES, RESHAPED, built, kept, pictures, saved
 
 pytestmark = pytest.mark.usefixtures("idle_machine")
 

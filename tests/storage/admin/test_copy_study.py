@@ -23,9 +23,8 @@ from autotune.storage.paths import REPORT_FORMATS, StudyPaths
 from autotune.storage.rdb.connection import open_storage
 from autotune.storage.rdb.heartbeat import read_heartbeat_ages
 from tests.storage.conftest import NewUrl
-from tests.support.postgres import Server
+from tests.support.databases import Server, downgrade
 from tests.support.rows import everything, rich_study, trials_of
-from tests.support.schema import downgrade
 from tests.support.studies import make_study
 
 BOTH = pytest.mark.parametrize("kind", ["sqlite", "postgres"])

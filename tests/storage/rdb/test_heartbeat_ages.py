@@ -13,7 +13,7 @@ from sqlalchemy.engine import make_url
 from autotune.storage.rdb.connection import open_storage
 from autotune.storage.rdb.heartbeat import read_heartbeat_ages
 from tests.support.broken import silence
-from tests.support.postgres import Server
+from tests.support.databases import Server
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
 

@@ -18,9 +18,10 @@ from optuna_dashboard import save_note
 
 from autotune.storage.rdb.connection import open_storage
 from autotune.storage.rdb.study_lock import study_lock
-from autotune.study.doctor import checks
-from autotune.study.doctor.checks import Finding, FindingKind, StudyCheck, check_study
+from autotune.study.doctor import checks, file_checks
+from autotune.study.doctor.checks import StudyCheck, check_study
 from autotune.study.doctor.collect import gather, take_snapshot
+from autotune.study.doctor.finding import Finding, FindingKind
 from autotune.study.doctor.repair import repair
 from autotune.study.setup.opening import OpenStudy, open_existing
 from autotune.study.state import attrs
@@ -415,5 +416,5 @@ def test_the_clock_of_this_machine(handle: OpenStudy, monkeypatch: pytest.Monkey
 def test_a_disk_that_is_nearly_full(local: OpenStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     free = check_study(local).evidence
     assert free is not None and sum(one.free_bytes for one in free.disks) > 0
-    monkeypatch.setattr(checks, "FREE_BYTES", 1 << 60)
+    monkeypatch.setattr(file_checks, "FREE_BYTES", 1 << 60)
     assert "files of the study and database" in only(local, FindingKind.DISK).message

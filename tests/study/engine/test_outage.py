@@ -18,8 +18,8 @@ from autotune.storage.rdb import retry
 from autotune.study.setup.opening import OpenStudy, open_existing
 from autotune.study.state import attrs
 from autotune.study.state.trial_queue import Claim
+from tests.support.databases import Server, start_server
 from tests.support.inline import Event, run
-from tests.support.postgres import Server, start_server
 from tests.support.runs import SMALL, autotune, start, trials_of, wait_for
 from tests.support.small import open_small
 

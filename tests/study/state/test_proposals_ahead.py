@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -20,6 +19,8 @@ from autotune.storage.rdb.study_lock import study_lock
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget, StopReason
 from autotune.study.state.trial_queue import MAX_PROPOSALS, Claim, TrialQueue
+
+pytestmark = pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
 
@@ -157,8 +158,3 @@ def test_a_worker_that_meets_a_queue_draws_nothing(url: str) -> None:
     assert depth_of(queue.claim("host/1/0")) == 7
     assert asked(queue) == 0
     assert attrs.PLAN in queue.study.trials[0].user_attrs
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/study.db"

@@ -23,9 +23,11 @@ from sqlalchemy import func, select
 
 from autotune.errors import StudyError
 from autotune.storage.rdb.connection import GRACE_PERIOD_S
-from autotune.storage.rdb.fast_rdb import Failure, _reporting
+from autotune.storage.rdb.fast_rdb import Failure
 from autotune.storage.rdb.heartbeat import read_heartbeat_ages
-from autotune.study.doctor.checks import FindingKind, check_study
+from autotune.storage.rdb.statements import write_report
+from autotune.study.doctor.checks import check_study
+from autotune.study.doctor.finding import FindingKind
 from autotune.study.doctor.repair import repair
 from autotune.study.setup.opening import OpenStudy, open_existing
 from autotune.study.state import attrs
@@ -156,7 +158,7 @@ def test_a_report_that_is_being_written_is_waited_for(postgres_url: str) -> None
     )
     report = {"of": trial._trial_id, "at": 1, "value": 0.5, "kind": FINITE, "uuid": None}
     with queue.storage.engine.begin() as connection:
-        connection.execute(_reporting("postgresql"), report)
+        connection.execute(write_report("postgresql"), report)
         giving.start()
         wait_for(lambda: waits_for_a_lock(queue))
     giving.join(60)
@@ -178,7 +180,7 @@ def test_a_kill_between_failing_and_queueing_loses_nothing(
 
     for _ in range(2):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr("autotune.storage.rdb.fast_rdb._part_rows", killed)
+            patch.setattr("autotune.storage.rdb.statements._part_rows", killed)
             queue.reclaim_stale(lambda worker: worker == "host/2/0")
         assert states(queue) == ["RUNNING", "RUNNING"]
         assert attrs.REASON not in frozen(queue, 0).user_attrs

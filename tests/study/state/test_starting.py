@@ -24,6 +24,8 @@ from tests.study.state.test_trial_queue import (
     stopped,
 )
 
+pytestmark = pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+
 
 def test_a_claim_has_all_that_there_is_to_know(url: str) -> None:
     queue = make_queue(url, budget=4)
@@ -84,7 +86,7 @@ def test_a_new_trial_is_there_as_a_whole_or_not_at_all(
 ) -> None:
     queue = make_queue(url, budget=2)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("autotune.storage.rdb.fast_rdb._part_rows", killed)
+        patch.setattr("autotune.storage.rdb.statements._part_rows", killed)
         queue.claim("host/1/0")
     assert states(queue) == []
     claim(queue)

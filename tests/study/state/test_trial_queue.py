@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -26,6 +25,8 @@ from autotune.study.state.budget import Budget, StopReason, trials_since_best
 from autotune.study.state.retries import INTERRUPTED, WORKER_LOST
 from autotune.study.state.trial_queue import Claim, TrialQueue, Wait
 from tests.support.runs import wait_for
+
+pytestmark = pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 
 SPACE = Space.from_config(
     "resnet18",
@@ -47,11 +48,6 @@ class Sampler(CanonicalSampler):
 
     def exhausted_reason(self, study: Study, trials: Sequence[FrozenTrial] | None = None) -> str:
         return self.text
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/study.db"
 
 
 def make_queue(url: str, budget: int = 100, **limits: Any) -> TrialQueue:

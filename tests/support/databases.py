@@ -1,19 +1,23 @@
-"""A real Postgres server for tests, from the package index and without root."""
+"""Databases for tests: a Postgres server without root, connections that end, tables of old."""
 
 from __future__ import annotations
 
 import itertools
 import shutil
+import sqlite3
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy
 from sqlalchemy.engine import make_url
+from sqlalchemy.pool import Pool
+
+from autotune.storage.url import parse_url
 
 
 @dataclass
@@ -81,3 +85,34 @@ def start_server() -> Iterator[Server]:
         server.cleanup()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def connections_closed() -> Iterator[None]:
+    """Close what pools open in the block at its end, as the end of a process does."""
+    opened: list[Any] = []
+
+    def note(connection: Any, _record: object) -> None:
+        opened.append(connection)
+
+    sqlalchemy.event.listen(Pool, "connect", note)
+    try:
+        yield
+    finally:
+        sqlalchemy.event.remove(Pool, "connect", note)
+        for connection in opened:
+            with suppress(sqlite3.ProgrammingError):  # opened in another thread
+                connection.close()
+
+
+OLDER = "v3.0.0.d"
+
+
+def downgrade(url: str) -> None:
+    """Take back the last step that Optuna's tables have made: an index on ``trials``."""
+    engine = sqlalchemy.create_engine(parse_url(url))
+    with engine.begin() as connection:
+        for index in sqlalchemy.inspect(connection).get_indexes("trials"):
+            connection.exec_driver_sql(f"DROP INDEX {index['name']}")
+        connection.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{OLDER}'")
+    engine.dispose()
