@@ -87,7 +87,7 @@ def test_the_rest_is_that_of_a_plan() -> None:
         ({"lr": "fast"}, "but got 'fast'"),
         ({"layer.1.kernel": "5"}, "layer.1.kernel: must be one of keep, 1, 5, but got '5'"),
         ({"optimizer": "sgd"}, "is fixed at adamw in this study, but got 'sgd'"),
-        ({"backbone": "resnet18"}, "must be test_"),
+        ({"backbone": "vgg11"}, "backbone: must be resnet18, but got"),
         ({"layers": 2, "layer.3.kernel": 5}, "layers is 2 in this plan; give layers=3 or more"),
         ({"head.dropout": 0.2}, "head.hidden_layers is 0 in this plan; give head.hidden_layers=1"),
         ({"layer_decay": 0.7}, "no layer but the head trains in this plan; give layers=1 or more"),
@@ -105,6 +105,6 @@ def test_all_mistakes_come_together() -> None:
 def test_a_plan_of_another_space() -> None:
     said = mistakes({}, TrialPlan(SPACE.backbone, 1, (LayerPlan(kernel=7, dropout=0.0),)))
     assert "layer.1.kernel: is 7 in that plan, and this study has keep, 1, 5" in said
-    said = mistakes({}, TrialPlan("resnet18", policy=TrainingPolicy("sgd")))
-    assert "backbone: is resnet18 in that plan" in said
+    said = mistakes({}, TrialPlan("vgg11", policy=TrainingPolicy("sgd")))
+    assert "backbone: is vgg11 in that plan" in said
     assert "training.optimizer: is sgd in that plan, and this study has adamw" in said
