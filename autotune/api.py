@@ -246,11 +246,9 @@ class Study:
             StudyError: When a trial has this plan, there is no such trial, or nothing was run yet.
 
         Example:
-            >>> queued = study.enqueue({"layers": 2, "lr": 0.002})
-            >>> queued.number, queued.words
-            (4, 'last 2 layers trainable, linear head, adamw lr 0.002')
-            >>> queued.needs  # the four trials of this study are used up
-            {'search.trials': 5}
+            >>> study.enqueue({"layers": 9})
+            Traceback (most recent call last):
+            autotune.errors.ConfigError: ...layers (depth): must be from 0 to 5, but got 9
         """
         from autotune.study.setup.manual_trials import enqueue_plan
         from autotune.study.setup.opening import open_existing
@@ -290,8 +288,8 @@ class Study:
         """The study as an Optuna study.
 
         Example:
-            >>> len(study.optuna_study.trials)
-            4
+            >>> study.optuna_study.trials[0].state.name
+            'COMPLETE'
         """
         return self._open_handle().study
 
@@ -390,7 +388,7 @@ class Study:
         Example:
             >>> study.refit(trial=99)
             Traceback (most recent call last):
-            autotune.errors.StudyError: --trial: the study 'digits' has the trials 0 to 3, but ...
+            autotune.errors.StudyError: --trial: the study 'digits' has the trials 0 to ...
         """
         path = None if folder is None else Path(folder)
         if path is not None:
