@@ -30,6 +30,7 @@ from torch.utils._pytree import tree_leaves
 
 from autotune.atomic import atomic_file
 from autotune.errors import is_transient_os_error
+from autotune.training.curves import CHECKPOINT_KEY
 from autotune.training.metrics import LOWEST_LOSS
 
 logger = logging.getLogger(__name__)
@@ -71,13 +72,13 @@ class Checkpoint:
             if self.path.is_dir():  # not one of ours, and a file cannot replace it
                 _remove(self.path)
 
-    def load(self, current: Mapping[str, Any]) -> dict[str, Any] | None:
+    def load(self, current: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
         """Read the state, or return ``None`` if there is none that can be used.
 
         A file that cannot be used is removed, with a line in the log.
 
         Args:
-            current: The state of the training that would resume.
+            current: The state of the training that would resume; ``None`` where no training does.
 
         Raises:
             OSError: When the error may be gone in a moment.
@@ -101,7 +102,7 @@ class Checkpoint:
         _remove(path)
         return None
 
-    def _read(self, file: BinaryIO, current: Mapping[str, Any]) -> dict[str, Any]:
+    def _read(self, file: BinaryIO, current: Mapping[str, Any] | None) -> dict[str, Any]:
         if file.read(len(_MAGIC)) != _MAGIC:
             raise _UnusableError("it is not of this version, or no checkpoint at all")
         checksum, start, crc = file.read(_CRC_LENGTH), file.tell(), 0
@@ -122,7 +123,7 @@ class Checkpoint:
             raise
         except Exception as error:  # torch raises many kinds for a file that it cannot read
             raise _UnusableError(f"it cannot be read ({error})") from error
-        if where := _difference(state, current):
+        if current is not None and (where := _difference(state, current)):
             raise _UnusableError(f"it has another structure at {where}")
         # A training that resumed from it would diverge, and its plan would be blamed.
         if not all(
@@ -200,7 +201,8 @@ def _difference(state: Any, current: Any, where: str = "state") -> str:
     """Return where a state differs in structure from the current one; empty if nowhere.
 
     An optimizer has a state for each parameter once it has taken a step: what is empty now may
-    be filled. There is a lowest loss once there was a validation.
+    be filled. There is a lowest loss once there was a validation, and there are no curves in those
+    of earlier versions.
     """
     names: list[Any]
     if isinstance(current, Tensor) and isinstance(state, Tensor):
@@ -208,7 +210,7 @@ def _difference(state: Any, current: Any, where: str = "state") -> str:
     if isinstance(current, Mapping) and isinstance(state, Mapping):
         if not current and where.endswith(".optimizer.state"):
             return ""
-        if (state.keys() ^ current.keys()) - {LOWEST_LOSS}:
+        if (state.keys() ^ current.keys()) - {LOWEST_LOSS, CHECKPOINT_KEY}:
             return where
         names = [name for name in current if name in state]
     elif isinstance(current, list | tuple) and isinstance(state, list | tuple):

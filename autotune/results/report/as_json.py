@@ -13,6 +13,7 @@ from autotune.results.diagnosis.answer import find_answer
 from autotune.results.diagnosis.diagnostics import diagnose
 from autotune.results.diagnosis.next_steps import next_steps
 from autotune.results.report.dataframe import trial_records
+from autotune.results.report.images import images_json
 from autotune.results.study_results import StudyResults
 from autotune.results.values.verdict import Verdict
 from autotune.storage.url import redact
@@ -41,6 +42,7 @@ def _document(results: StudyResults, storage_url: str) -> Any:
             **record,
             "plan_in_full": trial.user_attrs.get(attrs.PLAN),
             "curve": sorted(trial.intermediate_values.items()),
+            "curves": trial.user_attrs.get(attrs.CURVES),
         }
         for record, trial in zip(trial_records(results), results.trials, strict=True)
     ]
@@ -73,6 +75,7 @@ def _document(results: StudyResults, storage_url: str) -> Any:
         "baseline": trials[baseline.number] if baseline else None,
         "front": [trial.number for trial in results.front],
         "confirmed": _verdict(results.verdict),
+        "images": images_json(results),
         "fit": attributes.get(attrs.TEST_READS, []),
         "diagnostics": [asdict(diagnostic) for diagnostic in diagnose(results)],
         "definition": attrs.definition(attributes) or None,

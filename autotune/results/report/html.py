@@ -20,6 +20,7 @@ from markupsafe import Markup
 from optuna.trial import FrozenTrial
 from plotly.offline import get_plotlyjs
 
+from autotune.config.loading import slug
 from autotune.data.quality.checks import duplicate_summary
 from autotune.results.diagnosis.answer import PLAN_TITLES, Answer, find_answer
 from autotune.results.diagnosis.diagnostics import diagnose
@@ -30,12 +31,14 @@ from autotune.results.diagnosis.headline import (
     describe_refit,
     key_figures,
 )
+from autotune.results.diagnosis.loss_curves import describe_losses
 from autotune.results.diagnosis.next_steps import next_steps
 from autotune.results.diagnosis.space_checks import MIN_FOR_IMPORTANCES, edges_of_best
 from autotune.results.diagnosis.utilization import measure_utilization
 from autotune.results.figures.greedy_stages import stage_rows
 from autotune.results.figures.history import curves_figure, history_figure, timeline_figure
 from autotune.results.figures.layer_diagram import as_html, layer_rows
+from autotune.results.figures.losses import loss_range, losses_figure, trials_with_losses
 from autotune.results.figures.parameters import (
     MIN_ACTIVE,
     importances,
@@ -44,6 +47,17 @@ from autotune.results.figures.parameters import (
 )
 from autotune.results.figures.pareto import front_figure
 from autotune.results.report.glossary import EVIDENCE, GLOSSARY
+from autotune.results.report.images import (
+    EMBEDDED_BYTES,
+    MATRIX_CLASSES,
+    MAX_CLASSES,
+    MAX_PAIRS,
+    SHOWN_IMAGES,
+    describe_missing,
+    find_image_results,
+    format_share,
+    predictions_csv,
+)
 from autotune.results.report.reproduction import commands, file_name, study_file
 from autotune.results.report.trial_table import (
     MAX_ROWS,
@@ -57,8 +71,10 @@ from autotune.results.report.trial_table import (
 from autotune.results.study_results import StudyResults
 from autotune.results.values.precision import describe_precisions
 from autotune.runtime import gc_paused
+from autotune.storage.commands import command_line, full_storage_option
 from autotune.study.state import attrs
 from autotune.study.state.constraints import COST_LABELS, format_cost, format_count
+from autotune.study.state.predictions import INSTALL_HEAT_MAPS
 from autotune.text import format_duration, visible
 from autotune.version import describe_version
 
@@ -100,6 +116,7 @@ def _context(results: StudyResults, storage_url: str) -> dict[str, Any]:
         "caveats": caveats(results),
         "notes": results.image_warnings,
         "networks": _networks(results, answer),
+        **_images(results, storage_url),
         "stages": stage_rows(results),
         "figures": _figures(results, measured),
         "min_for_importances": MIN_FOR_IMPORTANCES,
@@ -151,6 +168,7 @@ def environment() -> Environment:
     )
     made.filters["format_count"] = format_count
     made.filters["format_duration"] = format_duration
+    made.filters["format_share"] = format_share
     made.filters["format_wait"] = _format_wait
     return made
 
@@ -183,6 +201,30 @@ def _networks(results: StudyResults, answer: Answer) -> list[dict[str, str]]:
     ]
 
 
+def _images(results: StudyResults, storage_url: str) -> dict[str, Any]:
+    """Return what the page shows of single images; their table only where it is small."""
+    reason, command = describe_missing(results, storage_url)
+    table = predictions_csv(results).encode()
+    is_small = 0 < len(table) <= EMBEDDED_BYTES
+    return {
+        "images": find_image_results(results),
+        "missing_images": {"reason": reason, "command": command},
+        "matrix_classes": MATRIX_CLASSES,
+        "max_classes": MAX_CLASSES,
+        "max_pairs": MAX_PAIRS,
+        "shown_images": SHOWN_IMAGES,
+        "predictions_base64": base64.b64encode(table).decode() if is_small else "",
+        "predictions_name": f"{slug(results.name) or 'study'}-predictions.csv",
+        "predictions_command": command_line(
+            "autotune",
+            "report",
+            results.name,
+            f" --format predictions{full_storage_option(storage_url)}",
+        ),
+        "install_heat_maps": INSTALL_HEAT_MAPS,
+    }
+
+
 def _describe_size(trial: FrozenTrial) -> str:
     stored, parts = trial.user_attrs, []
     if attrs.TRAINABLE_PARAMETERS in stored:
@@ -209,10 +251,26 @@ def _figures(results: StudyResults, measured: Mapping[str, float]) -> dict[str, 
         "front": _plot("The metric of every trial over its cost", front_figure(results)),
         "history": _plot("The value of every trial", history_figure(results)),
         "curves": _plot("The objective after each epoch", curves_figure(results)),
+        "losses": _loss_plots(results),
         "importances": _plot("The importance of each parameter", importance),
         "timeline": _plot("What each worker did when", timeline_figure(results)),
         "slices": [plot for plot in slices if plot],
     }
+
+
+def _loss_plots(results: StudyResults) -> list[dict[str, Any]]:
+    """Draw the losses of the best trials, each with what they say in a few words."""
+    trials, plots = trials_with_losses(results), []
+    ends = loss_range(trials)
+    for trial in trials:
+        marks = (("best", results.best), ("baseline", results.baseline))
+        marked = [name for name, owner in marks if trial is owner]
+        heading = ", ".join((f"Trial {trial.number}", *marked))
+        plot = _plot(f"The losses of trial {trial.number}", losses_figure(trial, ends))
+        assert plot is not None, "its losses are known"
+        words = results.describe_plan(trial)
+        plots.append({**plot, "heading": heading, "words": words, "note": describe_losses(trial)})
+    return plots
 
 
 def _plot(title: str, figure: go.Figure | None) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,15 @@ import torch
 from PIL import Image
 
 from autotune.data.drawing import plot_label
-from autotune.study.trial.plots import WORST, Prediction, draw_confusion, draw_worst, worst
+from autotune.study.trial.plots import (
+    WORST,
+    Prediction,
+    draw_confusion,
+    draw_curve,
+    draw_worst,
+    worst,
+)
+from tests.support.studies import curves_of
 
 
 def test_the_worst_images_are_those_with_the_highest_loss() -> None:
@@ -36,19 +45,22 @@ def test_a_sheet_of_any_classes(tmp_path: Path, side: int) -> None:
     found = worst(torch.randn(40, 1000), torch.arange(40) % 6)
     assert len(found) == WORST
     views = torch.randint(0, 256, (40, 3, side, side), dtype=torch.uint8)
-    path = draw_worst(tmp_path, [(one, views[one.position]) for one in found], classes)
+    shown = [views[one.position] for one in found]
+    names = [f"{'long ' * 40}/{one.position} 数字.jpg" for one in found]
+    path = draw_worst(tmp_path, found, shown, names, classes)
     with Image.open(path) as sheet:
         sheet.load()
-        assert (path.name, sheet.format, sheet.size) == ("worst_images.jpg", "JPEG", (656, 820))
+        assert (path.name, sheet.format, sheet.size) == ("worst_images.jpg", "JPEG", (656, 888))
 
 
 def test_a_sheet_shows_the_images_and_marks_what_is_wrong(tmp_path: Path) -> None:
     view = torch.zeros(3, 8, 8, dtype=torch.uint8)
     view[2] = 255
     wrong, right = Prediction(0, 0, 1, 0.9, 0.1), Prediction(1, 1, 1, 0.6, 0.6)
-    path = draw_worst(tmp_path, [(wrong, view), (right, view)], ["one", "two"])
+    names = ["one/a.jpg", "two/b.jpg"]
+    path = draw_worst(tmp_path, [wrong, right], [view, view], names, ["one", "two"])
     with Image.open(path) as sheet:
-        assert sheet.size == (656, 238)
+        assert sheet.size == (656, 255)
         red, green, blue = sheet.getpixel((60, 100))
         assert blue > 240 and red < 15 and green < 15
         below = [sheet.crop((left, 207, left + 144, 222)) for left in (16, 176)]
@@ -76,3 +88,19 @@ def test_a_matrix_of_any_classes_is_drawn_without_a_warning(
 def test_long_names_in_a_plot_lose_their_middle() -> None:
     assert plot_label("golden retriever of a kind, number 2") == "golden retr…, number 2"
     assert plot_label("犬 $a$") == "□ $a$"
+
+
+@pytest.mark.parametrize(
+    ("values", "stored", "panels"),
+    [
+        ({1: 0.5, 2: 0.6}, curves_of([0.5, 0.4], [0.6, 0.5]), 2),
+        ({1: 0.5, 2: 0.6}, {}, 1),  # of an earlier version
+        ({}, {"training_loss": [0.5, 0.4], "validation_loss": [None, None]}, 1),  # a refit
+        ({}, {}, 1),
+    ],
+)
+def test_the_curve_of_what_is_known(
+    tmp_path: Path, values: dict[int, float], stored: dict[str, Any], panels: int
+) -> None:
+    with Image.open(draw_curve(tmp_path, values, "accuracy", stored)) as picture:
+        assert picture.size == (500, 320 * panels)
