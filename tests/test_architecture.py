@@ -69,7 +69,7 @@ FLOORS = {
         ("ranking", "dimensions", "extrapolation"),
         ("backbone_limits", "study_view"),
         ("space",),
-        ("deduplication", "initial_plans", "plugins"),
+        ("deduplication", "initial_plans", "manual_plans", "plugins"),
         ("greedy", "pruners"),
         ("samplers",),
     ),
