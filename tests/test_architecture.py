@@ -67,6 +67,7 @@ FLOORS = {
         ("ranking", "dimensions", "extrapolation"),
         ("backbone_limits", "study_view"),
         ("space",),
+        ("space_checks",),
         ("deduplication", "initial_plans", "plugins"),
         ("greedy", "pruners"),
         ("samplers",),
