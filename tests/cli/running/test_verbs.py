@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from autotune.config.schema import StudyConfig
 from autotune.data.views.study_data import open_test_views
 from autotune.plan import TrialPlan
-from autotune.results.model.model import load_model
+from autotune.results.model.model_folder import load_model
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.setup.opening import open_existing
 from autotune.study.state import attrs
