@@ -48,7 +48,7 @@ def gc(
     if not goes:
         stdout.print("there is nothing to remove")
         return
-    size = format_bytes(sum(found.size_bytes for found in goes))
+    size = format_bytes(sum(entry.size_bytes for entry in goes))
     console.ask(f"remove {size}?", yes)
     for problem in remove_garbage(goes):
         stdout.print(problem)

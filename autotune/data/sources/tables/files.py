@@ -150,8 +150,8 @@ class _Images:
             for parts in self._by_name.get(_form(stem).casefold(), ()):
                 found_stem, found_ending = os.path.splitext(parts[-1])
                 same = 0
-                for one, other in zip(reversed(folders), reversed(parts[:-1]), strict=False):
-                    if _form(one).casefold() != _form(other).casefold():
+                for folder, other in zip(reversed(folders), reversed(parts[:-1]), strict=False):
+                    if _form(folder).casefold() != _form(other).casefold():
                         break
                     same += 1
                 written = [*folders[len(folders) - same :], stem]
