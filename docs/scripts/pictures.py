@@ -19,9 +19,9 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 from PIL import Image, ImageChops
@@ -36,11 +36,11 @@ AUTOTUNE = (sys.executable, "-m", "autotune")
 COLUMNS, WIDTH = 100, 1100
 #: The longest picture; a plot of every parameter of a large space would be a long page.
 HEIGHT = 1430
-#: The share of a run after which its live view is taken.
+#: The share of its trials after which the live view of a run is taken.
 MOMENT = 0.7
 #: A part of the report -> the headings between which it lies; the top of the page, and its end.
 PARTS = {
-    "report": (None, "Learning curves"),
+    "report": (None, "Course of the study"),
     "report-parameters": ("Which parameters matter", "Timeline of the workers"),
 }
 _TOP = """title => [...document.querySelectorAll("h2")]
@@ -53,22 +53,22 @@ _CONTROLS = re.compile(r"(\x1b\[1A|\x1b\[2K|\x1b\[\?25[lh]|\r|\n)")
 #: The font of rich comes from another server; the reader's browser has one of its own.
 _SVG = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
 
-Output = list[tuple[float, str]]
+#: What the live view says of the trials.
+_FINISHED = re.compile(r"(\d+)/(\d+) finished")
 
 
-def run(*arguments: str) -> Output:
-    """Run a verb in a terminal; return what it wrote, with the seconds since its start."""
-    written: list[tuple[float, bytes]] = []
-    start = time.monotonic()
+def run(*arguments: str) -> list[str]:
+    """Run a verb in a terminal; return what it wrote, piece by piece."""
+    written: list[bytes] = []
 
     def read(file: int) -> bytes:
-        written.append((time.monotonic() - start, os.read(file, 65536)))
-        return written[-1][1]
+        written.append(os.read(file, 65536))
+        return written[-1]
 
     print("autotune", *arguments)
     if code := os.waitstatus_to_exitcode(pty.spawn([*AUTOTUNE, *arguments], read)):
         raise SystemExit(f"autotune {arguments[0]} ended with exit code {code}")
-    return [(seconds, text.decode(errors="replace")) for seconds, text in written]
+    return [text.decode(errors="replace") for text in written]
 
 
 def screen(texts: Iterable[str]) -> str:
@@ -86,10 +86,13 @@ def screen(texts: Iterable[str]) -> str:
     return "\n".join(lines).rstrip()
 
 
-def during(output: Output, moment: float = MOMENT) -> str:
-    """Return what the terminal showed after a share of a run."""
-    seconds = output[-1][0] * moment
-    return screen(text for written, text in output if written <= seconds)
+def during(written: Sequence[str], share: float = MOMENT) -> str:
+    """Return what the terminal showed just before more than a share of the trials had ended."""
+    for count, text in enumerate(written):
+        for finished, trials in _FINISHED.findall(text):
+            if int(finished) > share * int(trials):
+                return screen(written[:count])
+    return screen(written)
 
 
 def draw(text: str, title: str, path: Path) -> Path:
@@ -131,7 +134,7 @@ def take_dashboard(page: Page, trial: int, study: Sequence[str], folder: Path) -
         try:
             address = process.stdout.readline().split()[1]
             if study is arguments:
-                page.set_viewport_size({"width": WIDTH, "height": 1530})
+                page.set_viewport_size({"width": WIDTH, "height": 1640})
                 page.goto(f"{address}/trials?numbers={trial}")
                 page.wait_for_function(_DRAWN)
             else:
@@ -155,23 +158,19 @@ def with_few_colors(path: Path) -> Path:
     return path
 
 
-def take(study: Sequence[str], folder: Path, work: Path) -> Iterator[Path]:
-    """Run a study, confirm it, and take all pictures.
-
-    Args:
-        study: The arguments of ``autotune run``.
-        folder: Where the pictures go.
-        work: A folder for other files.
-
-    Yields:
-        The pictures.
-    """
-    for verb, moment in (("run", MOMENT), ("confirm", 1.0)):
-        shown = during(run(verb, *study), moment)
-        yield draw(shown, f"autotune {verb} {study[0]}", folder / f"{verb}.svg")
+def take_trainings(study: Sequence[str], folder: Path) -> Iterator[Path]:
+    """Run, confirm and refit a study, and take pictures of the terminal and of its images."""
+    for verb, shown in (("run", during), ("confirm", screen)):
+        text = shown(run(verb, *study))
+        yield draw(text, f"autotune {verb} {study[0]}", folder / f"{verb}.svg")
     run("refit", *study)
-    run("data", "info", *study, "-o", str(folder / "contact-sheet.png"))
-    yield with_few_colors(folder / "contact-sheet.png")
+    sheet = folder / "contact-sheet.png"
+    run("data", "info", *study, "-o", str(sheet))
+    yield with_few_colors(sheet)
+
+
+def take_pages(study: Sequence[str], folder: Path, work: Path) -> Iterator[Path]:
+    """Take the pictures of the report and of the dashboard."""
     for ending in ("html", "json"):
         run("report", *study, "-o", str(work / f"report.{ending}"))
     best = json.loads((work / "report.json").read_text())["best"]["number"]
@@ -185,13 +184,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study", nargs="+", help="arguments of autotune run")
     parser.add_argument("--to", type=Path, default=IMAGES, help="folder of the pictures")
+    parser.add_argument(
+        "--pages", action="store_true", help="report and dashboard alone, of a study that has run"
+    )
     given = parser.parse_args()
     given.to.mkdir(parents=True, exist_ok=True)
     os.environ |= {"COLUMNS": str(COLUMNS), "LINES": "40", "TERM": "xterm-256color"}
     os.environ.pop("NO_COLOR", None)
     with tempfile.TemporaryDirectory() as work:
         os.environ.setdefault("AUTOTUNE_STORAGE", f"sqlite:///{work}/autotune.db")
-        for path in take(given.study, given.to, Path(work)):
+        trainings = [] if given.pages else take_trainings(given.study, given.to)
+        pages = take_pages(given.study, given.to, Path(work))
+        for path in chain(trainings, pages):
             print(path, f"{path.stat().st_size / 1000:.0f} kB")
 
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,8 +64,7 @@ def test_the_api_page_has_every_public_name() -> None:
         names
     )
     for name in names:
-        module, _, attribute = name.rpartition(".")
-        assert getattr(importlib.import_module(module), attribute).__doc__, name
+        assert pkgutil.resolve_name(name).__doc__, name
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,12 @@ def test_the_readme_lists_every_page() -> None:
     assert "docs/coverage.md" in readme
 
 
+def test_the_readme_says_what_autotune_is_before_the_first_command() -> None:
+    head = (ROOT / "README.md").read_text().split("\n    ", 1)[0]
+    assert "](docs/images/report.png)" in head
+    assert 15 < head.count("\n") < 40, "one screen before the first command"
+
+
 def test_every_picture_is_shown() -> None:
     shown = {
         (page.parent / target).resolve()

@@ -10,16 +10,15 @@ UP = "\x1b[2K\x1b[1A\x1b[2K"
 
 
 def test_a_terminal_shows_what_was_drawn_last() -> None:
-    output = [
-        (1.0, "before\n"),
-        (2.0, "\x1b[?25la\r\nb"),
-        (6.0, f"\r{UP}c\nd"),
-        (10.0, f"{UP}end\n"),
-    ]
-    assert pictures.during(output, 0.1) == "before"
-    assert pictures.during(output, 0.5) == "before\na\nb"
-    assert pictures.during(output) == "before\nc\nd"
-    assert pictures.during(output, 1) == "before\nend"
+    written = ["before\n", "\x1b[?25la\r\nb", f"\r{UP}c\nd", f"{UP}end\n"]
+    shown = [pictures.screen(written[: count + 1]) for count in range(4)]
+    assert shown == ["before", "before\na\nb", "before\nc\nd", "before\nend"]
+
+
+def test_the_live_view_is_taken_while_trials_run() -> None:
+    written = ["", "1/4 finished", "\x1b[2K2/4 finished", "\x1b[2K3/4 finished", "\x1b[2Kbest 9 %"]
+    assert pictures.during(written) == "2/4 finished"
+    assert pictures.during(["no trials\n"]) == "no trials"
 
 
 def test_a_picture_of_a_terminal_loads_nothing(tmp_path: Path) -> None:
