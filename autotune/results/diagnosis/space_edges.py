@@ -63,8 +63,8 @@ def space_edges(results: StudyResults, trial: FrozenTrial) -> tuple[Edge, ...]:
         value = trial.params[name]
         if name == "depth" and layers:
             distribution, value = _up_to(layers, distribution), min(value, layers)
-        if found := _edge(distribution, value):
-            side, bound, beyond = found
+        if edge := _edge(distribution, value):
+            side, bound, beyond = edge
             can_be_widened = not rule_problem(name, beyond) and not (
                 beyond > most.get(name, 0) > 0
             )
