@@ -199,7 +199,7 @@ $(VENV)/public: $(BIN)/autotune
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[public]'
 	@touch $@
 
-dashboard: $(if $(PUBLIC),$(VENV)/public,$(BIN)/autotune) ## open optuna-dashboard here (PORT=8080), on a study if one is named; PUBLIC=1: to others, read-only
+dashboard: $(if $(PUBLIC),$(VENV)/public,$(BIN)/autotune) ## show all studies in the browser (PORT=8080), or the one that is named; PUBLIC=1: to others, read-only
 	@$(BIN)/autotune dashboard $(if $(is_named),$(which)) $(ARGS) $(call with,PORT,--port) $(if $(PUBLIC),--public)
 
 confirm: $(BIN)/autotune $(reader) ## train the best plans and the baseline over seeds (ARGS=--seeds 8)

@@ -54,7 +54,7 @@ FLOORS = {
         ("backbone",),
         ("flops", "image_border", "surgery"),
         ("network",),
-        ("inspection", "prefix"),
+        ("heat_maps", "inspection", "prefix"),
     ),
     "training": (
         ("metrics", "inputs"),
@@ -77,10 +77,10 @@ FLOORS = {
     "results": (
         ("values",),
         ("model", "study_results"),
-        ("comparison", "overview"),
+        ("comparison",),
         ("evaluation", "figures"),
         ("diagnosis",),
-        ("report",),
+        ("overview", "report"),
         ("dashboard",),
     ),
     "display": (

@@ -6,6 +6,8 @@ from functools import cache
 from pathlib import Path
 
 import matplotlib
+import numpy as np
+import torch
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -24,6 +26,19 @@ def draw_tile(view: Tensor, side: int) -> Image.Image:
     is_small = pixels.shape[0] < side  # its pixels stay visible
     resample = Image.Resampling.NEAREST if is_small else Image.Resampling.LANCZOS
     return Image.fromarray(pixels).resize((side, side), resample)
+
+
+def draw_heat(tile: Image.Image, heat: Tensor) -> Image.Image:
+    """Draw a heat map ``(h, w)`` of values from 0 to 1 over a tile; cold places stay gray."""
+    size = tile.size
+    smooth = Image.fromarray((255 * heat).to(torch.uint8).numpy()).resize(
+        size, Image.Resampling.BICUBIC
+    )
+    values = np.asarray(smooth) / 255
+    colors = (matplotlib.colormaps["inferno"](values)[..., :3] * 255).astype(np.uint8)
+    gray = tile.convert("L").convert("RGB")
+    weight = Image.fromarray((40 + 140 * values).astype(np.uint8))
+    return Image.composite(Image.fromarray(colors), gray, weight)
 
 
 def draw_text(

@@ -11,6 +11,7 @@ import copy
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, cast
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -26,6 +27,7 @@ from autotune.results.values.verdict import Verdict
 from autotune.search import ranking
 from autotune.search import space as search_space
 from autotune.search.space import Space
+from autotune.storage.artifacts import find_artifacts
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget, StopReason
 from autotune.study.state.outcome import NoResult, find_no_result
@@ -46,6 +48,7 @@ class StudyResults:
         attributes: User attributes of the study, see :mod:`autotune.study.state.attrs`.
         objective: The metric.
         cost: The second objective, or ``None``.
+        artifacts: Folder of its artifacts, where it is known.
     """
 
     source: Study
@@ -53,16 +56,17 @@ class StudyResults:
     attributes: Mapping[str, Any]
     objective: Objective
     cost: Objective | None
+    artifacts: Path | None = None
 
     @staticmethod
-    def from_study(study: Study) -> StudyResults:
-        """Read a study."""
+    def from_study(study: Study, artifacts: Path | None = None) -> StudyResults:
+        """Read a study; its artifacts lie in a folder."""
         trials, attributes = tuple(study.get_trials(deepcopy=False)), study.user_attrs
         names, directions = study.metric_names or ["objective"], study.directions
         images = attributes.get(attrs.DATASET, {}).get("validation") or 0
         objective = Objective(names[0], directions[0], 2 if images >= 1000 else 1)
         cost = Objective(names[1], directions[1]) if len(names) > 1 else None
-        return StudyResults(study, trials, attributes, objective, cost)
+        return StudyResults(study, trials, attributes, objective, cost, artifacts)
 
     @property
     def name(self) -> str:
@@ -190,6 +194,21 @@ class StudyResults:
     def stop_reason(self) -> StopReason | None:
         """Why no new trial starts; ``None`` while a trial runs or can start."""
         return None if self.progress.running else StopReason.from_attributes(self.attributes)
+
+    def read_artifact(self, owner: FrozenTrial | None, name: str) -> bytes | None:
+        """Return an artifact of a trial, or of the study; ``None`` where there is none."""
+        if self.artifacts is None:
+            return None
+        if owner is not None:
+            system_attrs = owner.system_attrs
+        else:
+            storage = optuna_private.storage(self.source)
+            system_attrs = storage.get_study_system_attrs(optuna_private.study_id(self.source))
+        id_ = find_artifacts(system_attrs).get(name)
+        try:
+            return None if id_ is None else (self.artifacts / id_).read_bytes()
+        except OSError:
+            return None
 
     @cached_property
     def verdict(self) -> Verdict | None:

@@ -13,9 +13,11 @@ import os
 import shutil
 import time
 import uuid
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from optuna.artifacts import ArtifactMeta
 from optuna.storages import RDBStorage
@@ -30,8 +32,16 @@ from autotune.optuna_private import models
 _PREFIXES = ("artifacts:", "dashboard:artifacts:")
 
 
-def add_artifact(owner: Trial | Study, path: Path, folder: Path) -> str:
+def add_artifact(
+    owner: Trial | Study, path: Path, folder: Path, file_name: str | None = None
+) -> str:
     """Add an artifact to a running trial or a study: first the file, then the reference to it.
+
+    Args:
+        owner: The trial or the study.
+        path: The file.
+        folder: Folder of the artifacts.
+        file_name: Its name for readers; by default that of the file.
 
     Returns:
         The id of the artifact, which is the name of its file in the folder.
@@ -39,7 +49,8 @@ def add_artifact(owner: Trial | Study, path: Path, folder: Path) -> str:
     Raises:
         OSError: When the file cannot be written; then nothing refers to it, and nothing is left.
     """
-    kind, encoding = mimetypes.guess_type(path.name)
+    file_name = file_name or path.name
+    kind, encoding = mimetypes.guess_type(file_name)
     name = str(uuid.uuid4())
     temporary = folder / f".{name}"
     try:
@@ -47,7 +58,7 @@ def add_artifact(owner: Trial | Study, path: Path, folder: Path) -> str:
         os.replace(temporary, folder / name)
     finally:
         temporary.unlink(missing_ok=True)
-    meta = ArtifactMeta(name, path.name, kind or "application/octet-stream", encoding)
+    meta = ArtifactMeta(name, file_name, kind or "application/octet-stream", encoding)
     key, value = f"{_PREFIXES[0]}{name}", json.dumps(asdict(meta))
     if isinstance(owner, Trial):
         owner.storage.set_trial_system_attr(optuna_private.trial_id(owner), key, value)
@@ -116,6 +127,12 @@ def read_reference(key: str, value_json: str) -> tuple[str, str] | None:
     if meta is None:
         return None
     return meta.get("artifact_id", key.rpartition(":")[2]), meta.get("filename", "")
+
+
+def find_artifacts(system_attrs: Mapping[str, Any]) -> dict[str, str]:
+    """Return the ids of the artifacts of a trial or a study, by the names of their files."""
+    references = (read_reference(key, json.dumps(value)) for key, value in system_attrs.items())
+    return {name: id_ for id_, name in filter(None, references)}
 
 
 def list_files(folder: Path) -> tuple[StoredFile, ...]:

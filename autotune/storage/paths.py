@@ -8,6 +8,7 @@ Everything is in one folder beside the database, ``autotune.files/`` beside ``au
     confirmed/<study>/<key>.json     scores of a plan under another seed (``autotune confirm``)
     logs/<study>/<worker>.log        one log a worker
     models/<study>/                  what ``autotune refit`` writes
+    predictions/<study>.csv          single images, which ``autotune report`` writes too
     reports/<study>.<format>         what ``autotune report`` writes
 
 A study remembers its folder only where somebody chose one (``files:``, ``--files``), or where its
@@ -121,6 +122,10 @@ class StudyPaths:
         """Return the file of a study's report in one of the :data:`REPORT_FORMATS`."""
         return self.root / "reports" / f"{_file_name(study)}.{format}"
 
+    def predictions(self, study: str) -> Path:
+        """Return the file of what a study predicted for single images."""
+        return self.root / "predictions" / f"{_file_name(study)}.csv"
+
     def studies(self) -> set[str]:
         """Return the names of the studies that were run here.
 
@@ -143,6 +148,7 @@ class StudyPaths:
         return (
             *(self.checkpoints(study), self.confirmed(study), self.logs(study), self.model(study)),
             *(self.report(study, format) for format in REPORT_FORMATS),
+            self.predictions(study),
         )
 
 

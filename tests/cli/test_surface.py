@@ -31,7 +31,7 @@ SURFACE = {
     "report": {*WHICH, "--output", "-o", "--format"},
     "dashboard": {*WHICH, "--port", "--public", "--host"},
     "confirm": {*WHICH, "--top", "--seeds", "--json"},
-    "reproduce": {*WHICH, "trial"},
+    "reproduce": {*WHICH, "trial", "--predictions"},
     "refit": {*WHICH, "--trial", "--output", "-o", "--json"},
     "predict": {
         *("model", "images", "--output", "-o", "--top", "--all", "--batch-size"),

@@ -424,6 +424,7 @@ def add_files(study: Study, files: StudyPaths) -> None:
         files.log(name, "worker-0"),
         files.model(name) / "model.safetensors",
         files.report(name),
+        files.predictions(name),
     ):
         write(path)
     files.artifacts.mkdir(exist_ok=True)

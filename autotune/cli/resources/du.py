@@ -12,7 +12,7 @@ from rich.text import Text
 from autotune.display import console
 from autotune.text import format_bytes
 
-_KINDS = ("artifacts", "checkpoints", "logs", "confirmed", "reports", "models")
+_KINDS = ("artifacts", "checkpoints", "logs", "confirmed", "reports", "predictions", "models")
 
 
 def du(storage: console.StorageOption = None, as_json: console.JsonOption = False) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -23,19 +23,20 @@ if TYPE_CHECKING:
 def ls(storage: console.StorageOption = None, as_json: console.JsonOption = False) -> None:
     """List the studies of a storage, the last one first, and the presets below."""
     url = console.storage_url(storage)
-    studies = _read(url, is_given=storage is not None)
+    studies, sizes = _read(url, is_given=storage is not None)
     if as_json:
-        values = {"studies": [study.to_json() for study in studies], "presets": _presets()}
+        rows = [{**study.to_json(), "size_bytes": sizes.get(study.name)} for study in studies]
+        values = {"studies": rows, "presets": _presets()}
         typer.echo(json.dumps(values, indent=2))
         return
     from autotune.storage.url import redact
 
     stdout = console.stdout()
     if studies:
-        stdout.print(_studies_table(studies))
+        stdout.print(_studies_table(studies, sizes))
         for study in studies:
-            if study.problem:
-                stdout.print(f"{study.name}: {study.problem}")
+            if study.state in ("no result", "not made", "unreadable"):
+                stdout.print(f"{study.name}: {study.reason}")
     else:
         stdout.print(f"no studies in {redact(url)}; 'autotune run' makes them")
     stdout.print()
@@ -45,15 +46,22 @@ def ls(storage: console.StorageOption = None, as_json: console.JsonOption = Fals
     stdout.print(table)
 
 
-def _read(url: str, *, is_given: bool) -> Sequence[StudyOverview]:
+def _read(url: str, *, is_given: bool) -> tuple[Sequence[StudyOverview], Mapping[str, int | None]]:
+    """Read the studies, and the bytes of their files; ``None`` where these are elsewhere."""
     from autotune.storage.rdb.connection import has_content, open_storage
     from autotune.storage.url import database_path, is_sqlite
 
     if not is_given and is_sqlite(url) and not has_content(database_path(url)):
-        return ()
-    from autotune.results.overview import list_overviews
+        return (), {}
+    from autotune.results.overview import StudyOverviews
+    from autotune.study.upkeep.stored_studies import stored_studies
 
-    return list_overviews(open_storage(url), url)
+    storage = open_storage(url)
+    sizes = {
+        study.name: sum(study.sizes().values()) if study.is_here else None
+        for study in stored_studies(storage, url)
+    }
+    return StudyOverviews(storage, url).read(), sizes
 
 
 def _presets() -> list[dict[str, str]]:
@@ -72,22 +80,20 @@ def _presets() -> list[dict[str, str]]:
     return rows
 
 
-def _studies_table(studies: Sequence[StudyOverview]) -> Table:
+def _studies_table(studies: Sequence[StudyOverview], sizes: Mapping[str, int | None]) -> Table:
     table = Table(box=None)
     table.add_column("study", overflow="fold")
     for title in ("state", "trials", "best", "baseline", "size", "last"):
         is_number = title in ("best", "baseline", "size")
         table.add_column(title, justify="right" if is_number else "left")
     for study in studies:
-        results, state = study.results, study.state
-        scores = ["–", "–"]
-        if results is not None and results.best is not None:
-            scores[0] = results.format_values(results.best)
-        if results is not None and results.baseline is not None:
-            scores[1] = results.format_values(results.baseline)
+        outcome, state = study.outcome, study.state
+        scores = (outcome.best, outcome.baseline) if outcome else ("", "")
         if study.workers:
             state += f" ({study.workers})"
-        size = "elsewhere" if study.size_bytes is None else format_bytes(study.size_bytes)
+        bytes_ = sizes.get(study.name)
+        size = "elsewhere" if bytes_ is None else format_bytes(bytes_)
         last = f"{datetime.fromtimestamp(study.last):%Y-%m-%d %H:%M}" if study.last else "–"
-        table.add_row(Text(study.name), state, study.finished, *scores, size, last)
+        values = (score or "–" for score in scores)
+        table.add_row(Text(study.name), state, study.finished, *values, size, last)
     return table

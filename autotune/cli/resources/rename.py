@@ -25,7 +25,7 @@ def rename(
     """
     located = console.locate(study, overrides, name, storage)
     from autotune.errors import UserError
-    from autotune.results.report.formats import write_report
+    from autotune.results.report.formats import PREDICTIONS, write_report
     from autotune.storage.paths import REPORT_FORMATS
     from autotune.study.setup.opening import open_existing
     from autotune.study.upkeep.renaming import rename_study
@@ -36,6 +36,9 @@ def rename(
         if opened.files.report(new, format).exists():
             with suppress(UserError):  # of another version, or without pyarrow: the old one stays
                 write_report(opened, format=format)
+    if opened.files.predictions(new).exists():
+        with suppress(UserError):
+            write_report(opened, format=PREDICTIONS)
     console.stdout().print(
         f"the study {old!r} is now {new!r}; 'autotune run' continues it with --name "
         f"{shell_quote(new)}"

@@ -1,4 +1,4 @@
-"""``autotune dashboard``: optuna-dashboard on the storage of a study."""
+"""``autotune dashboard``: what all studies found, and optuna-dashboard on their storage."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def dashboard(
     study: Annotated[
         str | None,
-        typer.Argument(help="A study to open, as for the other verbs; default: the list of all."),
+        typer.Argument(help="A study to open, as for the other verbs; default: all."),
     ] = None,
     overrides: console.Overrides = None,
     name: console.NameOption = None,
@@ -33,7 +33,7 @@ def dashboard(
         ),
     ] = None,
 ) -> None:
-    """Open optuna-dashboard on this machine's loopback address, until Ctrl-C."""
+    """Show what all studies found, or one in optuna-dashboard, on this machine until Ctrl-C."""
     if host is not None and not public:
         raise UserError("--host is for --public; without it the dashboard is on 127.0.0.1 alone")
     named = study or name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,7 +13,7 @@ from autotune.display import console
 from autotune.errors import UserError
 
 #: Formats that a terminal or a pipe can take.
-_STREAMED = ("md", "json", "csv", "yaml")
+_STREAMED = ("md", "json", "csv", "yaml", "predictions")
 
 
 def report(
@@ -27,7 +28,7 @@ def report(
         ),
     ] = None,
     format: Annotated[
-        Literal["html", "md", "json", "csv", "parquet", "yaml"] | None,
+        Literal["html", "md", "json", "csv", "parquet", "yaml", "predictions"] | None,
         typer.Option(
             "--format", help="What to write; default: what the file's ending says, else html."
         ),
@@ -38,11 +39,17 @@ def report(
     """Write the report of a study: one self-contained HTML page, or what --format says.
 
     md: to read in an issue or a wiki. json: everything, for programs. csv, parquet: a row a trial.
-    yaml: its study file, to run it again.
+    yaml: its study file, to run it again. predictions: CSV with a row an image, the highest loss
+    first; it is written beside the page too.
     """
     if output is not None and output != "-":
         console.check_writable(output)
-    from autotune.results.report.formats import render, resolve_format, write_report
+    from autotune.results.report.formats import (
+        PREDICTIONS,
+        render,
+        resolve_format,
+        write_report,
+    )
     from autotune.results.study_results import StudyResults
     from autotune.storage.url import redact
 
@@ -54,8 +61,12 @@ def report(
         )
     opened = console.open_study(study, overrides, name, storage)
     if output == "-":
-        results = StudyResults.from_study(opened.study)
+        results = StudyResults.from_study(opened.study, opened.files.artifacts)
         sys.stdout.write(render(results, chosen, redact(opened.url)).decode())
         return
     path = write_report(opened, None if output is None else Path(output), chosen)
     console.stdout().print(f"report: {console.relative_path(path)}")
+    if chosen == "html" and output is None:
+        with suppress(UserError):  # a study without predictions: the page says why
+            path = write_report(opened, format=PREDICTIONS)
+            console.stdout().print(f"predictions: {console.relative_path(path)}")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from autotune.atomic import write_bytes
 from autotune.display import console
+from autotune.errors import place_as_user_error
 from autotune.text import join_some
 
 if TYPE_CHECKING:
@@ -20,12 +23,18 @@ def reproduce(
     overrides: console.Overrides = None,
     name: console.NameOption = None,
     storage: console.StorageOption = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(help="CSV file for its predictions of single validation images."),
+    ] = None,
 ) -> None:
     """Train a trial again, as the study did, and compare every epoch with it.
 
     Exit code 0: all values are equal, bit by bit. 1: some differ, or the study lacks some.
     """
     stdout = console.stdout()
+    if predictions is not None:
+        console.check_writable(str(predictions))
     with console.stderr().status("opening the study") as status:
         opened = console.open_study(study, overrides, name, storage)
         from autotune.results.evaluation.reproduce import reproduce_trial
@@ -39,6 +48,9 @@ def reproduce(
             ),
             status.on_progress,
         )
+    if predictions is not None:
+        with place_as_user_error(predictions):
+            write_bytes(predictions, result.predictions.encode())
     objective = StudyResults.from_study(opened.study).objective
     recorded, reproduced = map(objective.format_value, result.values)
     pruned = f", pruned after epoch {max(result.reproduced)}" if result.pruned else ""
@@ -47,6 +59,8 @@ def reproduce(
     stdout.print(f"trained on {result.compute}")
     for line in _differences(result):
         stdout.print(line)
+    if predictions is not None:
+        stdout.print(f"predictions: {console.relative_path(predictions)}")
     for change in result.changes:
         stdout.print(f"changed since then: {change}")
     if result.first_difference is not None:

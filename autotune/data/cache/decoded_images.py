@@ -11,7 +11,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,7 @@ class ImageStore:
         labels: int64, ``(N,)``.
         indices: int64, ``(N,)``: indices into the source's samples.
         skipped: Key and reason of each image that could not be decoded.
+        keys: Key of each image; empty in a process that loads data.
     """
 
     entry: Entry
@@ -95,6 +96,7 @@ class ImageStore:
     labels: np.ndarray
     indices: np.ndarray
     skipped: tuple[tuple[str, str], ...]
+    keys: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -191,7 +193,7 @@ def open_store(
         readable = LazyImages(source, np.array(entry.record["indices"]), spec, fast)
         store = _from_entry(entry, readable)
     check(store.indices, store.skipped)
-    return store
+    return replace(store, keys=tuple(source.samples[index].key for index in store.indices))
 
 
 def _key(images: LazyImages) -> str:

@@ -35,7 +35,9 @@ _NAMED: tuple[tuple[str, str, str], ...] = (
 #: Beginnings of names in folders without images: a log of TensorBoard, the cache of a hub.
 _BEGINNINGS = ("events.out.tfevents.", "models--", "datasets--")
 #: Folders in the files of studies, see ``autotune/storage/paths.py``.
-_FILES = frozenset(("artifacts", "cache", "checkpoints", "confirmed", "logs", "models", "reports"))
+_FILES = frozenset(
+    ("artifacts", "cache", "checkpoints", "confirmed", "logs", "models", "predictions", "reports")
+)
 #: Names of folders, in lower case, that are output where they hold no image.
 _IMAGELESS = {
     **dict.fromkeys((*_FILES, "storage"), OWN),

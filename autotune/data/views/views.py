@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -149,6 +149,12 @@ class Views:
         self._is_cached = torch.zeros(shape[:2], dtype=torch.bool)
         generator = torch.Generator().manual_seed(mix_seed(seed))
         self._offsets = torch.randperm(len(rows), generator=generator)
+
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """Key of each image: its name in the data set."""
+        renderer = self._renderer
+        return tuple(renderer.store.keys[row] for row in renderer.rows)
 
     @property
     def cache_bytes(self) -> int:

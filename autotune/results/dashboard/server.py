@@ -1,4 +1,4 @@
-"""optuna-dashboard on the storage of a study, only on the loopback address.
+"""The first page and optuna-dashboard on the storage of a study, only on the loopback address.
 
 The dashboard has no authentication and can delete studies, so it is never offered to a network
 itself: ``public`` puts a server in front of it that asks for a password and is read-only.
@@ -26,8 +26,10 @@ from autotune.results.dashboard.access import (
     local_only,
 )
 from autotune.results.dashboard.annotations import annotated_app
+from autotune.results.dashboard.landing import LandingPage
 from autotune.storage.paths import StudyPaths
 from autotune.storage.rdb.connection import open_storage
+from autotune.storage.rdb.retry import RetryingStorage
 from autotune.storage.url import absolute_url
 from autotune.study.setup.opening import OpenStudy
 
@@ -55,24 +57,27 @@ class Shown:
         storage: The storage with Optuna's cache: finished trials are not read again for every
             request.
         artifacts: The files of its trials.
+        plain: The same without the cache.
         url: URL of the storage.
         path: Path of the first page.
     """
 
     storage: BaseStorage
     artifacts: FileSystemArtifactStore
+    plain: RetryingStorage
     url: str
-    path: str = "/dashboard"
+    path: str = "/"
 
     @classmethod
     def study(cls, handle: OpenStudy) -> Shown:
         """Show the storage of a study, with the page of the study first."""
         path = f"/dashboard/studies/{optuna_private.study_id(handle.study)}"
-        return cls(optuna_private.storage(handle.study), handle.artifacts, handle.url, path)
+        storage = optuna_private.storage(handle.study)
+        return cls(storage, handle.artifacts, handle.storage, handle.url, path)
 
     @classmethod
     def all_studies(cls, url: str) -> Shown:
-        """Show a storage, with the list of its studies first.
+        """Show a storage, with what all of its studies found first.
 
         Raises:
             StorageError: When the storage does not exist or cannot be used.
@@ -81,7 +86,7 @@ class Shown:
         folder = StudyPaths.from_url(url).artifacts
         folder.mkdir(parents=True, exist_ok=True)
         artifacts = FileSystemArtifactStore(str(folder))
-        return cls(get_storage(storage), artifacts, absolute_url(url))
+        return cls(get_storage(storage), artifacts, storage, absolute_url(url))
 
 
 def serve(shown: Shown, port: int, on_ready: Callable[[str], None]) -> None:
@@ -116,6 +121,7 @@ def make_dashboard_server(
         UserError: When the port is taken.
     """
     app: WSGIApplication = annotated_app(shown.storage, shown.artifacts, shown.url)
+    app = LandingPage(shown.plain, shown.url).before(app)
     app = local_only(app) if passwords is None else caddy_only(app, token, passwords)
     try:
         return make_server(HOST, port, add_security_headers(app), _Server, _Handler)

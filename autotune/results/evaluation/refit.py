@@ -6,7 +6,7 @@ test split makes it a validation split.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from autotune.config.schema import RefitConfig
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.sources.registry import fetch_source
 from autotune.data.views.study_data import open_test_views
-from autotune.errors import place_as_user_error
+from autotune.errors import disk_full_as_user_error, place_as_user_error
 from autotune.plan import TrialPlan
 from autotune.results.evaluation.bootstrap import Comparison, compare
 from autotune.results.evaluation.model_card import weights_origin, write_model_card
@@ -25,13 +25,16 @@ from autotune.results.evaluation.plan_selection import SelectedPlan, select_plan
 from autotune.results.model.model import ModelSpec
 from autotune.results.model.model_folder import replace_files, save_model
 from autotune.results.study_results import StudyResults
+from autotune.storage.artifacts import add_artifact
 from autotune.storage.rdb.retry import call_with_retry
 from autotune.storage.rdb.study_lock import study_lock
 from autotune.study.setup.manifest_store import read_manifest
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
+from autotune.study.state.predictions import HEAT_MAPS, test_file
 from autotune.study.trial.context import build_context
 from autotune.study.trial.plots import draw_confusion
+from autotune.study.trial.predictions import Predicted
 from autotune.study.trial.refit import Refit, TrainingSummary, refit_views, train_refit
 from autotune.training.metrics import Metrics, compute_metrics, confusion
 
@@ -223,7 +226,22 @@ def refit_study(
         record = save_model(new, model.training.eval_model, spec, facts)
         draw_confusion(new, matrix, classes)
         write_model_card(new, record, matrix, comparison.model.bins)
+        images = test[selection.plan.backbone]
+        predicted = Predicted(images, logits, classes, [(model.training, None)])
+        written = {path.name for path in predicted.write(new, baseline_logits)}
+    if HEAT_MAPS not in written:  # those of an earlier model
+        (result.folder / HEAT_MAPS).unlink(missing_ok=True)
+    _keep_with_study(handle, result.folder, result.reads, written)
     return result
+
+
+def _keep_with_study(handle: OpenStudy, folder: Path, reads: int, names: Iterable[str]) -> None:
+    """Copy files of a model to the artifacts of its study, where the report finds them."""
+    artifacts = handle.files.artifacts
+    with disk_full_as_user_error(artifacts):
+        artifacts.mkdir(parents=True, exist_ok=True)
+        for name in sorted(names):
+            add_artifact(handle.study, folder / name, artifacts, test_file(reads, name))
 
 
 def _record_read(handle: OpenStudy, trial: int, comparison: Comparison) -> int:

@@ -33,6 +33,7 @@ class Reproduction:
         reproduced: The objective after each epoch of this training.
         changes: What has changed since then: device, precision, versions.
         compute: Device and precision of this training.
+        predictions: What it predicted for single validation images, as CSV.
     """
 
     trial: int
@@ -42,6 +43,7 @@ class Reproduction:
     reproduced: Mapping[int, float]
     changes: tuple[str, ...]
     compute: str
+    predictions: str
 
     @property
     def first_difference(self) -> int | None:
@@ -119,6 +121,7 @@ def reproduce_trial(
         reproduced=trained.curve,
         changes=tuple(_changes(handle.study.user_attrs, trial, device, trained.compute)),
         compute=f"{device}: {describe_precision(trained.compute)}",
+        predictions=trained.predicted.to_csv(),
     )
 
 

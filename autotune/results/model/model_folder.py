@@ -7,6 +7,8 @@
     README.md             the model card
     confusion_matrix.*    true and predicted classes of the test split
     reliability.png       its calibration
+    predictions.csv       single images of the test split
+    worst_images.jpg      those with the highest loss; heat_maps.jpg of the same
 
 Only this module knows the content of the first two.
 """

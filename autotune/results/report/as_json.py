@@ -13,6 +13,7 @@ from autotune.results.diagnosis.answer import find_answer
 from autotune.results.diagnosis.diagnostics import diagnose
 from autotune.results.diagnosis.next_steps import next_steps
 from autotune.results.report.dataframe import trial_records
+from autotune.results.report.images import images_json
 from autotune.results.study_results import StudyResults
 from autotune.results.values.verdict import Verdict
 from autotune.storage.url import redact
@@ -73,6 +74,7 @@ def _document(results: StudyResults, storage_url: str) -> Any:
         "baseline": trials[baseline.number] if baseline else None,
         "front": [trial.number for trial in results.front],
         "confirmed": _verdict(results.verdict),
+        "images": images_json(results),
         "fit": attributes.get(attrs.TEST_READS, []),
         "diagnostics": [asdict(diagnostic) for diagnostic in diagnose(results)],
         "definition": attrs.definition(attributes) or None,

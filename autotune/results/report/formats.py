@@ -12,6 +12,7 @@ from autotune.errors import UserError, place_as_user_error
 from autotune.results.report.as_json import render_json
 from autotune.results.report.dataframe import trials_frame
 from autotune.results.report.html import render_html
+from autotune.results.report.images import describe_missing, predictions_csv
 from autotune.results.report.markdown import render_markdown
 from autotune.results.report.reproduction import study_file
 from autotune.results.study_results import StudyResults
@@ -21,6 +22,10 @@ from autotune.text import as_cell
 
 if TYPE_CHECKING:
     from autotune.study.setup.opening import OpenStudy
+
+#: The format of what was predicted for single images; its files end in ``.csv``.
+PREDICTIONS = "predictions"
+FORMATS = (*REPORT_FORMATS, PREDICTIONS)
 
 
 def resolve_format(path: str | Path | None, given: str | None = None) -> str:
@@ -33,20 +38,21 @@ def resolve_format(path: str | Path | None, given: str | None = None) -> str:
     Raises:
         UserError: When there is no such format, or the two contradict each other.
     """
-    allowed = ", ".join(REPORT_FORMATS)
-    if given is not None and given not in REPORT_FORMATS:
+    allowed = ", ".join(FORMATS)
+    if given is not None and given not in FORMATS:
         raise UserError(f"format: must be one of {allowed}, but got {given!r}")
     ending = "" if path is None or str(path) == "-" else Path(path).suffix[1:].lower()
     ending = {"htm": "html", "yml": "yaml"}.get(ending, ending)
-    if ending in REPORT_FORMATS and given not in (None, ending):
+    own = "csv" if given == PREDICTIONS else given
+    if ending in REPORT_FORMATS and own not in (None, ending):
         raise UserError(
             f"format: {given} and the file {path} contradict each other; leave the format out, or "
-            f"let the file end in .{given}"
+            f"let the file end in .{own}"
         )
     if ending and ending not in REPORT_FORMATS and given is None:
         raise UserError(
-            f"{path}: the ending of a report must be one of {allowed}; name the format for any "
-            "other one: --format md"
+            f"{path}: the ending of a report must be one of {', '.join(REPORT_FORMATS)}; name the "
+            "format for any other one: --format md"
         )
     return given or ending or REPORT_FORMATS[0]
 
@@ -67,8 +73,14 @@ def write_report(
     Raises:
         UserError: When the format needs a package that is not installed, or the disk is full.
     """
-    results = StudyResults.from_study(handle.study)
-    path = path or handle.files.report(handle.name, format)
+    results = StudyResults.from_study(handle.study, handle.files.artifacts)
+    is_table = format == PREDICTIONS
+    default = (
+        handle.files.predictions(handle.name)
+        if is_table
+        else handle.files.report(handle.name, format)
+    )
+    path = path or default
     content = render(results, format, redact(handle.url))
     with place_as_user_error(path):
         return write_bytes(path, content)
@@ -79,14 +91,17 @@ def render(results: StudyResults, format: str, storage_url: str = "") -> bytes:
 
     Args:
         results: The study, at any stage.
-        format: One of :data:`~autotune.storage.paths.REPORT_FORMATS`; ``csv`` and ``parquet`` hold
-            the table of :func:`~autotune.results.report.dataframe.trials_frame`.
+        format: One of :data:`FORMATS`; ``csv`` and ``parquet`` hold the table of
+            :func:`~autotune.results.report.dataframe.trials_frame`, ``predictions`` single images.
         storage_url: URL of the storage, for the commands. A password in it is left out.
 
     Raises:
-        UserError: When the format needs a package that is not installed.
+        UserError: When the format needs a package that is not installed, or the study has no
+            predictions.
     """
     match format:
+        case "predictions":
+            text = _render_predictions(results, storage_url)
         case "parquet":
             return _render_parquet(results)
         case "csv":
@@ -100,6 +115,17 @@ def render(results: StudyResults, format: str, storage_url: str = "") -> bytes:
         case _:
             text = render_html(results, storage_url)
     return text.encode()
+
+
+def _render_predictions(results: StudyResults, storage_url: str) -> str:
+    if text := predictions_csv(results):
+        return text
+    reason, command = describe_missing(results, storage_url)
+    raise UserError(
+        f"{reason} {command}"
+        if reason
+        else "predictions: there are none yet, because no trial is complete; run the study first"
+    )
 
 
 def _render_csv(results: StudyResults) -> str:

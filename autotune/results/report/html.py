@@ -20,6 +20,7 @@ from markupsafe import Markup
 from optuna.trial import FrozenTrial
 from plotly.offline import get_plotlyjs
 
+from autotune.config.loading import slug
 from autotune.data.quality.checks import duplicate_summary
 from autotune.results.diagnosis.answer import PLAN_TITLES, Answer, find_answer
 from autotune.results.diagnosis.diagnostics import diagnose
@@ -44,6 +45,17 @@ from autotune.results.figures.parameters import (
 )
 from autotune.results.figures.pareto import front_figure
 from autotune.results.report.glossary import EVIDENCE, GLOSSARY
+from autotune.results.report.images import (
+    EMBEDDED_BYTES,
+    MATRIX_CLASSES,
+    MAX_CLASSES,
+    MAX_PAIRS,
+    SHOWN_IMAGES,
+    describe_missing,
+    find_image_results,
+    format_share,
+    predictions_csv,
+)
 from autotune.results.report.reproduction import commands, file_name, study_file
 from autotune.results.report.trial_table import (
     MAX_ROWS,
@@ -57,8 +69,10 @@ from autotune.results.report.trial_table import (
 from autotune.results.study_results import StudyResults
 from autotune.results.values.precision import describe_precisions
 from autotune.runtime import gc_paused
+from autotune.storage.commands import command_line, full_storage_option
 from autotune.study.state import attrs
 from autotune.study.state.constraints import COST_LABELS, format_cost, format_count
+from autotune.study.state.predictions import INSTALL_HEAT_MAPS
 from autotune.text import format_duration, visible
 from autotune.version import describe_version
 
@@ -67,7 +81,7 @@ def render_html(results: StudyResults, storage_url: str = "") -> str:
     """Return the report of a study as one HTML page, whose commands name a storage."""
     with gc_paused():
         context = _context(results, storage_url)
-        page = _environment().get_template("report.html.j2").render(context)
+        page = environment().get_template("report.html.j2").render(context)
         return page.replace("<!--contents-->", _contents(page), 1)
 
 
@@ -100,6 +114,7 @@ def _context(results: StudyResults, storage_url: str) -> dict[str, Any]:
         "caveats": caveats(results),
         "notes": results.image_warnings,
         "networks": _networks(results, answer),
+        **_images(results, storage_url),
         "stages": stage_rows(results),
         "figures": _figures(results, measured),
         "min_for_importances": MIN_FOR_IMPORTANCES,
@@ -139,8 +154,9 @@ def _plotly_compressed() -> str:
     return base64.b64encode(packed).decode()
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Return the templates of pages; they escape and make visible what they are given."""
+    made = Environment(
         loader=PackageLoader("autotune.results.report"),
         autoescape=True,
         finalize=_visible,
@@ -148,10 +164,11 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["format_count"] = format_count
-    environment.filters["format_duration"] = format_duration
-    environment.filters["format_wait"] = _format_wait
-    return environment
+    made.filters["format_count"] = format_count
+    made.filters["format_duration"] = format_duration
+    made.filters["format_share"] = format_share
+    made.filters["format_wait"] = _format_wait
+    return made
 
 
 def _visible(value: Any) -> Any:
@@ -180,6 +197,30 @@ def _networks(results: StudyResults, answer: Answer) -> list[dict[str, str]]:
         for title, trial in titles.items()
         if trial is not None and (plan := attrs.trial_plan(trial)) is not None
     ]
+
+
+def _images(results: StudyResults, storage_url: str) -> dict[str, Any]:
+    """Return what the page shows of single images; their table only where it is small."""
+    reason, command = describe_missing(results, storage_url)
+    table = predictions_csv(results).encode()
+    is_small = 0 < len(table) <= EMBEDDED_BYTES
+    return {
+        "images": find_image_results(results),
+        "missing_images": {"reason": reason, "command": command},
+        "matrix_classes": MATRIX_CLASSES,
+        "max_classes": MAX_CLASSES,
+        "max_pairs": MAX_PAIRS,
+        "shown_images": SHOWN_IMAGES,
+        "predictions_base64": base64.b64encode(table).decode() if is_small else "",
+        "predictions_name": f"{slug(results.name) or 'study'}-predictions.csv",
+        "predictions_command": command_line(
+            "autotune",
+            "report",
+            results.name,
+            f" --format predictions{full_storage_option(storage_url)}",
+        ),
+        "install_heat_maps": INSTALL_HEAT_MAPS,
+    }
 
 
 def _describe_size(trial: FrozenTrial) -> str:

@@ -18,6 +18,12 @@ from autotune.results.diagnosis.headline import (
 )
 from autotune.results.diagnosis.next_steps import next_steps
 from autotune.results.figures.layer_diagram import as_text, layer_rows
+from autotune.results.report.images import (
+    MAX_CLASSES,
+    describe_missing,
+    find_image_results,
+    format_share,
+)
 from autotune.results.report.reproduction import commands, study_file
 from autotune.results.report.trial_table import TrialRow, cost_names, failures, trial_rows
 from autotune.results.study_results import StudyResults
@@ -63,6 +69,7 @@ def _blocks(results: StudyResults, storage_url: str) -> Iterator[str]:
         yield f"## {PLAN_TITLES[answer.evidence]} plan: trial {answer.trial.number}"
         yield escape(plan.describe(named=True))
         yield fenced(as_text(layer_rows(results.layers_of(answer.trial), plan)))
+    yield from _images(results, storage_url)
     yield from _trials(results)
     if failed := failures(results):
         yield "## Failures"
@@ -94,6 +101,52 @@ def _blocks(results: StudyResults, storage_url: str) -> Iterator[str]:
         yield fenced(commands(results, storage_url), "sh")
     written = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     yield escape(f"Written by {describe_version()}, {written}.")
+
+
+def _images(results: StudyResults, storage_url: str) -> Iterator[str]:
+    """Yield what was predicted for single images: the worst, confused classes, recalls."""
+    images = find_image_results(results)
+    reason, command = describe_missing(results, storage_url)
+    if images is None:
+        if reason:
+            yield from ("## Your images", escape(reason), fenced(command, "sh"))
+        return
+    yield "## Your images"
+    yield escape(images.summary())
+    yield table(
+        ("image", "label", "its probability", "predicted", "its probability"),
+        [
+            (
+                one.path,
+                one.true_class,
+                format_share(one.true_probability),
+                one.predicted_class,
+                format_share(one.top[0][1]),
+            )
+            for one in images.predictions[:BEST_SHOWN]
+        ],
+    )
+    if images.pairs:
+        yield table(
+            ("label", "predicted", "images", "of the class"),
+            [
+                (pair.true_class, pair.predicted_class, str(pair.count), str(pair.images))
+                for pair in images.pairs[:BEST_SHOWN]
+            ],
+        )
+    yield table(
+        ("class", "recall", "images", "change", "became right", "became wrong"),
+        [
+            (
+                one.name,
+                format_share(one.correct / one.images),
+                str(one.images),
+                one.format_change(),
+                *("" if count is None else str(count) for count in (one.gained, one.lost)),
+            )
+            for one in images.recalls[:MAX_CLASSES]
+        ],
+    )
 
 
 def _trials(results: StudyResults) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The plots that are artifacts of a trial: learning curve, confusion matrix, worst images.
+"""The plots of a trial: learning curve, confusion matrix, worst images and their heat maps.
 
 Drawn with matplotlib's object interface, which needs no display and keeps no global state.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
@@ -18,14 +18,21 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from autotune.data.drawing import draw_text, draw_tile, plot_label
+from autotune.data.drawing import draw_heat, draw_text, draw_tile, plot_label
+from autotune.study.state.predictions import (
+    EDGE,
+    HEAT_MAPS,
+    LINE,
+    TILE,
+    WORST,
+    WORST_IMAGES,
+    sheet_size,
+    tile_corner,
+)
 
 #: Most classes that get names at the axes and counts in the cells.
 NAMED_CLASSES = 25
-#: Images on the sheet of the worst ones, and images in a row; below sizes in pixels.
-WORST, _COLUMNS = 16, 4
-_TILE, _GAP, _LINE, _EDGE, _TITLE = 144, 16, 17, 16, 44
-_PAPER, _INK, _RIGHT, _WRONG = "#ffffff", "#1c2733", "#2e6b34", "#b3261e"
+_PAPER, _INK, _SOFT, _RIGHT, _WRONG = "#ffffff", "#1c2733", "#5b6b7b", "#2e6b34", "#b3261e"
 
 
 def draw_curve(folder: Path, values: Mapping[int, float], objective: str) -> Path:
@@ -94,36 +101,49 @@ def worst(logits: Tensor, labels: Tensor, count: int = WORST) -> list[Prediction
 
 def draw_worst(
     folder: Path,
-    images: Sequence[tuple[Prediction, Tensor]],
+    images: Sequence[Prediction],
+    views: Sequence[Tensor],
+    names: Sequence[str],
     classes: Sequence[str],
 ) -> Path:
     """Draw the worst-classified images as the network saw them, with what it predicted.
 
-    Each comes with its view ``(3, H, W)``, uint8. A JPEG has a tenth of the size of a PNG.
+    Each has a view ``(3, H, W)``, uint8, and a name. A JPEG has a tenth of the size of a PNG.
     """
-    rows = -(-len(images) // _COLUMNS)
-    wide, high = _TILE + _GAP, _TILE + 2 * _LINE + _GAP
-    width = 2 * _EDGE + _COLUMNS * wide - _GAP
-    sheet = Image.new("RGB", (width, _TITLE + rows * high), _PAPER)
+    sheet = Image.new("RGB", sheet_size(len(images)), _PAPER)
     pen = ImageDraw.Draw(sheet)
     title = "highest loss first; black: its class, red: the prediction"
-    draw_text(pen, (_EDGE, _EDGE), title, 14, _INK, width - 2 * _EDGE)
-    for number, (image, view) in enumerate(images):
-        left, top = _EDGE + number % _COLUMNS * wide, _TITLE + number // _COLUMNS * high
-        sheet.paste(draw_tile(view, _TILE), (left, top))
-        place, below = (left, top + _TILE + 1), (left, top + _TILE + 1 + _LINE)
-        draw_text(
-            pen,
-            place,
-            f"{_percent(image.label_share)} for {classes[image.label]}",
-            13,
-            _INK,
-            _TILE,
-        )
+    draw_text(pen, (EDGE, EDGE), title, 14, _INK, sheet.width - 2 * EDGE)
+    for number, (image, view, name) in enumerate(zip(images, views, names, strict=True)):
+        left, top = tile_corner(number)
+        sheet.paste(draw_tile(view, TILE), (left, top))
         right = image.predicted == image.label
-        text = "right" if right else f"{_percent(image.share)} for {classes[image.predicted]}"
-        draw_text(pen, below, text, 13, _RIGHT if right else _WRONG, _TILE)
-    path = folder / "worst_images.jpg"
+        predicted = f"{_percent(image.share)} for {classes[image.predicted]}"
+        for line, (text, color) in enumerate(
+            (
+                (f"{_percent(image.label_share)} for {classes[image.label]}", _INK),
+                ("right" if right else predicted, _RIGHT if right else _WRONG),
+                (PurePosixPath(name).name, _SOFT),
+            )
+        ):
+            draw_text(pen, (left, top + TILE + 1 + line * LINE), text, 13, color, TILE)
+    return _save_sheet(sheet, folder / WORST_IMAGES)
+
+
+def draw_heat_maps(
+    folder: Path, images: Sequence[Prediction], views: Sequence[Tensor], maps: Sequence[Tensor]
+) -> Path:
+    """Draw heat maps ``(h, w)`` over the same images, in the places of :func:`draw_worst`."""
+    sheet = Image.new("RGB", sheet_size(len(images)), _PAPER)
+    pen = ImageDraw.Draw(sheet)
+    title = "bright: what speaks for the predicted class"
+    draw_text(pen, (EDGE, EDGE), title, 14, _INK, sheet.width - 2 * EDGE)
+    for number, (view, heat) in enumerate(zip(views, maps, strict=True)):
+        sheet.paste(draw_heat(draw_tile(view, TILE), heat), tile_corner(number))
+    return _save_sheet(sheet, folder / HEAT_MAPS)
+
+
+def _save_sheet(sheet: Image.Image, path: Path) -> Path:
     sheet.save(path, quality=85, subsampling=0)
     return path
 

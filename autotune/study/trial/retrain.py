@@ -16,6 +16,7 @@ from autotune.plan import TrialPlan
 from autotune.study.state import oom
 from autotune.study.trial.build import AnyTrainer, build_trial_trainer
 from autotune.study.trial.context import WorkerContext
+from autotune.study.trial.predictions import Predicted
 from autotune.study.trial.run import precision_record
 from autotune.training.folds import trainers_of
 from autotune.training.metrics import Metrics
@@ -28,11 +29,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Trained:
-    """The result of a training: last metrics (means over folds), objective by epoch, precision."""
+    """The result of a training: last metrics (means over folds), objective by epoch, precision.
+
+    ``predicted`` are the predictions for the validation images.
+    """
 
     metrics: Metrics
     curve: dict[int, float]
     compute: dict[str, Any]
+    predicted: Predicted
 
 
 def retrain(
@@ -76,7 +81,9 @@ def retrain(
             if result.epoch == epochs:
                 break
         assert training.metrics is not None
-        return Trained(training.metrics, curve, precision_record(trainers_of(training)[0]))
+        compute = precision_record(trainers_of(training)[0])
+        predicted = Predicted.of_trial(training, ctx.resources.get(plan.backbone))
+        return Trained(training.metrics, curve, compute, predicted)
 
     size = ctx.config.training.batch_size if micro_batch_size is None else micro_batch_size
     return with_oom_as_user_error(train, size, ctx.device)

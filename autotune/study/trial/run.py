@@ -36,7 +36,8 @@ from autotune.study.state.image_scores import encode_scores
 from autotune.study.trial.build import AnyTrainer, build_trial_trainer
 from autotune.study.trial.context import CacheStats, WorkerContext
 from autotune.study.trial.identity import checkpoint_for
-from autotune.study.trial.plots import draw_confusion, draw_curve, draw_worst, worst
+from autotune.study.trial.plots import draw_confusion, draw_curve
+from autotune.study.trial.predictions import Predicted
 from autotune.training.checkpoint import Checkpoint
 from autotune.training.compute.amp import float32_precision, is_kept_fp32
 from autotune.training.cost_profile import measure_costs
@@ -369,10 +370,11 @@ def store_artifacts(
     training: AnyTrainer,
     outcome: Outcome,
 ) -> None:
-    """Store the plots of a trial, and its weights if it is the best so far.
+    """Store the plots of a trial, and its weights and predictions if it is the best so far.
 
     With two objectives, the best trials are those of the Pareto front. A pruned trial has its
-    learning curve alone; a complete one also has a confusion matrix and its worst images.
+    learning curve alone; a complete one also has a confusion matrix and its worst images. The
+    baseline has predictions too: the best trial is compared with it image by image.
 
     Raises:
         DiskFullError: When there is no space left.
@@ -388,17 +390,19 @@ def store_artifacts(
         paths = [draw_curve(folder, frozen.intermediate_values, objective)]
         if outcome.state == TrialState.COMPLETE:
             assert training.validation_logits is not None and outcome.values is not None
-            classes, validation = resources.data.classes, resources.validation
-            logits, labels = training.validation_logits, validation.labels
-            paths.append(draw_confusion(folder, confusion(logits, labels, classes), classes))
-            images = [
-                (image, validation.view(image.position, 0)) for image in worst(logits, labels)
-            ]
-            paths.append(draw_worst(folder, images, classes))
+            classes, labels = resources.data.classes, resources.validation.labels
+            matrix = confusion(training.validation_logits, labels, classes)
+            paths.append(draw_confusion(folder, matrix, classes))
+            predicted = Predicted.of_trial(training, resources)
             direction = attrs.metric_direction(study)
-            if not ranking.is_infeasible(frozen) and not ranking.is_dominated(
+            is_best = not ranking.is_infeasible(frozen) and not ranking.is_dominated(
                 outcome.values, trials, direction
-            ):
+            )
+            if is_best or attrs.is_baseline(frozen):
+                paths += predicted.write(folder)
+            else:
+                paths.append(predicted.draw_worst(folder))
+            if is_best:
                 # On the CPU: to make them contiguous on a GPU would take memory there.
                 state = {
                     key: value.cpu().contiguous() for key, value in training.eval_state().items()

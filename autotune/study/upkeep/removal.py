@@ -14,7 +14,7 @@ from autotune.study.setup.opening import OpenStudy
 from autotune.study.upkeep.stored_studies import StoredStudy, locked_at_rest, stored_studies
 
 #: Folders whose files took time to make and are of use without the study.
-RESULTS = ("models", "reports")
+RESULTS = ("models", "predictions", "reports")
 
 
 @dataclass(frozen=True)

@@ -63,19 +63,20 @@ def test_rm_removes_a_study_and_nothing_else(url: str) -> None:
     assert "nothing was removed" in refused(url, "rm", "photos-2")
     shown = done(url, "rm", "photos-2", "--yes").splitlines()
     assert shown[0] == f"study photos-2: 4 trials; its files are in {files.root}"
-    assert [line.split()[:4] for line in shown[2:8]] == [
+    assert [line.split()[:4] for line in shown[2:9]] == [
         ["artifacts", "1.0", "kB", "goes"],
         ["checkpoints", "1.0", "kB", "goes"],
         ["confirmed", "1.0", "kB", "goes"],
         ["logs", "1.0", "kB", "goes"],
         ["models", "1.0", "kB", "stays"],
+        ["predictions", "1.0", "kB", "stays"],
         ["reports", "1.0", "kB", "stays"],
     ]
-    assert shown[8] == "removed the study 'photos-2'"
+    assert shown[9] == "removed the study 'photos-2'"
     assert count_rows(url) == rows
     left = contents(Path.cwd())
     new = {Path(path).name for path in left.keys() - before.keys()}
-    assert new == {"photos-2", "model.safetensors", "photos-2.html"}
+    assert new == {"photos-2", "model.safetensors", "photos-2.html", "photos-2.csv"}
     assert all(left[path] == before[path] for path in before if not path.endswith(".db"))
     # What is kept makes no orphans of other studies' artifacts, and no stranger for the doctor.
     evidence = check_study(open_existing("photos", url)).evidence
@@ -184,7 +185,7 @@ def test_rename_takes_everything_along(url: str) -> None:
     )
     assert not [path for path in files.owned_by("my photos") if path.exists()]
     assert {path.name for path in files.owned_by("mine") if path.exists()} == {
-        *("mine", "mine.html", "mine.md"),
+        *("mine", "mine.html", "mine.md", "mine.csv"),
     }
     assert all("mine" in files.report("mine", form).read_text() for form in ("html", "md"))
     opened = open_existing("mine", url)
@@ -228,12 +229,12 @@ def test_du_adds_up(url: str) -> None:
     values = json.loads(done(url, "du", "--json"))
     assert [study["name"] for study in values["studies"]] == ["photos", "my photos"]
     sizes = values["studies"][0]["bytes"]
-    kinds = ("artifacts", "checkpoints", "confirmed", "logs", "models", "reports")
+    kinds = ("artifacts", "checkpoints", "confirmed", "logs", "models", "predictions", "reports")
     assert sizes == dict.fromkeys(kinds, 1000)
     shared = {part["what"]: part["bytes"] for part in values["shared"]}
     assert shared["cache"] == 5000 and shared["database"] > 10_000
     shown = done(url, "du")
-    assert [line.split()[-2:] for line in shown.splitlines()[1:3]] == [["6.0", "kB"]] * 2
+    assert [line.split()[-2:] for line in shown.splitlines()[1:3]] == [["7.0", "kB"]] * 2
 
 
 def test_gc_removes_what_is_of_no_more_use(url: str) -> None:
@@ -303,7 +304,7 @@ def test_ls_names_the_state_of_every_study(sqlite: str) -> None:
         "damaged": "unfinished",
         "foreign": "other program",
     }
-    assert studies["my photos"]["size_bytes"] == 6000
+    assert studies["my photos"]["size_bytes"] == 7000
     assert studies["my photos"]["best"] >= studies["my photos"]["baseline"]
     shown = done(sqlite, "ls").splitlines()
     assert shown[0].split() == ["study", "state", "trials", "best", "baseline", "size", "last"]

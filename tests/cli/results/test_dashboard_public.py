@@ -185,14 +185,15 @@ def test_allowed_requests_change_nothing(public: Public, finished: Path) -> None
     trial = plain.json()["trials"][0]
     picture = trial["artifacts"][0]["artifact_id"]
     paths = {
-        *("/", "/dashboard", "/favicon.ico", "/api/meta", "/api/studies", study),
+        *("/", f"/report/{public.study_id}", "/dashboard", "/favicon.ico", "/api/meta"),
+        *("/api/studies", study),
         *(f"{study}/param_importances", f"/csv/{public.study_id}", "/incompatible-rdb-schema"),
         *(f"{study}/plot/{one}" for one in ("slice", "edf", "timeline", "none")),
         f"/artifacts/{public.study_id}/{trial['trial_id']}/{picture}",
         f"/artifacts/{public.study_id}/{picture}",
     }
     found = {path: public.ask(path, password=public.password).status for path in paths}
-    assert set(found.values()) == {200, 302, 404}
+    assert set(found.values()) == {200, 404}
     assert public.ask("/dashboard", "HEAD", password=public.password).status == 200
     packed = public.ask(study, password=public.password, **{"Accept-Encoding": "gzip"})
     assert packed.headers["content-encoding"] == "gzip"

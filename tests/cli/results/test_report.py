@@ -60,10 +60,13 @@ def test_standard_output(folder: Path) -> None:
     [
         (("--format", "md", "-o", "a.json"), "md and the file a.json contradict each other"),
         (("-o", "a.txt"), "a.txt: the ending of a report must be one of html, md, json, csv"),
-        (("-o", "-"), "--output -: standard output takes md, json, csv, yaml, but got html"),
+        (
+            ("-o", "-"),
+            "--output -: standard output takes md, json, csv, yaml, predictions, but got html",
+        ),
         (
             ("-o", "-", "--format", "parquet"),
-            "standard output takes md, json, csv, yaml, but got parq",
+            "standard output takes md, json, csv, yaml, predictions, but got parq",
         ),
         (("-o", "missing/a.md"), "missing must exist and be writable, to write missing/a.md"),
     ],

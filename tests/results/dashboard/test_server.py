@@ -26,14 +26,14 @@ def test_a_study_or_the_list(tmp_path: Path) -> None:
             study.set_user_attr("files", str(tmp_path / "files"))
         assert Shown.study(open_existing("second", url)).path == "/dashboard/studies/2"
         shown = Shown.all_studies(url)
-        assert shown.path == "/dashboard"
+        assert shown.path == "/"
         with make_dashboard_server(shown, 0) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()
             address = f"http://127.0.0.1:{server.server_port}"
             with urllib.request.urlopen(f"{address}/api/studies", timeout=30) as answer:
                 listed = json.load(answer)["study_summaries"]
-            with urllib.request.urlopen(f"{address}{shown.path}", timeout=30) as answer:
-                assert b"<title>Optuna Dashboard</title>" in answer.read()
+            with urllib.request.urlopen(f"{address}/", timeout=30) as answer:
+                assert b"2 studies" in answer.read()
             server.shutdown()
     assert [one["study_name"] for one in listed] == ["first", "second"]
 

@@ -50,6 +50,7 @@ def text_of(study: Study, format: str) -> str:
         ("a.txt", "md", "md"),
         ("a.csv", "csv", "csv"),
         ("-", "csv", "csv"),
+        ("a.csv", "predictions", "predictions"),
     ],
 )
 def test_the_ending_says_the_format(path: str | None, given: str | None, meant: str) -> None:
@@ -61,7 +62,8 @@ def test_the_ending_says_the_format(path: str | None, given: str | None, meant: 
     [
         ("a.json", "md", "md and the file a.json contradict each other; .* end in .md"),
         ("a.txt", None, "a.txt: the ending .* html, md, json, csv, parquet, yaml; .* --format md"),
-        (None, "pdf", "must be one of html, md, json, csv, parquet, yaml, but got 'pdf'"),
+        (None, "pdf", "must be one of html, md, .*, yaml, predictions, but got 'pdf'"),
+        ("a.html", "predictions", "predictions and the file a.html .* end in .csv"),
     ],
 )
 def test_a_contradiction_is_a_mistake(path: str | None, given: str | None, said: str) -> None:

@@ -36,19 +36,22 @@ def test_a_sheet_of_any_classes(tmp_path: Path, side: int) -> None:
     found = worst(torch.randn(40, 1000), torch.arange(40) % 6)
     assert len(found) == WORST
     views = torch.randint(0, 256, (40, 3, side, side), dtype=torch.uint8)
-    path = draw_worst(tmp_path, [(one, views[one.position]) for one in found], classes)
+    shown = [views[one.position] for one in found]
+    names = [f"{'long ' * 40}/{one.position} 数字.jpg" for one in found]
+    path = draw_worst(tmp_path, found, shown, names, classes)
     with Image.open(path) as sheet:
         sheet.load()
-        assert (path.name, sheet.format, sheet.size) == ("worst_images.jpg", "JPEG", (656, 820))
+        assert (path.name, sheet.format, sheet.size) == ("worst_images.jpg", "JPEG", (656, 888))
 
 
 def test_a_sheet_shows_the_images_and_marks_what_is_wrong(tmp_path: Path) -> None:
     view = torch.zeros(3, 8, 8, dtype=torch.uint8)
     view[2] = 255
     wrong, right = Prediction(0, 0, 1, 0.9, 0.1), Prediction(1, 1, 1, 0.6, 0.6)
-    path = draw_worst(tmp_path, [(wrong, view), (right, view)], ["one", "two"])
+    names = ["one/a.jpg", "two/b.jpg"]
+    path = draw_worst(tmp_path, [wrong, right], [view, view], names, ["one", "two"])
     with Image.open(path) as sheet:
-        assert sheet.size == (656, 238)
+        assert sheet.size == (656, 255)
         red, green, blue = sheet.getpixel((60, 100))
         assert blue > 240 and red < 15 and green < 15
         below = [sheet.crop((left, 207, left + 144, 222)) for left in (16, 176)]

@@ -1,0 +1,168 @@
+"""What a network predicted for single images: the rows of ``predictions.csv``.
+
+The baseline, and every trial that was the best when it ended, have that file as an artifact. A
+refit leaves it in the folder of its model, and as an artifact of the study. The highest loss comes
+first: images with a wrong label are among the first rows.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from PIL import Image
+
+from autotune.text import as_cell
+
+#: Names of the artifacts of a trial, and of the files beside a model.
+PREDICTIONS, WORST_IMAGES, HEAT_MAPS = "predictions.csv", "worst_images.jpg", "heat_maps.jpg"
+#: How captum is installed, which heat maps need.
+INSTALL_HEAT_MAPS = "pip install 'autotune[heatmaps]'"
+#: Most likely classes that are named.
+TOP = 3
+#: Images on the sheet of the worst ones, and images in a row; below sizes in pixels.
+WORST, COLUMNS = 16, 4
+TILE, GAP, LINE, LINES, EDGE, TITLE = 144, 16, 17, 3, 16, 44
+
+_BASELINE = ("baseline_class", "baseline_true_probability")
+
+
+@dataclass(frozen=True)
+class ImagePrediction:
+    """What a network predicted for an image.
+
+    Args:
+        path: The image as the data set names it: a path relative to its folder or archive, or the
+            split and the row of a set of the hub.
+        true_class: Its label.
+        loss: Cross-entropy in nats.
+        true_probability: Probability of its label.
+        top: The most likely classes with their probabilities, the predicted one first.
+        baseline: The class that the baseline predicted, and its probability of the label.
+    """
+
+    path: str
+    true_class: str
+    loss: float
+    true_probability: float
+    top: tuple[tuple[str, float], ...]
+    baseline: tuple[str, float] | None = None
+
+    @property
+    def predicted_class(self) -> str:
+        """The most likely class."""
+        return self.top[0][0]
+
+    @property
+    def is_correct(self) -> bool:
+        """Whether the most likely class is the label."""
+        return self.predicted_class == self.true_class
+
+    def to_row(self) -> dict[str, Any]:
+        """Return the cells of the image by the names of the columns; none is a formula."""
+        row: dict[str, Any] = {
+            "path": self.path,
+            "true_class": self.true_class,
+            "predicted_class": self.predicted_class,
+            "correct": self.is_correct,
+            "loss": f"{self.loss:.4f}",
+            "true_probability": f"{self.true_probability:.6f}",
+            "probability": f"{self.top[0][1]:.6f}",
+        }
+        for place, (name, probability) in enumerate(self.top[1:], start=2):
+            row |= {f"class_{place}": name, f"probability_{place}": f"{probability:.6f}"}
+        if self.baseline is not None:
+            row |= dict(zip(_BASELINE, (self.baseline[0], f"{self.baseline[1]:.6f}"), strict=True))
+        return {key: as_cell(value) for key, value in row.items()}
+
+    @staticmethod
+    def from_row(row: Mapping[str, str]) -> ImagePrediction:
+        """Read the result of :meth:`to_row`.
+
+        Raises:
+            KeyError, ValueError: When it is something else.
+        """
+        top = [(row["predicted_class"], float(row["probability"]))]
+        for place in range(2, TOP + 1):
+            if row.get(f"class_{place}"):
+                top.append((row[f"class_{place}"], float(row[f"probability_{place}"])))
+        baseline = None
+        if row.get(_BASELINE[0]):
+            baseline = (row[_BASELINE[0]], float(row[_BASELINE[1]]))
+        return ImagePrediction(
+            row["path"],
+            row["true_class"],
+            float(row["loss"]),
+            float(row["true_probability"]),
+            tuple(top),
+            baseline,
+        )
+
+
+def test_file(reading: int, name: str) -> str:
+    """Return the name of an artifact of the study: a file of a reading of its test split."""
+    return f"test_{reading}_{name}"
+
+
+def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows as CSV, under the columns that any of them has."""
+    columns = dict.fromkeys(key for row in rows for key in row)
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue()
+
+
+def read_predictions(content: bytes) -> tuple[ImagePrediction, ...]:
+    """Read a file of predictions.
+
+    Raises:
+        ValueError: When it is something else, or damaged.
+    """
+    try:
+        table = csv.DictReader(io.StringIO(content.decode(), newline=""))
+        return tuple(ImagePrediction.from_row(row) for row in table)
+    except (KeyError, TypeError, csv.Error) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def tile_corner(number: int) -> tuple[int, int]:
+    """Return the upper left corner of an image on the sheet of the worst ones, in pixels."""
+    row, column = divmod(number, COLUMNS)
+    return EDGE + column * (TILE + GAP), TITLE + row * (TILE + LINES * LINE + GAP)
+
+
+def sheet_size(count: int) -> tuple[int, int]:
+    """Return width and height of the sheet of the worst images, in pixels."""
+    _, top = tile_corner(COLUMNS * -(-count // COLUMNS))
+    return tile_corner(COLUMNS - 1)[0] + TILE + EDGE, top
+
+
+def cut_tiles(sheet: bytes, count: int) -> list[bytes]:
+    """Cut the images out of the sheet of the worst ones; JPEG, ``TILE`` pixels square.
+
+    Raises:
+        OSError, ValueError: When it is no such sheet.
+    """
+    with Image.open(io.BytesIO(sheet)) as image:
+        image.load()
+    if image.size != sheet_size(count):
+        raise ValueError(f"a sheet of {count} images is {sheet_size(count)}, got {image.size}")
+    tiles = []
+    for left, top in map(tile_corner, range(count)):
+        content = io.BytesIO()
+        image.crop((left, top, left + TILE, top + TILE)).save(content, "jpeg", quality=80)
+        tiles.append(content.getvalue())
+    return tiles
+
+
+def with_baseline(
+    predictions: Iterable[ImagePrediction], baseline: Iterable[ImagePrediction]
+) -> tuple[ImagePrediction, ...]:
+    """Add to each image what the baseline predicted for it, where that is known."""
+    known = {one.path: (one.predicted_class, one.true_probability) for one in baseline}
+    return tuple(replace(one, baseline=known.get(one.path)) for one in predictions)
