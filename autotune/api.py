@@ -278,13 +278,30 @@ class Study:
 
         return trials_frame(self._results())
 
+    def epochs_dataframe(self) -> pd.DataFrame:
+        """Return the epochs of all trials as a table with a row for each.
+
+        The columns are those of :mod:`autotune.results.report.epoch_table`: the objective,
+        training and validation loss, learning rate and seconds.
+
+        Example:
+            >>> frame = study.epochs_dataframe()
+            >>> first = frame[frame["number"] == 0]
+            >>> first["epoch"].tolist(), bool(first["training_loss"].notna().all())
+            ([1, 2, 3], True)
+        """
+        from autotune.results.report.epoch_table import epochs_frame
+
+        return epochs_frame(self._results())
+
     def report(self, path: str | Path | None = None, format: str | None = None) -> Path:
         """Write the report, by default one self-contained HTML page, and return its path.
 
         Args:
             path: The file; default: beside the study.
-            format: ``html``, ``md``, ``json``, ``csv``, ``parquet`` or ``yaml`` (the study file);
-                default: the ending of the file, else ``html``.
+            format: ``html``, ``md``, ``json``, ``csv``, ``parquet``, ``epochs`` (CSV with a row
+                an epoch) or ``yaml`` (the study file); default: the ending of the file, else
+                ``html``.
 
         Raises:
             UserError: When the file cannot be written, or format and ending differ.
@@ -411,6 +428,33 @@ class Study:
         from autotune.results.figures.history import curves_figure
 
         return self._plot(curves_figure, "no trial has finished an epoch yet")
+
+    def plot_losses(self, trial: int | None = None) -> go.Figure:
+        """Plot the training and the validation loss of a trial after each epoch.
+
+        Args:
+            trial: Number of the trial; default: the best one.
+
+        Raises:
+            StudyError: When there is no such trial, or its losses were not recorded.
+
+        Example:
+            >>> [trace.name for trace in study.plot_losses().data]
+            ['training', 'validation', 'lowest']
+        """
+        from autotune.results.figures.losses import losses_figure
+
+        trials = self._results().trials
+        if trial is not None and not 0 <= trial < len(trials):
+            text = f"trial: the study {self._name!r} has the trials 0 to {len(trials) - 1}"
+            raise StudyError(f"{text}, but got {trial}")
+
+        def draw(results: StudyResults) -> go.Figure | None:
+            chosen = results.best if trial is None else results.trials[trial]
+            return None if chosen is None else losses_figure(chosen)
+
+        which = "the best trial" if trial is None else f"trial {trial}"
+        return self._plot(draw, f"the losses of {which} are not known")
 
     def plot_timeline(self) -> go.Figure:
         """Plot the trials of each worker over time.

@@ -58,6 +58,7 @@ FLOORS = {
     ),
     "training": (
         ("metrics", "inputs"),
+        ("curves",),
         ("checkpoint",),
         ("compute", "optim"),
         ("trainer",),

@@ -9,7 +9,7 @@ Everything is in one folder beside the database, ``autotune.files/`` beside ``au
     logs/<study>/<worker>.log        one log a worker
     models/<study>/                  what ``autotune refit`` writes
     predictions/<study>.csv          single images, which ``autotune report`` writes too
-    reports/<study>.<format>         what ``autotune report`` writes
+    reports/<study>.<format>         what ``autotune report`` writes; epochs/ has tables of epochs
 
 A study remembers its folder only where somebody chose one (``files:``, ``--files``), or where its
 database is that of a server. Without that the folder is found beside the SQLite file, wherever the
@@ -28,6 +28,8 @@ from autotune.storage.url import database_path, is_sqlite, parse_url
 
 #: Formats of a report; the endings of its files.
 REPORT_FORMATS = ("html", "md", "json", "csv", "parquet", "yaml")
+#: The format of a report that is a table of epochs; its files end in ``.csv``.
+EPOCHS = "epochs"
 #: The file in the folder of a model that says how to build it.
 MODEL_RECORD = "record.json"
 #: Ending of the default folder, where a database has ``.db``.
@@ -119,7 +121,12 @@ class StudyPaths:
         return self.root / "models" / _file_name(study)
 
     def report(self, study: str, format: str = REPORT_FORMATS[0]) -> Path:
-        """Return the file of a study's report in one of the :data:`REPORT_FORMATS`."""
+        """Return the file of a study's report in a format.
+
+        Tables of epochs have a folder: no study shares their names, whatever it is called.
+        """
+        if format == EPOCHS:
+            return self.root / "reports" / EPOCHS / f"{_file_name(study)}.csv"
         return self.root / "reports" / f"{_file_name(study)}.{format}"
 
     def predictions(self, study: str) -> Path:
@@ -147,7 +154,7 @@ class StudyPaths:
             return ()
         return (
             *(self.checkpoints(study), self.confirmed(study), self.logs(study), self.model(study)),
-            *(self.report(study, format) for format in REPORT_FORMATS),
+            *(self.report(study, format) for format in (*REPORT_FORMATS, EPOCHS)),
             self.predictions(study),
         )
 

@@ -30,6 +30,7 @@ from torch.utils._pytree import tree_leaves
 
 from autotune.atomic import atomic_file
 from autotune.errors import is_transient_os_error
+from autotune.training.curves import CHECKPOINT_KEY
 from autotune.training.metrics import LOWEST_LOSS
 
 logger = logging.getLogger(__name__)
@@ -200,7 +201,8 @@ def _difference(state: Any, current: Any, where: str = "state") -> str:
     """Return where a state differs in structure from the current one; empty if nowhere.
 
     An optimizer has a state for each parameter once it has taken a step: what is empty now may
-    be filled. There is a lowest loss once there was a validation.
+    be filled. There is a lowest loss once there was a validation, and there are no curves in those
+    of earlier versions.
     """
     names: list[Any]
     if isinstance(current, Tensor) and isinstance(state, Tensor):
@@ -208,7 +210,7 @@ def _difference(state: Any, current: Any, where: str = "state") -> str:
     if isinstance(current, Mapping) and isinstance(state, Mapping):
         if not current and where.endswith(".optimizer.state"):
             return ""
-        if (state.keys() ^ current.keys()) - {LOWEST_LOSS}:
+        if (state.keys() ^ current.keys()) - {LOWEST_LOSS, CHECKPOINT_KEY}:
             return where
         names = [name for name in current if name in state]
     elif isinstance(current, list | tuple) and isinstance(state, list | tuple):

@@ -17,9 +17,10 @@ from autotune.config.schema import TrainingConfig
 from autotune.models.network import Network
 from autotune.models.prefix.split import PrefixSplit
 from autotune.training.checkpoint import Checkpoint
+from autotune.training.curves import EpochResult, Stored, add_epoch, load_curves, save_curves
 from autotune.training.inputs.batches import Batches, SubsetBatches
 from autotune.training.metrics import LowestLoss, Metrics, mean_metrics, std_metrics
-from autotune.training.trainer import EpochResult, Trainer
+from autotune.training.trainer import Trainer
 
 
 class CrossValidationTrainer:
@@ -36,6 +37,7 @@ class CrossValidationTrainer:
     Attributes:
         folds: The trainers.
         unsplit_reason: Why the backbone cannot be split; empty if it can.
+        curves: What the epochs so far have brought, as means over the folds.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class CrossValidationTrainer:
         self._validation = validation
         self.unsplit_reason = ""
         self.lowest = LowestLoss()
+        self.curves: Stored = {}
 
     @property
     def network(self) -> Network:
@@ -81,7 +84,7 @@ class CrossValidationTrainer:
         for results in zip(*map(_epochs, self.folds), strict=True):
             logits, labels = self.validation_logits, self._in_order(self._labels())
             assert logits is not None
-            yield EpochResult(
+            result = EpochResult(
                 results[0].epoch,
                 statistics.fmean(result.loss for result in results),
                 self.metrics,
@@ -92,6 +95,8 @@ class CrossValidationTrainer:
                 },
                 self.lowest.update(logits, labels),
             )
+            self.curves = add_epoch(self.curves, result)
+            yield result
             if checkpoint is not None:
                 checkpoint.save(self.state(), results[0].epoch)
 
@@ -142,13 +147,15 @@ class CrossValidationTrainer:
 
     def state(self) -> dict[str, Any]:
         """Return everything that resumed trainings need."""
-        return {"folds": [fold.state() for fold in self.folds], **self.lowest.state()}
+        folds = {"folds": [fold.state() for fold in self.folds]}
+        return {**folds, **save_curves(self.curves), **self.lowest.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from what :meth:`state` returned."""
         for fold, own in zip(self.folds, state["folds"], strict=True):
             fold.load_state(own)
         self.lowest.load_state(state)
+        self.curves = load_curves(state)
 
 
 def trainers_of(trainer: Trainer | CrossValidationTrainer) -> tuple[Trainer, ...]:

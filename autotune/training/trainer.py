@@ -34,6 +34,7 @@ from autotune.training.compute.cuda_graphs import (
     make_capture,
 )
 from autotune.training.compute.micro_batches import MicroBatcher, empty_cache, run_halving
+from autotune.training.curves import EpochResult, Stored, add_epoch, load_curves, save_curves
 from autotune.training.inputs.batches import (
     Batches,
     Inputs,
@@ -57,35 +58,6 @@ from autotune.training.optim.phases import Phases
 NORM_IMAGES = 512
 #: Smallest batch of a norm that trains.
 MIN_BATCH = 2
-
-
-@dataclass(frozen=True)
-class EpochResult:
-    """The result of one epoch.
-
-    Args:
-        epoch: Counted from 1.
-        loss: Mean training loss per image: the cross-entropy with the labels of the policy
-            (smoothed, mixed), without weight decay or L2-SP.
-        metrics: Scores on the validation split, ``None`` without one (the refit).
-        seconds: Wall time of the epoch, validation included.
-        learning_rates: Mean learning rate of the steps by layer, the head (layer 0) first; 0 where
-            a layer does not train yet. The head alone where the rates of all layers are equal.
-        loss_error: Standard error of the difference between the validation loss and the lowest
-            one before, see :class:`.metrics.LowestLoss`; ``None`` in the first epoch.
-    """
-
-    epoch: int
-    loss: float
-    metrics: Metrics | None
-    seconds: float
-    learning_rates: Mapping[int, float]
-    loss_error: float | None = None
-
-    @property
-    def validation_loss(self) -> float | None:
-        """Mean validation loss per image, in nats; ``None`` without a validation split."""
-        return None if self.metrics is None else self.metrics.log_loss
 
 
 @dataclass(frozen=True)
@@ -141,6 +113,8 @@ class Trainer:
         validation_logits: Logits ``(N, classes)`` of the last :meth:`validate`.
         metrics: Scores of the last :meth:`validate`.
         lowest: Validation losses of the best epoch so far; ``None`` if somebody else keeps them.
+        curves: What the epochs so far have brought, see :mod:`autotune.training.curves`; those
+            before a checkpoint included.
 
     Raises:
         PlanError: When the policy would never train the trainable layers.
@@ -208,6 +182,7 @@ class Trainer:
         self.validation_logits: Tensor | None = None
         self.metrics: Metrics | None = None
         self.lowest: LowestLoss | None = LowestLoss()
+        self.curves: Stored = {}
 
     def use_features(self, split: PrefixSplit, train: Batches, validation: Batches) -> None:
         """Train on features instead of images; the values are the same up to rounding."""
@@ -246,7 +221,9 @@ class Trainer:
                 if self.lowest is not None:
                     error = self.lowest.update(self.validation_logits, self.validation.labels)
             seconds = time.perf_counter() - start
-            yield EpochResult(self.epoch, loss, metrics, seconds, rates, error)
+            result = EpochResult(self.epoch, loss, metrics, seconds, rates, error)
+            self.curves = add_epoch(self.curves, result)
+            yield result
             # After the caller has taken the result: a crash between the two repeats the epoch,
             # where the other order would lose its result.
             if checkpoint is not None:
@@ -470,7 +447,9 @@ class Trainer:
         }
         if self.ema is not None:
             state["ema"] = self.ema.module.trainable_state()
-        return state | ({} if self.lowest is None else self.lowest.state())
+        return (
+            state | save_curves(self.curves) | ({} if self.lowest is None else self.lowest.state())
+        )
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from what :meth:`state` returned."""
@@ -481,6 +460,7 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
             self.ema.module.load_trainable_state(state["ema"])
+        self.curves = load_curves(state)
         if self.lowest is not None:
             self.lowest.load_state(state)
 

@@ -65,7 +65,7 @@ def notebook_page(notebook: dict[str, object], name: str) -> str:
         text = "".join(cell["source"])
         parts.append(f"```python\n{text}\n```" if cell["cell_type"] == "code" else text)
     title, *others = parts
-    download = f'<p><a href="{name}" download>The notebook</a></p>'
+    download = f'<p><a href="{name}" download>Download this notebook</a></p>'
     return "\n\n".join([title, download, *others]) + "\n"
 
 
@@ -112,7 +112,7 @@ def main() -> int:
     if code := subprocess.run(command, cwd=ROOT).returncode:
         return code
     wrong = list(problems(BUILD / "site"))
-    print(*wrong, f"{BUILD.name}/site/index.html", sep="\n")
+    print(*wrong, "build/site; to search in it: python -m http.server -d build/site", sep="\n")
     return 1 if wrong else 0
 
 

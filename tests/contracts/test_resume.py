@@ -11,8 +11,9 @@ import torch
 from autotune.errors import TrialInterruptedError
 from autotune.plan import TrainingPolicy, TrialPlan
 from autotune.training.checkpoint import Checkpoint
+from autotune.training.curves import TRAINING_LOSS, EpochResult, series
 from autotune.training.folds import CrossValidationTrainer
-from autotune.training.trainer import EpochResult, Trainer
+from autotune.training.trainer import Trainer
 from tests.support.backbones import differing, flat, folds, plan, training
 from tests.support.marks import slow
 from tests.support.surgery import change
@@ -126,6 +127,7 @@ def test_interrupted_after_every_epoch(recipe: str, tmp_path: Path) -> None:
             found += scores([result])
     last = make(recipe)
     assert list(last.run(Checkpoint(path))) == []
+    assert series(last.curves, TRAINING_LOSS) == series(whole.curves, TRAINING_LOSS)
     assert found == expected
     assert differing(flat(whole.state()), flat(last.state())) == []
     assert last.validate() == expected[-1][-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from autotune.models.backbone import Backbone, data_config, hash_weights
 from autotune.models.layers import list_layers
 from autotune.models.network import Network, build_network
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, TrialPlan
+from autotune.training.curves import CHECKPOINT_KEY, SECONDS
 from autotune.training.folds import CrossValidationTrainer
 from autotune.training.inputs.batches import SubsetBatches
 from autotune.training.optim.norm_recalibration import sample_batches
@@ -101,7 +103,9 @@ def same_state(first: nn.Module, second: nn.Module) -> bool:
 
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:
-    """Lay a state out as path -> copy of a tensor on the CPU, or a number."""
+    """Lay a state out as path -> copy of a tensor on the CPU, or a number; without seconds."""
+    if path.endswith(f"/{CHECKPOINT_KEY}"):
+        value = {name: one for name, one in json.loads(value).items() if name != SECONDS}
     if isinstance(value, dict):
         items = [(str(key), one) for key, one in value.items()]
     elif isinstance(value, list | tuple):

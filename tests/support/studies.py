@@ -38,6 +38,7 @@ from autotune.storage.rdb.connection import open_storage
 from autotune.study.state import attrs
 from autotune.study.state import constraints as limits
 from autotune.study.state.image_scores import encode_scores
+from autotune.training import curves
 from tests.support.spaces import fake_capabilities
 
 START = datetime(2026, 1, 5, 9, 0, 0)
@@ -77,6 +78,7 @@ def make_study(
     layers: int = 5,
     others: Mapping[str, int] | None = None,
     workers: int = 2,
+    has_losses: bool = True,
     hostile: bool = False,
     budget: int = 40,
     storage: str | BaseStorage | None = None,
@@ -102,6 +104,7 @@ def make_study(
         layers: Layers of the backbone.
         others: Further backbones, by name, with the number of their layers.
         workers: Workers that share the trials.
+        has_losses: Whether trials have their losses, learning rates and seconds by epoch.
         hostile: Whether every text that a user or an error can bring in is HTML.
         budget: Finished trials that the study is to have.
         storage: An Optuna storage or its URL; by default memory.
@@ -137,7 +140,9 @@ def make_study(
     ).items():
         study.set_user_attr(key, value)
     study.set_user_attr(attrs.SPACE, made.to_json())
-    maker = _Maker(study, config, made, gain, workers, HOSTILE if hostile else "", seed)
+    maker = _Maker(
+        study, config, made, gain, workers, HOSTILE if hostile else "", seed, has_losses
+    )
     maker.add_all(trials, failed, min(retried, max(0, trials - 1)), running, waiting)
     return study
 
@@ -191,6 +196,7 @@ class _Maker:
     workers: int
     hostile: str
     seed: int
+    has_losses: bool
     rng: np.random.Generator = field(init=False)
     free_at: list[datetime] = field(init=False)
     attempts: int = 0
@@ -317,6 +323,10 @@ class _Maker:
             },
             **({attrs.ROLE: attrs.BASELINE} if baseline else {}),
         }
+        if curve and self.has_losses:
+            accuracies = [_accuracy(self.config.training.objective, v) for v in curve.values()]
+            losses = [_metrics(accuracy)["log_loss"] for accuracy in accuracies]
+            known[attrs.CURVES] = curves_of([0.7 * loss for loss in losses], losses)
         if ended:
             known |= {
                 attrs.EPOCHS: len(curve),
@@ -347,6 +357,20 @@ class _Maker:
         self.study.add_trial(frozen)
         self.attempts += 1
         return number
+
+
+def curves_of(
+    training: Sequence[float], validation: Sequence[float], error: float = 0.004
+) -> dict[str, Any]:
+    """Return stored curves with these losses by epoch, and errors of their differences."""
+    epochs = len(training)
+    return {
+        curves.TRAINING_LOSS: list(training),
+        curves.VALIDATION_LOSS: list(validation),
+        curves.LOSS_ERROR: [None, *[error] * (epochs - 1)],
+        curves.LEARNING_RATE: [0.01 * (1 - epoch / epochs) for epoch in range(epochs)],
+        curves.SECONDS: [6.5] * epochs,
+    }
 
 
 def image_scores_of(value: float, images: int, seed: int, jitter: float = 0.02) -> dict[str, Any]:

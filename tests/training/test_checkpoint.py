@@ -16,6 +16,7 @@ import torch
 
 from autotune.errors import DiskFullError
 from autotune.training.checkpoint import Checkpoint
+from autotune.training.curves import CHECKPOINT_KEY
 from autotune.training.metrics import LOWEST_LOSS
 from tests.support.backbones import plan, training
 
@@ -199,7 +200,7 @@ def test_what_is_not_finite_starts_afresh(
 
 
 def test_a_checkpoint_of_before_there_were_validation_losses_is_used(tmp_path: Path) -> None:
-    judged = {**STATE, LOWEST_LOSS: torch.zeros(3)}
+    judged = {**STATE, LOWEST_LOSS: torch.zeros(3), CHECKPOINT_KEY: "{}"}
     for saved, current in ((STATE, judged), (judged, STATE), (judged, judged)):
         checkpoint(tmp_path).save(saved, 1)
         found = checkpoint(tmp_path).load(current)

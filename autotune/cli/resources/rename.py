@@ -26,13 +26,13 @@ def rename(
     located = console.locate(study, overrides, name, storage)
     from autotune.errors import UserError
     from autotune.results.report.formats import PREDICTIONS, write_report
-    from autotune.storage.paths import REPORT_FORMATS
+    from autotune.storage.paths import EPOCHS, REPORT_FORMATS
     from autotune.study.setup.opening import open_existing
     from autotune.study.upkeep.renaming import rename_study
 
     opened = open_existing(located.name, located.storage, files or located.files)
     old, opened = opened.name, rename_study(opened, new)
-    for format in REPORT_FORMATS:
+    for format in (*REPORT_FORMATS, EPOCHS):
         if opened.files.report(new, format).exists():
             with suppress(UserError):  # of another version, or without pyarrow: the old one stays
                 write_report(opened, format=format)

@@ -13,7 +13,7 @@ from autotune.display import console
 from autotune.errors import UserError
 
 #: Formats that a terminal or a pipe can take.
-_STREAMED = ("md", "json", "csv", "yaml", "predictions")
+_STREAMED = ("md", "json", "csv", "yaml", "epochs", "predictions")
 
 
 def report(
@@ -28,7 +28,7 @@ def report(
         ),
     ] = None,
     format: Annotated[
-        Literal["html", "md", "json", "csv", "parquet", "yaml", "predictions"] | None,
+        Literal["html", "md", "json", "csv", "parquet", "yaml", "epochs", "predictions"] | None,
         typer.Option(
             "--format", help="What to write; default: what the file's ending says, else html."
         ),
@@ -39,8 +39,9 @@ def report(
     """Write the report of a study: one self-contained HTML page, or what --format says.
 
     md: to read in an issue or a wiki. json: everything, for programs. csv, parquet: a row a trial.
-    yaml: its study file, to run it again. predictions: CSV with a row an image, the highest loss
-    first; it is written beside the page too.
+    epochs: CSV, a row an epoch: losses, learning rate, seconds. yaml: its study file, to run it
+    again. predictions: CSV with a row an image, the highest loss first; it is written beside the
+    page too.
     """
     if output is not None and output != "-":
         console.check_writable(output)

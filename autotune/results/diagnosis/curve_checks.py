@@ -9,6 +9,7 @@ from statistics import median
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune.results.diagnosis.facts import NO_NOISE, Facts, Finding, unknown
+from autotune.results.diagnosis.loss_curves import END, MIN_EPOCHS, LossCurves
 from autotune.search.extrapolation import MIN_TRIALS, FinalValuePredictor
 from autotune.text import plural
 
@@ -60,13 +61,78 @@ def _describe_divergence(facts: Facts) -> str:
 
 def check_overfitting(facts: Facts) -> Finding:
     """Examining the training curves: does any of the best overfit?"""
-    curve = _curve(facts.best)
-    if facts.best is None or len(curve) < 3:
+    if facts.best is None:
+        return unknown("no trial is complete")
+    losses = LossCurves.from_trial(facts.best)
+    if losses is None:
+        return _check_metric_alone(facts, facts.best)
+    trial, last, lowest = f"trial {facts.best.number}", losses.last, losses.lowest
+    if last < MIN_EPOCHS:
+        return unknown(
+            f"{trial} has the losses of {plural(last, 'epoch')}; {MIN_EPOCHS} are needed"
+        )
+    rise, fall = losses.rise, losses.training_fall
+    if lowest == last:
+        text = f"the validation loss of {trial} was lowest after its last epoch, {last}"
+        return Finding(f"No sign of it: {text}{_others_that_overfit(facts)}.", "ok")
+    text = (
+        f"the validation loss of {trial} was lowest after epoch {lowest} of {last} and has risen "
+        f"by {_nats(rise.value)} since; chance explains {_nats(rise.chance)}"
+    )
+    if not rise.is_real and rise.value <= rise.chance / 2:
+        return Finding(f"No sign of it: {text}{_others_that_overfit(facts)}.", "ok")
+    if not rise.is_real:
+        return unknown(f"{text}, and most of the rise is less than that")
+    if not fall.is_real:
+        advice = "A lower training.lr, or a larger training.batch_size, makes training steadier."
+        text += f". The training loss has not fallen since ({_nats(-fall.value, signed=True)})"
+        return Finding(
+            f"No, but it got worse: {text}, so it is no overfitting.", "warning", advice
+        )
+    text += f", while the training loss fell by {_nats(fall.value)}{_others_that_overfit(facts)}"
+    return _judge_overfitting(facts, facts.best, text)
+
+
+def _judge_overfitting(facts: Facts, trial: FrozenTrial, text: str) -> Finding:
+    """Say what overfitting has cost: right images, or only the trust in its probabilities."""
+    against = "weight decay, dropout, label smoothing, augmentation"
+    curve, name = _curve(trial), facts.objective.label
+    if facts.objective.name == "log_loss":
+        return Finding(f"Yes: {text}.", "action", f"Fewer epochs, or more against it: {against}.")
+    peak = _peak(facts, curve)
+    lost = facts.gain(curve[peak], curve[max(curve)])
+    if facts.noise is not None and lost > 2 * facts.noise.error:
+        text += f"; the {name} was best after epoch {peak} and has lost {facts.format(lost)}"
+        return Finding(f"Yes: {text}.", "action", f"Fewer epochs, or more against it: {against}.")
+    text += f". The {name} has not suffered from it: the network gets too sure of its mistakes"
+    advice = (
+        "Where its probabilities matter, label smoothing, fewer epochs or more weight decay help."
+    )
+    return Finding(f"In its probabilities: {text}.", "warning", advice)
+
+
+def _others_that_overfit(facts: Facts) -> str:
+    """Count the best trials that overfit; empty where too few have losses."""
+    others = [
+        losses
+        for trial in facts.good
+        if (losses := LossCurves.from_trial(trial)) is not None and losses.last >= MIN_EPOCHS
+    ]
+    if len(others) < 2:
+        return ""
+    count = sum(losses.overfits for losses in others)
+    return f"; {count or 'none'} of the {len(others)} best curves {_verb(count, 'overfit')}"
+
+
+def _check_metric_alone(facts: Facts, best: FrozenTrial) -> Finding:
+    """Judge a trial of an earlier version, whose losses are not known, by its metric."""
+    curve = _curve(best)
+    if len(curve) < 3:
         return unknown("the best trial has no values of three epochs")
     peak, last = _peak(facts, curve), max(curve)
     lost = facts.gain(curve[peak], curve[last])
-    source = "Training losses are not recorded: this is judged by its validation curve alone."
-    trial = f"trial {facts.best.number}"
+    source = "Its losses were not recorded: this is judged by its validation curve alone."
+    trial = f"trial {best.number}"
     if peak == last:
         text = f"No sign of it: {trial} was never better than after its last epoch, {last}"
         return Finding(f"{text}. {source}", "ok")
@@ -88,26 +154,49 @@ def check_epochs(facts: Facts) -> Finding:
     """Examining the training curves: is the best still improving at its end?"""
     curve, good = _curve(facts.best), facts.good
     last = max(curve, default=0)
-    back = max(1, round(last / 5))
+    back = max(1, round(last * END))
     if facts.best is None or len(curve) < 4 or last - back not in curve:
         return unknown("the best trial has no values of four epochs")
     gain = facts.gain(curve[last], curve[last - back])
     moved = f"{'gained' if gain > 0 else 'lost'} {facts.format(abs(gain))}"
-    text = f"trial {facts.best.number} {moved if gain else 'did not change'} in its last "
-    text += "epoch" if back == 1 else f"{back} epochs"
+    end = "epoch" if back == 1 else f"{back} epochs"
+    text = f"trial {facts.best.number} {moved if gain else 'did not change'} in its last {end}"
     if len(good) > 1:
         late = sum(_peak(facts, _curve(trial)) > 2 * max(_curve(trial)) / 3 for trial in good)
-        peaks = "peaks" if late < 2 else "peak"
-        text += f"; {late or 'none'} of the {len(good)} best curves {peaks} in the last third"
+        text += f"; {late or 'none'} of the {len(good)} best curves {_verb(late, 'peak')} "
+        text += "in the last third"
+    advice = (
+        "Try more training.epochs. A part of such a rise is the learning rate, which falls to "
+        "zero at the end."
+    )
+    gains = facts.noise is not None and gain > facts.noise.error
+    losses = LossCurves.from_trial(facts.best)
+    if losses is not None and last >= MIN_EPOCHS:
+        if losses.overfits:
+            text += f". Its validation loss has been rising since epoch {losses.lowest}"
+            return unknown(text) if gains else Finding(f"Yes: {text}.", "ok")
+        if losses.still_learns:
+            fall, trained = losses.fall_at_end, losses.training_fall_at_end
+            text += (
+                f". Both losses still fell in its last {end}: that of training by "
+                f"{_nats(trained.value)}, that of validation by {_nats(fall.value)}, of which "
+                f"chance explains {_nats(fall.chance)}"
+            )
+            return Finding(f"Perhaps not: {text}.", "warning", advice)
     if facts.noise is None and gain > 0:
         return unknown(f"{text}, and {NO_NOISE}")
-    if facts.noise and gain > facts.noise.error:
-        advice = (
-            "Try more training.epochs. A part of such a rise is the learning rate, which falls to "
-            "zero at the end."
-        )
+    if gains:
         return Finding(f"Perhaps not: {text}.", "warning", advice)
     return Finding(f"Yes: {text}.", "ok")
+
+
+def _verb(count: int, verb: str) -> str:
+    return verb if count > 1 else f"{verb}s"
+
+
+def _nats(loss: float, signed: bool = False) -> str:
+    """Write a difference of losses."""
+    return f"{loss:{'+' * signed}.2g} nats"
 
 
 def check_pruning(facts: Facts) -> Finding:

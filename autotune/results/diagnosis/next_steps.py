@@ -21,6 +21,7 @@ from autotune.results.diagnosis.curve_checks import (
     check_stability,
 )
 from autotune.results.diagnosis.facts import Facts
+from autotune.results.diagnosis.loss_curves import LossCurves
 from autotune.results.diagnosis.space_checks import (
     MIN_TRAINED,
     check_failures,
@@ -67,8 +68,9 @@ def next_steps(results: StudyResults, storage_url: str = "") -> tuple[NextStep, 
     """
     if not results.definition:  # a study of another program
         return ()
-    steps = _steps(results, _Commands(results, storage_url))
-    return (*steps, *_changes_to_training(results))
+    commands = _Commands(results, storage_url)
+    steps = _steps(results, commands)
+    return (*steps, *_changes_to_training(results), *_longer_training(results, commands))
 
 
 def file_of_next(name: str) -> str:
@@ -149,6 +151,20 @@ def _changes_to_training(results: StudyResults) -> Iterator[NextStep]:
         if finding.severity == "action":
             reason = finding.answer.partition(": ")[2]
             yield NextStep(f"{finding.advice} The reason: {reason}")
+
+
+def _longer_training(results: StudyResults, commands: _Commands) -> Iterator[NextStep]:
+    """Train for twice the epochs where the best trial still learned at its end."""
+    best = Facts(results).best
+    losses = None if best is None else LossCurves.from_trial(best)
+    if results.progress.running or best is None or losses is None or not losses.still_learns:
+        return
+    epochs = 2 * results.epochs
+    text = (
+        f"Train for longer, {epochs} epochs instead of {results.epochs}: both losses of trial "
+        f"{best.number} still fell at its end, so more epochs may help every plan."
+    )
+    yield NextStep(text, commands.another("longer", {"training.epochs": epochs}))
 
 
 def _after_gain(results: StudyResults, answer: Answer, commands: _Commands) -> Iterator[NextStep]:

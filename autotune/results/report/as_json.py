@@ -42,6 +42,7 @@ def _document(results: StudyResults, storage_url: str) -> Any:
             **record,
             "plan_in_full": trial.user_attrs.get(attrs.PLAN),
             "curve": sorted(trial.intermediate_values.items()),
+            "curves": trial.user_attrs.get(attrs.CURVES),
         }
         for record, trial in zip(trial_records(results), results.trials, strict=True)
     ]

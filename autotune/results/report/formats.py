@@ -11,21 +11,25 @@ from autotune.atomic import write_bytes
 from autotune.errors import UserError, place_as_user_error
 from autotune.results.report.as_json import render_json
 from autotune.results.report.dataframe import trials_frame
+from autotune.results.report.epoch_table import epochs_frame
 from autotune.results.report.html import render_html
 from autotune.results.report.images import describe_missing, predictions_csv
 from autotune.results.report.markdown import render_markdown
 from autotune.results.report.reproduction import study_file
 from autotune.results.study_results import StudyResults
-from autotune.storage.paths import REPORT_FORMATS
+from autotune.storage.paths import EPOCHS, REPORT_FORMATS
 from autotune.storage.url import redact
 from autotune.text import as_cell
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from autotune.study.setup.opening import OpenStudy
 
 #: The format of what was predicted for single images; its files end in ``.csv``.
 PREDICTIONS = "predictions"
-FORMATS = (*REPORT_FORMATS, PREDICTIONS)
+#: All formats; those that are not the ending of their files must be named.
+FORMATS = (*REPORT_FORMATS, EPOCHS, PREDICTIONS)
 
 
 def resolve_format(path: str | Path | None, given: str | None = None) -> str:
@@ -43,7 +47,7 @@ def resolve_format(path: str | Path | None, given: str | None = None) -> str:
         raise UserError(f"format: must be one of {allowed}, but got {given!r}")
     ending = "" if path is None or str(path) == "-" else Path(path).suffix[1:].lower()
     ending = {"htm": "html", "yml": "yaml"}.get(ending, ending)
-    own = "csv" if given == PREDICTIONS else given
+    own = "csv" if given in (EPOCHS, PREDICTIONS) else given
     if ending in REPORT_FORMATS and own not in (None, ending):
         raise UserError(
             f"format: {given} and the file {path} contradict each other; leave the format out, or "
@@ -92,7 +96,9 @@ def render(results: StudyResults, format: str, storage_url: str = "") -> bytes:
     Args:
         results: The study, at any stage.
         format: One of :data:`FORMATS`; ``csv`` and ``parquet`` hold the table of
-            :func:`~autotune.results.report.dataframe.trials_frame`, ``predictions`` single images.
+            :func:`~autotune.results.report.dataframe.trials_frame`, ``epochs`` that of
+            :func:`~autotune.results.report.epoch_table.epochs_frame`, ``predictions`` single
+            images.
         storage_url: URL of the storage, for the commands. A password in it is left out.
 
     Raises:
@@ -105,7 +111,9 @@ def render(results: StudyResults, format: str, storage_url: str = "") -> bytes:
         case "parquet":
             return _render_parquet(results)
         case "csv":
-            text = _render_csv(results)
+            text = _render_csv(trials_frame(results))
+        case "epochs":
+            text = _render_csv(epochs_frame(results))
         case "json":
             text = render_json(results, storage_url)
         case "yaml":
@@ -128,9 +136,8 @@ def _render_predictions(results: StudyResults, storage_url: str) -> str:
     )
 
 
-def _render_csv(results: StudyResults) -> str:
-    """Write the table for spreadsheets too: no text in it is taken for a formula."""
-    frame = trials_frame(results)
+def _render_csv(frame: pd.DataFrame) -> str:
+    """Write a table for spreadsheets too: no text in it is taken for a formula."""
     for name in frame.columns:
         if frame[name].dtype == "string":
             frame[name] = frame[name].map(as_cell, na_action="ignore")

@@ -41,6 +41,15 @@ GLOSSARY = (
         "noise",
         "How far two values may differ by chance alone. A gain below twice that may be luck.",
     ),
+    (
+        "loss",
+        "How wrong the network is, counting how sure it is; less is better. Its unit is the nat: "
+        "0.7 is the loss of a guess between two classes.",
+    ),
+    (
+        "overfitting",
+        "Learning the training images by heart: better on them, and worse on others.",
+    ),
     ("pruned", "Ended early, because others were better after as many passes over the images."),
     ("confirm", "Train the best plans and the baseline anew, several times, to rule out luck."),
     ("refit", "Train the chosen plan on all images but the test split, and measure it on that."),

@@ -31,12 +31,14 @@ from autotune.results.diagnosis.headline import (
     describe_refit,
     key_figures,
 )
+from autotune.results.diagnosis.loss_curves import describe_losses
 from autotune.results.diagnosis.next_steps import next_steps
 from autotune.results.diagnosis.space_checks import MIN_FOR_IMPORTANCES, edges_of_best
 from autotune.results.diagnosis.utilization import measure_utilization
 from autotune.results.figures.greedy_stages import stage_rows
 from autotune.results.figures.history import curves_figure, history_figure, timeline_figure
 from autotune.results.figures.layer_diagram import as_html, layer_rows
+from autotune.results.figures.losses import loss_range, losses_figure, trials_with_losses
 from autotune.results.figures.parameters import (
     MIN_ACTIVE,
     importances,
@@ -249,10 +251,26 @@ def _figures(results: StudyResults, measured: Mapping[str, float]) -> dict[str, 
         "front": _plot("The metric of every trial over its cost", front_figure(results)),
         "history": _plot("The value of every trial", history_figure(results)),
         "curves": _plot("The objective after each epoch", curves_figure(results)),
+        "losses": _loss_plots(results),
         "importances": _plot("The importance of each parameter", importance),
         "timeline": _plot("What each worker did when", timeline_figure(results)),
         "slices": [plot for plot in slices if plot],
     }
+
+
+def _loss_plots(results: StudyResults) -> list[dict[str, Any]]:
+    """Draw the losses of the best trials, each with what they say in a few words."""
+    trials, plots = trials_with_losses(results), []
+    ends = loss_range(trials)
+    for trial in trials:
+        marks = (("best", results.best), ("baseline", results.baseline))
+        marked = [name for name, owner in marks if trial is owner]
+        heading = ", ".join((f"Trial {trial.number}", *marked))
+        plot = _plot(f"The losses of trial {trial.number}", losses_figure(trial, ends))
+        assert plot is not None, "its losses are known"
+        words = results.describe_plan(trial)
+        plots.append({**plot, "heading": heading, "words": words, "note": describe_losses(trial)})
+    return plots
 
 
 def _plot(title: str, figure: go.Figure | None) -> dict[str, Any] | None:

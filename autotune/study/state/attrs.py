@@ -82,7 +82,7 @@ DEVICE_MEMORY_MB = study_view.DEVICE_MEMORY_MB
 COSTS = "costs"  # dict: cost -> float, as measured before training
 METRICS = "metrics"  # dict: Metrics.to_json() of the last epoch; with folds, means over them
 DEVIATIONS = "metrics_deviation"  # dict: standard deviations of the same over folds
-# dict: losses, learning rate and seconds by epoch, see curves.py; written with every report
+# dict: losses, learning rates and seconds by epoch, see training/curves.py; written with a report
 CURVES = "curves"
 # dict: encode_scores() of its validation images, for the metric; of complete trials
 IMAGE_SCORES = "image_scores"

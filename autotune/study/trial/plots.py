@@ -29,22 +29,44 @@ from autotune.study.state.predictions import (
     sheet_size,
     tile_corner,
 )
+from autotune.training import curves
 
 #: Most classes that get names at the axes and counts in the cells.
 NAMED_CLASSES = 25
 _PAPER, _INK, _SOFT, _RIGHT, _WRONG = "#ffffff", "#1c2733", "#5b6b7b", "#2e6b34", "#b3261e"
 
 
-def draw_curve(folder: Path, values: Mapping[int, float], objective: str) -> Path:
-    """Draw the objective on the validation split against the epoch."""
-    figure = Figure(figsize=(5, 3.2), layout="constrained")
-    axes = figure.add_subplot()
-    epochs = sorted(values)
-    axes.plot(epochs, [values[epoch] for epoch in epochs], marker="o", markersize=3)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel(f"validation {objective.replace('_', ' ')}")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
+def draw_curve(
+    folder: Path, values: Mapping[int, float], objective: str, stored: curves.Stored
+) -> Path:
+    """Draw the objective on the validation split, and the losses, against the epoch.
+
+    What is not known is left out: a refit has no validation, and trials of earlier versions have
+    no losses.
+    """
+    losses = {
+        name: curves.series(stored, key)
+        for name, key in (
+            ("training", curves.TRAINING_LOSS),
+            ("validation", curves.VALIDATION_LOSS),
+        )
+        if curves.series(stored, key)
+    }
+    label = f"validation {objective.replace('_', ' ')}"
+    panels = {label: {"": dict(sorted(values.items()))}, "loss (nats)": losses}
+    panels = {title: drawn for title, drawn in panels.items() if any(drawn.values())}
+    figure = Figure(figsize=(5, max(1, len(panels)) * 3.2), layout="constrained")
+    for place, (title, drawn) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(len(panels), 1, place)
+        for name, curve in drawn.items():
+            style = "--" if name == "training" else "-"
+            axes.plot(list(curve), list(curve.values()), style, marker="o", ms=3, label=name)
+        if len(drawn) > 1:
+            axes.legend()
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(title)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
     return _save(figure, folder / "learning_curve.png")
 
 

@@ -18,9 +18,9 @@ from autotune.study.trial.build import AnyTrainer, build_trial_trainer
 from autotune.study.trial.context import WorkerContext
 from autotune.study.trial.predictions import Predicted
 from autotune.study.trial.run import precision_record
+from autotune.training.curves import EpochResult
 from autotune.training.folds import trainers_of
 from autotune.training.metrics import Metrics
-from autotune.training.trainer import EpochResult
 
 #: Called with the number of an epoch after it.
 EpochCallback = Callable[[int], None]

@@ -31,7 +31,6 @@ from autotune.study.devices import gpu_name
 from autotune.study.setup.resources import BackboneResources
 from autotune.study.state import attrs, oom
 from autotune.study.state.constraints import set_constraints, violations
-from autotune.study.state.curves import add_epoch, epoch_values, has_epoch
 from autotune.study.state.image_scores import encode_scores
 from autotune.study.trial.build import AnyTrainer, build_trial_trainer
 from autotune.study.trial.context import CacheStats, WorkerContext
@@ -41,9 +40,10 @@ from autotune.study.trial.predictions import Predicted
 from autotune.training.checkpoint import Checkpoint
 from autotune.training.compute.amp import float32_precision, is_kept_fp32
 from autotune.training.cost_profile import measure_costs
+from autotune.training.curves import EpochResult, add_epoch, epoch_values, has_epoch
 from autotune.training.folds import CrossValidationTrainer, trainers_of
 from autotune.training.metrics import Metrics, confusion, image_scores
-from autotune.training.trainer import EpochResult, Trainer
+from autotune.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -387,7 +387,8 @@ def store_artifacts(
         tempfile.TemporaryDirectory(prefix="autotune-") as name,
     ):
         folder = Path(name)
-        paths = [draw_curve(folder, frozen.intermediate_values, objective)]
+        stored = frozen.user_attrs.get(attrs.CURVES, {})
+        paths = [draw_curve(folder, frozen.intermediate_values, objective, stored)]
         if outcome.state == TrialState.COMPLETE:
             assert training.validation_logits is not None and outcome.values is not None
             classes, labels = resources.data.classes, resources.validation.labels

@@ -26,7 +26,7 @@ from autotune.results.values.verdict import Verdict
 from autotune.study.state import attrs
 from autotune.study.state.budget import EXHAUSTED, StopReason
 from tests.support.page import page_of
-from tests.support.studies import ONE_PARAMETER, image_scores_of, make_study
+from tests.support.studies import ONE_PARAMETER, curves_of, image_scores_of, make_study
 
 RATE = FloatDistribution(1e-4, 1.0, log=True)
 POOL = CategoricalDistribution(["avg", "max", "avgmax"])
@@ -254,6 +254,104 @@ def test_curves_of_the_best(curve: list[float], overfits: str, long: str, minimi
     if overfits == "action":
         start = "It may: trial 0 was best after epoch 3 of 6 and has lost 5.00 points since"
         assert text.startswith(start)
+
+
+FALLING = [1.0, 0.7, 0.5, 0.4, 0.3, 0.2]
+RISING = [0.9, 0.6, 0.5, 0.6, 0.7, 0.8]
+STILL, WORSE = [0.5, 0.7, 0.8, 0.85, 0.899, 0.9], [0.5, 0.9, 0.95, 0.93, 0.91, 0.9]
+
+
+@pytest.mark.parametrize(
+    ("values", "losses", "overfits", "long"),
+    [
+        (
+            WORSE,
+            (FALLING, RISING),
+            ("action", "Yes: the validation loss of trial 0 was lowest after epoch 3 of 6"),
+            ("ok", "Its validation loss has been rising since epoch 3"),
+        ),
+        (
+            STILL,
+            (FALLING, RISING),
+            ("warning", "The accuracy has not suffered from it: the network gets too sure"),
+            ("ok", "Its validation loss has been rising since epoch 3"),
+        ),
+        (
+            [0.5, 0.6, 0.7, 0.75, 0.8, 0.9],  # gains while its loss rises
+            (FALLING, RISING),
+            ("warning", "while the training loss fell by 0.3 nats"),
+            ("unknown", "Cannot tell yet: trial 0 gained 10.00 points in its last epoch"),
+        ),
+        (
+            WORSE,
+            (RISING, RISING),
+            ("warning", "No, but it got worse: "),
+            ("ok", "Yes: trial 0 lost 1.00 points in its last epoch"),
+        ),
+        (
+            STILL,
+            (FALLING, FALLING),
+            (
+                "ok",
+                "No sign of it: the validation loss of trial 0 was lowest after its last epoch",
+            ),
+            ("warning", "Both losses still fell in its last epoch: that of training by 0.1 nats"),
+        ),
+        (
+            STILL,
+            (FALLING, [0.9, 0.6, 0.5, 0.501, 0.502, 0.503]),
+            ("ok", "has risen by 0.003 nats since; chance explains "),
+            ("ok", "Yes: trial 0 gained 0.10 points"),
+        ),
+        (
+            STILL,
+            (FALLING, [0.9, 0.6, 0.5, 0.505, 0.52, 0.53]),
+            ("unknown", "Cannot tell yet: the validation loss of trial 0 was lowest after"),
+            ("ok", "Yes: trial 0 gained 0.10 points"),
+        ),
+        (
+            WORSE[:4],
+            (FALLING[:4], RISING[:4]),
+            ("unknown", "Cannot tell yet: trial 0 has the losses of 4 epochs; 5 are needed."),
+            ("ok", "Yes: trial 0 lost 2.00 points in its last epoch"),
+        ),
+    ],
+)
+def test_losses_of_the_best(
+    values: list[float],
+    losses: tuple[list[float], list[float]],
+    overfits: tuple[str, str],
+    long: tuple[str, str],
+) -> None:
+    study, curves = study_of(), curves_of(*losses, error=0.01)
+    add(study, values[-1], curve=values, **{attrs.CURVES: curves})
+    add(study, values[-1] - 0.001)
+    for question, (severity, text) in ((OVERFIT, overfits), (LONG, long)):
+        found = answered(study, question)
+        assert found[0] == severity and text in found[1], found
+
+
+def test_overfitting_is_cured_next_and_counted_among_the_best() -> None:
+    study = study_of(baseline=0.5)
+    for number in range(4):
+        curves = curves_of(FALLING, RISING if number else FALLING, error=0.01)
+        value = 0.9 + number / 100
+        add(study, value, curve=[*WORSE[:5], value], **{attrs.CURVES: curves})
+    text = answered(study, OVERFIT)[1]
+    assert "; 3 of the 4 best curves overfit" in text
+    steps = [step.text for step in next_steps(StudyResults.from_study(study))]
+    assert steps[-1].startswith("Fewer epochs, or more against it: weight decay, dropout")
+    assert f"The reason: {text.removeprefix('Yes: ')}" in steps[-1]
+
+
+def test_a_training_that_still_learns_is_made_longer_next() -> None:
+    study = study_of(baseline=0.5)
+    add(study, 0.9, curve=STILL, **{attrs.CURVES: curves_of(FALLING, FALLING, error=0.01)})
+    *_, step = next_steps(StudyResults.from_study(study))
+    assert step.text.startswith(
+        "Train for longer, 20 epochs instead of 10: both losses of trial 1"
+    )
+    assert "training.epochs=20" in step.command and "--name no-name" in step.command
 
 
 def test_which_parameters_matter() -> None:

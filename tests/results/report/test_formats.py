@@ -50,6 +50,8 @@ def text_of(study: Study, format: str) -> str:
         ("a.txt", "md", "md"),
         ("a.csv", "csv", "csv"),
         ("-", "csv", "csv"),
+        ("a.csv", "epochs", "epochs"),
+        (None, "epochs", "epochs"),
         ("a.csv", "predictions", "predictions"),
     ],
 )
@@ -62,7 +64,8 @@ def test_the_ending_says_the_format(path: str | None, given: str | None, meant: 
     [
         ("a.json", "md", "md and the file a.json contradict each other; .* end in .md"),
         ("a.txt", None, "a.txt: the ending .* html, md, json, csv, parquet, yaml; .* --format md"),
-        (None, "pdf", "must be one of html, md, .*, yaml, predictions, but got 'pdf'"),
+        (None, "pdf", "must be one of html, md, .*, yaml, epochs, predictions, but got 'pdf'"),
+        ("a.md", "epochs", "epochs and the file a.md contradict each other; .* end in .csv"),
         ("a.html", "predictions", "predictions and the file a.html .* end in .csv"),
     ],
 )
@@ -108,7 +111,7 @@ def test_the_front_of_two_objectives_is_the_table() -> None:
 )
 def test_every_kind_of_study_has_every_format(made: dict[str, Any] | None) -> None:
     made_study = optuna.create_study() if made is None else make_study(**made)
-    for format in ("md", "json", "csv", "parquet"):
+    for format in ("md", "json", "csv", "parquet", "epochs"):
         assert bytes_of(made_study, format)
     # In a table a line break or a bar would end the cell, and a tag would be one.
     for line in text_of(made_study, "md").partition("```")[0].splitlines():

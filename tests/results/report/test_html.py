@@ -59,7 +59,8 @@ def test_every_figure_is_json_of_its_own() -> None:
     sources = re.findall(
         r'<script type="application/json" class="figure">(.*?)</script>', rendered
     )
-    assert len(sources) == 3 + 10  # of 17 complete trials there are no importances
+    # Losses of three trials and the baseline; of 17 complete trials there are no importances.
+    assert len(sources) == 3 + 10 + 4
     assert all({"data", "layout"} <= set(json.loads(source)) for source in sources)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,15 @@ import torch
 from PIL import Image
 
 from autotune.data.drawing import plot_label
-from autotune.study.trial.plots import WORST, Prediction, draw_confusion, draw_worst, worst
+from autotune.study.trial.plots import (
+    WORST,
+    Prediction,
+    draw_confusion,
+    draw_curve,
+    draw_worst,
+    worst,
+)
+from tests.support.studies import curves_of
 
 
 def test_the_worst_images_are_those_with_the_highest_loss() -> None:
@@ -79,3 +88,19 @@ def test_a_matrix_of_any_classes_is_drawn_without_a_warning(
 def test_long_names_in_a_plot_lose_their_middle() -> None:
     assert plot_label("golden retriever of a kind, number 2") == "golden retr…, number 2"
     assert plot_label("犬 $a$") == "□ $a$"
+
+
+@pytest.mark.parametrize(
+    ("values", "stored", "panels"),
+    [
+        ({1: 0.5, 2: 0.6}, curves_of([0.5, 0.4], [0.6, 0.5]), 2),
+        ({1: 0.5, 2: 0.6}, {}, 1),  # of an earlier version
+        ({}, {"training_loss": [0.5, 0.4], "validation_loss": [None, None]}, 1),  # a refit
+        ({}, {}, 1),
+    ],
+)
+def test_the_curve_of_what_is_known(
+    tmp_path: Path, values: dict[int, float], stored: dict[str, Any], panels: int
+) -> None:
+    with Image.open(draw_curve(tmp_path, values, "accuracy", stored)) as picture:
+        assert picture.size == (500, 320 * panels)

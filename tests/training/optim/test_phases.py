@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from autotune.errors import PlanError
 from autotune.models.network import Network
 from autotune.plan import TrialPlan
+from autotune.training.curves import EpochResult
 from autotune.training.optim.phases import Phases
-from autotune.training.trainer import EpochResult, Trainer
+from autotune.training.trainer import Trainer
 from tests.support.backbones import network, plan, state_of, training
 from tests.support.surgery import change
 

@@ -1,4 +1,4 @@
-"""The curves of a training, epoch by epoch, as they are stored with a trial.
+"""The curves of a training, epoch by epoch, as they are stored with a trial and in checkpoints.
 
 Lists have an entry for each epoch, ``null`` where nothing is known: studies of earlier versions
 have only the metric of each epoch. Six significant digits are more than a training loss in single
@@ -7,11 +7,13 @@ precision has.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autotune.training.trainer import EpochResult
+    from autotune.training.metrics import Metrics
 
 TRAINING_LOSS, VALIDATION_LOSS = "training_loss", "validation_loss"
 #: Standard error of the difference between the validation loss and the lowest one before.
@@ -24,7 +26,39 @@ _LAYERS = "layer_rates"
 #: The last epoch in which the head alone trained, where the layers have rates of their own.
 _HEAD_EPOCHS = "head_epochs"
 
+#: Name of the curves in a checkpoint. Those of earlier versions lack it.
+CHECKPOINT_KEY = "curves"
+
 Stored = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """The result of one epoch.
+
+    Args:
+        epoch: Counted from 1.
+        loss: Mean training loss per image: the cross-entropy with the labels of the policy
+            (smoothed, mixed), without weight decay or L2-SP.
+        metrics: Scores on the validation split, ``None`` without one (the refit).
+        seconds: Wall time of the epoch, validation included.
+        learning_rates: Mean learning rate of the steps by layer, the head (layer 0) first; 0 where
+            a layer does not train yet. The head alone where the rates of all layers are equal.
+        loss_error: Standard error of the difference between the validation loss and the lowest
+            one before, see :class:`.metrics.LowestLoss`; ``None`` in the first epoch.
+    """
+
+    epoch: int
+    loss: float
+    metrics: Metrics | None
+    seconds: float
+    learning_rates: Mapping[int, float]
+    loss_error: float | None = None
+
+    @property
+    def validation_loss(self) -> float | None:
+        """Mean validation loss per image, in nats; ``None`` without a validation split."""
+        return None if self.metrics is None else self.metrics.log_loss
 
 
 def epoch_values(result: EpochResult) -> dict[str, float | None]:
@@ -51,6 +85,17 @@ def add_epoch(stored: Stored, result: EpochResult) -> dict[str, Any]:
     return curves
 
 
+def save_curves(stored: Stored) -> dict[str, str]:
+    """Return what a checkpoint keeps of curves."""
+    return {CHECKPOINT_KEY: json.dumps(stored)}
+
+
+def load_curves(state: Mapping[str, Any]) -> Stored:
+    """Return the curves in the state of a checkpoint; empty if it has none."""
+    curves: Stored = json.loads(state.get(CHECKPOINT_KEY, "{}"))
+    return curves
+
+
 def has_epoch(stored: Stored, epoch: int) -> bool:
     """Tell whether an epoch is among stored curves."""
     return epoch in series(stored, TRAINING_LOSS)
@@ -67,7 +112,7 @@ def layer_rates(stored: Stored) -> dict[str, dict[int, float]]:
     head_epochs = int(stored.get(_HEAD_EPOCHS, 0))
     return {
         layer: {
-            epoch: 0.0 if epoch <= head_epochs else rate * share
+            epoch: 0.0 if epoch <= head_epochs else float(f"{rate * share:.6g}")
             for epoch, rate in series(stored, LEARNING_RATE).items()
         }
         for layer, share in stored.get(_LAYERS, {}).items()
