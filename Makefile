@@ -96,7 +96,7 @@ study   := $(or $(call raw,STUDY),$(preset))
 # What names a study; without it, the dashboard lists all.
 is_named := $(filter command environment,$(foreach name,DATASET STUDY NAME BACKBONE WEIGHTS INIT SAMPLER STRATEGY INHERIT ORDER,$(origin $(name))))
 # An option before each override, where they are none of the arguments.
-predict export: option := --set
+predict export enqueue: option := --set
 given = $(if $(call raw,$(1)),$(option) $(call quote,$(2)=$(call raw,$(1))))
 # DATASET is an override wherever the study file is not that of the data set.
 dataset := $(if $(STUDY),$(filter command environment,$(origin DATASET)),$(filter folder,$(preset)))
@@ -125,7 +125,7 @@ endif
 export AUTOTUNE_MAKE := $(if $(filter command,$(origin STORAGE)),STORAGE,1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install study worker workers ls status stop doctor rename rm du gc best compare report dashboard confirm refit fit predict export layers validate backup postgres-up postgres-down postgres-local postgres-local-down test test-slow test-long test-gpu check format reference docs pictures bench wheel image clean
+.PHONY: help install study worker workers ls status stop enqueue doctor rename rm du gc best compare report dashboard confirm refit fit predict export layers validate backup postgres-up postgres-down postgres-local postgres-local-down test test-slow test-long test-gpu check format reference docs pictures bench wheel image clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
@@ -168,6 +168,9 @@ status: $(BIN)/autotune ## show how far a study is (ARGS=--watch: until it ends)
 
 stop: $(BIN)/autotune ## ask the workers of a study to stop, on all machines; make study continues it
 	@$(BIN)/autotune stop $(which) $(ARGS)
+
+enqueue: $(BIN)/autotune ## queue a plan of your own (ARGS='layers=3 lr=0.001'; ARGS='--trial best head.dropout=0.2')
+	@$(BIN)/autotune enqueue $(which) $(ARGS)
 
 doctor: $(BIN)/autotune ## say what is wrong with a study; FIX=1 puts it right
 	@$(BIN)/autotune doctor $(which) $(ARGS) $(if $(FIX),--fix)

@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.text import Text
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from autotune.results.evaluation.confirm import Confirmation
     from autotune.results.evaluation.refit import RefitResult
     from autotune.results.study_results import StudyResults
+    from autotune.study.setup.manual_trials import EnqueuedTrial
     from autotune.study.setup.opening import OpenStudy
 
 #: Environment variable with the URL of the storage, as for the command.
@@ -223,6 +224,37 @@ class Study:
             raise NoResultError(f"the study {self._name!r} has no result. {no_result.describe()}")
         return self
 
+    def enqueue(
+        self,
+        values: Mapping[str, Any] | None = None,
+        *,
+        trial: int | Literal["best"] | TrialPlan | None = None,
+        study: str | None = None,
+    ) -> EnqueuedTrial:
+        """Queue a plan of your own, while workers run or not; they train it before they search on.
+
+        Args:
+            values: Values of the plan, by the name of a parameter (``training.lr``) or without
+                what is not needed to tell it apart (``lr``, ``head.dropout``).
+            trial: What has all other values: a trial by its number, the best one, or a plan;
+                default: the baseline.
+            study: The study of that trial in the same storage; default: this one.
+
+        Raises:
+            ConfigError: With every name and value that is wrong, and what is allowed.
+            StudyError: When a trial has this plan, there is no such trial, or nothing was run yet.
+
+        Example:
+            >>> study.enqueue({"layers": 9})
+            Traceback (most recent call last):
+            autotune.errors.ConfigError: ...layers (depth): must be from 0 to 5, but got 9
+        """
+        from autotune.study.setup.manual_trials import enqueue_plan
+        from autotune.study.setup.opening import open_existing
+
+        other = None if study is None else open_existing(study, self._url)
+        return enqueue_plan(self._open_handle(), values or {}, trial, other)
+
     @property
     def interrupted(self) -> bool:
         """Whether the last :meth:`run` was interrupted."""
@@ -255,8 +287,8 @@ class Study:
         """The study as an Optuna study.
 
         Example:
-            >>> len(study.optuna_study.trials)
-            4
+            >>> study.optuna_study.trials[0].state.name
+            'COMPLETE'
         """
         return self._open_handle().study
 
@@ -399,7 +431,7 @@ class Study:
         Example:
             >>> study.refit(trial=99)
             Traceback (most recent call last):
-            autotune.errors.StudyError: --trial: the study 'digits' has the trials 0 to 3, but ...
+            autotune.errors.StudyError: --trial: the study 'digits' has the trials 0 to ...
         """
         path = None if folder is None else Path(folder)
         if path is not None:

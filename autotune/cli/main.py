@@ -21,7 +21,7 @@ from autotune.cli.results import (
     report,
     reproduce,
 )
-from autotune.cli.running import doctor, run, status, stop, validate, worker
+from autotune.cli.running import doctor, enqueue, run, status, stop, validate, worker
 from autotune.cli.sigint import interrupt_between_imports
 from autotune.config.old_names import REMOVED_IN
 from autotune.display import console
@@ -59,6 +59,7 @@ for _verb in (
     worker.worker,
     status.status,
     stop.stop,
+    enqueue.enqueue,
     doctor.doctor,
     best.best,
     compare.compare,

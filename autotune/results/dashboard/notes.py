@@ -120,7 +120,8 @@ def trial_note(trial: FrozenTrial, results: StudyResults) -> str:
     if sizes := ", ".join(_sizes(trial)):
         texts.append(escape(sizes))
     if origin := attrs.trial_origin(trial):
-        texts.append(escape(f"queued at the start: {origin}"))
+        when = "" if attrs.is_enqueued(trial) else "queued at the start: "
+        texts.append(escape(f"{when}{origin}"))
     if earlier := attrs.earlier_attempts(trial):
         texts.append(f"continues trial {', '.join(map(str, earlier))}")
     return "\n\n".join(texts)

@@ -88,6 +88,11 @@ def test_the_budget_may_change_and_the_space_may_not(tmp_path: Path) -> None:
     )
     assert "training.epochs: 2 in the study, 3 now" in message
     assert "--name small-2" in message
+    assert "search.warm_start=[small] lets that one try the best plans of this one" in message
+    greedy = {"search__strategy": "greedy", "training__epochs": 3}
+    with pytest.raises(StudyError) as refused:
+        check_existing(define(small_config(tmp_path, **greedy)))
+    assert "warm_start=" not in str(refused.value)
     with pytest.raises(StudyError):
         open_defined(changed)
 

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from autotune.search.extrapolation import Curve, FinalValuePredictor, last_value
+from autotune.search.study_view import Curve, FinalValuePredictor, last_value
 
 FEW = [({1: 0.5, 2: 0.6, 3: 0.9}, 0.9), ({1: 0.2, 2: 0.3, 3: 0.8}, 0.8), ({2: 0.5}, 0.5)]
 #: Who is behind gains more: half of what was missing at the first step is made good.
