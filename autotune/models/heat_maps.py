@@ -19,6 +19,12 @@ from torch import Tensor, nn
 from autotune.models.network import Network
 from autotune.text import error_line
 
+#: Errors of networks that are built in another way, or do not fit: each fails in its own way.
+_ERRORS = (
+    *(RuntimeError, ValueError, TypeError, AttributeError, AssertionError),
+    *(ArithmeticError, LookupError),
+)
+
 
 class NoHeatMapError(Exception):
     """A network has no heat map; the message says why."""
@@ -57,8 +63,7 @@ def heat_maps(network: Network, images: Tensor, classes: Sequence[int]) -> Tenso
                 method.attribute(image[None], target=label, relu_attributions=True)[0, 0]
                 for image, label in zip(images, classes, strict=True)
             ]
-    except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
-        # A network that is built in another way fails in its own way; nobody waits for a picture.
+    except _ERRORS as error:
         raise NoHeatMapError(error_line(error)) from error
     finally:
         for module, mode in modes:
