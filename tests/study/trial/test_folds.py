@@ -46,6 +46,7 @@ def test_a_study_in_folds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         return drawn[-1]
 
     monkeypatch.setattr(trial_module, "confusion", noted)
+    monkeypatch.setattr("autotune.models.heat_maps.MIN_SIDE", 1)
     handle = small(tmp_path, training__num_views=2, search__trials=3)
     events = run(handle)
     epochs = [(one["trial"], one["epoch"]) for one in events if one["event"] == "epoch"]
