@@ -14,7 +14,7 @@ from autotune.config.schema import RefitConfig
 from autotune.errors import DiskFullError
 from autotune.results.evaluation import refit as fit_module
 from autotune.results.evaluation.refit import RefitResult, refit_study
-from autotune.results.model.model import load_model
+from autotune.results.model.model_folder import load_model
 from autotune.results.report.images import find_image_results, predictions_csv
 from autotune.results.study_results import StudyResults
 from autotune.study.setup.opening import OpenStudy
