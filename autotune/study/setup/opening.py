@@ -95,6 +95,7 @@ class OpenStudy:
                     **attributes[attrs.DEFINITION],
                     "refit": attributes.get(attrs.FIT, {}),
                     "cache": attributes.get(attrs.CACHE, {}),
+                    "loggers": attributes.get(attrs.LOGGERS, []),
                     "storage": self.url,
                     "files": remembered_root(self.url, self.files),
                 }
@@ -242,6 +243,8 @@ def open_or_create(
             study.set_user_attr(attrs.FILES, remembered_root(config.storage, files))
         study.set_user_attr(attrs.FIT, config.refit.model_dump(mode="json"))
         study.set_user_attr(attrs.CACHE, config.cache.model_dump(mode="json"))
+        if config.loggers or attrs.LOGGERS in study.user_attrs:
+            study.set_user_attr(attrs.LOGGERS, list(config.loggers))
         handle.trial_queue().set_budget(Budget.from_config(config.search, time.time()))
     return handle
 
@@ -256,12 +259,12 @@ def _create(config: StudyConfig, storage: RetryingStorage) -> Study:
 
 
 def _clear_files(name: str, files: StudyPaths) -> None:
-    """Remove the checkpoints and logs of a deleted study of the same name.
+    """Remove the checkpoints, logs and curves of a deleted study of the same name.
 
     Reports, refitted models and confirmations stay, because they cost time to make and name the
     study that they belong to.
     """
-    for folder in (files.checkpoints(name), files.logs(name)):
+    for folder in (files.checkpoints(name), files.logs(name), files.tensorboard(name)):
         if folder.is_dir():
             logger.info("%s: removed, it belongs to an earlier study %r", folder, name)
             shutil.rmtree(folder, ignore_errors=True)

@@ -32,6 +32,7 @@ DEFINITION = "definition"  # dict: StudyConfig.identity()
 BUDGET = "budget"  # dict: Budget.to_json() of the last run
 CACHE = "cache"  # dict: CacheConfig of the last run
 FIT = "fit"  # dict: RefitConfig of the last run
+LOGGERS = "loggers"  # list of str: names of the loggers of the last run, for workers elsewhere
 ENDED = "ended"  # dict: StopReason.to_json(); None until the study has ended
 DATASET = "dataset"  # dict: DatasetInfo.to_json()
 SPLIT = "split"  # str: id of the artifact that holds the Manifest of its images
