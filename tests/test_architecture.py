@@ -66,9 +66,10 @@ FLOORS = {
         ("cost_profile", "features", "folds"),
     ),
     "search": (
-        ("ranking", "dimensions", "extrapolation"),
+        ("ranking", "dimensions"),
         ("backbone_limits", "study_view"),
         ("space",),
+        ("space_checks",),
         ("deduplication", "initial_plans", "manual_plans", "plugins"),
         ("greedy", "pruners"),
         ("samplers",),

@@ -33,13 +33,13 @@ def study_note(results: StudyResults, storage_url: str) -> str:
     progress = results.describe_progress()
     if reason := results.stop_reason:
         progress += f". The study {'is' if reason.is_request else 'has ended:'} {reason.text}"
-    found = find_answer(results)
-    texts = (found.plain, f"trials: {progress}.")
+    answer = find_answer(results)
+    texts = (answer.plain, f"trials: {progress}.")
     evidence = (describe_confirmation(results), describe_refit(results))
-    answer = [f"**{escape(found.text)}**", *(escape(text) for text in (*texts, *evidence) if text)]
     return "\n\n".join(
         [
-            *answer,
+            f"**{escape(answer.text)}**",
+            *(escape(text) for text in (*texts, *evidence) if text),
             *(f"- {escape(warning)}" for warning in results.image_warnings),
             "### Definition",
             table(("", ""), _definition(results)),
