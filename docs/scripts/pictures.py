@@ -160,10 +160,14 @@ def with_few_colors(path: Path) -> Path:
 
 def take_trainings(study: Sequence[str], folder: Path) -> Iterator[Path]:
     """Run, confirm and refit a study, and take pictures of the terminal and of its images."""
-    for verb, shown in (("run", during), ("confirm", screen)):
-        text = shown(run(verb, *study))
-        yield draw(text, f"autotune {verb} {study[0]}", folder / f"{verb}.svg")
+    for shown, verb, *options in ((during, "run"), (screen, "confirm", "--top", "1")):
+        text = shown(run(verb, *study, *options))
+        title = " ".join(("autotune", verb, study[0], *options))
+        yield draw(text, title, folder / f"{verb}.svg")
     run("refit", *study)
+    # Another study for the first page of the dashboard.
+    shorter = [argument for argument in study if not argument.startswith("search.trials=")]
+    run("run", *shorter, "search.strategy=greedy", "search.trials=10")
     sheet = folder / "contact-sheet.png"
     run("data", "info", *study, "-o", str(sheet))
     yield with_few_colors(sheet)
