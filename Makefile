@@ -57,9 +57,9 @@ $(foreach name,$(unknown),$(error $(name) is no variable of this Makefile$(call 
 
 # A variable of other targets would be ignored as well: make report OUTPUT=report.html.
 only_ENGINE := study
-only_WORKERS := study
-only_GPUS := study
-only_WORKERS_PER_GPU := study
+only_WORKERS := study confirm refit fit
+only_GPUS := study confirm refit fit
+only_WORKERS_PER_GPU := study confirm refit fit
 only_GPUS_PER_WORKER := study
 only_PORT := dashboard
 only_PUBLIC := dashboard
@@ -105,8 +105,8 @@ overrides = $(if $(dataset),$(call given,DATASET,dataset)) \
 	$(call given,TRIALS,search.trials) $(call given,TIMEOUT,search.timeout) \
 	$(call given,SEED,search.seed) $(call given,EPOCHS,training.epochs)
 with = $(if $(call raw,$(1)),$(2) $(call quote,$(call raw,$(1))))
-workers = $(call with,ENGINE,--engine) $(call with,WORKERS,--workers) $(call with,GPUS,--gpus) \
-	$(call with,WORKERS_PER_GPU,--workers-per-gpu) $(call with,GPUS_PER_WORKER,--gpus-per-worker)
+devices = $(call with,WORKERS,--workers) $(call with,GPUS,--gpus) $(call with,WORKERS_PER_GPU,--workers-per-gpu)
+workers = $(call with,ENGINE,--engine) $(devices) $(call with,GPUS_PER_WORKER,--gpus-per-worker)
 changes = $(overrides) $(if $(NAME),--name $(call quote,$(call raw,NAME)))
 which = $(call quote,$(study)) $(changes)
 model = $(if $(MODEL),$(call quote,$(call raw,MODEL)),$(which))
@@ -203,10 +203,10 @@ dashboard: $(if $(PUBLIC),$(VENV)/public,$(BIN)/autotune) ## show all studies in
 	@$(BIN)/autotune dashboard $(if $(is_named),$(which)) $(ARGS) $(call with,PORT,--port) $(if $(PUBLIC),--public)
 
 confirm: $(BIN)/autotune $(reader) ## train the best plans and the baseline over seeds (ARGS=--seeds 8)
-	@$(BIN)/autotune confirm $(which) $(ARGS)
+	@$(BIN)/autotune confirm $(which) $(ARGS) $(devices)
 
 refit: $(BIN)/autotune $(reader) ## train the best plan again and measure it on the test split
-	@$(BIN)/autotune refit $(which) $(ARGS)
+	@$(BIN)/autotune refit $(which) $(ARGS) $(devices)
 
 predict: $(BIN)/autotune ## write the classes of IMAGES by the study's model, or MODEL (ARGS='-o classes.csv')
 	@$(BIN)/autotune predict $(model) $(call images,) $(ARGS)

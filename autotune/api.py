@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     from optuna.trial import FrozenTrial
 
-    from autotune.results.evaluation.confirm import Confirmation, ConfirmProgress
+    from autotune.results.evaluation.confirm import Confirmation
     from autotune.results.evaluation.refit import RefitResult
     from autotune.results.study_results import StudyResults
     from autotune.study.setup.opening import OpenStudy
@@ -194,8 +194,7 @@ class Study:
             >>> study.run(workers=1, progress=False).interrupted
             False
         """
-        if gpus is not None and not isinstance(gpus, str):
-            raise UserError(f"gpus: must be text such as '0,2', 'all' or 'none', but got {gpus!r}")
+        _check_gpus(gpus)
         from autotune.display.run_display import make_view
 
         config = self._config or self._stored_config()
@@ -319,20 +318,36 @@ class Study:
             check_writable(path)
         return write_report(self._open_handle(), None if path is None else Path(path), format)
 
-    def confirm(self, top: int = 5, seeds: int = 5, *, progress: bool = True) -> Confirmation:
+    def confirm(
+        self,
+        top: int = 5,
+        seeds: int = 5,
+        *,
+        workers: int | None = None,
+        gpus: str | None = None,
+        workers_per_gpu: int | None = None,
+        progress: bool | Callable[[dict[str, Any]], None] = True,
+    ) -> Confirmation:
         """Train the best plans and the baseline under several seeds, and compare them.
 
-        The trainings run in this process, one after the other. Each result is stored at once, so
-        that the same call continues after an interrupt.
+        The trainings use all devices, as :meth:`run` does. Each result is stored at once, and the
+        state of a training after every epoch: the same call continues after an interrupt, and one
+        with more seeds or plans trains only what is missing.
 
         Args:
             top: Number of plans besides the baseline.
             seeds: Number of seeds, at least two.
-            progress: Print a line for every training.
+            workers: Number of workers; default: one per GPU, or two on the CPU.
+            gpus: ``all``, ``none``, or indices such as ``0,2``; default: all.
+            workers_per_gpu: Workers that share a GPU, instead of ``workers``.
+            progress: Print a line for every training; or a function to call with every event, a
+                dictionary with the key ``event``.
 
         Raises:
             StudyError: When there is no plan but the baseline, or the baseline diverges.
-            UserError: When a number is too small.
+            UserError: When an argument is wrong.
+            WorkerError: When the workers cannot continue.
+            KeyboardInterrupt: After an interrupt.
 
         Example:
             >>> confirmation = study.confirm(top=1, seeds=2, progress=False)
@@ -342,33 +357,44 @@ class Study:
         for name, value, least in (("top", top, 1), ("seeds", seeds, 2)):
             if value < least:
                 raise UserError(f"{name}: must be at least {least}, but got {value}")
+        _check_gpus(gpus)
         handle = self._open_handle()
         from autotune.results.evaluation.confirm import confirm_plans  # imports torch
+        from autotune.study.engine.trainings import Workers
 
-        objective, log = self._results().objective, _logger(progress)
-
-        def on_progress(step: ConfirmProgress) -> None:
-            if text := step.describe(objective):
-                log(text)
-
-        return confirm_plans(handle, top, seeds, on_progress)
+        with self._trainings_view(progress) as on_event:
+            devices = Workers(workers, gpus, workers_per_gpu)
+            return confirm_plans(handle, top, seeds, on_event, workers=devices)
 
     def refit(
-        self, trial: int | None = None, folder: str | Path | None = None, *, progress: bool = True
+        self,
+        trial: int | None = None,
+        folder: str | Path | None = None,
+        *,
+        workers: int | None = None,
+        gpus: str | None = None,
+        workers_per_gpu: int | None = None,
+        progress: bool | Callable[[dict[str, Any]], None] = True,
     ) -> RefitResult:
         """Train the best plan and the baseline again and measure both on the test split.
 
-        The study records every read of the test split. The trainings run in this process, with
-        the settings of ``refit`` in the study file.
+        The study records every read of the test split. The trainings use all devices, with the
+        settings of ``refit`` in the study file. What was trained is kept: the same call continues
+        after an interrupt.
 
         Args:
             trial: Number of the trial to take; default: the best confirmed one, or the best.
             folder: Folder of the model, for :func:`autotune.load`; default: beside the study.
-            progress: Print a line for every training.
+            workers: Number of workers; default: one per GPU, or two on the CPU.
+            gpus: ``all``, ``none``, or indices such as ``0,2``; default: all.
+            workers_per_gpu: Workers that share a GPU, instead of ``workers``.
+            progress: As in :meth:`confirm`.
 
         Raises:
             StudyError: When the trial does not exist, or no trial is complete.
             UserError: When the folder cannot be written.
+            WorkerError: When a training diverges, or the workers cannot continue.
+            KeyboardInterrupt: After an interrupt.
 
         Example:
             >>> study.refit(trial=99)
@@ -378,24 +404,36 @@ class Study:
         path = None if folder is None else Path(folder)
         if path is not None:
             check_folder(path)
+        _check_gpus(gpus)
         handle = self._open_handle()
         from autotune.results.evaluation.refit import refit_study  # imports torch
-
-        log = _logger(progress)
-
-        def on_epoch(what: str, epoch: int, epochs: int) -> None:
-            if epoch == epochs:
-                log(f"{what}: trained for {epochs} epochs")
+        from autotune.study.engine.trainings import Workers
 
         config = self._config
-        return refit_study(
-            handle,
-            trial,
-            path,
-            on_epoch,
-            settings=None if config is None else config.refit,
-            max_unreadable_share=0.0 if config is None else config.data.max_unreadable_share,
-        )
+        with self._trainings_view(progress) as on_event:
+            return refit_study(
+                handle,
+                trial,
+                path,
+                on_event,
+                settings=None if config is None else config.refit,
+                max_unreadable_share=0.0 if config is None else config.data.max_unreadable_share,
+                workers=Workers(workers, gpus, workers_per_gpu),
+            )
+
+    @contextmanager
+    def _trainings_view(
+        self, progress: bool | Callable[[dict[str, Any]], None]
+    ) -> Iterator[Callable[[dict[str, Any]], None]]:
+        """Yield what is called with the events of trainings."""
+        if callable(progress) or not progress:
+            yield progress or (lambda event: None)
+            return
+        from autotune.display.trainings_display import TrainingsView
+
+        console = plain_console()
+        with console.status(f"study {self._name}") as status:
+            yield TrainingsView(self._results().objective, status, console)
 
     def fit(
         self, trial: int | None = None, folder: str | Path | None = None, *, progress: bool = True
@@ -618,6 +656,6 @@ class Study:
         return figure
 
 
-def _logger(progress: bool) -> Callable[[str], None]:
-    console = plain_console()
-    return (lambda text: console.print(Text(text))) if progress else (lambda text: None)
+def _check_gpus(gpus: object) -> None:
+    if gpus is not None and not isinstance(gpus, str):
+        raise UserError(f"gpus: must be text such as '0,2', 'all' or 'none', but got {gpus!r}")

@@ -134,9 +134,10 @@ class TrainingPolicy:
         optimizer: ``adamw`` (Loshchilov and Hutter 2019), ``sgd`` (with Nesterov momentum) or
             ``adagrad`` (the paper's).
         lr: Peak learning rate of the head.
-        layer_decay: Layer ``i`` (counted from the output) trains with ``lr * layer_decay ** i``
-            (discriminative fine-tuning, Howard and Ruder 2018, section 3.2; 0.65 to 0.75 is usual
-            for fine-tuning ViTs, Bao et al. 2022, BEiT, appendix).
+        layer_decay: Layer ``i`` (counted from the output) trains with
+            ``lr * backbone_lr * layer_decay ** i`` (discriminative fine-tuning, Howard and Ruder
+            2018, section 3.2; 0.65 to 0.75 is usual for fine-tuning ViTs, Bao et al. 2022, BEiT,
+            appendix).
         weight_decay: Decoupled for AdamW, L2 otherwise; never on norms and biases.
         momentum: Momentum of ``sgd``; the other optimizers ignore it. 0.9 is the value of nearly
             all transfer studies; lower ones can be better where source and target are alike (Li
@@ -149,6 +150,13 @@ class TrainingPolicy:
         mixup: Parameter of the beta distribution of mixup (Zhang et al. 2018: 0.1 to 0.4).
         cutmix: Parameter of the beta distribution of CutMix (Yun et al. 2019: 1). With both, each
             batch gets one of the two.
+        backbone_lr: Learning rate of the trainable layers relative to that of the head: 0.1 where
+            a new head sits on a pretrained network (Long et al. 2015, section 4.1; the factor of
+            ten is usual since).
+        parameters: What trains of a layer that keeps its shape: ``all``, ``norms`` (weight and
+            bias of its norms: Frankle et al. 2021, Training BatchNorm and Only BatchNorm) or
+            ``biases`` (all of its biases: Ben Zaken et al. 2022, BitFit). Norm statistics follow
+            the images in each case.
     """
 
     optimizer: str = "adamw"
@@ -161,6 +169,8 @@ class TrainingPolicy:
     l2_sp: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
+    backbone_lr: float = 1.0
+    parameters: str = "all"
 
     def describe(self, trainable: bool = True) -> str:
         """Describe the optimizer and the values that differ from the default.
@@ -176,6 +186,10 @@ class TrainingPolicy:
         words = [f"{self.optimizer} lr {self.lr:.3g}"]
         if self.optimizer == "sgd" and self.momentum != default.momentum:
             words.append(f"momentum {self.momentum:.3g}")
+        if trainable and self.parameters != default.parameters:
+            words.append(f"{self.parameters} alone")
+        if trainable and self.backbone_lr != default.backbone_lr:
+            words.append(f"backbone x{self.backbone_lr:.2g}")
         if trainable and self.layer_decay != default.layer_decay:
             words.append(f"layer decay {self.layer_decay:.2g}")
         if trainable and self.head_epochs:

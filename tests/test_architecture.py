@@ -91,10 +91,11 @@ FLOORS = {
             "layer_table",
             "comparison",
             "status",
+            "worker_states",
         ),
         ("console",),
         ("run_display", "summary"),
-        ("watch",),
+        ("trainings_display", "watch"),
     ),
     "cli": (("sigint",), ("resources", "results", "running"), ("main",)),
 }

@@ -21,6 +21,8 @@ Check = Callable[[Any], Any]
 #: Ending of a protocol with a number of training images a class.
 PER_CLASS = "-per-class"
 _SPLITS = ("train", "validation", "test")
+#: A number of layers: all that the backbone has.
+ALL = "all"
 #: Sides that a kernel can be changed to.
 KERNELS = (1, 2, 3, 5, 7)
 
@@ -48,6 +50,22 @@ def largest(dimension: Any) -> Any:
     """Return the largest value of a dimension of numbers."""
     is_range = isinstance(dimension, dict)
     return dimension["high"] if is_range else max(values_of_dimension(dimension))
+
+
+def without_all(dimension: Any, layers: int) -> Any:
+    """Replace ``all`` in a dimension of layers by the number of layers of a backbone.
+
+    Example:
+        >>> without_all({"low": 0, "high": "all"}, 18), without_all([0, 4, "all"], 18)
+        ({'low': 0, 'high': 18}, [0, 4, 18])
+    """
+    if isinstance(dimension, dict):
+        if dimension["high"] != ALL:
+            return dimension
+        low, step = dimension["low"], dimension.get("step", 1)
+        return {**dimension, "high": max(low, layers - (layers - low) % step)}
+    numbers = [layers if value == ALL else value for value in values_of_dimension(dimension)]
+    return list(dict.fromkeys(numbers)) if isinstance(dimension, list) else numbers[0]
 
 
 def timm_name(name: str) -> str:
@@ -154,6 +172,30 @@ def number_dimension(
         if isinstance(value, dict):
             return _check_range(value, check_end, integer)
         return _check_each(value, check_scalar)
+
+    return FieldRule(check, takes=f"{scalar.takes}; a list or a range of them")
+
+
+def depth_dimension() -> FieldRule:
+    """Accept a dimension of numbers of layers; ``all`` is what the backbone has."""
+    low, high = 0, 10000
+    end: Any = number(True, low, high).func
+    scalar = number(True, low, high, words=(ALL,))
+    check_scalar: Any = scalar.func
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return _check_each(value, check_scalar)
+        if value.get("high") != ALL:
+            return _check_range(value, end, integer=True)
+        # Whether whole steps lead to the last layer depends on the backbone.
+        step = value.get("step")
+        checked = _check_range({**value, "high": high, "step": None}, end, integer=True)
+        if step is None:
+            return {**checked, "high": ALL}
+        if "log" in checked:
+            raise ValueError("a range has either log or step, but got both")
+        return {**checked, "high": ALL, "step": _check_step(0, 0, step, integer=True)}
 
     return FieldRule(check, takes=f"{scalar.takes}; a list or a range of them")
 

@@ -21,6 +21,7 @@ from autotune.config.fields import (
     boolean,
     choice,
     choice_dimension,
+    depth_dimension,
     expression,
     kernel_dimension,
     largest,
@@ -40,6 +41,7 @@ from autotune.plan import KEEP
 SAMPLERS = ("gp", "tpe", "random")
 PRUNERS = ("percentile", "median", "hyperband", "none")
 OPTIMIZERS = ("adamw", "sgd", "adagrad")
+PARAMETERS = ("all", "norms", "biases")
 POOLS = (KEEP, "avg", "max", "avgmax")
 INIT = tuple(VALUES["init"].values())
 ACTIVATIONS = (
@@ -183,7 +185,12 @@ class PolicySpace(_Section):
     lr: Annotated[Dimension, number_dimension(False, 0.0, 100.0, low_open=True)] = 3e-3
     """Peak learning rate of the head."""
     layer_decay: Annotated[Dimension, number_dimension(False, 0.0, 1.0, low_open=True)] = 1.0
-    """Layer `i` trains with `lr * layer_decay^i`."""
+    """Layer `i` trains with `lr * backbone_lr * layer_decay^i`."""
+    backbone_lr: Annotated[Dimension, number_dimension(False, 0.0, 100.0, low_open=True)] = 1.0
+    """Learning rate of the trainable layers relative to that of the head."""
+    parameters: Annotated[Dimension, choice_dimension(PARAMETERS)] = "all"
+    """What trains of a trainable layer that keeps its shape: `all`, its `norms` alone, or its
+    `biases` alone."""
     weight_decay: Annotated[Dimension, number_dimension(False, 0.0, 10.0)] = 1e-4
     """Weight decay; norms and biases have none."""
     momentum: Annotated[Dimension, number_dimension(False, 0.0, 0.999)] = 0.9
@@ -207,8 +214,9 @@ class SpaceConfig(_Section):
     keys and returns the one to search.
     """
 
-    trainable_layers: Annotated[Dimension, number_dimension(True, 0, 10000)] = 0
-    """Number of last layers that are trainable; 0: only the head."""
+    trainable_layers: Annotated[Dimension, depth_dimension()] = 0
+    """Number of last layers that are trainable; 0: only the head; `all`: those of the backbone, as
+    in `{low: 0, high: all}`."""
     layers: LayerSpace = Field(default_factory=LayerSpace)
     head: HeadSpace = Field(default_factory=HeadSpace)
     training: PolicySpace = Field(default_factory=PolicySpace)

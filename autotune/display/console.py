@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -62,6 +62,15 @@ StorageOption = Annotated[
 ]
 
 
+WorkersOption = Annotated[
+    int | None, typer.Option(help="Workers; default: one per GPU, or 2 on the CPU.")
+]
+GpusOption = Annotated[
+    str | None, typer.Option(help="'all', 'none', or indices such as 0,2. Default: all.")
+]
+WorkersPerGpuOption = Annotated[
+    int | None, typer.Option(help="Workers that share a GPU, instead of --workers.")
+]
 StudiesArgument = Annotated[
     list[str],
     typer.Argument(
@@ -259,6 +268,16 @@ def locate_all(arguments: Sequence[str], name: str | None, storage: str | None) 
             f"name at least one study, and each once, but got {', '.join(map(repr, arguments))}"
         )
     return located
+
+
+@contextmanager
+def explain_stop() -> Iterator[None]:
+    """Say after an interrupt that the same command continues."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        stderr().print("Stopped. What was trained is kept; the same command continues.")
+        raise
 
 
 def storage_url(storage: str | None) -> str:

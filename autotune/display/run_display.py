@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from autotune.config.schema import StudyConfig
 from autotune.data.progress import COUNTED_STEPS
 from autotune.display.console import lines_of_text, open_live
 from autotune.display.status import describe_image_progress
-from autotune.errors import UserError
+from autotune.display.worker_states import WorkerStates, ready_line
 from autotune.results.study_results import StudyResults
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget, device_hours_used, stop_reason, trials_since_best
@@ -31,19 +30,6 @@ if TYPE_CHECKING:
 
 #: Limits how often a line is printed about a long step before the study, without a terminal.
 IMAGES_INTERVAL_S = 10.0
-#: The state of a worker whose GPU cannot be used.
-_NO_DEVICE = "its GPU cannot be used"
-
-
-@dataclass
-class _Worker:
-    device: str = ""
-    trial: int | None = None
-    plan: str = ""
-    epoch: int = 0
-    epochs: int = 0
-    value: float | None = None
-    state: str = "starting"
 
 
 @dataclass(frozen=True)
@@ -119,12 +105,12 @@ class RunState:
     progress: attrs.Progress | None = None
     left: BudgetLeft | None = None
     finished_before: int = 0
-    is_stopping: bool = False
-    workers: dict[int, _Worker] = field(default_factory=dict)
+    workers: WorkerStates = field(default_factory=WorkerStates)
     started: float = field(default_factory=time.monotonic)
 
     def update(self, event: dict[str, Any]) -> None:
         """Apply one event."""
+        self.workers.update(event)
         match event["event"]:
             case "images":
                 self.step = describe_image_progress(event["step"], event["done"], event["total"])
@@ -135,12 +121,8 @@ class RunState:
                 self.finished_before = event["progress"].finished
                 self.started = time.monotonic()
                 self.step = "starting workers"
-                self.workers = {index: _Worker() for index in range(event["workers"])}
                 self._read_results()
-            case "error" if event["exit_code"] == UserError.exit_code:
-                self.is_stopping = True  # its message is enough
             case "stopping":
-                self.is_stopping = True
                 self.step = "killing the workers" if event["now"] else "stopping after this batch"
             case "pending":
                 workers = plural(event["count"], "worker waits", "workers wait")
@@ -148,31 +130,10 @@ class RunState:
                 self.step = (
                     f"{workers} for room in the Ray cluster: {event['cpus']} CPU{gpus} each"
                 )
-            case kind if "worker" in event:
-                worker = self.workers.setdefault(event["worker"], _Worker())
-                self._update_worker(worker, kind, event)
-
-    def _update_worker(self, worker: _Worker, kind: str, event: dict[str, Any]) -> None:
-        match kind:
             case "ready":
-                gpu = str(event.get("gpu", "")).partition(" (")[0]
-                worker.device = f"{event['device'].removeprefix('NVIDIA ')} {gpu}".strip()
-                worker.state, self.step = "ready", ""
-            case "start":
-                worker.trial, worker.plan = event["trial"], event["plan"]
-                worker.epoch, worker.value, worker.state = 0, None, "training"
-            case "epoch":
-                worker.epoch, worker.epochs = event["epoch"], event["epochs"]
-                worker.value = event["value"]
+                self.step = ""
             case "end":
-                worker.state = event["state"]
                 self._read_results()
-            case "waiting":
-                worker.state = "waiting for the other trials"
-            case "no_device":
-                worker.state = _NO_DEVICE
-            case "exit" if worker.state != _NO_DEVICE:
-                worker.state = "replaced" if event.get("replaced") else "ended"
 
     def _read_results(self) -> None:
         assert self.opened is not None
@@ -250,35 +211,7 @@ class RunState:
                 texts = attrs.image_counts(study.user_attrs)
                 texts += attrs.image_warnings(study.user_attrs)
                 return [*attrs.describe_warm_start(study), *dict.fromkeys(texts)]
-            case "worker_unhealthy":
-                return [
-                    f"worker {event['worker']} fails whatever it runs and is not started again; "
-                    f"its log is {event['log']}"
-                ]
-            case "no_device":
-                return [f"worker {event['worker']} is not started again: {event['message']}"]
-            case "exit":
-                return self._describe_exit(event)
-        return []
-
-    def _describe_exit(self, event: dict[str, Any]) -> list[str]:
-        """Return how a worker ended and the end of its log; nothing if it was asked to end."""
-        code, worker = event["code"], self.workers.get(event["worker"])
-        is_reported = worker is not None and worker.state == _NO_DEVICE
-        if code == 0 or self.is_stopping or is_reported:
-            return []
-        if code is None:
-            text = "was lost"
-        elif code < 0:
-            text = f"was killed ({signal.Signals(-code).name})"
-        else:
-            text = f"failed (exit code {code})"
-        text = f"worker {event['worker']} {text}"
-        if event.get("replaced"):
-            text += " and is replaced"
-        if lines := event.get("lines"):
-            return [f"{text}; its log ends:", *(f"    {line}" for line in lines)]
-        return [text]
+        return self.workers.notices(event)
 
 
 def draw(state: RunState) -> RenderableType:
@@ -292,17 +225,8 @@ def draw(state: RunState) -> RenderableType:
         ]
     if state.step:
         parts.append(Text(state.step, style="dim"))
-    if state.workers:
-        table = Table("worker", "trial", "epoch", objective, "plan", box=None)
-        for index, worker in state.workers.items():
-            text = worker.plan if worker.state == "training" else worker.state
-            table.add_row(
-                f"{index} {worker.device}",
-                "" if worker.trial is None else str(worker.trial),
-                f"{worker.epoch}/{worker.epochs}" if worker.epochs else "",
-                state.format_value(worker.value),
-                Text(text, overflow="ellipsis", no_wrap=True),
-            )
+    if state.workers.rows:
+        table = state.workers.table(objective, state.format_value)
         # An empty line for the ^C that a terminal writes: it would make a full line two lines,
         # and the next drawing would not cover them.
         parts += [table, Text()]
@@ -347,14 +271,13 @@ class _RunDisplay:
                 counts = state.describe_counts()
                 return f"study {state.config.name}: {counts}; {state.describe_scores()}"
             case "ready":
-                device = ", ".join(event[key] for key in ("device", "gpu") if event.get(key))
-                return f"worker {event['worker']} is ready on {device}"
+                return ready_line(event)
             case "end":
                 value = state.format_value(event["value"])
                 return " | ".join(
                     (
                         f"trial {event['trial']}: {event['state']} {value}".rstrip(),
-                        state.workers[event["worker"]].plan,
+                        state.workers.rows[event["worker"]].plan,
                         state.describe_scores(),
                         state.describe_counts(),
                         state.format_time_left(),

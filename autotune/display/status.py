@@ -48,10 +48,12 @@ class PlainStatus(Status):
         self._ended.set()
         super().stop()
 
-    def update(self, status: RenderableType | None = None, **options: Any) -> None:
-        """Show another text."""
+    def update(
+        self, status: RenderableType | None = None, *, line: str = "", **options: Any
+    ) -> None:
+        """Show another text, or a drawing with the ``line`` that says the same in words."""
         if status is not None:
-            self._text = str(status)
+            self._text = line or str(status)
         super().update(Text(status) if isinstance(status, str) else status, **options)
 
     def begin(self) -> None:

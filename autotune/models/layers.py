@@ -77,6 +77,28 @@ def list_layers(backbone: nn.Module) -> tuple[Layer, ...]:
     return tuple(layers)
 
 
+def trained_names(backbone: nn.Module, layer: Layer, parameters: str) -> tuple[str, ...]:
+    """Return the names of the parameters of a layer that train.
+
+    Args:
+        backbone: The module of the layer.
+        layer: The layer.
+        parameters: ``all``, ``norms`` or ``biases``, see :class:`autotune.plan.TrainingPolicy`.
+    """
+    names = [name for name, _ in backbone.named_parameters() if name in set(layer.names)]
+    if parameters == "norms":
+        return tuple(name for name in names if _is_of_norm(backbone, name))
+    if parameters == "biases":  # timm also has q_bias and v_bias
+        return tuple(name for name in names if name.endswith("bias"))
+    return tuple(names)
+
+
+def _is_of_norm(backbone: nn.Module, name: str) -> bool:
+    """Tell whether a parameter is a norm's; timm has two dozen classes, and all say so."""
+    owner = backbone.get_submodule(name.rpartition(".")[0])
+    return "norm" in type(owner).__name__.lower() and backbone.get_parameter(name).ndim <= 1
+
+
 def _groups(backbone: nn.Module, names: list[str]) -> Mapping[str, int]:
     """Number the group of every name in the order of the network."""
     matcher = getattr(backbone, "group_matcher", None)

@@ -8,7 +8,7 @@ set to train.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Protocol
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from autotune.errors import PlanError
 from autotune.models.backbone import Backbone
-from autotune.models.layers import Layer, list_layers
+from autotune.models.layers import Layer, list_layers, trained_names
 from autotune.models.surgery.apply import apply_layer_plans, validate_plans
 from autotune.models.surgery.components import ACTIVATIONS
 from autotune.models.surgery.inheritance import channel_norms
@@ -67,6 +67,7 @@ class Network(nn.Module):
         head: The head.
         stale: Number of last layers that compute or see other features than the pretrained ones:
             their norm statistics have to be measured anew.
+        untrained: Names of parameters of trainable layers that do not train.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Network(nn.Module):
         depth: int,
         head: Head,
         stale: int = 0,
+        untrained: Collection[str] = (),
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -85,6 +87,7 @@ class Network(nn.Module):
         self._trainable_names = frozenset(
             f"backbone.{name}" for layer in layers[:depth] for name in layer.names
         )
+        self._trained_names = self._trainable_names - {f"backbone.{name}" for name in untrained}
         trainable_modules = {name for layer in layers[:depth] for name in layer.modules}
         # Modules outside of every layer (containers, input dropout) are frozen unless nothing
         # is: what they drop would reach the frozen layers.
@@ -105,8 +108,8 @@ class Network(nn.Module):
     def _freeze_parameters(self, all_but_head: bool) -> None:
         self._is_head_only = all_but_head
         for name, parameter in self.backbone.named_parameters():
-            is_trainable = f"backbone.{name}" in self._trainable_names
-            parameter.requires_grad_(is_trainable and not all_but_head)
+            trains = f"backbone.{name}" in self._trained_names
+            parameter.requires_grad_(trains and not all_but_head)
 
     def train(self, mode: bool = True) -> Network:
         """Set the mode of the trainable part; the frozen part stays in evaluation mode."""
@@ -146,7 +149,7 @@ class Network(nn.Module):
         """
         index = {name: layer.index for layer in self.layers for name in layer.names}
         for name, parameter in self.named_parameters():
-            if self._is_trainable(name):
+            if name in self._trained_names or name.startswith("head."):
                 yield name, parameter, index.get(name.removeprefix("backbone."), 0)
 
     def _is_trainable(self, name: str) -> bool:
@@ -217,7 +220,13 @@ def build_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = Head(plan.head, features, classes)
-    return Network(module, layers, plan.depth, head, stale)
+    untrained = [
+        name
+        for layer, layer_plan in zip(layers, plan.layers, strict=False)
+        if not layer_plan.changes()
+        for name in set(layer.names) - set(trained_names(module, layer, plan.policy.parameters))
+    ]
+    return Network(module, layers, plan.depth, head, stale, untrained)
 
 
 def check_plan(plan: TrialPlan, name: str, layers: int) -> None:

@@ -14,7 +14,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from autotune.config.fields import values_of_dimension
-from autotune.config.schema import POOLS
+from autotune.config.schema import PARAMETERS, POOLS
 from autotune.format_versions import refuse_unknown
 from autotune.plan import KEEP
 
@@ -34,12 +34,14 @@ class Candidate:
         layers: Number of its layers.
         offers: What its last layers can become; a layer that is not listed keeps its shape.
         pools: The global poolings that it supports.
+        parameters: What can train of its layers.
     """
 
     name: str
     layers: int
     offers: Sequence[LayerCapabilities]
     pools: Sequence[str] = POOLS
+    parameters: Sequence[str] = PARAMETERS
 
     def resolve_layer_value(self, index: int, name: str, value: Any) -> Any:
         """Return what a value of a layer field means to a layer.
@@ -57,6 +59,10 @@ class Candidate:
     def resolve_pool(self, pool: str) -> str | None:
         """Return a global pooling, ``None`` if the backbone does not support it."""
         return pool if pool in self.pools else None
+
+    def resolve_parameters(self, parameters: str) -> str | None:
+        """Return what is to train of a layer, ``None`` if the backbone has no such parameters."""
+        return parameters if parameters in self.parameters else None
 
 
 @dataclass(frozen=True)

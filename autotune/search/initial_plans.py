@@ -1,6 +1,6 @@
 """Plans to start a search from: plans that often work, and the best plans of other studies.
 
-A model of the search space needs some trials before it is better than chance. So three plans that
+A model of the search space needs some trials before it is better than chance. So a few plans that
 fine-tuning by hand would try go first, and plans that were good elsewhere.
 """
 
@@ -61,14 +61,16 @@ class SkippedPlan:
 def default_plans(
     space: Space, config: BaselineConfig | None = None, epochs: int = 1
 ) -> tuple[InitialPlan, ...]:
-    """Return the plans that often work: a few layers, all layers with small rates, the head first.
+    """Return the plans that often work: few layers, all layers with small rates, the head first.
 
-    Each value is the intended one if the space has it, else the nearest that it has. The learning
-    rate follows that of the baseline in the study file, which trains a head; if the file gives
-    none, it is :data:`FINE_TUNING_LR`.
+    All layers are tried with layer-wise decay and at one low rate. Each value is the intended one
+    if the space has it, else the nearest that it has. The learning rate follows that of the
+    baseline in the study file, which trains a head; if the file gives none, it is
+    :data:`FINE_TUNING_LR`. Where the trainable layers have a rate of their own, the head keeps the
+    baseline's.
 
     Returns:
-        Up to three plans that differ from each other and from the baseline; none if the space
+        Up to four plans that differ from each other and from the baseline; none if the space
         trains no layer.
     """
     searched = space.distributions.get("depth")
@@ -78,18 +80,33 @@ def default_plans(
         return ()
     baseline = space.baseline(config)
     gentle = _fine_tuning_lr(space, baseline, config or BaselineConfig())
-    middle = float(f"{MIDDLE_FACTOR * gentle:.6g}")  # as people write it: 0.009
-    last = {"depth": depths[-1], "layer_decay": LAYER_DECAY}
-    wanted: list[dict[str, Any]] = [
-        {"depth": depths[0], "lr": middle, "layer_decay": 1.0},
-        {**last, "lr": gentle},
-        # One rate for both phases: the head alone wants more, the trainable layers want less.
-        {**last, "lr": middle, "head_epochs": max(1, round(HEAD_SHARE * epochs))},
-    ]
+    few, last = {"depth": depths[0], "layer_decay": 1.0}, {"depth": depths[-1]}
+    decayed, uniform = {**last, "layer_decay": LAYER_DECAY}, {**last, "layer_decay": 1.0}
+    head_first = {**decayed, "head_epochs": max(1, round(HEAD_SHARE * epochs))}
+    if "training.backbone_lr" in space.distributions:
+        head = _as_written(HEAD_FACTOR * gentle)
+        low, middle = 1 / HEAD_FACTOR, MIDDLE_FACTOR / HEAD_FACTOR
+        wanted: list[dict[str, Any]] = [
+            {**few, "lr": head, "backbone_lr": middle},
+            {**decayed, "lr": head, "backbone_lr": middle},
+            {**uniform, "lr": head, "backbone_lr": low},
+            {**head_first, "lr": head, "backbone_lr": low},
+        ]
+    else:
+        middle = _as_written(MIDDLE_FACTOR * gentle)
+        wanted = [
+            {**few, "lr": middle},
+            {**decayed, "lr": gentle},
+            {**uniform, "lr": gentle},
+            # One rate for both phases: the head alone wants more, the trainable layers want less.
+            {**head_first, "lr": middle},
+        ]
     plans: list[InitialPlan] = []
     for values in wanted:
         initial = _nearest_plan(space, baseline, values)
         title = _describe_depth(initial.plan)
+        if values == wanted[2]:
+            title += " at a low rate"
         if "head_epochs" in values:
             if not initial.plan.policy.head_epochs:
                 continue
@@ -145,6 +162,11 @@ def misfit_reason(space: Space, plan: TrialPlan) -> str:
 
 def _format(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _as_written(rate: float) -> float:
+    """Round a rate to what people write: 0.009, and not 0.009000000000000001."""
+    return float(f"{rate:.6g}")
 
 
 def _fine_tuning_lr(space: Space, baseline: TrialPlan, config: BaselineConfig) -> float:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
 
-from autotune.config.fields import Dimension, largest, values_of_dimension
+from autotune.config.fields import Dimension, largest, values_of_dimension, without_all
 from autotune.config.schema import BaselineConfig, SpaceConfig
 from autotune.format_versions import refuse_unknown
 from autotune.plan import (
@@ -70,7 +70,7 @@ _PARAMETER = re.compile(
 #: with the value that they have then.
 INACTIVE_POLICY = {
     name: getattr(TrainingPolicy(), name)
-    for name in ("layer_decay", "momentum", "head_epochs", "l2_sp")
+    for name in ("layer_decay", "momentum", "head_epochs", "l2_sp", "backbone_lr", "parameters")
 }
 
 
@@ -79,7 +79,8 @@ def num_shaped_layers(config: SpaceConfig) -> int:
     dimensions = [getattr(config.layers, KEY_NAMES.get(name, name)) for name in LAYER_FIELDS]
     if all(values_of_dimension(dimension) == [KEEP] for dimension in dimensions):
         return 0
-    return min(int(largest(config.trainable_layers)), config.layers.max_layers)
+    most = config.layers.max_layers
+    return min(int(largest(without_all(config.trainable_layers, most))), most)
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,8 @@ class Space:
         allowed: dict[str, AllowedValues] = {}
         if len(names) > 1:
             dimensions["backbone"] = (names, False)
-        dimensions["depth"] = (config.trainable_layers, True)
+        layers = max(candidate.layers for candidate in candidates)
+        dimensions["depth"] = (without_all(config.trainable_layers, layers), True)
         for index in range(1, num_shaped_layers(config) + 1):
             for name in LAYER_FIELDS:
                 resolvers = [
@@ -166,10 +168,13 @@ class Space:
             dimensions[f"head.dropout.{layer}"] = (head.dropout, False)
         for name in POLICY_FIELDS:
             is_integer = isinstance(getattr(TrainingPolicy(), name), int)
-            dimensions[f"training.{name}"] = (
-                getattr(config.training, KEY_NAMES.get(name, name)),
-                is_integer,
-            )
+            dimension = getattr(config.training, KEY_NAMES.get(name, name))
+            dimensions[f"training.{name}"] = (dimension, is_integer)
+        kinds = [candidate.resolve_parameters for candidate in candidates]
+        trained, allowed["training.parameters"] = shared_dimension(
+            config.training.parameters, kinds
+        )
+        dimensions["training.parameters"] = (trained, False)
         fixed: Params = {}
         distributions: dict[str, BaseDistribution] = {}
         for name, (dimension, is_integer) in dimensions.items():

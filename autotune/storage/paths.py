@@ -10,6 +10,7 @@ Everything is in one folder beside the database, ``autotune.files/`` beside ``au
     models/<study>/                  what ``autotune refit`` writes
     predictions/<study>.csv          single images, which ``autotune report`` writes too
     reports/<study>.<format>         what ``autotune report`` writes; epochs/ has tables of epochs
+    trainings/<study>/<key>.*        trainings of ``confirm`` and ``refit``: states, locks, results
 
 A study remembers its folder only where somebody chose one (``files:``, ``--files``), or where its
 database is that of a server. Without that the folder is found beside the SQLite file, wherever the
@@ -133,6 +134,10 @@ class StudyPaths:
         """Return the file of what a study predicted for single images."""
         return self.root / "predictions" / f"{_file_name(study)}.csv"
 
+    def trainings(self, study: str) -> Path:
+        """Return the folder of a study's trainings outside of the search."""
+        return self.root / "trainings" / _file_name(study)
+
     def studies(self) -> set[str]:
         """Return the names of the studies that were run here.
 
@@ -140,7 +145,7 @@ class StudyPaths:
         """
         return {
             unquote(path.name)
-            for folder in ("checkpoints", "confirmed", "logs")
+            for folder in ("checkpoints", "confirmed", "logs", "trainings")
             if (self.root / folder).is_dir()
             for path in (self.root / folder).iterdir()
         }
@@ -154,6 +159,7 @@ class StudyPaths:
             return ()
         return (
             *(self.checkpoints(study), self.confirmed(study), self.logs(study), self.model(study)),
+            self.trainings(study),
             *(self.report(study, format) for format in (*REPORT_FORMATS, EPOCHS)),
             self.predictions(study),
         )

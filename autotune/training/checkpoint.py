@@ -72,13 +72,13 @@ class Checkpoint:
             if self.path.is_dir():  # not one of ours, and a file cannot replace it
                 _remove(self.path)
 
-    def load(self, current: Mapping[str, Any]) -> dict[str, Any] | None:
+    def load(self, current: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
         """Read the state, or return ``None`` if there is none that can be used.
 
         A file that cannot be used is removed, with a line in the log.
 
         Args:
-            current: The state of the training that would resume.
+            current: The state of the training that would resume; ``None`` where no training does.
 
         Raises:
             OSError: When the error may be gone in a moment.
@@ -102,7 +102,7 @@ class Checkpoint:
         _remove(path)
         return None
 
-    def _read(self, file: BinaryIO, current: Mapping[str, Any]) -> dict[str, Any]:
+    def _read(self, file: BinaryIO, current: Mapping[str, Any] | None) -> dict[str, Any]:
         if file.read(len(_MAGIC)) != _MAGIC:
             raise _UnusableError("it is not of this version, or no checkpoint at all")
         checksum, start, crc = file.read(_CRC_LENGTH), file.tell(), 0
@@ -123,7 +123,7 @@ class Checkpoint:
             raise
         except Exception as error:  # torch raises many kinds for a file that it cannot read
             raise _UnusableError(f"it cannot be read ({error})") from error
-        if where := _difference(state, current):
+        if current is not None and (where := _difference(state, current)):
             raise _UnusableError(f"it has another structure at {where}")
         # A training that resumed from it would diverge, and its plan would be blamed.
         if not all(

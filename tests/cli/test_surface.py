@@ -15,12 +15,13 @@ from autotune.cli.main import app
 from tests.support.inside import call
 
 WHICH = ("study", "overrides", "--name", "--storage")
+WORKERS = ("--workers", "--workers-per-gpu", "--gpus")
 #: Taking one of these away, or giving it another name, is a change that users notice.
 SURFACE = {
     "run": {
         *WHICH,
-        *("--engine", "--workers", "--workers-per-gpu", "--gpus"),
-        *("--gpus-per-worker", "--cpus-per-worker"),
+        *WORKERS,
+        *("--engine", "--gpus-per-worker", "--cpus-per-worker"),
     },
     "worker": {*WHICH, "--files", "--wait"},
     "status": {*WHICH, "--watch", "--every"},
@@ -30,9 +31,9 @@ SURFACE = {
     "compare": {"study", "--storage", "--output", "-o", "--json"},
     "report": {*WHICH, "--output", "-o", "--format"},
     "dashboard": {*WHICH, "--port", "--public", "--host"},
-    "confirm": {*WHICH, "--top", "--seeds", "--json"},
+    "confirm": {*WHICH, *WORKERS, "--top", "--seeds", "--json"},
     "reproduce": {*WHICH, "trial", "--predictions"},
-    "refit": {*WHICH, "--trial", "--output", "-o", "--json"},
+    "refit": {*WHICH, *WORKERS, "--trial", "--output", "-o", "--json"},
     "predict": {
         *("model", "images", "--output", "-o", "--top", "--all", "--batch-size"),
         *("--set", "--name", "--storage"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import timm
@@ -180,3 +181,36 @@ def test_no_graph_is_kept_for_the_frozen_part() -> None:
             net(images("test_resnet"))
     assert held == sorted(held)
     assert held[0] < 1000 < held[1] < held[5] / 2
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("kind", ["norms", "biases"])
+def test_norms_or_biases_train_alone(name: str, kind: str) -> None:
+    """Of layers that keep their shape; a changed layer trains whole."""
+    whole = build_network(backbone(name), plan(name, 3), 3, seed=0)
+    few = build_network(backbone(name), plan(name, 3, parameters=kind), 3, seed=0)
+    trained = {key for key, _, layer in few.layer_of_parameters() if layer}
+    assert trained < {key for key, _, layer in whole.layer_of_parameters() if layer}
+    assert trained and all(few.get_parameter(key).ndim == 1 for key in trained)
+    if kind == "biases":
+        assert all(key.endswith("bias") for key in trained)
+    else:
+        assert any(key.endswith("weight") for key in trained)
+    assert trained == {
+        key for key, one in few.named_parameters() if one.requires_grad and "head." not in key
+    }
+    assert few.trainable_state().keys() == whole.trainable_state().keys()
+    few.freeze_all_but_head(True).freeze_all_but_head(False)
+    assert all(few.get_parameter(key).requires_grad for key in trained)
+
+
+def test_a_changed_layer_trains_whole() -> None:
+    changed = replace(
+        plan("test_resnet", 2, parameters="norms"), layers=(LayerPlan(kernel=1), LayerPlan())
+    )
+    net = build_network(backbone("test_resnet"), changed, 3, seed=0)
+    dimensions = {
+        layer: max(one.ndim for _, one, index in net.layer_of_parameters() if index == layer)
+        for layer in (1, 2)
+    }
+    assert dimensions == {1: 4, 2: 1}

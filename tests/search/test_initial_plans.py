@@ -48,6 +48,7 @@ def test_the_plans_of_the_digits_study() -> None:
     assert short(found) == [
         ("last layer trainable", 1, 0.009, 1.0, 0),
         ("last 5 layers trainable with layer-wise decay", 5, 0.003, 0.7, 0),
+        ("last 5 layers trainable at a low rate", 5, 0.003, 1.0, 0),
     ]
     for start in found:
         assert start.plan.reshaped == ()
@@ -62,12 +63,30 @@ def test_the_head_first_where_the_space_has_head_epochs() -> None:
         trainable_layers=DEPTH,
         training={**training, "head_only_epochs": {"low": 0, "high": 4, "step": 2}},
     )
-    assert short(default_plans(searched, epochs=20))[2] == (title, 5, 9e-4, 0.7, 4)
-    assert short(default_plans(searched, epochs=8))[2] == (title, 5, 9e-4, 0.7, 2)
+    assert short(default_plans(searched, epochs=20))[3] == (title, 5, 9e-4, 0.7, 4)
+    assert short(default_plans(searched, epochs=8))[3] == (title, 5, 9e-4, 0.7, 2)
     fixed = space_of(trainable_layers=DEPTH, training={**training, "head_only_epochs": 3})
-    assert [one[4] for one in short(default_plans(fixed, epochs=20))] == [3, 3, 3]
+    assert [one[4] for one in short(default_plans(fixed, epochs=20))] == [3, 3, 3, 3]
     without = space_of(trainable_layers=DEPTH, training=training)
-    assert len(default_plans(without, epochs=20)) == 2
+    assert len(default_plans(without, epochs=20)) == 3
+
+
+def test_the_head_keeps_its_rate_where_the_layers_have_their_own() -> None:
+    space = space_of(
+        trainable_layers={"low": 0, "high": 18},
+        training={
+            "lr": LR,
+            "layer_decay": {"low": 0.5, "high": 1.0},
+            "backbone_lr": {"low": 0.01, "high": 1.0, "log": True},
+            "head_only_epochs": [0, 5],
+        },
+    )
+    plans = default_plans(space, BaselineConfig(lr=0.02), epochs=20)
+    rates = [(one.plan.depth, one.plan.policy.layer_decay) for one in plans]
+    assert rates == [(1, 1.0), (18, 0.7), (18, 1.0), (18, 0.7)]
+    assert {one.plan.policy.lr for one in plans} == {0.02}
+    assert [one.plan.policy.backbone_lr for one in plans] == [0.3, 0.3, 0.1, 0.1]
+    assert [one.plan.policy.head_epochs for one in plans] == [0, 0, 0, 5]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from optuna.distributions import (
 
 from autotune.config.schema import BaselineConfig, SpaceConfig
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, TrialPlan
-from autotune.search.dimensions import contains, inactive_value
+from autotune.search.backbone_limits import Candidate
+from autotune.search.dimensions import contains, inactive_value, integer_values
 from autotune.search.space import Params, Space, num_shaped_layers
 from tests.support.spaces import (
     FULL,
@@ -44,7 +45,7 @@ def test_every_key_is_either_searched_or_fixed_under_its_dotted_name() -> None:
         "training.label_smoothing",
     ]
     off = {f"training.{name}": 0.0 for name in ("head_epochs", "l2_sp", "mixup", "cutmix")}
-    off["training.momentum"] = 0.9
+    off |= {"training.momentum": 0.9, "training.backbone_lr": 1.0, "training.parameters": "all"}
     assert space.fixed == {"head.activation": "relu", "head.batch_norm": True, **off}
     plain = space_of()
     assert not plain.distributions
@@ -402,6 +403,7 @@ def test_the_baseline_takes_what_the_study_file_gives_it() -> None:
             TrainingPolicy("sgd", momentum=0.5),
         ),
         ({"head_only_epochs": 3, "l2_sp": 0.1, "layer_decay": 0.5}, {}, TrainingPolicy()),
+        ({"backbone_lr": 0.1, "parameters": ["norms", "all"]}, {}, TrainingPolicy()),
         ({"mixup": 0.2, "cutmix": [1, 0.5]}, {}, TrainingPolicy(mixup=0.2, cutmix=0.5)),
         ({"mixup": [0, 0.2], "cutmix": {"low": 0, "high": 1}}, {}, TrainingPolicy()),
     ],
@@ -433,3 +435,44 @@ def test_the_baseline_is_the_untouched_backbone_with_a_linear_head(space: Space)
         for name, wanted in {"depth": 0, "head.hidden_layers": 0, "head.pool": "keep"}.items()
     )
     assert inside == (params is not None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "layers", "depths"),
+    [
+        ("all", 5, [5]),
+        ({"low": 0, "high": "all"}, 5, [0, 1, 2, 3, 4, 5]),
+        ({"low": 0, "high": "all", "step": 3}, 8, [0, 3, 6]),
+        ({"low": 1, "high": "all", "log": True}, 3, [1, 2, 3]),
+        ([0, 2, "all"], 18, [0, 2, 18]),
+        ([0, 5, "all"], 5, [0, 5]),
+        (["all"], 1, [1]),
+    ],
+)
+def test_all_layers_are_those_of_the_backbone(asked: Any, layers: int, depths: list[int]) -> None:
+    config = SpaceConfig.model_validate({"trainable_layers": asked})
+    space = Space.from_candidates([Candidate("any", layers, ())], config, "weights")
+    searched = space.distributions.get("depth")
+    assert list(integer_values(searched) if searched else [space.fixed["depth"]]) == depths
+    assert space.max_depth == max(depths)
+
+
+def test_of_several_backbones_each_trains_all_its_layers() -> None:
+    config = SpaceConfig.model_validate({"trainable_layers": "all"})
+    both = [Candidate("small", 2, ()), Candidate("large", 9, ())]
+    space = Space.from_candidates(both, config, "weights")
+    plans = [space.plan({"backbone": name}) for name in ("small", "large")]
+    assert [plan.depth for plan in plans] == [2, 9]
+
+
+def test_a_backbone_without_norms_trains_all_parameters() -> None:
+    config = SpaceConfig.model_validate(
+        {"trainable_layers": 2, "training": {"parameters": ["norms", "all"]}}
+    )
+    both = [Candidate("bn", 2, ()), Candidate("vgg", 2, (), parameters=("all", "biases"))]
+    space = Space.from_candidates(both, config, "weights")
+    asked = {"training.parameters": "norms"}
+    plans = [space.plan({"backbone": name, **asked}) for name in ("bn", "vgg")]
+    assert [plan.policy.parameters for plan in plans] == ["norms", "all"]
+    alone = Space.from_candidates(both[1:], config, "weights")
+    assert "training.parameters" not in alone.distributions

@@ -18,8 +18,8 @@ from autotune.data.preprocessing import ImageSpec
 from autotune.data.splits.dataset import Dataset
 from autotune.data.views.study_data import check_test_images
 from autotune.errors import AutotuneError, DatasetError, StudyError
-from autotune.results.evaluation import refit as refit_module
 from autotune.results.evaluation.refit import refit_study
+from autotune.study.engine import training_worker
 from autotune.study.setup.opening import OpenStudy, check_same, open_or_create
 from autotune.study.state import attrs
 from autotune.study.trial.context import build_context
@@ -138,9 +138,9 @@ def test_a_refit_opens_the_test_split_before_it_trains(
     handle = opened(photos)
     run(handle)
     trained: list[object] = []
-    real = refit_module.train_refit
+    real = training_worker.store_refit
     monkeypatch.setattr(
-        refit_module, "train_refit", lambda *args, **kw: trained.append(0) or real(*args, **kw)
+        training_worker, "store_refit", lambda *args, **kw: trained.append(0) or real(*args, **kw)
     )
     with pytest.raises(DatasetError, match="of the test images may be unreadable") as caught:
         refit_study(handle)

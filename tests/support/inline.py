@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from autotune.study.engine import launcher
+from autotune.study.engine import launcher, trainings
 from autotune.study.engine.job import Job, worker_name
 from autotune.study.engine.worker import run_worker
 from autotune.study.engine.worker_process import run_worker_reporting_errors
@@ -144,7 +144,9 @@ class InlineBackend:
 
 
 @contextmanager
-def inline_backend(_devices: Sequence[str], slots: int) -> Iterator[InlineBackend]:
+def inline_backend(
+    _devices: Sequence[str], slots: int, _threads: int | None = None
+) -> Iterator[InlineBackend]:
     backend = InlineBackend(slots)
     with plots_not_drawn():
         try:
@@ -157,5 +159,6 @@ def inline_backend(_devices: Sequence[str], slots: int) -> Iterator[InlineBacken
 def workers_inline() -> Iterator[None]:
     """Run the workers of every study that is launched in this process as threads."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launcher, "local_backend", inline_backend)
+        for module in (launcher, trainings):
+            patch.setattr(module, "local_backend", inline_backend)
         yield

@@ -43,7 +43,7 @@ def call(*arguments: str, cwd: Path, processes: bool = False, **extra: str) -> E
     Args:
         arguments: What follows ``autotune``.
         cwd: The folder to run it in.
-        processes: Whether the workers of ``run`` are processes, and not threads of this one.
+        processes: Whether workers are processes, and not threads of this one.
         extra: Changes of the environment.
     """
     out, err = io.StringIO(), io.StringIO()
@@ -71,7 +71,7 @@ def _shortcuts(verb: str, processes: bool) -> Iterator[None]:
             from tests.support.small import backbones_analyzed_once  # imports torch
 
             stack.enter_context(backbones_analyzed_once())
-        if verb == "run" and not processes:
+        if verb in ("run", "confirm", "refit") and not processes:
             from tests.support.inline import workers_inline
 
             stack.enter_context(workers_inline())

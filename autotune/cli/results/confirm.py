@@ -11,7 +11,7 @@ from rich.table import Table
 from autotune.display import console
 
 if TYPE_CHECKING:
-    from autotune.results.evaluation.confirm import Confirmation, ConfirmProgress
+    from autotune.results.evaluation.confirm import Confirmation
     from autotune.results.values.objective import Objective
 
 
@@ -20,38 +20,34 @@ def confirm(
     overrides: console.Overrides = None,
     top: Annotated[int, typer.Option(min=1, help="Plans, besides the baseline.")] = 5,
     seeds: Annotated[int, typer.Option(min=2, help="Seeds of each; none is the study's.")] = 5,
+    workers: console.WorkersOption = None,
+    gpus: console.GpusOption = None,
+    workers_per_gpu: console.WorkersPerGpuOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     name: console.NameOption = None,
     storage: console.StorageOption = None,
 ) -> None:
     """Train the best plans and the baseline under several seeds, and say whether one is better.
 
-    Call it again to continue an interrupted confirmation, or with more seeds.
+    Call it again to continue an interrupted confirmation, or with more seeds or plans.
     """
     stderr = console.stderr()
-    with stderr.status("opening the study") as status:
+    with stderr.status("opening the study") as status, console.explain_stop():
         opened = console.open_study(study, overrides, name, storage)
+        from autotune.display.trainings_display import TrainingsView
         from autotune.results.evaluation.confirm import confirm_plans
         from autotune.results.study_results import StudyResults
+        from autotune.study.engine.trainings import Workers
 
         objective = StudyResults.from_study(opened.study).objective
-        epochs = opened.config().training.epochs
-
-        trained = 0  # epochs of this call; results of earlier calls are there at once
-
-        def on_progress(step: ConfirmProgress) -> None:
-            nonlocal trained
-            if not trained and not step.epoch:
-                status.begin()
-            is_epoch = step.epoch > 0 and step.value is None and not step.failed
-            trained += is_epoch
-            left = (step.total - step.done) * epochs - (step.epoch if is_epoch else 0)
-            text = f"{_format_trial(step.trial)}, seed {step.seed}: epoch {step.epoch} of {epochs}"
-            status.progress(text, trained, left)
-            if result := step.describe(objective):
-                stderr.print(result)
-
-        confirmation = confirm_plans(opened, top, seeds, on_progress, status.on_progress)
+        confirmation = confirm_plans(
+            opened,
+            top,
+            seeds,
+            TrainingsView(objective, status, stderr),
+            status.on_progress,
+            Workers(workers, gpus, workers_per_gpu),
+        )
     if as_json:
         typer.echo(json.dumps(confirmation.to_json(), indent=2))
         return

@@ -28,45 +28,43 @@ def refit(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder; default: beside the study.")
     ] = None,
+    workers: console.WorkersOption = None,
+    gpus: console.GpusOption = None,
+    workers_per_gpu: console.WorkersPerGpuOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     name: console.NameOption = None,
     storage: console.StorageOption = None,
 ) -> None:
-    """Train the best plan and the baseline anew, and measure both on the test split."""
+    """Train the best plan and the baseline anew, and measure both on the test split.
+
+    Call it again to continue an interrupted refit.
+    """
     located = console.locate(study, overrides, name, storage)
     if output is not None:
         console.check_folder(output)
-    with console.stderr().status("opening the study") as status:
+    stderr = console.stderr()
+    with stderr.status("opening the study") as status, console.explain_stop():
         from autotune.data.sources.stanford_dogs import STANFORD_DOGS as DOGS
         from autotune.data.sources.stanford_dogs import imagenet_overlap_warning
+        from autotune.display.trainings_display import TrainingsView
         from autotune.results.evaluation.model_card import describe_difference
         from autotune.results.evaluation.refit import refit_study
         from autotune.results.study_results import StudyResults
+        from autotune.study.engine.trainings import Workers
         from autotune.study.setup.opening import open_existing
         from autotune.study.state import attrs
 
         opened = open_existing(located.name, located.storage, located.files)
-        trainings = 1
-
-        def on_start(count: int) -> None:
-            nonlocal trainings
-            trainings = count
-            status.begin()
-
-        def on_epoch(plan: str, epoch: int, epochs: int) -> None:
-            done = epoch + (epochs if plan == "baseline" else 0)
-            text = f"{plan}: epoch {epoch} of {epochs}"
-            status.progress(text, done, trainings * epochs - done)
-
+        objective = StudyResults.from_study(opened.study).objective
         result = refit_study(
             opened,
             trial,
             output,
-            on_epoch,
+            TrainingsView(objective, status, stderr),
             status.on_progress,
             located.refit,
             located.max_unreadable_share,
-            on_start,
+            Workers(workers, gpus, workers_per_gpu),
         )
     if as_json:
         typer.echo(json.dumps(result.to_json(), indent=2))
@@ -81,7 +79,7 @@ def refit(
         f"{result.images} others:"
     )
     decimals = 2 if result.test_images >= 1000 else 1
-    objective = replace(StudyResults.from_study(opened.study).objective, decimals=decimals)
+    objective = replace(objective, decimals=decimals)
     stdout.print(_metrics_table(result, objective))
     if not result.is_baseline:
         differences = result.comparison.to_json()["difference"]

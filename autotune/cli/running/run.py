@@ -17,15 +17,9 @@ def run(
         Literal["local", "ray"],
         typer.Option(help="Where workers run: on this machine, or in a Ray cluster."),
     ] = "local",
-    workers: Annotated[
-        int | None, typer.Option(help="Workers; default: one per GPU, or 2 on the CPU.")
-    ] = None,
-    gpus: Annotated[
-        str | None, typer.Option(help="'all', 'none', or indices such as 0,2. Default: all.")
-    ] = None,
-    workers_per_gpu: Annotated[
-        int | None, typer.Option(help="Workers that share a GPU, instead of --workers.")
-    ] = None,
+    workers: console.WorkersOption = None,
+    gpus: console.GpusOption = None,
+    workers_per_gpu: console.WorkersPerGpuOption = None,
     gpus_per_worker: Annotated[
         float | None,
         typer.Option(help="With Ray: 0, 1, or a fraction. Default: 1 if the cluster has any."),

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from autotune.data.image_formats import describe_passed_over
 from autotune.display import console
-from autotune.text import plural
+from autotune.errors import DeviceError
+from autotune.text import format_duration, plural
+
+if TYPE_CHECKING:
+    from autotune.study.setup.definition import Definition
 
 
 def validate(
@@ -39,7 +45,43 @@ def validate(
         has_validation = any(sample.split == "validation" for sample in samples)
         note = "; the validation split of the data set is in the folds" if has_validation else ""
         stdout.print(f"  split     {config.data.folds} folds and a test split{note}")
+    with console.stderr().status("measuring how long trials take"):
+        lines = _describe_durations(definition)
+    for line in lines:
+        stdout.print(f"  seconds   {line}", soft_wrap=True)
     for key, distribution in definition.space.distributions.items():
         stdout.print(f"  searched  {key}: {describe(distribution)}")
     for key, value in definition.space.fixed.items():
         stdout.print(f"  fixed     {key}: {value}")
+
+
+def _describe_durations(definition: Definition) -> list[str]:
+    """Say how long a trial takes by its number of trainable layers, for each backbone."""
+    from autotune.study.devices import find_device
+    from autotune.study.trial.duration import trial_durations
+
+    try:
+        device = find_device()
+    except DeviceError:  # which 'autotune run' reports
+        return []
+    lines = []
+    for backbone in definition.backbones:
+        durations = trial_durations(definition, backbone.name, device)
+        words = [f"{_seconds(one.trial)} with {_layers(one.depth)}" for one in durations]
+        name = f"{backbone.name}: " if len(definition.backbones) > 1 else ""
+        epochs = plural(definition.config.training.epochs, "epoch")
+        lines.append(f"{name}a trial of {epochs} takes about {', '.join(words)}")
+        if longest := max(one.features for one in durations):
+            lines.append(
+                f"{name}the first trial of each number of layers also computes features, up to "
+                f"{_seconds(longest)}"
+            )
+    return lines
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.2g} s" if seconds < 99.5 else format_duration(seconds)
+
+
+def _layers(depth: int) -> str:
+    return f"{depth} trainable layers" if depth != 1 else "1 trainable layer"

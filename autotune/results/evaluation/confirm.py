@@ -6,19 +6,17 @@ the images and dropout. The views stay those of the study, so cached features ca
 
 from __future__ import annotations
 
-import json
-import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from autotune.atomic import check_folder, write_text
+from autotune.atomic import check_folder
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.sources.registry import fetch_source
-from autotune.errors import DivergedError, StudyError
-from autotune.format_versions import CONFIRMATION, check_format, reading, refuse_unknown, stamp
+from autotune.errors import StudyError
+from autotune.format_versions import CONFIRMATION, reading
 from autotune.plan import TrialPlan
 from autotune.results.evaluation.plan_selection import plans_to_confirm
 from autotune.results.study_results import StudyResults
@@ -28,47 +26,14 @@ from autotune.results.values.intervals import (
     compare_with_baseline,
     t_interval,
 )
-from autotune.results.values.objective import Objective
 from autotune.results.values.verdict import Verdict
+from autotune.study.engine.trainings import Workers, train_all, train_here
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
-from autotune.study.trial.context import WorkerContext, build_context
-from autotune.study.trial.identity import digest
-from autotune.study.trial.retrain import retrain
-
-logger = logging.getLogger(__name__)
-
-#: Fields of the file of one training.
-FIELDS = ("format", "autotune", "plan", "seed", "metrics", "failed", "checksum")
-
-
-@dataclass(frozen=True)
-class ConfirmProgress:
-    """The state of a confirmation during a training, or with ``value`` or ``failed`` after it.
-
-    Args:
-        trial: The trial whose plan is trained; ``None`` for the baseline.
-        done: Trainings that have ended, of ``total``.
-        epoch: The last epoch, 0 before the first.
-        is_cached: Whether the value comes from an earlier call.
-    """
-
-    trial: int | None
-    seed: int
-    done: int
-    total: int
-    epoch: int = 0
-    value: float | None = None
-    failed: str = ""
-    is_cached: bool = False
-
-    def describe(self, objective: Objective) -> str:
-        """Describe the outcome of a training; return an empty text before its end."""
-        if self.value is None and not self.failed:
-            return ""
-        plan = "baseline" if self.trial is None else f"trial {self.trial}"
-        value = objective.format_value(self.value) + " (cached)" * self.is_cached
-        return f"{self.done} of {self.total}: {plan}, seed {self.seed}: {self.failed or value}"
+from autotune.study.trial.confirmation import read_scores
+from autotune.study.trial.context import build_context
+from autotune.study.trial.run import EventCallback
+from autotune.study.trial.trainings import Training, TrainingFiles
 
 
 @dataclass(frozen=True)
@@ -162,6 +127,11 @@ class _Candidate:
     micro_batch_size: int | None = None
     results: list[_SeedResult] = field(default_factory=list)
 
+    def training(self, seed: int) -> Training:
+        """Return its training under a seed."""
+        plan = "baseline" if self.trial is None else f"trial {self.trial}"
+        return Training(f"{plan}, seed {seed}", self.plan, seed, self.micro_batch_size)
+
     def values(self) -> list[float]:
         """Return the values; fewer than there are seeds where it diverged."""
         return [result.value for result in self.results if result.value is not None]
@@ -171,32 +141,38 @@ def confirm_plans(
     handle: OpenStudy,
     top: int,
     seeds: int,
-    on_progress: Callable[[ConfirmProgress], None] = lambda progress: None,
+    on_event: EventCallback = lambda event: None,
     on_download: ProgressCallback = no_progress,
+    workers: Workers | None = None,
 ) -> Confirmation:
     """Train the best plans of a study and its baseline under several seeds, and compare them.
 
-    Every training is stored at its end. An interrupted call continues where it ended, and a call
-    with more seeds trains only what is missing. The verdict is stored with the study.
+    Every training is stored at its end, and its state after every epoch. An interrupted call
+    continues where it ended, and a call with more seeds or plans trains only what is missing. Two
+    calls at the same time share the work. The verdict is stored with the study.
 
     Args:
         handle: The study.
         top: Number of plans besides the baseline; with two objectives the first of the front.
         seeds: Number of seeds, at least two; the seed of the study is not among them.
-        on_progress: Called after every epoch and every training.
+        on_event: Called with everything that happens, see
+            :func:`autotune.study.engine.trainings.announce`. A ``result`` has a ``value`` too, or
+            why the training has ``failed``.
         on_download: Called while a registered dataset is downloaded.
+        workers: Where to train; by default in this process.
 
     Raises:
         StudyError: When there is no plan but the baseline, or the baseline diverges.
         DiskFullError: When a result cannot be written.
+        KeyboardInterrupt: After a signal.
     """
     results = StudyResults.from_study(handle.study)
     best = plans_to_confirm(results, top)
     check_folder(handle.files.confirmed(handle.name))
+    check_folder(handle.files.trainings(handle.name))
     fetch_source(handle.config().dataset, on_download)
-    ctx = build_context(handle)
-    config = ctx.config
-    first = _Candidate(None, ctx.space.baseline(config.baseline))
+    config = handle.config()
+    first = _Candidate(None, attrs.study_space(handle.study).baseline(config.baseline))
     if (trial := results.baseline) is not None:
         size = trial.user_attrs.get(attrs.MICRO_BATCH)
         first = replace(first, search_value=attrs.metric_value(trial), micro_batch_size=size)
@@ -207,13 +183,15 @@ def confirm_plans(
         for trial, plan in best
     ]
     numbers = tuple((config.search.seed + offset) % 2**31 for offset in range(1, seeds + 1))
-    total = (1 + len(plans)) * seeds
     # All plans under a seed before the next one: an interrupted call leaves complete pairs.
-    for index, seed in enumerate(numbers):
-        for place, candidate in enumerate((first, *plans)):
-            done = index * (1 + len(plans)) + place
-            progress = ConfirmProgress(candidate.trial, seed, done, total)
-            candidate.results.append(_train(handle, ctx, candidate, progress, on_progress))
+    owners = {
+        (training := candidate.training(seed)): candidate
+        for seed in numbers
+        for candidate in (first, *plans)
+    }
+    trained = _train(handle, list(owners), on_event, workers)
+    for training, candidate in owners.items():
+        candidate.results.append(trained[training.name])
     confirmation = _compare(results, first, plans, numbers)
     verdict = confirmation.verdict
     handle.study.set_user_attr(attrs.CONFIRMED, verdict and verdict.to_json())
@@ -222,87 +200,37 @@ def confirm_plans(
 
 def _train(
     handle: OpenStudy,
-    ctx: WorkerContext,
-    candidate: _Candidate,
-    progress: ConfirmProgress,
-    on_progress: Callable[[ConfirmProgress], None],
-) -> _SeedResult:
-    """Train a plan under a seed, or return the stored result of an earlier call."""
-    seed = progress.seed
-    path = handle.files.confirmed(handle.name) / f"{_key(handle, ctx, candidate, seed)}.json"
-    # As JSON gives it back: lists, not tuples.
-    expected = json.loads(json.dumps({"plan": candidate.plan.to_json(), "seed": seed}))
-    values = _read(path, expected)
-    is_cached = values is not None
-    if values is None:
-        on_progress(progress)
-        metrics, failed = None, ""
-        try:
-            metrics = retrain(
-                candidate.plan,
-                ctx,
-                lambda epoch: on_progress(replace(progress, epoch=epoch)),
-                seed=seed,
-                micro_batch_size=candidate.micro_batch_size,
-            ).metrics.to_json()
-        except DivergedError as error:
-            failed = str(error)
-        values = {**expected, "metrics": metrics, "failed": failed}
-        _write(path, values)
+    trainings: Sequence[Training],
+    on_event: EventCallback,
+    workers: Workers | None,
+) -> dict[str, _SeedResult]:
+    """Do the trainings that are missing; return the result of each by its name."""
+    config = handle.config()
+    by_name = {training.name: training for training in trainings}
+    results: dict[str, _SeedResult] = {}
+
+    def pass_on(event: dict[str, Any]) -> None:
+        if event["event"] == "result":
+            training = by_name[event["training"]]
+            path = TrainingFiles.of(training, handle, config).result
+            result = _read(path, training, config.training.objective, event["is_cached"])
+            results[training.name] = result
+            event = {**event, "value": result.value, "failed": result.failed}
+        on_event(event)
+
+    if workers is None:
+        train_here(trainings, build_context(handle), pass_on)
+    else:
+        train_all(handle, trainings, config, workers, pass_on)
+    return results
+
+
+def _read(path: Path, training: Training, objective: str, is_cached: bool) -> _SeedResult:
+    scores = read_scores(path, training)
+    assert scores is not None, "it was found intact a moment ago"
     with reading(str(path), CONFIRMATION):
-        value = values["metrics"] and values["metrics"][ctx.config.training.objective]
-        result = _SeedResult(value, values["failed"], is_cached)
-    on_progress(replace(progress, done=progress.done + 1, **asdict(result)))
-    return result
-
-
-def _key(handle: OpenStudy, ctx: WorkerContext, candidate: _Candidate, seed: int) -> str:
-    """Return a digest of all that determines a value; another study of this name has another."""
-    attributes = handle.study.user_attrs
-    definition = ctx.config.without_limits().stable_identity()
-    return digest(
-        [
-            candidate.plan.to_json(),
-            seed,
-            ctx.config.search.seed,
-            definition["training"],
-            definition["data"],
-            attributes[attrs.DATASET]["fingerprint"],
-            attributes[attrs.BACKBONES][candidate.plan.backbone]["weights_hash"],
-        ]
-    )
-
-
-def _read(path: Path, expected: dict[str, Any]) -> dict[str, Any] | None:
-    """Read the result of a plan and a seed; return ``None`` where it must be trained."""
-    try:
-        values: Any = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return None
-    except (ValueError, RecursionError):  # a power cut may leave an empty file
-        values = None
-    if not isinstance(values, dict) or not _is_intact(values):
-        logger.warning("%s is damaged; training the plan again", path)
-        return None
-    check_format(values, CONFIRMATION, str(path))
-    with reading(str(path), CONFIRMATION):
-        refuse_unknown(values, FIELDS, "a confirmation")
-    if any(values.get(key) != value for key, value in expected.items()):
-        logger.warning("%s belongs to another plan or seed; training the plan again", path)
-        return None
-    return values
-
-
-def _is_intact(values: dict[str, Any]) -> bool:
-    """Remove the checksum and compare; the first format has none."""
-    checksum = values.pop("checksum", None)
-    return bool(values.get("format", 1) == 1 if checksum is None else checksum == digest(values))
-
-
-def _write(path: Path, values: dict[str, Any]) -> None:
-    values = {**stamp(CONFIRMATION), **values}
-    values["checksum"] = digest(values)
-    write_text(path, f"{json.dumps(values, indent=2)}\n")
+        value = scores["metrics"] and scores["metrics"][objective]
+        return _SeedResult(value, scores["failed"], is_cached)
 
 
 def _compare(

@@ -6,17 +6,19 @@ test split makes it a validation split.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from optuna.trial import FrozenTrial
+
 from autotune.atomic import check_folder
 from autotune.config.schema import RefitConfig
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.sources.registry import fetch_source
-from autotune.data.views.study_data import open_test_views
+from autotune.data.views.views import Views
 from autotune.errors import disk_full_as_user_error, place_as_user_error
 from autotune.plan import TrialPlan
 from autotune.results.evaluation.bootstrap import Comparison, compare
@@ -27,14 +29,23 @@ from autotune.results.study_results import StudyResults
 from autotune.storage.artifacts import add_artifact
 from autotune.storage.rdb.retry import call_with_retry
 from autotune.storage.rdb.study_lock import study_lock
-from autotune.study.setup.manifest_store import read_manifest
+from autotune.study.engine.training_worker import with_unreadable_share
+from autotune.study.engine.trainings import Workers, train_all, train_here
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.state.predictions import HEAT_MAPS, test_file
-from autotune.study.trial.context import build_context
+from autotune.study.trial.context import WorkerContext, build_context
 from autotune.study.trial.plots import draw_confusion
 from autotune.study.trial.predictions import Predicted
-from autotune.study.trial.refit import Refit, TrainingSummary, refit_views, train_refit
+from autotune.study.trial.refit import (
+    StoredRefit,
+    TrainingSummary,
+    forget_other_tests,
+    open_refit_tests,
+    read_refit,
+)
+from autotune.study.trial.run import EventCallback
+from autotune.study.trial.trainings import Training, TrainingFiles
 from autotune.training.metrics import Metrics, compute_metrics, confusion
 
 
@@ -108,91 +119,70 @@ def refit_study(
     handle: OpenStudy,
     trial: int | None = None,
     folder: Path | None = None,
-    on_epoch: Callable[[str, int, int], None] = lambda what, epoch, epochs: None,
+    on_event: EventCallback = lambda event: None,
     on_progress: ProgressCallback = no_progress,
     settings: RefitConfig | None = None,
     max_unreadable_share: float = 0.0,
-    on_start: Callable[[int], None] = lambda trainings: None,
+    workers: Workers | None = None,
 ) -> RefitResult:
     """Train the selected plan and the baseline on training + validation images and measure both.
+
+    The two train at once where there are two workers. What has been trained is kept, and its state
+    after every epoch: an interrupted call continues where it ended, and the baseline of another
+    trial is not trained again.
 
     Args:
         handle: The study.
         trial: Number of the trial to take; default: see
             :mod:`autotune.results.evaluation.plan_selection`.
         folder: Where the model is written; default: beside the study.
-        on_epoch: Called after every epoch with what is trained, the epoch, and their number.
+        on_event: Called with everything that happens, see
+            :func:`autotune.study.engine.trainings.announce`.
         on_progress: Called while a registered dataset is downloaded.
         settings: How to train; default: as in the study's last run.
         max_unreadable_share: Limit of unreadable images, where it is above that of the last run.
-        on_start: Called before the first training with the number of trainings.
+        workers: Where to train; by default in this process.
 
     Raises:
         StudyError: When there is no such trial, or none that is complete.
         DivergedError: When one of the two trainings diverges.
         DiskFullError: When the model cannot be written.
+        KeyboardInterrupt: After a signal.
     """
     results = StudyResults.from_study(handle.study)
     selection = select_plan(results, trial)
     check_folder(folder or handle.files.model(handle.name))
+    check_folder(handle.files.trainings(handle.name))
     fetch_source(handle.config().dataset, on_progress)
     config = handle.config()
     # What was accepted when the study was made is accepted, whatever the limit of the last run.
     accepted = results.attributes.get(attrs.SURVEY, {}).get("unreadable_test")
-    shares = [config.data.max_unreadable_share, max_unreadable_share]
-    share = max([*shares, *([accepted["count"] / accepted["images"]] if accepted else [])])
-    limited = config.data.model_copy(update={"max_unreadable_share": share})
-    config = config.model_copy(update={"data": limited})
-    ctx = build_context(handle, config=config)
+    share = max(max_unreadable_share, accepted["count"] / accepted["images"] if accepted else 0.0)
+    config = with_unreadable_share(config, share)
     settings = settings or config.refit
-    baseline_plan = ctx.space.baseline(config.baseline)
-    backbones = dict.fromkeys((selection.plan.backbone, baseline_plan.backbone))
-    data = {name: ctx.resources.get(name).data for name in backbones}
-    memory_bytes = ctx.resources.memory_bytes // len(data)
-    train = {
-        name: refit_views(views, config, settings, memory_bytes) for name, views in data.items()
-    }
+    baseline_plan = attrs.study_space(handle.study).baseline(config.baseline)
+    is_baseline = baseline_plan == selection.plan
 
+    def training_of(name: str, plan: TrialPlan, trial: FrozenTrial | None) -> Training:
+        size = None if trial is None else trial.user_attrs.get(attrs.MICRO_BATCH)
+        return Training(name, plan, micro_batch_size=size, refit=settings)
+
+    trainings = [training_of("best plan", selection.plan, results.trials[selection.trial])]
+    if not is_baseline:
+        trainings.append(training_of("baseline", baseline_plan, results.baseline))
+    # With workers, this process leaves the devices to them.
+    ctx = build_context(handle, gpu=None if workers is None else "", config=config)
+    data = {each.plan.backbone: ctx.resources.get(each.plan.backbone).data for each in trainings}
     # Opened before hours of training, measured after them.
-    test = {
-        name: open_test_views(
-            config.dataset,
-            config.data,
-            views.spec,
-            handle.files.cache,
-            config.cache.disk_bytes,
-            read_manifest(handle.study, handle.files),
-            results.attributes[attrs.DATASET].get("test_fingerprint"),
-        )
-        for name, views in data.items()
-    }
-
-    def train_plan(what: str, plan: TrialPlan, number: int | None) -> Refit:
-        epochs = config.training.epochs
-        attributes = {} if number is None else results.trials[number].user_attrs
-        return train_refit(
-            plan,
-            ctx,
-            train[plan.backbone],
-            settings,
-            lambda epoch: on_epoch(what, epoch, epochs),
-            attributes.get(attrs.MICRO_BATCH),
-        )
-
-    on_start(1 if baseline_plan == selection.plan else 2)
-    model = baseline = train_plan("best plan", selection.plan, selection.trial)
-    if baseline_plan != selection.plan:
-        number = None if results.baseline is None else results.baseline.number
-        baseline = train_plan("baseline", baseline_plan, number)
-    logits, labels = model.predict(test[selection.plan.backbone])
-    baseline_logits = logits
-    if baseline is not model:
-        baseline_logits, _ = baseline.predict(test[baseline_plan.backbone])
-    comparison = compare(logits, baseline_logits, labels)
+    tests = {name: open_refit_tests(handle, config, opened.spec) for name, opened in data.items()}
+    stored = _train(ctx, trainings, tests, on_event, workers)
+    model, baseline = stored[0], stored[-1]
+    logits, labels = model.logits, model.labels
+    comparison = compare(logits, baseline.logits, labels)
     result = RefitResult(
         selection=selection,
         test=compute_metrics(logits, labels),
-        baseline=compute_metrics(baseline_logits, labels),
+        baseline=compute_metrics(baseline.logits, labels),
         comparison=comparison,
         summary=model.summary,
         baseline_summary=baseline.summary,
@@ -225,13 +215,32 @@ def refit_study(
         record = save_model(new, model.training.eval_model, spec, facts)
         draw_confusion(new, matrix, classes)
         write_model_card(new, record, matrix, comparison.model.bins)
-        images = test[selection.plan.backbone]
+        images = tests[selection.plan.backbone]
         predicted = Predicted(images, logits, classes, [(model.training, None)])
-        written = {path.name for path in predicted.write(new, baseline_logits)}
+        written = {path.name for path in predicted.write(new, baseline.logits)}
     if HEAT_MAPS not in written:  # those of an earlier model
         (result.folder / HEAT_MAPS).unlink(missing_ok=True)
     _keep_with_study(handle, result.folder, result.reads, written)
     return result
+
+
+def _train(
+    ctx: WorkerContext,
+    trainings: Sequence[Training],
+    tests: Mapping[str, Views],
+    on_event: EventCallback,
+    workers: Workers | None,
+) -> list[StoredRefit]:
+    """Do the trainings that are missing; return their results."""
+    handle, config = ctx.handle, ctx.config
+    files = [TrainingFiles.of(training, handle, config) for training in trainings]
+    for training, its_files in zip(trainings, files, strict=True):
+        forget_other_tests(its_files, tests[training.plan.backbone])
+    if workers is None:
+        train_here(trainings, ctx, on_event)
+    else:
+        train_all(handle, trainings, config, workers, on_event)
+    return [read_refit(*pair, ctx) for pair in zip(trainings, files, strict=True)]
 
 
 def _keep_with_study(handle: OpenStudy, folder: Path, reads: int, names: Iterable[str]) -> None:

@@ -103,7 +103,7 @@ def reproduce_trial(
         trained = retrain(
             plan,
             ctx,
-            lambda epoch: on_epoch(epoch, epochs),
+            lambda epoch, value: on_epoch(epoch, epochs),
             micro_batch_size=trial.user_attrs.get(attrs.MICRO_BATCH),
             epochs=epochs,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import socket
 from dataclasses import dataclass
+from typing import Any
 
 #: Argument of a worker's process, see
 #: :func:`autotune.study.engine.worker_process.run_worker_process`.
@@ -17,6 +18,8 @@ class Job:
 
     ``index`` separates its random draws from those of the other ``workers`` of its launcher;
     0 ``threads`` are torch's default; ``gpu`` is for :func:`autotune.study.devices.find_device`.
+    ``trainings`` is what to train instead of trials, see
+    :func:`autotune.study.engine.training_worker.run_training_worker`.
     """
 
     study: str
@@ -28,6 +31,7 @@ class Job:
     threads: int
     log: str
     gpu: str | None = None
+    trainings: dict[str, Any] | None = None
 
 
 def worker_name(launcher: int, index: int) -> str:

@@ -38,13 +38,18 @@ class LocalWorkers:
     """Worker processes, the backend of ``--engine local``.
 
     The slots get the devices in turn; without any they use the CPU.
+
+    Args:
+        devices: GPUs, as ``CUDA_VISIBLE_DEVICES`` names them.
+        slots: Workers at a time.
+        threads: CPU threads of each; by default they share the cores.
     """
 
     restarts = False
 
-    def __init__(self, devices: Sequence[str], slots: int) -> None:
+    def __init__(self, devices: Sequence[str], slots: int, threads: int | None = None) -> None:
         self.slots = slots
-        self.threads = max(1, available_cpus() // slots)
+        self.threads = threads or max(1, available_cpus() // slots)
         self._devices = devices
         self._started: dict[str, Process] = {}
         self._idle: dict[int, Process] = {}
@@ -105,10 +110,17 @@ class LocalWorkers:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # the worker opens its own log
-            env=os.environ | worker_environment(threads) | {VISIBLE: self._device(slot)},
+            env=self._environment(slot, threads),
             text=True,
             start_new_session=True,  # a Ctrl-C reaches the launcher alone
         )
+
+    def _environment(self, slot: int, threads: int) -> dict[str, str]:
+        environment = os.environ | worker_environment(threads) | {VISIBLE: self._device(slot)}
+        if self.slots * threads > available_cpus():
+            # Threads that spin while they wait would take the cores from those that work.
+            environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        return environment
 
     def _device(self, slot: int) -> str:
         return self._devices[slot % len(self._devices)] if self._devices else ""
@@ -142,9 +154,11 @@ class LocalWorkers:
 
 
 @contextmanager
-def local_backend(devices: Sequence[str], slots: int) -> Iterator[LocalWorkers]:
+def local_backend(
+    devices: Sequence[str], slots: int, threads: int | None = None
+) -> Iterator[LocalWorkers]:
     """Yield a backend of processes; none of them outlives the block."""
-    backend = LocalWorkers(devices, slots)
+    backend = LocalWorkers(devices, slots, threads)
     try:
         yield backend
     finally:

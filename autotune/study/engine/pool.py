@@ -11,7 +11,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +77,16 @@ class WorkerBackend(Protocol):
         """Kill what is left, and wait until it is gone."""
 
 
+class Work(Protocol):
+    """What the workers of a pool do: the trials of a study, or trainings outside of the search."""
+
+    def count_startable(self) -> int:
+        """Count what a further worker could begin with."""
+
+    def reclaim_stale(self, is_gone: Callable[[str], bool], reason: str) -> object:
+        """Free what workers that have ended had begun; ``reason`` says why they did."""
+
+
 @dataclass
 class _Slot:
     """How often in a row a slot was filled again, and whether its worker trained an epoch."""
@@ -86,11 +96,27 @@ class _Slot:
 
 
 class WorkerPool:
-    """The workers of one launcher."""
+    """The workers of one launcher.
 
-    def __init__(self, handle: OpenStudy, backend: WorkerBackend, on_event: EventCallback) -> None:
+    Args:
+        handle: The study.
+        backend: Runs the workers.
+        on_event: Called with everything that happens.
+        work: What the workers do; by default the trials of the study.
+        trainings: How their jobs describe it, where it is no trials.
+    """
+
+    def __init__(
+        self,
+        handle: OpenStudy,
+        backend: WorkerBackend,
+        on_event: EventCallback,
+        work: Work | None = None,
+        trainings: dict[str, Any] | None = None,
+    ) -> None:
         self._handle = handle
-        self._trials = handle.trial_queue()
+        self._work = work or handle.trial_queue()
+        self._trainings = trainings
         self._backend = backend
         self._on_event = on_event
         # A SimpleQueue is the one queue that a signal handler may put into.
@@ -102,7 +128,7 @@ class WorkerPool:
         self._error: dict[str, Any] | None = None
 
     def run(self) -> bool:
-        """Run workers until no trial is left; return whether a signal stopped them.
+        """Run workers until no work is left; return whether a signal stopped them.
 
         Raises:
             UserError: When a worker met a problem that the user can fix.
@@ -156,11 +182,11 @@ class WorkerPool:
     def _reclaim(self) -> None:
         with storage_errors(self._handle.url):
             reason = INTERRUPTED if self._stops else WORKER_LOST
-            self._trials.reclaim_stale(self._backend.is_gone, reason)
+            self._work.reclaim_stale(self._backend.is_gone, reason)
 
     def _count_startable(self) -> int:
         with storage_errors(self._handle.url):
-            return self._trials.count_startable()
+            return self._work.count_startable()
 
     def _start_workers(self) -> None:
         wanted = max(1, self._count_startable())
@@ -177,6 +203,7 @@ class WorkerPool:
             workers=self._backend.slots,
             threads=self._backend.threads,
             log=str(self._log(slot)),
+            trainings=self._trainings,
         )
         self._backend.start(slot, job, self._events.put)
         return _Slot(restarts)
@@ -251,7 +278,8 @@ class WorkerPool:
         )
 
     def _log(self, slot: int) -> Path:
-        return self._handle.files.log(self._handle.name, f"worker-{slot}")
+        kind = "worker" if self._trainings is None else "training"
+        return self._handle.files.log(self._handle.name, f"{kind}-{slot}")
 
 
 def last_lines(log: Path, count: int = LAST_LINES) -> list[str]:

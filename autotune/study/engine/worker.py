@@ -122,7 +122,7 @@ def run_worker(job: Job, stop: threading.Event, on_event: EventCallback) -> Stop
         if failures >= MAX_CONSECUTIVE_FAILURES[kind]:
             raise WorkerError(f"{failures} trials in a row failed; the log says why: {job.log}")
         if kind == FailureKind.TRANSIENT:
-            _pause(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 4 ** (failures - 1)), stop)
+            pause(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 4 ** (failures - 1)), stop)
     return None
 
 
@@ -149,7 +149,7 @@ class StopRequest:
         return self._is_requested or self._stop.is_set()
 
 
-def _pause(seconds: float, stop: threading.Event) -> None:
+def pause(seconds: float, stop: threading.Event) -> None:
     """Wait unless a stop is requested."""
     until = time.monotonic() + seconds
     while time.monotonic() < until and not stop.is_set():

@@ -19,6 +19,7 @@ from typing import Any, TextIO
 from autotune.errors import AutotuneError, DeviceError, NoDeviceError
 from autotune.study.devices import VISIBLE, find_device, gpu_name
 from autotune.study.engine.job import CHECK_GPU, Job
+from autotune.study.engine.training_worker import run_training_worker
 from autotune.study.engine.worker import run_worker
 from autotune.study.trial.run import EventCallback
 from autotune.text import VisibleFormatter, guard_standard_error
@@ -83,7 +84,7 @@ def run_worker_reporting_errors(job: Job, stop: threading.Event, on_event: Event
         on_event: Called with every event; the last one is ``error`` if there was one.
     """
     try:
-        run_worker(job, stop, on_event)
+        (run_worker if job.trainings is None else run_training_worker)(job, stop, on_event)
     except NoDeviceError as error:
         logger.error("%s", error)
         on_event(_no_device(error))  # the GPUs of the other workers may be usable

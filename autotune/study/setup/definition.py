@@ -12,9 +12,16 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from autotune.config.fields import is_plugin_ref, values_of_dimension
+from autotune.config.fields import is_plugin_ref, largest, values_of_dimension, without_all
 from autotune.config.old_names import stored_init
-from autotune.config.schema import POOLS, HeadSpace, SpaceConfig, StudyConfig
+from autotune.config.schema import (
+    PARAMETERS,
+    POOLS,
+    HeadSpace,
+    PolicySpace,
+    SpaceConfig,
+    StudyConfig,
+)
 from autotune.data.preprocessing import ImageSpec
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.sources.outputs import leave_out
@@ -24,7 +31,7 @@ from autotune.data.splits.manifest import Manifest
 from autotune.errors import ConfigError, Problem, StorageError, UserError, format_yaml
 from autotune.models.backbone import build_backbone, data_config, load_backbone
 from autotune.models.image_border import describe_unseen_border
-from autotune.models.layers import Layer, list_layers
+from autotune.models.layers import Layer, list_layers, trained_names
 from autotune.models.network import pool_problem
 from autotune.models.pretrained.names import check_name
 from autotune.models.surgery.capabilities import LayerCapabilities
@@ -43,6 +50,7 @@ from autotune.search.space import KEY_NAMES, LAYER_FIELDS, Space, num_shaped_lay
 from autotune.storage.paths import StudyPaths
 from autotune.storage.url import parse_url
 from autotune.study.setup.initial_trials import check_warm_start
+from autotune.text import join_some
 
 _T = TypeVar("_T")
 
@@ -120,6 +128,7 @@ def define(
             *_depth_problems(config.space, metas),
             *_layer_problems(config.space, metas),
             *_pool_problems(config.space, metas),
+            *_parameter_problems(config.space, metas),
         ]
     plugins = plugin_refs(config)
     for key, plugin in plugins.items():
@@ -190,6 +199,7 @@ class _MetaBackbone:
     layers: tuple[Layer, ...]
     offers: tuple[LayerCapabilities, ...]
     pool_problems: Mapping[str, str]
+    parameters: tuple[str, ...]
 
     @classmethod
     def build(cls, name: str, config: StudyConfig) -> _MetaBackbone:
@@ -204,13 +214,18 @@ class _MetaBackbone:
             pool: pool_problem(model, name, pool, input_size)
             for pool in values_of_dimension(config.space.head.pool)
         }
-        return cls(name, model, input_size, layers, offers, pool_problems)
+        parameters = tuple(
+            kind
+            for kind in PARAMETERS
+            if any(trained_names(model, layer, kind) for layer in layers)
+        )
+        return cls(name, model, input_size, layers, offers, pool_problems, parameters)
 
     @property
     def candidate(self) -> Candidate:
         """What a space has to know of the backbone."""
         pools = tuple(pool for pool, problem in self.pool_problems.items() if not problem)
-        return Candidate(self.name, len(self.layers), self.offers, pools)
+        return Candidate(self.name, len(self.layers), self.offers, pools, self.parameters)
 
     def describe_pools(self) -> str:
         pools = [p for p in POOLS if not pool_problem(self.model, self.name, p, self.input_size)]
@@ -223,9 +238,18 @@ def _customize(config: StudyConfig, space: Space, metas: Sequence[_MetaBackbone]
     if custom is None:
         return space
     changed = load_space_plugin(custom, space, metas[0].offers)
-    depth, pool = (dimension_of(changed, name) for name in ("depth", "head.pool"))
-    as_file = SpaceConfig(trainable_layers=depth, head=HeadSpace(pool=pool))
-    for problem in (*_depth_problems(as_file, metas), *_pool_problems(as_file, metas)):
+    names = ("depth", "head.pool", "training.parameters")
+    depth, pool, parameters = (dimension_of(changed, name) for name in names)
+    as_file = SpaceConfig(
+        trainable_layers=depth,
+        head=HeadSpace(pool=pool),
+        training=PolicySpace(parameters=parameters),
+    )
+    for problem in (
+        *_depth_problems(as_file, metas),
+        *_pool_problems(as_file, metas),
+        *_parameter_problems(as_file, metas),
+    ):
         name = problem.key.removeprefix("space.")
         raise UserError(f"the space of {PluginRef.from_text(custom)}: {name}: {problem.message}")
     return changed
@@ -253,22 +277,18 @@ def _inspect_backbone(
 
 
 def _depth_problems(space: SpaceConfig, metas: Sequence[_MetaBackbone]) -> Iterator[Problem]:
-    depths = (
-        space.trainable_layers
-        if isinstance(space.trainable_layers, list)
-        else [space.trainable_layers]
-    )
-    largest = max(int(depth["high"] if isinstance(depth, dict) else depth) for depth in depths)
     deepest = max(metas, key=lambda meta: len(meta.layers))
-    if largest > len(deepest.layers):
+    layers = len(deepest.layers)
+    largest_depth = int(largest(without_all(space.trainable_layers, layers)))
+    if largest_depth > layers:
         most = ", which has most" if len(metas) > 1 else ""
         yield Problem(
             "space.trainable_layers",
-            f"must be at most {len(deepest.layers)}, the number of layers of "
-            f"{deepest.name!r}{most}, but got {largest}",
+            f"must be at most {layers}, the number of layers of {deepest.name!r}{most}, but got "
+            f"{largest_depth}; 'all' takes what the backbone has",
         )
     changed = [name for name, _ in _changes(space)]
-    if not largest and changed:
+    if not largest_depth and changed:
         yield Problem(
             "space.trainable_layers",
             f"must be above 0 in some trials because space.layers.{changed[0]} changes trainable "
@@ -312,3 +332,13 @@ def _pool_problems(space: SpaceConfig, metas: Sequence[_MetaBackbone]) -> Iterat
         if all(reasons):
             allowed = "; ".join(meta.describe_pools() for meta in metas)
             yield Problem("space.head.pool", f"{reasons[0]}; {allowed}")
+
+
+def _parameter_problems(space: SpaceConfig, metas: Sequence[_MetaBackbone]) -> Iterator[Problem]:
+    for kind in values_of_dimension(space.training.parameters):
+        if not any(kind in meta.parameters for meta in metas):
+            names = join_some([repr(meta.name) for meta in metas])
+            yield Problem(
+                "space.training.parameters",
+                f"{names} has no {kind} that could train alone; 'all' always works",
+            )

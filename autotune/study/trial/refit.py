@@ -8,18 +8,26 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from autotune.config.schema import AUTO, ONLINE, RefitConfig, StudyConfig
-from autotune.data.views.study_data import StudyData
+from autotune.data.preprocessing import ImageSpec
+from autotune.data.views.study_data import StudyData, open_test_views
 from autotune.data.views.views import Views
 from autotune.plan import TrialPlan
+from autotune.study.setup.manifest_store import read_manifest
+from autotune.study.setup.opening import OpenStudy
+from autotune.study.state import attrs
 from autotune.study.trial.build import build_trainer
 from autotune.study.trial.context import WorkerContext
-from autotune.study.trial.retrain import EpochCallback, ResumableTraining, with_oom_as_user_error
+from autotune.study.trial.retrain import ResumableTraining, with_oom_as_user_error
+from autotune.study.trial.trainings import Training, TrainingFiles
+from autotune.training.checkpoint import Checkpoint
 from autotune.training.trainer import Trainer, num_batches
 
 #: Share of the steps in which the trainable layers train that ``refit.ema: auto`` averages over.
@@ -36,7 +44,7 @@ class TrainingSummary:
         epochs: Epochs.
         ema: Decay of the average of the weights, ``None`` if there is none.
         micro_batch_size: Images that went through the network at a time.
-        seconds: Wall time.
+        seconds: Wall time; where it was interrupted, as if all epochs took as long as the last.
     """
 
     images: int
@@ -50,6 +58,13 @@ class TrainingSummary:
         """Return plain JSON values, under the names of the first release."""
         values = asdict(self)
         return {"part" if name == "micro_batch_size" else name: values[name] for name in values}
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> TrainingSummary:
+        """Return what :meth:`to_json` has written."""
+        return TrainingSummary(
+            **{"micro_batch_size" if name == "part" else name: values[name] for name in values}
+        )
 
 
 @dataclass(frozen=True)
@@ -83,13 +98,28 @@ def refit_views(
     return data.train_validation_views(training.augment, count, config.search.seed, limit)
 
 
+def open_refit_tests(handle: OpenStudy, config: StudyConfig, spec: ImageSpec) -> Views:
+    """Return the test images of a study, see :func:`open_test_views`."""
+    return open_test_views(
+        config.dataset,
+        config.data,
+        spec,
+        handle.files.cache,
+        config.cache.disk_bytes,
+        read_manifest(handle.study, handle.files),
+        handle.study.user_attrs[attrs.DATASET].get("test_fingerprint"),
+    )
+
+
 def train_refit(
     plan: TrialPlan,
     ctx: WorkerContext,
     views: Views,
     fit: RefitConfig,
-    on_epoch: EpochCallback = lambda epoch: None,
+    on_epoch: Callable[[int], None] = lambda epoch: None,
     micro_batch_size: int | None = None,
+    checkpoint: Checkpoint | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Refit:
     """Train a plan on training and validation images.
 
@@ -103,9 +133,12 @@ def train_refit(
         fit: The settings of the refit.
         on_epoch: Called after every epoch.
         micro_batch_size: Images that go through the network at a time; by default the batch.
+        checkpoint: Holds the state after every epoch; the training starts from what it holds.
+        stopped: Called after every batch; true interrupts the training.
 
     Raises:
         DivergedError: When the training diverges.
+        TrialInterruptedError: When a stop was requested.
         UserError: When not even two images fit into memory.
     """
     config = ctx.config
@@ -113,24 +146,26 @@ def train_refit(
     changed = {"training": config.training.model_copy(update={"ema": ema})}
     ctx = dataclasses.replace(ctx, config=config.model_copy(update=changed))
     start = time.perf_counter()
-    progress = ResumableTraining()
+    progress, trained = ResumableTraining(), set[int]()
 
     def train(size: int) -> Trainer:
-        trainer = build_trainer(plan, ctx, refit=views, micro_batch_size=size)
-        for result in progress.resume(trainer):
+        trainer = build_trainer(plan, ctx, stopped, refit=views, micro_batch_size=size)
+        for result in progress.resume(trainer, checkpoint):
+            trained.add(result.epoch)
             on_epoch(result.epoch)
         return trainer
 
     batch_size = config.training.batch_size
     size = batch_size if micro_batch_size is None else micro_batch_size
-    trainer = with_oom_as_user_error(train, size, ctx.device)
+    trainer = with_oom_as_user_error(train, size, ctx.device, stopped)
+    seconds = time.perf_counter() - start
     summary = TrainingSummary(
         images=len(views),
         views=ONLINE if _is_online(config, fit) else views.views,
         epochs=config.training.epochs,
         ema=ema,
         micro_batch_size=min(batch_size, trainer.micro_batch_size),
-        seconds=round(time.perf_counter() - start, 3),
+        seconds=round(seconds * config.training.epochs / max(1, len(trained)), 3),
     )
     return Refit(trainer, summary)
 
@@ -164,3 +199,91 @@ def _is_online(config: StudyConfig, fit: RefitConfig) -> bool:
     return config.training.num_views == ONLINE or (
         fit.views == ONLINE and config.training.view_count > 1
     )
+
+
+@dataclass(frozen=True)
+class StoredRefit:
+    """A refitted plan as another process has trained and measured it.
+
+    Args:
+        training: Its trainer, with the weights of the model to evaluate.
+        logits: Its logits ``(N, classes)`` of the test images.
+        labels: Their labels ``(N,)``.
+        summary: How it was trained.
+    """
+
+    training: Trainer
+    logits: Tensor
+    labels: Tensor
+    summary: TrainingSummary
+
+
+def store_refit(
+    training: Training,
+    files: TrainingFiles,
+    ctx: WorkerContext,
+    train: Views,
+    test: Views,
+    on_epoch: Callable[[int], None],
+    stopped: Callable[[], bool],
+) -> None:
+    """Refit a plan, from where an earlier attempt has ended, and store what it has become.
+
+    Raises:
+        DivergedError: When the training diverges.
+        TrialInterruptedError: When a stop was requested; the state of the last epoch stays.
+        DiskFullError: When the result cannot be stored.
+        UserError: When not even two images fit into memory.
+    """
+    assert training.refit is not None
+    refit = train_refit(
+        training.plan,
+        ctx,
+        train,
+        training.refit,
+        on_epoch,
+        training.micro_batch_size,
+        files.checkpoint,
+        stopped,
+    )
+    logits, labels = refit.predict(test)
+    result = {
+        "weights": refit.training.eval_state(),
+        "logits": logits,
+        "labels": labels,
+        "summary": refit.summary.to_json(),
+    }
+    Checkpoint(files.result, files.identity).save(result, ctx.config.training.epochs)
+    files.checkpoint.path.unlink(missing_ok=True)
+
+
+def read_result(files: TrainingFiles) -> dict[str, Any] | None:
+    """Read the result of a refit, if there is one; one that cannot be used is removed."""
+    if not files.result.exists():  # else its first file, which a process writes now, is left alone
+        return None
+    return Checkpoint(files.result, files.identity).load()
+
+
+def forget_other_tests(files: TrainingFiles, test: Views) -> None:
+    """Remove the result of a refit that was measured when other test images could be read."""
+    result = read_result(files)
+    if result is not None and not torch.equal(result["labels"], test.labels):
+        files.result.unlink(missing_ok=True)
+
+
+def read_refit(training: Training, files: TrainingFiles, ctx: WorkerContext) -> StoredRefit:
+    """Read the result of a refit; its frozen layers are those of the backbone.
+
+    Args:
+        training: The training.
+        files: Its files.
+        ctx: The context of the study; its device is that of the network.
+    """
+    result = read_result(files)
+    assert result is not None and training.refit is not None, "it was stored"
+    data = ctx.resources.get(training.plan.backbone).data
+    train = refit_views(data, ctx.config, training.refit, memory_bytes=0)
+    trainer = build_trainer(training.plan, ctx, refit=train)
+    trainer.eval_model.load_trainable_state(result["weights"])
+    summary = TrainingSummary.from_json(result["summary"])
+    return StoredRefit(trainer, result["logits"], result["labels"], summary)

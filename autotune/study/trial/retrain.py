@@ -18,12 +18,13 @@ from autotune.study.trial.build import AnyTrainer, build_trial_trainer
 from autotune.study.trial.context import WorkerContext
 from autotune.study.trial.predictions import Predicted
 from autotune.study.trial.run import precision_record
+from autotune.training.checkpoint import Checkpoint
 from autotune.training.curves import EpochResult
 from autotune.training.folds import trainers_of
 from autotune.training.metrics import Metrics
 
-#: Called with the number of an epoch after it.
-EpochCallback = Callable[[int], None]
+#: Called after an epoch with its number, and the objective.
+EpochCallback = Callable[[int, float], None]
 T = TypeVar("T")
 
 
@@ -43,11 +44,13 @@ class Trained:
 def retrain(
     plan: TrialPlan,
     ctx: WorkerContext,
-    on_epoch: EpochCallback = lambda epoch: None,
+    on_epoch: EpochCallback = lambda epoch, value: None,
     *,
     seed: int | None = None,
     micro_batch_size: int | None = None,
     epochs: int | None = None,
+    checkpoint: Checkpoint | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Trained:
     """Train a plan on the training split of a study and evaluate it on the validation split.
 
@@ -61,32 +64,37 @@ def retrain(
         seed: Training seed; by default the study's.
         micro_batch_size: Images that go through the network at a time; by default the batch.
         epochs: Stop after this epoch, without a change of the schedule; by default train all.
+        checkpoint: Holds the state after every epoch; the training starts from what it holds, and
+            the curve of what was trained before is not known.
+        stopped: Called after every batch; true interrupts the training.
 
     Raises:
         DivergedError: When the training diverges.
+        TrialInterruptedError: When a stop was requested.
         UserError: When not even two images fit into memory.
     """
     progress, curve = ResumableTraining(), dict[int, float]()
     objective = ctx.config.training.objective
 
     def train(size: int) -> Trained:
-        training = build_trial_trainer(plan, ctx, micro_batch_size=size, seed=seed)
-        for result in progress.resume(training):
+        training = build_trial_trainer(plan, ctx, stopped, micro_batch_size=size, seed=seed)
+        for result in progress.resume(training, checkpoint):
             assert result.metrics is not None
             value = result.metrics.objective(objective)
             if not math.isfinite(value):
                 raise DivergedError(f"the {objective} is {value} in epoch {result.epoch}")
             curve[result.epoch] = value
-            on_epoch(result.epoch)
+            on_epoch(result.epoch, value)
             if result.epoch == epochs:
                 break
-        assert training.metrics is not None
+        # A checkpoint after the last epoch leaves nothing to train.
+        metrics = training.metrics or training.validate()
         compute = precision_record(trainers_of(training)[0])
         predicted = Predicted.of_trial(training, ctx.resources.get(plan.backbone))
-        return Trained(training.metrics, curve, compute, predicted)
+        return Trained(metrics, curve, compute, predicted)
 
     size = ctx.config.training.batch_size if micro_batch_size is None else micro_batch_size
-    return with_oom_as_user_error(train, size, ctx.device)
+    return with_oom_as_user_error(train, size, ctx.device, stopped)
 
 
 @dataclass
@@ -95,8 +103,18 @@ class ResumableTraining:
 
     state: dict[str, Any] | None = None
 
-    def resume(self, training: AnyTrainer) -> Iterator[EpochResult]:
-        """Train from where the last attempt ended, yielding after each epoch."""
+    def resume(
+        self, training: AnyTrainer, checkpoint: Checkpoint | None = None
+    ) -> Iterator[EpochResult]:
+        """Train from where the last attempt ended, yielding after each epoch.
+
+        Args:
+            training: What to train.
+            checkpoint: Holds the state instead, so that another process can resume from it.
+        """
+        if checkpoint is not None:
+            yield from training.run(checkpoint)
+            return
         if self.state is not None:
             training.load_state(self.state)
         for result in training.run():
@@ -107,7 +125,10 @@ class ResumableTraining:
 
 
 def with_oom_as_user_error(
-    work: Callable[[int], T], micro_batch_size: int, device: torch.device
+    work: Callable[[int], T],
+    micro_batch_size: int,
+    device: torch.device,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> T:
     """Call :func:`autotune.study.state.oom.with_oom_as_user_error` for work outside of the search.
 
@@ -115,7 +136,7 @@ def with_oom_as_user_error(
         UserError: When not even two images fit into memory.
     """
     try:
-        return oom.with_oom_backoff(work, micro_batch_size, device)
+        return oom.with_oom_backoff(work, micro_batch_size, device, stopped=stopped)
     except oom.DoesNotFitError as error:
         raise UserError(
             f"the plan must fit into memory, but even with {oom.MIN_MICRO_BATCH} images at a time "

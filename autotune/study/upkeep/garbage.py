@@ -15,6 +15,7 @@ from autotune.storage.rdb.connection import storage_errors
 from autotune.storage.rdb.retry import RetryingStorage
 from autotune.study.doctor.collect import Snapshot
 from autotune.study.doctor.file_checks import superfluous_checkpoints, unreferenced
+from autotune.study.trial.trainings import idle_files
 from autotune.study.upkeep.removal import remove_paths
 from autotune.study.upkeep.stored_studies import (
     StoredStudy,
@@ -24,6 +25,9 @@ from autotune.study.upkeep.stored_studies import (
 )
 
 CACHE = "cache"
+#: Age from which a training of ``confirm`` or ``refit`` is not expected to be continued, or its
+#: result to be read again.
+TRAININGS_AFTER_S = 7 * 86400.0
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ def find_garbage(
     """Find what can be removed from the folders of the studies of a storage.
 
     That is the cache, whose content is computed again where it is needed, artifacts of no study,
-    checkpoints of trials that have ended, and logs of studies that have ended.
+    checkpoints of trials that have ended, trainings of ``confirm`` and ``refit`` that are a week
+    old, and logs of studies that have ended.
 
     Args:
         storage: The open storage.
@@ -101,13 +106,16 @@ def _of_study(study: StoredStudy, snapshot: Snapshot, *, models: bool) -> Iterat
         # The empty folder stays: it tells other storages that the study has files here.
         logs = tuple(file.path for file in list_files(files.logs(name)))
         yield Garbage("logs of an ended study", files.logs(name), logs)
+    if paths := idle_files(files.trainings(name), TRAININGS_AFTER_S):
+        yield Garbage("old trainings of confirm and refit", files.trainings(name), paths)
     if files.model(name).is_dir():
         why_kept = "" if models else "--models removes it"
         yield Garbage("fitted model", files.model(name), (files.model(name),), why_kept)
 
 
 def _of_deleted(name: str, files: StudyPaths, *, models: bool, deleted: bool) -> Iterator[Garbage]:
-    folders = [files.checkpoints(name), files.confirmed(name), files.logs(name)]
+    folders = [files.checkpoints(name), files.confirmed(name), files.trainings(name)]
+    folders += [files.logs(name)]
     folders += [files.model(name)] if models else []
     why_kept = "" if deleted else "not a study of this storage; --deleted removes them"
     for folder in folders:

@@ -19,9 +19,9 @@ from autotune.training.optim.l2_sp import L2SP
 def parameter_groups(network: Network, policy: TrainingPolicy) -> list[dict[str, Any]]:
     """Group the trainable parameters by learning rate and weight decay.
 
-    Layer ``i`` trains with ``lr * layer_decay ** i`` (the head is layer 0). Vectors (norms,
-    biases) and timm's ``no_weight_decay`` parameters are not decayed, and neither are layers that
-    ``l2_sp`` pulls towards their initial weights.
+    The head trains with ``lr``, layer ``i`` with ``lr * backbone_lr * layer_decay ** i``. Vectors
+    (norms, biases) and timm's ``no_weight_decay`` parameters are not decayed, and neither are
+    layers that ``l2_sp`` pulls towards their initial weights.
     """
     rates = layer_rates(network, policy)
     listed: set[str] = getattr(network.backbone, "no_weight_decay", set)()
@@ -40,7 +40,8 @@ def parameter_groups(network: Network, policy: TrainingPolicy) -> list[dict[str,
 def layer_rates(network: Network, policy: TrainingPolicy) -> dict[int, float]:
     """Return the peak of the learning rate of each layer that trains; the head is layer 0."""
     layers = sorted({layer for _, _, layer in network.layer_of_parameters()})
-    return {layer: policy.lr * policy.layer_decay**layer for layer in layers}
+    ratio = {layer: policy.backbone_lr if layer else 1.0 for layer in layers}
+    return {layer: policy.lr * ratio[layer] * policy.layer_decay**layer for layer in layers}
 
 
 def make_optimizer(network: Network, policy: TrainingPolicy) -> Optimizer:

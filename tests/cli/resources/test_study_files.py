@@ -60,6 +60,10 @@ def test_a_copied_preset_is_valid_and_nothing_is_written(tmp_path: Path) -> None
         "  searched  training.lr: 0.001 to 0.1, log",
         "  fixed     training.optimizer: adamw",
     } <= set(rest)
+    seconds = [line for line in rest if line.startswith("  seconds   ")]
+    assert len(seconds) == 2
+    assert seconds[0].startswith("  seconds   a trial of 3 epochs takes about ")
+    assert " s with 0 trainable layers, " in seconds[0] and "with 5 trainable layers" in seconds[0]
     assert contents(tmp_path) == before
 
 

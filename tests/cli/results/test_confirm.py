@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import yaml
@@ -30,8 +31,9 @@ def test_confirm(opened: OpenStudy) -> None:
     first = said(opened, "confirm", "small", "--top", "2", "--seeds", "2")
     assert first.code == 0
     lines = first.err.splitlines()
-    assert lines[0].startswith("1 of 6: baseline, seed 1: ") and lines[0].endswith(" %")
-    assert lines[-1].startswith("6 of 6: trial ")
+    assert re.fullmatch(r"1 of 6: \S+.*, seed 1: .* %, time left 0:\d\d", lines[2])
+    assert sorted(lines[:2]) == ["worker 0 is ready on cpu", "worker 1 is ready on cpu"]
+    assert lines[-1].startswith("6 of 6: ")
     assert "study small, accuracy, seeds 1 to 2, 95 % intervals" in first.out
     assert len([one for one in first.out.splitlines() if " ± " in one]) == 3
     assert "\nbaseline: backbone frozen" in first.out

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from optuna.trial import create_trial
 
 from autotune.errors import StudyError
-from autotune.format_versions import CONFIRMATION, stamp
 from autotune.plan import TrainingPolicy, TrialPlan
 from autotune.results.diagnosis.headline import describe_confirmation
-from autotune.results.evaluation.confirm import (
-    Confirmation,
-    ConfirmProgress,
-    _read,
-    _write,
-    confirm_plans,
-)
+from autotune.results.evaluation.confirm import Confirmation, confirm_plans
 from autotune.results.evaluation.plan_selection import plans_to_confirm
 from autotune.results.study_results import StudyResults
 from autotune.results.values.verdict import Verdict
@@ -30,10 +20,10 @@ from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.trial.build import build_trial_trainer
 from autotune.study.trial.context import build_context
-from tests.support.inline import run
+from tests.support.inline import Event, run
 from tests.support.inside import contents
 from tests.support.page import page_of
-from tests.support.runs import wait_for
+from tests.support.runs import start, wait_for
 from tests.support.small import open_small
 
 
@@ -49,11 +39,13 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> OpenStudy:
 
 
 def confirmed_again(opened: OpenStudy, top: int = 2, seeds: int = 2) -> tuple[int, Confirmation]:
-    steps: list[ConfirmProgress] = []
-    found = confirm_plans(opened, top, seeds, steps.append)
-    ends = [one for one in steps if one.value is not None]
-    assert [one.done for one in ends] == list(range(1, ends[0].total + 1))
-    assert sum(not one.is_cached for one in ends) == found.trained
+    events: list[Event] = []
+    found = confirm_plans(opened, top, seeds, events.append)
+    (names,) = (event["names"] for event in events if event["event"] == "trainings")
+    ends = [event for event in events if event["event"] == "result"]
+    assert [event["done"] for event in ends] == list(range(1, len(names) + 1))
+    assert sorted(event["training"] for event in ends) == sorted(names)
+    assert sum(not event["is_cached"] for event in ends) == found.trained
     return found.trained, found
 
 
@@ -114,33 +106,6 @@ def test_a_damaged_file_is_trained_again(opened: OpenStudy) -> None:
     assert [one.values for one in found.plans] == [one.values for one in before.plans]
 
 
-def test_a_kept_score_is_whole_and_its_own(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    asked = {"plan": {"depth": 1, "lr": 0.1}, "seed": 3}
-    kept = {**asked, "metrics": {"accuracy": 0.8125}, "failed": ""}
-    _write(path, kept)
-    found = _read(path, asked)
-    assert found is not None and found == {**kept, **stamp(CONFIRMATION)}
-    assert _read(path, {**asked, "seed": 4}) is None
-    assert _read(path, {**asked, "plan": {"depth": 2, "lr": 0.1}}) is None
-    whole = path.read_bytes()
-    for place in range(len(whole)):
-        changed = bytearray(whole)
-        changed[place] ^= 1 << place % 8
-        path.write_bytes(changed)
-        # A flip may meet white space: never what counts.
-        found = _read(path, asked)
-        assert found is None or {key: found.get(key) for key in kept} == kept
-    for end in (0, 1, len(whole) // 2, len(whole) - 3):
-        path.write_bytes(whole[:end])
-        assert _read(path, asked) is None
-    path.write_text(json.dumps(kept))  # of a version before checksums
-    assert _read(path, asked) == kept
-    path.write_text(json.dumps({**kept, **stamp(CONFIRMATION)}))  # which this version never wrote
-    assert _read(path, asked) is None
-    assert _read(tmp_path / "none.json", asked) is None
-
-
 @pytest.mark.slow
 def test_a_study_of_the_same_name_has_values_of_its_own(tmp_path: Path) -> None:
     names = []
@@ -164,25 +129,55 @@ def test_the_study_remembers_the_verdict(opened: OpenStudy) -> None:
     assert said in page_of(opened.study).of("p")
 
 
+def test_an_interrupted_training_continues_from_its_last_epoch(opened: OpenStudy) -> None:
+    _, before = confirmed_again(opened)
+    files = opened.files
+    for path in files.confirmed(opened.name).iterdir():
+        path.unlink()
+
+    def stop(event: Event) -> None:
+        if event.get("training") == "baseline, seed 2" and event.get("epoch") == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        confirm_plans(opened, 2, 2, stop)
+    states = [path.suffix for path in files.trainings(opened.name).iterdir()]
+    assert states == [".pt"]
+    events: list[Event] = []
+    found = confirm_plans(opened, 2, 2, events.append)
+    epochs = [one["epoch"] for one in events if one["event"] == "epoch"]
+    assert found.trained == 3 and epochs == [2, 1, 2, 1, 2]
+    assert [one.values for one in found.plans] == [one.values for one in before.plans]
+    assert found.baseline.values == before.baseline.values
+    assert list(files.trainings(opened.name).iterdir()) == []
+
+
 @pytest.mark.slow
-def test_a_killed_confirming_goes_on(tmp_path: Path) -> None:
-    made = open_small(tmp_path, search__trials=2, training__epochs=8)
+def test_two_calls_share_the_work_and_one_is_killed(tmp_path: Path) -> None:
+    """Of one and of two workers; the values are those of a training in this process."""
+    made = open_small(tmp_path, search__trials=2, training__epochs=12)
     run(made)
-    program = (
-        "from autotune.results.evaluation.confirm import confirm_plans\n"
-        "from autotune.study.setup.opening import open_existing\n"
-        f"confirm_plans(open_existing('small', {made.url!r}), 1, 4)"
-    )
+    arguments = ("confirm", "small", "--storage", made.url, "--top", "1", "--seeds", "4")
     folder = made.files.confirmed("small")
-    process = subprocess.Popen([sys.executable, "-c", program], env=dict(os.environ))
+    (tmp_path / "killed").mkdir()
+    killed = start(*arguments, "--workers", "2", cwd=tmp_path / "killed")
+    other = start(*arguments, "--workers", "1", "--json", cwd=tmp_path)
     wait_for(lambda: folder.is_dir() and any(folder.glob("*.json")))
-    process.kill()
-    process.wait()
-    there = len(list(folder.glob("*.json")))
-    trained, found = confirmed_again(made, top=1, seeds=4)
-    assert trained == 8 - there
-    assert len(list(folder.glob("*.json"))) == 8
-    assert found.verdict is not None
+    killed.kill()
+    killed.wait()
+    assert other.wait(120) == 0
+    output = (tmp_path / "out.txt").read_text()
+    assert " of 8: baseline, seed 1: " in output and "8 of 8: " in output
+    values = json.loads(output[output.index("{") :])
+    assert values["trained"] <= 8 and len(list(folder.glob("*.json"))) == 8
+    assert not list(made.files.trainings("small").glob("*.pt"))
+    for path in folder.iterdir():
+        path.unlink()
+    here = confirm_plans(made, 1, 4)
+    assert [*here.baseline.values, *here.plans[0].values] == [
+        *values["baseline"]["values"],
+        *values["plans"][0]["values"],
+    ]
 
 
 @pytest.mark.slow

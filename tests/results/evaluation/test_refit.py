@@ -16,7 +16,7 @@ from autotune.results.evaluation.refit import RefitResult, refit_study
 from autotune.results.model.model import load_model
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
-from tests.support.inline import run
+from tests.support.inline import Event, run
 from tests.support.inside import contents
 from tests.support.small import open_small
 
@@ -90,16 +90,26 @@ def test_a_full_disk_leaves_the_old_model_and_the_read_counts(
     assert load_model(fitted.folder).classes
 
 
-def test_what_is_stopped_in_training_has_read_nothing(
-    opened: OpenStudy, fitted: RefitResult
+def test_what_is_stopped_in_training_has_read_nothing_and_continues(
+    opened: OpenStudy, fitted: RefitResult, tmp_path: Path
 ) -> None:
+    """What has ended is not trained again, and the other one continues from its last epoch."""
     before, reads = contents(fitted.folder), len(opened.study.user_attrs[attrs.TEST_READS])
+    settings = RefitConfig(views="study", ema=0.25)
+    events: list[Event] = []
 
-    def stop(what: str, epoch: int, epochs: int) -> None:
-        if what == "baseline" and epoch == epochs:
+    def stop_in_the_last_epoch(event: Event) -> None:
+        if event.get("training") == "baseline" and event.get("epoch") == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        refit_study(opened, trial=1, on_epoch=stop)
+        refit_study(opened, 1, on_event=stop_in_the_last_epoch, settings=settings)
     assert contents(fitted.folder) == before
     assert len(opened.study.user_attrs[attrs.TEST_READS]) == reads
+    found = refit_study(opened, 1, tmp_path / "a", events.append, settings=settings)
+    epochs = [(one["training"], one["epoch"]) for one in events if one["event"] == "epoch"]
+    assert epochs == [("baseline", 2)]
+    assert found.summary.epochs == found.baseline_summary.epochs == 2
+    events.clear()
+    refit_study(opened, 0, tmp_path / "b", events.append, settings=settings)
+    assert [one["is_cached"] for one in events if one["event"] == "result"] == [True]

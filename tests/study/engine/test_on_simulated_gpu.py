@@ -6,7 +6,9 @@ What the simulation shows and what it cannot see stands in :mod:`tests.support.s
 from __future__ import annotations
 
 import gc
+import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -415,4 +417,22 @@ def test_two_workers_share_a_gpu(tmp_path: Path) -> None:
     assert [one.state for one in trials] == [TrialState.COMPLETE] * 4
     assert len({one.user_attrs[attrs.WORKER] for one in trials}) == 2
     assert {one.user_attrs[attrs.DEVICE] for one in trials} == {"Simulated GPU"}
+    assert faults_of(tmp_path) == ""
+
+
+@pytest.mark.slow
+def test_two_gpus_confirm_and_refit(tmp_path: Path) -> None:
+    """Each process has a GPU of its own, and what starts them has none."""
+    environment = simulated_environment(tmp_path, cards=2)
+    run_here = partial(autotune, cwd=tmp_path, **environment)
+    ended = run_here("run", "digits", *BARE, "search.trials=2", "--name", "tiny", "--gpus", "1")
+    assert ended.returncode == 0, ended.stderr + ended.stdout
+    ended = run_here("confirm", "tiny", "--top", "1", "--seeds", "2", "--json")
+    assert ended.returncode == 0, ended.stderr
+    ready = [line for line in ended.stderr.splitlines() if " is ready on " in line]
+    assert sorted(line[-16:-11] for line in ready) == ["GPU 0", "GPU 1"], ready
+    assert json.loads(ended.stdout)["trained"] == 4
+    ended = run_here("refit", "tiny", "--trial", "1", "--gpus", "all")
+    assert ended.returncode == 0, ended.stderr
+    assert "GPU 0" in ended.stderr and "GPU 1" in ended.stderr
     assert faults_of(tmp_path) == ""

@@ -46,6 +46,28 @@ def test_a_depth_beyond_the_backbone_is_reported(tmp_path: Path) -> None:
         define(deep)
 
 
+def test_all_layers_fit_any_backbone(tmp_path: Path) -> None:
+    config = small_config(tmp_path, space__trainable_layers={"low": 0, "high": "all"})
+    assert define(config).space.max_depth == 5
+    with pytest.raises(ConfigError, match="must be at most 5, the number of layers"):
+        define(small_config(tmp_path, space__trainable_layers={"low": 6, "high": "all"}))
+
+
+def test_norms_that_the_backbone_does_not_have(tmp_path: Path) -> None:
+    config = small_config(
+        tmp_path,
+        backbone="test_nfnet",
+        weights="none",
+        space__training__parameters=["all", "norms"],
+        space__layers={},
+    )
+    with pytest.raises(ConfigError) as caught:
+        define(config)
+    (problem,) = caught.value.problems
+    assert problem.key == "space.training.parameters"
+    assert problem.message.startswith("'test_nfnet' has no norms that could train alone")
+
+
 def test_pooling_that_the_backbone_does_not_have(tmp_path: Path) -> None:
     config = small_config(
         tmp_path,

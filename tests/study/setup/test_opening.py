@@ -170,6 +170,7 @@ TITLES = [
     "",
     "known good: last layer trainable",
     "known good: last 5 layers trainable with layer-wise decay",
+    "known good: last 5 layers trainable at a low rate",
 ]
 
 
@@ -231,8 +232,9 @@ def test_a_start_that_broke_off_may_be_followed_by_another_definition(
     assert titles(handle.study) == [
         *TITLES[:2],
         "known good: last 3 layers trainable with layer-wise decay",
+        "known good: last 3 layers trainable at a low rate",
     ]
-    assert [one.number for one in handle.study.get_trials()] == [0, 1, 2]
+    assert [one.number for one in handle.study.get_trials()] == [0, 1, 2, 3]
     plan = attrs.trial_plan(handle.study.get_trials()[0])
     assert plan is not None and plan.policy.lr == 0.01
 

@@ -66,6 +66,7 @@ class SimulatedGpu:
     name: str = "Simulated GPU"
     unusable: str = ""
     graphs: bool = False
+    cards: int = 1
     traffic: Traffic = field(default_factory=Traffic)
     faults: list[str] = field(default_factory=list)
     recording: Recording | None = None
@@ -183,6 +184,7 @@ def simulated_gpu(
     graphs: bool = False,
     unusable: str = "",
     name: str = "Simulated GPU",
+    cards: int = 1,
 ) -> Iterator[SimulatedGpu]:
     """Give this process a simulated CUDA device.
 
@@ -192,6 +194,7 @@ def simulated_gpu(
         graphs: Whether steps can be captured in CUDA graphs.
         unusable: Why CUDA cannot use the card that the driver lists; by default it can.
         name: What the card is called.
+        cards: How many the driver lists; a process computes on the first one that it may use.
 
     Yields:
         The device.
@@ -199,7 +202,7 @@ def simulated_gpu(
     Raises:
         AssertionError: When the product has mixed devices, or written to pinned memory too early.
     """
-    gpu = SimulatedGpu(DeviceMemory(total_bytes), capability, name, unusable, graphs)
+    gpu = SimulatedGpu(DeviceMemory(total_bytes), capability, name, unusable, graphs, cards)
     with ExitStack() as undo:
         install(gpu, undo)
         yield gpu
@@ -262,8 +265,8 @@ def _replacements(gpu: SimulatedGpu) -> list[tuple[Any, str, Any]]:
         (torch.cuda, "_initialized", False),
         (torch.cuda, "_cached_device_count", None),
         (torch.cuda, "_is_in_bad_fork", below["_cuda_isInBadFork"]),
-        (torch.cuda, "_raw_device_count_nvml", lambda: 1),
-        (torch.cuda, "_raw_device_uuid_nvml", lambda: [f"GPU-{UUID}"]),
+        (torch.cuda, "_raw_device_count_nvml", lambda: gpu.cards),
+        (torch.cuda, "_raw_device_uuid_nvml", lambda: [f"GPU-{UUID}"] * gpu.cards),
         (torch.cuda, "_exchange_device", _exchanged),
         (torch.cuda, "_maybe_exchange_device", _exchanged),
         (torch.cuda, "_get_device_properties", lambda index: gpu.properties),

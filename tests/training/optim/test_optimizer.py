@@ -36,6 +36,15 @@ def test_groups_have_the_rates_of_their_layers(name: str, l2_sp: float) -> None:
     assert len({(group["lr"], group["weight_decay"]) for group in groups}) == len(groups)
 
 
+def test_trainable_layers_have_a_rate_of_their_own() -> None:
+    found = plan("test_resnet", 2, lr=0.1, layer_decay=0.5, backbone_lr=0.2)
+    net = built(found)
+    groups = parameter_groups(net, found.policy)
+    rates = {id(one): group["lr"] for group in groups for one in group["params"]}
+    by_layer = {layer: rates[id(parameter)] for _, parameter, layer in net.layer_of_parameters()}
+    assert by_layer == {0: 0.1, 1: pytest.approx(0.01), 2: pytest.approx(0.005)}
+
+
 def test_what_timm_never_decays_is_not_decayed() -> None:
     found = plan("test_vit", 7, lr=0.1, weight_decay=0.01)
     net = built(found)

@@ -1,0 +1,140 @@
+"""How long trials take by the number of trainable layers, measured before a study starts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from autotune.config.fields import largest
+from autotune.config.schema import StudyConfig
+from autotune.errors import SplitError
+from autotune.models.backbone import Backbone, load_backbone
+from autotune.models.network import Network, build_network
+from autotune.models.prefix.split import split_network
+from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
+from autotune.study.setup.definition import Definition
+from autotune.training.compute.amp import AmpPolicy
+from autotune.training.optim.optimizer import make_optimizer
+
+#: Numbers of trainable layers that are timed: none, all and two between.
+_DEPTHS = 4
+#: Timed passes, until one of the two is reached.
+_PASSES, _SECONDS = 4, 1.0
+
+
+@dataclass(frozen=True)
+class TrialDuration:
+    """Seconds of trials that train some of the last layers, unchanged ones, on one device.
+
+    Args:
+        depth: Number of trainable layers.
+        trial: Seconds of the epochs of one trial, validation included.
+        features: Seconds for the features of the frozen layers, once for all such trials; 0 where
+            features are not cached.
+    """
+
+    depth: int
+    trial: float
+    features: float
+
+
+def trial_durations(
+    definition: Definition, name: str, device: torch.device
+) -> tuple[TrialDuration, ...]:
+    """Time steps on random images, and multiply by the steps of a trial.
+
+    The images are not read: what reading them takes beside the training is not included.
+
+    Args:
+        definition: The study.
+        name: One of its backbones.
+        device: The device that trains.
+    """
+    config = definition.config
+    backbone = load_backbone(name, config.weights, config.data.image_size)
+    layers = next(len(known.layers) for known in definition.backbones if known.name == name)
+    deepest = min(definition.space.max_depth, layers)
+    depths = sorted({round(deepest * part / (_DEPTHS - 1)) for part in range(_DEPTHS)})
+    amp = AmpPolicy.from_mode(config.training.precision, device)
+    return tuple(_measure(definition, backbone, depth, amp) for depth in depths)
+
+
+def _measure(
+    definition: Definition, backbone: Backbone, depth: int, amp: AmpPolicy
+) -> TrialDuration:
+    config, device = definition.config, amp.device
+    train, validation = _images_per_epoch(definition)
+    batch = min(config.training.batch_size, train)
+    plan = TrialPlan(backbone.name, depth, (LayerPlan(),) * depth)
+    classes = len(definition.dataset.source.classes)
+    network = build_network(backbone, plan, classes, seed=0)
+    network.to(device).to(memory_format=torch.channels_last)
+    images = torch.randn(batch, *backbone.data_config["input_size"], device=device)
+    images = images.to(memory_format=torch.channels_last)
+    labels = torch.arange(batch, device=device) % classes
+    inputs: Tensor | tuple[Tensor, ...] = images
+    features = 0.0
+    with torch.no_grad(), amp.autocast():
+        prefix = _attach_split(network, images, config)
+        if prefix is not None:
+            inputs = prefix(images)
+            seconds = _timed(lambda: prefix(images), device) / batch
+            views = config.training.num_views
+            kept = config.training.view_count if isinstance(views, str) else views
+            features = seconds * (kept * len(definition.dataset.split.train) + validation)
+        network.eval()
+        forward = _timed(lambda: network(inputs), device) / batch
+    network.train()
+    optimizer = make_optimizer(network, TrainingPolicy(lr=1e-6))
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with amp.autocast():
+            logits = network(inputs)
+        torch.autograd.backward(nn.functional.cross_entropy(logits.float(), labels))
+        optimizer.step()
+
+    epoch = train * _timed(step, device) / batch + validation * forward
+    return TrialDuration(depth, config.training.epochs * epoch, features)
+
+
+def _images_per_epoch(definition: Definition) -> tuple[int, int]:
+    """Count the images that an epoch trains on and validates, over all folds."""
+    dataset = definition.dataset
+    if not dataset.folds:
+        return len(dataset.split.train), len(dataset.split.validation)
+    trained = sum(len(fold.train) for fold in dataset.folds)
+    return trained, sum(len(fold.validation) for fold in dataset.folds)
+
+
+def _attach_split(
+    network: Network, images: Tensor, config: StudyConfig
+) -> Callable[[Tensor], tuple[Tensor, ...]] | None:
+    """Let a network start from features, where trials do; return what computes them."""
+    policy = config.space.training
+    if config.cache.features == "off" or largest(policy.mixup) or largest(policy.cutmix):
+        return None
+    try:
+        split = split_network(network, images)
+    except SplitError:
+        return None
+    if split.is_trivial:
+        return None
+    network.attach(split)
+    return split.prefix()
+
+
+def _timed(work: Callable[[], object], device: torch.device) -> float:
+    """Return the shortest time of a few passes, in seconds; of a long one, that of the first."""
+    times: list[float] = []
+    while not times or (len(times) < _PASSES and sum(times) < _SECONDS):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return min(times)

@@ -1,0 +1,152 @@
+"""Trainings outside of the search: what determines one, what is stored of it, and who has it.
+
+Each has a key, a digest of all that determines its result, and files in a folder of its study::
+
+    <key>.pt          the state after its last finished epoch, until it ends
+    <key>.lock        locked by the process that trains it; the system takes the lock of one that
+                      is killed
+    <key>.refit.pt    the result of a refit; that of a confirmation has a folder of its own
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from autotune.config.schema import RefitConfig, StudyConfig
+from autotune.errors import place_as_user_error
+from autotune.plan import TrialPlan
+from autotune.study.setup.opening import OpenStudy
+from autotune.study.state import attrs
+from autotune.study.trial.identity import digest
+from autotune.training.checkpoint import Checkpoint
+from autotune.version import installed_version
+
+#: Packages that decide how a plan trains; another version of one starts a training afresh.
+_PACKAGES = ("autotune", "torch", "timm")
+
+
+@dataclass(frozen=True)
+class Training:
+    """A plan to train outside of the search.
+
+    Args:
+        name: What messages call it; each training of a call has another name.
+        plan: The plan.
+        seed: Training seed; ``None`` for that of the study.
+        micro_batch_size: Images that go through the network at a time; ``None`` for the batch.
+        refit: How to train on training and validation images together; ``None`` to train as in
+            the search, for a confirmation.
+    """
+
+    name: str
+    plan: TrialPlan
+    seed: int | None = None
+    micro_batch_size: int | None = None
+    refit: RefitConfig | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        refit = None if self.refit is None else self.refit.model_dump(mode="json")
+        return {**vars(self), "plan": self.plan.to_json(), "refit": refit}
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> Training:
+        """Return what :meth:`to_json` has written."""
+        refit = None if values["refit"] is None else RefitConfig.model_validate(values["refit"])
+        return Training(**{**values, "plan": TrialPlan.from_json(values["plan"]), "refit": refit})
+
+
+def idle_files(folder: Path, age_s: float) -> tuple[Path, ...]:
+    """Return the files of trainings that no process has, and that are so many seconds old."""
+    files = []
+    for path in sorted(folder.glob("*")):
+        lock = path.with_name(f"{path.name.partition('.')[0]}.lock")
+        with suppress(OSError):  # removed meanwhile
+            if time.time() - path.stat().st_mtime < age_s:
+                continue
+            if not lock.exists() or _is_free(lock):
+                files.append(path)
+    return tuple(files)
+
+
+def _is_free(path: Path) -> bool:
+    try:
+        with FileLock(path, timeout=0):
+            return True
+    except Timeout:
+        return False
+
+
+@dataclass(frozen=True)
+class TrainingFiles:
+    """The files of a training.
+
+    Args:
+        key: Digest of all that determines its result, also of what a study of the same name that
+            was made later has.
+        identity: The same, and the versions of packages, for a state in the middle of it.
+        folder: Where state and lock are.
+        result: The file that exists when it has ended.
+    """
+
+    key: str
+    identity: Mapping[str, Any]
+    folder: Path
+    result: Path
+
+    @staticmethod
+    def of(training: Training, handle: OpenStudy, config: StudyConfig) -> TrainingFiles:
+        """Return the files of a training of a study."""
+        definition, attributes = config.without_limits().stable_identity(), handle.study.user_attrs
+        plan, dataset = training.plan.to_json(), attributes[attrs.DATASET]
+        # The order and the values of this list are stored, as the names of files.
+        parts = [
+            plan,
+            training.seed,
+            config.search.seed,
+            definition["training"],
+            definition["data"],
+            dataset["fingerprint"],
+            attributes[attrs.BACKBONES][training.plan.backbone]["weights_hash"],
+        ]
+        folder = handle.files.trainings(handle.name)
+        if training.refit is None:
+            key = digest(parts)
+            result = handle.files.confirmed(handle.name) / f"{key}.json"
+        else:
+            refit = training.refit.model_dump(mode="json")
+            key = digest([*parts, refit, dataset.get("test_fingerprint")])
+            result = folder / f"{key}.refit.pt"
+        versions = {name: installed_version(name) for name in _PACKAGES}
+        return TrainingFiles(key, {"training": key, **versions}, folder, result)
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The state after the last finished epoch."""
+        return Checkpoint(self.folder / f"{self.key}.pt", self.identity)
+
+    @contextmanager
+    def claim(self) -> Iterator[bool]:
+        """Hold the lock of the training; yield whether no other process has it."""
+        path = self.folder / f"{self.key}.lock"
+        with place_as_user_error(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path)
+            with suppress(Timeout):
+                lock.acquire(timeout=0)
+        if not lock.is_locked:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            # A process that got the lock of this file meanwhile sees that it has lost its name.
+            path.unlink(missing_ok=True)
+            lock.release()
