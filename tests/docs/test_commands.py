@@ -30,13 +30,22 @@ OTHERS = {
     "sha256sum": "of the system",
     "git": "clones the repository that is here",
     "install": "of the system: writes a file for its owner alone",
+    "docker": "of the system; what it runs is started by tests/repository/test_container.py",
 }
 #: Studies of the examples, made by ``make study DATASET=...`` of what is there called.
 EXAMPLES = ("photos", "photos.yaml", "my.yaml", "photos-tpe", "flowers")
 #: What a command in a sentence has in the place of a value.
 PLACEHOLDERS = {"N": "1", "DATASET=...": "DATASET=photos"}
 #: Variables of the environment that are not in the sources of autotune.
-FOREIGN = {"CUDA_VISIBLE_DEVICES", "RAY_ADDRESS", "HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_HOME"}
+FOREIGN = {
+    "PIP_NO_INDEX",
+    "PIP_FIND_LINKS",
+    "CUDA_VISIBLE_DEVICES",
+    "RAY_ADDRESS",
+    "HF_HUB_OFFLINE",
+    "HF_ENDPOINT",
+    "HF_HOME",
+}
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = set(re.findall(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)[0].split())
 VARIABLES = set(re.findall(r"^([A-Z_]+) +\?=", MAKEFILE, re.MULTILINE))
@@ -90,6 +99,7 @@ def test_the_commands_are_found() -> None:
         ("AUTOTUNE_STROAGE=x autotune ls", "no variable AUTOTUNE_STROAGE"),
         ("pip install 'autotune[rays]'", "no extra 'rays'"),
         ("pip install autotune-ray", "'autotune-ray'"),
+        ("pip install torch --index-url https://x/cpu", "'torch'"),
         ("python benchmarks/nothing.py", "no script"),
         ("python benchmarks/coverage.py --nothing", "no option --nothing"),
         ('python -c "import"', "invalid syntax"),
@@ -165,8 +175,8 @@ def check_make(arguments: Sequence[str]) -> None:
 @functools.cache
 def made_of(arguments: tuple[str, ...]) -> str:
     """Return what make would run, with everything installed."""
-    extras = ("ray", "hf", "parquet", "public", "onnx", "postgres-local", "docs")
-    there = [".venv/bin/autotune", ".venv/bin/pytest", *(f".venv/{one}" for one in extras)]
+    extras = ("test", "ray", "hf", "parquet", "public", "onnx", "postgres-local", "docs")
+    there = [".venv/bin/autotune", *(f".venv/{one}" for one in extras)]
     told = subprocess.run(
         ["make", "--no-print-directory", "-n", *(f"-o{one}" for one in there), *arguments],
         cwd=ROOT,
@@ -249,10 +259,20 @@ def check_python(arguments: Sequence[str]) -> None:
 
 
 def check_pip(arguments: Sequence[str]) -> None:
-    """Check the extra that is installed."""
+    """Check the extra that is installed, and that torch never comes without torchvision."""
     extras = re.findall(r"^([a-z-]+) =$", (ROOT / "setup.cfg").read_text(), re.MULTILINE)
-    for one in arguments[1:]:
-        found = re.fullmatch(r"autotune(?:\[([\w-]+)\])?|\.(?:\[([\w-]+)\])?", one)
+    named = [one for one in arguments[1:] if "://" not in one or " @ " in one]
+    options = {"--dest": 2, "--constraint": 2, "--index-url": 1}
+    while given := next((one for one in named if one in options), None):
+        del named[named.index(given) : named.index(given) + options[given]]
+    if {"torch", "torchvision"} <= set(named):
+        named = [one for one in named if one not in ("torch", "torchvision")]
+    for one in named:
+        found = re.fullmatch(
+            r"autotune(?:\[([\w-]+)\])?(?: @ git\+.+)?|\.(?:\[([\w-]+)\])?|(?:dist/.+\.whl)"
+            r"|setuptools|pip",
+            one,
+        )
         if found is None:
             raise Wrong(f"what is installed must be autotune, but got {one!r}")
         extra = found[1] or found[2]

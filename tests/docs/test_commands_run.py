@@ -44,7 +44,8 @@ pytestmark = pytest.mark.timeout(1800)
 #: What is not run, and why.
 NOT_RUN = {
     r"^git clone": "the copy is a checkout",
-    r"^pip install|^make install": "the environment has everything, and needs a package index",
+    r"^pip (install|download)|^make clean|make install\b": "tests/repository/test_install.py",
+    r"^make image": "needs a container engine: tests/repository/test_container.py",
     r"^make (test|check)\b": "these are the tests",
     r"^make bench|^python benchmarks/": "measures for minutes",
     r"^make pictures|scripts/pictures": "trains for minutes: tests/docs/test_pictures.py",

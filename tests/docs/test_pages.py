@@ -12,7 +12,7 @@ from docs.scripts import surgery
 from tests.support.commands import ROOT, pages
 
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
-SOURCES = (*(ROOT / "autotune").rglob("*.py"),)
+SOURCES = (*(ROOT / "autotune").rglob("*.py"), ROOT / "docs/install/install.py")
 QUOTES = re.findall(r"^> (.+)$", (ROOT / "docs/troubleshooting.md").read_text(), re.MULTILINE)
 
 

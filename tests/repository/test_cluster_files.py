@@ -173,10 +173,3 @@ def test_a_pod_can_hand_its_trial_back_and_only_mistakes_end_a_job(
         assert mounted == {one["name"] for one in pod["volumes"]}
     assert manifests[2]["spec"]["completionMode"] == "NonIndexed"
     assert manifests[2]["spec"]["parallelism"] > 1
-
-
-def test_the_image_starts_the_command() -> None:
-    text = (FOLDER / "Dockerfile").read_text()
-    assert 'ENTRYPOINT ["autotune"]' in text
-    for name in re.findall(r"--constraint (\S+)", text):
-        assert (ROOT / name).is_file()

@@ -212,7 +212,7 @@ def test_the_dashboard_for_others() -> None:
 
 
 def test_the_tests_that_need_a_gpu_run_one_after_the_other() -> None:
-    result = make("-o", ".venv/bin/pytest", "test-gpu", "ARGS=-x")
+    result = make("-o", ".venv/test", "test-gpu", "ARGS=-x")
     assert result == ".venv/bin/python -m pytest -m gpu -x"
 
 
