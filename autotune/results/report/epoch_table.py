@@ -16,7 +16,7 @@ column                         type     holds
                                         layers have rates of their own
 ``seconds``                    float64  wall time, validation included
 ``learning_rate.layer<i>``     float64  of layer i, counted from the output; 0 while the head
-                                        trains alone; where a trial has layer decay
+                                        trains alone; where it differs from the head's
 =============================  =======  ===========================================================
 
 With folds, losses and rates are means over them, and seconds are their sum. Trials of earlier
