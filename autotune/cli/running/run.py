@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import typer
 
 from autotune.display import console
-from autotune.errors import UserError
+from autotune.errors import ChangedStudyError, StudyError, UserError, hide_passwords
 
 
 def run(
@@ -44,16 +46,19 @@ def run(
         # Within the view, because this imports torch, which takes seconds.
         from autotune.study.engine.launcher import run_study
 
-        result = run_study(
-            config,
-            engine=engine,
-            workers=workers,
-            gpus=gpus,
-            workers_per_gpu=workers_per_gpu,
-            gpus_per_worker=gpus_per_worker,
-            cpus_per_worker=cpus_per_worker,
-            on_event=view,
-        )
+        try:
+            result = run_study(
+                config,
+                engine=engine,
+                workers=workers,
+                gpus=gpus,
+                workers_per_gpu=workers_per_gpu,
+                gpus_per_worker=gpus_per_worker,
+                cpus_per_worker=cpus_per_worker,
+                on_event=view,
+            )
+        except ChangedStudyError as error:
+            raise StudyError(f"{error}\n  {_changed_command(error.changes)}") from None
     from autotune.display.summary import print_summary
     from autotune.results.report.formats import write_report
 
@@ -72,3 +77,17 @@ def run(
         raise typer.Exit(130)
     if not has_result:
         raise typer.Exit(1)
+
+
+def _changed_command(changes: Mapping[str, str]) -> str:
+    """Return the command that was called, with other overrides and another name."""
+    from autotune.storage.commands import program
+    from autotune.text import shell_quote
+
+    arguments = sys.argv[1:]
+    if "--name" in arguments:
+        del arguments[(at := arguments.index("--name")) : at + 2]
+    kept = [word for word in arguments if word.partition("=")[0] not in changes]
+    overrides = [f"{key}={value}" for key, value in changes.items() if key != "--name"]
+    words = [*kept, *overrides, "--name", changes["--name"]]
+    return " ".join([program(), *(shell_quote(hide_passwords(word)) for word in words)])
