@@ -270,7 +270,7 @@ def check_pip(arguments: Sequence[str]) -> None:
     for one in named:
         found = re.fullmatch(
             r"autotune(?:\[([\w-]+)\])?(?: @ git\+.+)?|\.(?:\[([\w-]+)\])?|(?:dist/.+\.whl)"
-            r"|setuptools|pip",
+            r"|setuptools|pip|onnxruntime|openvino|litert-torch|coremltools",
             one,
         )
         if found is None:

@@ -60,11 +60,12 @@ def run(
         except ChangedStudyError as error:
             raise StudyError(f"{error}\n  {_changed_command(error.changes)}") from None
     from autotune.display.summary import print_summary
-    from autotune.results.report.formats import write_report
+    from autotune.results.report.formats import write_predictions, write_report
 
     problem: UserError | None = None
     try:
         write_report(result.handle)
+        write_predictions(result.handle)
     except UserError as error:  # the summary is worth more
         problem = error
     has_result = print_summary(stdout, result.handle, trained=result.trained)

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from autotune.errors import PlanError, StudyError, UserError
 from autotune.models.network import build_network
 from autotune.plan import TrialPlan
+from autotune.results.study_results import StudyResults
 from autotune.search import ranking
 from autotune.storage.paths import StudyPaths
 from autotune.study.engine import claimed_trial
@@ -30,6 +31,7 @@ from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.state.budget import StopReason
 from autotune.study.state.image_scores import decode_scores
+from autotune.study.state.predictions import PREDICTIONS, read_predictions
 from autotune.study.state.trial_queue import Claim
 from autotune.study.trial import build
 from autotune.study.trial import run as trial_module
@@ -86,6 +88,15 @@ def test_a_study_from_start_to_end(tmp_path: Path) -> None:
         assert pictures <= set(names)
         # Short attributes: the dashboard reads them all.
         assert len(json.dumps(attributes)) < 2000
+    results = StudyResults.from_study(handle.study, handle.files.artifacts)
+    images = read_predictions(results.read_artifact(trials[0], PREDICTIONS) or b"")
+    assert (
+        len({one.path for one in images}) == handle.study.user_attrs[attrs.DATASET]["validation"]
+    )
+    assert all(one.path.startswith("digits/") for one in images)
+    assert sum(one.is_correct for one in images) / len(images) == trials[0].value
+    losses = [one.loss for one in images]
+    assert losses == sorted(losses, reverse=True)
     assert trials[0].user_attrs[attrs.TRAINABLE_PARAMETERS] == 970
     files = StudyPaths.from_url(handle.url)
     assert not list(files.root.glob("checkpoints/*/*.pt"))
