@@ -14,13 +14,13 @@ from autotune import format_versions
 from autotune.config.loading import all_keys
 from autotune.errors import FormatError
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, TrialPlan
-from autotune.results.evaluation import confirm
 from autotune.results.model import model_folder
 from autotune.results.values.verdict import Verdict
 from autotune.search.backbone_limits import BackboneLimits
 from autotune.search.space import Space
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget, StopReason
+from autotune.study.trial import confirmation
 from autotune.training.metrics import Metrics
 
 PLAN = (TrialPlan, LayerPlan, HiddenLayer, HeadPlan, TrainingPolicy)
@@ -44,7 +44,7 @@ STORED: dict[str, Sequence[Any]] = {
     ],
     format_versions.CONFIRMATION: [
         *([kind.__name__, *(field.name for field in fields(kind))] for kind in PLAN),
-        confirm.FIELDS,
+        confirmation.FIELDS,
     ],
 }
 #: Format and digest of the names. Where this test fails, raise the number of the format in
