@@ -209,6 +209,18 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     "cache.memory_gb": ([(None, None), (0, 0.0), (2, 2.0)], [-1, "half", [1, 2]]),
     "cache.features": ([("auto", "auto"), (False, "off")], ["on", True, None, ["auto", "off"]]),
     "cache.cuda_graphs": ([("auto", "auto"), (False, "off")], ["on", True, None]),
+    "loggers": (
+        [
+            (None, []),
+            ("mlflow", ["mlflow"]),
+            (["wandb", "tensorboard"], ["wandb", "tensorboard"]),
+        ],
+        ["tensorbord", 3, ["mlflow", "mlflow"]],
+    ),
+    "notify": (
+        [(None, None), ("https://host/hook", "https://host/hook"), ("say done", "say done")],
+        ["", 3],
+    ),
     "storage": ([("sqlite:///a.db", "sqlite:///a.db")], ["", None, 3]),
     "files": ([(None, None), ("/shared", "/shared")], [3]),
 }
