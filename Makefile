@@ -98,7 +98,7 @@ study   := $(or $(call raw,STUDY),$(preset))
 # What names a study; without it, the dashboard lists all.
 is_named := $(filter command environment,$(foreach name,DATASET STUDY NAME BACKBONE WEIGHTS INIT SAMPLER STRATEGY INHERIT ORDER,$(origin $(name))))
 # An option before each override, where they are none of the arguments.
-predict export: option := --set
+predict export enqueue: option := --set
 given = $(if $(call raw,$(1)),$(option) $(call quote,$(2)=$(call raw,$(1))))
 # DATASET is an override wherever the study file is not that of the data set.
 dataset := $(if $(STUDY),$(filter command environment,$(origin DATASET)),$(filter folder,$(preset)))
@@ -127,7 +127,7 @@ endif
 export AUTOTUNE_MAKE := $(if $(filter command,$(origin STORAGE)),STORAGE,1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install study worker workers ls status stop doctor rename rm du gc best compare report dashboard confirm refit fit predict export layers validate backup postgres-up postgres-down postgres-local postgres-local-down test test-slow test-long test-gpu check format reference docs pictures bench wheel image clean
+.PHONY: help install study worker workers ls status stop enqueue doctor rename rm du gc best compare report dashboard confirm refit fit predict export layers validate backup postgres-up postgres-down postgres-local postgres-local-down test test-slow test-long test-gpu check format reference docs pictures bench wheel image clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
@@ -147,7 +147,7 @@ $(BIN)/autotune: setup.cfg constraints.txt $(if $(filter command,$(origin TORCH)
 always:
 
 # One file per extra, written when it is installed; pip renews the program with each.
-$(addprefix $(VENV)/,test docs onnx ray hf parquet public postgres-local): $(VENV)/%: setup.cfg constraints.txt | $(BIN)/autotune
+$(addprefix $(VENV)/,test docs onnx ray hf parquet public tensorboard mlflow wandb postgres-local): $(VENV)/%: setup.cfg constraints.txt | $(BIN)/autotune
 	@$(BIN)/python docs/install/install.py $(call with-extra,$*)
 	@touch $@
 
@@ -156,10 +156,14 @@ install: $(BIN)/autotune ## create .venv with everything a study needs (TORCH=cp
 # What reads the images, where that takes more than autotune itself.
 reader = $(if $(filter hf://%,$(DATASET)),$(VENV)/hf) $(if $(filter %.parquet,$(DATASET)),$(VENV)/parquet)
 
-study: $(BIN)/autotune $(reader) $(if $(filter ray,$(ENGINE)),$(VENV)/ray) ## run a study (DATASET=digits), or continue it; SEEDS=5: over seeds, with a table
+# The loggers that ARGS names: make study ARGS='loggers=[tensorboard, mlflow]'.
+loggers = $(if $(findstring loggers=,$(ARGS)),$(foreach name,tensorboard mlflow wandb,\
+	$(if $(findstring $(name),$(ARGS)),$(VENV)/$(name))))
+
+study: $(BIN)/autotune $(reader) $(loggers) $(if $(filter ray,$(ENGINE)),$(VENV)/ray) ## run a study (DATASET=digits), or continue it; SEEDS=5: over seeds, with a table
 	@$(BIN)/autotune run $(which) $(ARGS) $(workers) $(call with,SEEDS,--seeds)
 
-worker: $(BIN)/autotune $(reader) ## attach one more worker to a running study
+worker: $(BIN)/autotune $(reader) $(loggers) ## attach one more worker to a running study
 	@$(BIN)/autotune worker $(which) $(ARGS)
 
 ls: $(BIN)/autotune ## list the studies of STORAGE, and the presets
@@ -170,6 +174,9 @@ status: $(BIN)/autotune ## show how far a study is (ARGS=--watch: until it ends)
 
 stop: $(BIN)/autotune ## ask the workers of a study to stop, on all machines; make study continues it
 	@$(BIN)/autotune stop $(which) $(ARGS)
+
+enqueue: $(BIN)/autotune ## queue a plan of your own (ARGS='layers=3 lr=0.001'; ARGS='--trial best head.dropout=0.2')
+	@$(BIN)/autotune enqueue $(which) $(ARGS)
 
 doctor: $(BIN)/autotune ## say what is wrong with a study; FIX=1 puts it right
 	@$(BIN)/autotune doctor $(which) $(ARGS) $(if $(FIX),--fix)

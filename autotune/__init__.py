@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from autotune.models.inspection import inspect_layers
     from autotune.plan import TrialPlan
     from autotune.results.model.model import Model
-    from autotune.results.model.model import load_model as load
+    from autotune.results.model.model_folder import load_model as load
 
 #: Public name -> module, with ``:name`` where the module uses another name.
 _HOMES = {
@@ -29,7 +29,7 @@ _HOMES = {
     "TrialPlan": "autotune.plan",
     "UserError": "autotune.errors",
     "inspect_layers": "autotune.models.inspection",
-    "load": "autotune.results.model.model:load_model",
+    "load": "autotune.results.model.model_folder:load_model",
     "load_study_file": "autotune.config.loading",
     "run_seeds": "autotune.api",
 }

@@ -5,14 +5,15 @@ The printed progress is that of ``autotune run`` without a terminal.
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.text import Text
 
@@ -36,11 +37,15 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     from optuna.trial import FrozenTrial
 
+    from autotune.loggers.background import Logger
     from autotune.results.evaluation.confirm import Confirmation
     from autotune.results.evaluation.refit import RefitResult
     from autotune.results.seeds import SeedComparison
     from autotune.results.study_results import StudyResults
+    from autotune.study.setup.manual_trials import EnqueuedTrial
     from autotune.study.setup.opening import OpenStudy
+
+logger = logging.getLogger(__name__)
 
 #: Environment variable with the URL of the storage, as for the command.
 _STORAGE = "AUTOTUNE_STORAGE"
@@ -228,6 +233,7 @@ class Study:
         gpus_per_worker: float | None = None,
         cpus_per_worker: int | None = None,
         progress: bool | Callable[[dict[str, Any]], None] = True,
+        loggers: str | Logger | Iterable[str | Logger] | None = None,
     ) -> Study:
         """Run or continue the study until its budget is used up; return it.
 
@@ -243,8 +249,13 @@ class Study:
             workers_per_gpu: Workers that share a GPU, instead of ``workers``.
             gpus_per_worker: GPUs of a worker in Ray.
             cpus_per_worker: CPUs of a worker in Ray.
-            progress: Print a line for every trial; or a function to call with every
-                event, a dictionary with the key ``event``.
+            progress: Print a line for every trial; or a function to call with everything that
+                the display shows, dictionaries with the key ``event``. For a program, take
+                ``loggers``.
+            loggers: Loggers instead of those of the study file: names (``tensorboard``,
+                ``mlflow``, ``wandb``), and objects that can be called with the events of
+                :mod:`autotune.events`. Each runs in a thread of its own; an error in one is a
+                warning.
 
         Raises:
             UserError: When an argument or the study file is wrong; nothing was written.
@@ -259,9 +270,19 @@ class Study:
         from autotune.display.run_display import make_view
 
         config = self._config or self._stored_config()
+        objects: list[Logger] = []
+        if loggers is not None:
+            given = (
+                list(loggers)
+                if isinstance(loggers, Iterable) and not isinstance(loggers, str)
+                else [loggers]
+            )
+            objects = [logger for logger in given if not isinstance(logger, str)]
+            names = dict.fromkeys(logger for logger in given if isinstance(logger, str))
+            config = config.model_copy(update={"loggers": list(names)})
         self._interrupted = False
         console = plain_console()
-        callback = progress if callable(progress) else lambda event: None
+        callback = progress if callable(progress) else _log_warning
         is_shown = bool(progress) and not callable(progress)
         with make_view(console, config) if is_shown else nullcontext(callback) as on_event:
             from autotune.study.engine.launcher import run_study  # imports torch
@@ -274,6 +295,7 @@ class Study:
                 workers_per_gpu=workers_per_gpu,
                 gpus_per_worker=gpus_per_worker,
                 cpus_per_worker=cpus_per_worker,
+                loggers=objects,
                 on_event=on_event,
             )
         self._handle, self._interrupted = result.handle, result.interrupted
@@ -283,6 +305,37 @@ class Study:
         if no_result is not None:
             raise NoResultError(f"the study {self._name!r} has no result. {no_result.describe()}")
         return self
+
+    def enqueue(
+        self,
+        values: Mapping[str, Any] | None = None,
+        *,
+        trial: int | Literal["best"] | TrialPlan | None = None,
+        study: str | None = None,
+    ) -> EnqueuedTrial:
+        """Queue a plan of your own, while workers run or not; they train it before they search on.
+
+        Args:
+            values: Values of the plan, by the name of a parameter (``training.lr``) or without
+                what is not needed to tell it apart (``lr``, ``head.dropout``).
+            trial: What has all other values: a trial by its number, the best one, or a plan;
+                default: the baseline.
+            study: The study of that trial in the same storage; default: this one.
+
+        Raises:
+            ConfigError: With every name and value that is wrong, and what is allowed.
+            StudyError: When a trial has this plan, there is no such trial, or nothing was run yet.
+
+        Example:
+            >>> study.enqueue({"layers": 9})
+            Traceback (most recent call last):
+            autotune.errors.ConfigError: ...layers (depth): must be from 0 to 5, but got 9
+        """
+        from autotune.study.setup.manual_trials import enqueue_plan
+        from autotune.study.setup.opening import open_existing
+
+        other = None if study is None else open_existing(study, self._url)
+        return enqueue_plan(self._open_handle(), values or {}, trial, other)
 
     @property
     def interrupted(self) -> bool:
@@ -316,8 +369,8 @@ class Study:
         """The study as an Optuna study.
 
         Example:
-            >>> len(study.optuna_study.trials)
-            4
+            >>> study.optuna_study.trials[0].state.name
+            'COMPLETE'
         """
         return self._open_handle().study
 
@@ -460,7 +513,7 @@ class Study:
         Example:
             >>> study.refit(trial=99)
             Traceback (most recent call last):
-            autotune.errors.StudyError: --trial: the study 'digits' has the trials 0 to 3, but ...
+            autotune.errors.StudyError: --trial: the study 'digits' has the trials 0 to ...
         """
         path = None if folder is None else Path(folder)
         if path is not None:
@@ -715,6 +768,12 @@ class Study:
         if figure is None:
             raise StudyError(f"the study {self._name!r} cannot be plotted: {why}")
         return figure
+
+
+def _log_warning(event: dict[str, Any]) -> None:
+    """Log a warning of a run that shows nothing."""
+    if event["event"] == "warning":
+        logger.warning("%s", event["text"])
 
 
 def _check_gpus(gpus: object) -> None:

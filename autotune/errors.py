@@ -39,7 +39,7 @@ import difflib
 import errno
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -136,6 +136,20 @@ class DatabaseLostError(StorageError):
 
 class StudyError(UserError):
     """There is no such study, or it has another definition."""
+
+
+class ChangedStudyError(StudyError):
+    """A study is continued with another definition.
+
+    Args:
+        message: The differences, and what to do.
+        changes: Overrides, by key, with which another study goes on from this one; the key
+            ``--name`` has its name.
+    """
+
+    def __init__(self, message: str, changes: Mapping[str, str]) -> None:
+        super().__init__(message)
+        self.changes = changes
 
 
 class FormatError(UserError):

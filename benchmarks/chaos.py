@@ -117,7 +117,7 @@ def run(chaos: Chaos, workers: int, pause_s: float) -> list[int]:
             break
     for one in chaos.passing:
         one.join()
-    return [one.wait() for one in chaos.launchers]
+    return [launcher.wait() for launcher in chaos.launchers]
 
 
 def wanted_of(options: argparse.Namespace) -> Counter[str]:

@@ -69,7 +69,7 @@ def _processes_in(folder: Path) -> list[str]:
 
 def broken_files(files: Path, url: str) -> list[str]:
     """Say what a full disk or a kill has left that is half, or not wanted any more."""
-    found = [f"left behind: {one}" for one in files.rglob("*.pt*") if one.is_file()]
+    found = [f"left behind: {path}" for path in files.rglob("*.pt*") if path.is_file()]
     opened = open_existing(NAME, url)
     for trial in opened.study.get_trials(deepcopy=False):
         for meta in get_all_artifact_meta(trial, storage=opened.storage):
@@ -88,7 +88,7 @@ def broken_files(files: Path, url: str) -> list[str]:
 
 def lines_in_logs(files: Path, words: str) -> int:
     """Count how often workers said something."""
-    logs = (one.read_text(errors="replace") for one in files.rglob("worker-*.log"))
+    logs = (path.read_text(errors="replace") for path in files.rglob("worker-*.log"))
     return sum(log.count(words) for log in logs)
 
 
@@ -102,12 +102,12 @@ def faults(url: str, budget: int) -> list[str]:
         found.append(f"{progress.finished} finished trials, and the budget is {budget}")
     if progress.running or progress.waiting:
         found.append(f"{progress.running} trials are running and {progress.waiting} queued")
-    if [one.number for one in trials] != list(range(len(trials))):
+    if [trial.number for trial in trials] != list(range(len(trials))):
         found.append("trial numbers are missing or there twice")
     if progress.failed:
         reasons = [one.user_attrs.get(attrs.REASON) for one in trials if _failed(one, trials)]
         found.append(f"{progress.failed} trials failed: {reasons}")
-    plans = Counter(attrs.trial_plan(one) for one in trials if one.state in FINISHED)
+    plans = Counter(attrs.trial_plan(trial) for trial in trials if trial.state in FINISHED)
     found += [f"trained {count} times: {plan}" for plan, count in plans.items() if count > 1]
     # No value may depend on how its features came to be.
     shutil.rmtree(opened.files.cache, ignore_errors=True)
@@ -138,7 +138,7 @@ def differences(
         if result.epoch == trial.last_step:
             break
     attempts = (trial, *(trials[number] for number in attrs.earlier_attempts(trial)))
-    threads = {one.user_attrs.get(attrs.THREADS, 1) for one in attempts} - {1}
+    threads = {attempt.user_attrs.get(attrs.THREADS, 1) for attempt in attempts} - {1}
     if threads:
         return [f"trial {trial.number} cannot be compared: it trained on {threads} threads"]
     found = []

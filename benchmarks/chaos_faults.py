@@ -131,11 +131,11 @@ class Chaos:
         for launcher in self.launchers:
             with suppress(psutil.NoSuchProcess):
                 found += [
-                    one
-                    for one in psutil.Process(launcher.pid).children()
-                    if "autotune.study.engine.worker_main" in one.cmdline()
-                    and one.status() != "zombie"
-                    and one.pid not in self.frozen
+                    child
+                    for child in psutil.Process(launcher.pid).children()
+                    if "autotune.study.engine.worker_main" in child.cmdline()
+                    and child.status() != "zombie"
+                    and child.pid not in self.frozen
                 ]
         return found
 
@@ -170,7 +170,7 @@ class Chaos:
 
     def _alive(self) -> list[int]:
         """Return the positions of the launchers that run."""
-        return [at for at, one in enumerate(self.launchers) if one.poll() is None]
+        return [at for at, launcher in enumerate(self.launchers) if launcher.poll() is None]
 
     def _kill_launcher(self) -> bool:
         """Kill a launcher; its workers see it and stop."""
@@ -198,9 +198,9 @@ class Chaos:
         with suppress(StudyError, StorageError):  # there is no study yet
             trials = open_existing(NAME, self.url).study.get_trials(deepcopy=False)
             return [
-                one
-                for one in trials
-                if one.state == TrialState.RUNNING and one.intermediate_values
+                trial
+                for trial in trials
+                if trial.state == TrialState.RUNNING and trial.intermediate_values
             ]
         return []
 
@@ -246,9 +246,9 @@ class Chaos:
                 content[bit // 8] ^= 1 << bit % 8
             else:
                 del content[bit // 8 :]
-            for one in self._workers():  # stopped first: a live one would write it anew
+            for worker in self._workers():  # stopped first: a live one would write it anew
                 with suppress(psutil.NoSuchProcess):
-                    one.suspend()
+                    worker.suspend()
             path.write_bytes(content)
             self.spoiled.add(path.stat().st_mtime_ns)
         return self._kill(len(self._workers()))
@@ -269,9 +269,9 @@ class Chaos:
         kept = self._fresh_checkpoints()
         if not old or not kept:
             return False
-        for one in self._workers():
+        for worker in self._workers():
             with suppress(psutil.NoSuchProcess):
-                one.suspend()
+                worker.suspend()
         for path in kept:
             shutil.copy(self.rng.choice(old), path)
             self.spoiled.add(path.stat().st_mtime_ns)

@@ -104,7 +104,7 @@ def check(family: str, name: str) -> dict[str, Any]:
                 row["failures"].append(f"{field} {value}: {error_line(error)}")
                 continue
             exact = same and (
-                field != "width" or all(group.exact for one in offers for group in one.groups)
+                field != "width" or all(group.exact for offer in offers for group in offer.groups)
             )
             if (field, value) == ("kernel", 7):
                 sides = [side for one in offers for k in one.convolutions.values() for side in k]
@@ -159,7 +159,7 @@ def _step(network: Any, images: Any) -> None:
         name: value.clone()
         for name, value in [*network.named_parameters(), *network.named_buffers()]
     }
-    own = {f"backbone.{one}" for layer in network.layers[: network.depth] for one in layer.names}
+    own = {f"backbone.{name}" for layer in network.layers[: network.depth] for name in layer.names}
     network.train()
     optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=1e-3)
     loss = functional.cross_entropy(network(images), torch.tensor([0, 1]))
@@ -215,10 +215,10 @@ def _prefix(network: Any, images: Any) -> None:
         for layer in network.layers[network.depth :]
         for name in layer.modules
     ]
-    for training, found in outputs.items():
+    for training, output in outputs.items():
         network.train(training)
         hooks = [
-            module.register_forward_hook(_note(name, found))
+            module.register_forward_hook(_note(name, output))
             for name, module in frozen
             if any(True for _ in module.parameters(recurse=False))
         ]

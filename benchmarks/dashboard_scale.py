@@ -93,7 +93,7 @@ def make_study(folder: Path, trials: int) -> OpenStudy:
     space = Space.from_json(opened.study.user_attrs[attrs.SPACE])
     rng = np.random.default_rng(0)
     numbers = range(trials)
-    opened.study.add_trials([make_trial(one, space, references, rng) for one in numbers])
+    opened.study.add_trials([make_trial(number, space, references, rng) for number in numbers])
     return opened
 
 
@@ -157,7 +157,7 @@ def make_trial(
     number: int, space: Space, references: dict[str, str], rng: np.random.Generator
 ) -> FrozenTrial:
     """Make a trial as one of a real study is left behind."""
-    drawn = {name: draw(found, rng) for name, found in space.distributions.items()}
+    drawn = {name: draw(distribution, rng) for name, distribution in space.distributions.items()}
     params = space.canonical(drawn)
     if number == 0:
         params = space.params(space.baseline()) or params
@@ -311,9 +311,9 @@ def measure(browser: Browser, name: str, url: str, plain: bool, port: int, trial
 def best(rounds: Sequence[Waits]) -> Waits:
     """Take the shortest of several waits: what else a machine does makes them longer."""
     times = {
-        one.name: min(getattr(each, one.name) for each in rounds)
-        for one in fields(Waits)
-        if one.name.endswith("_s")
+        field.name: min(getattr(each, field.name) for each in rounds)
+        for field in fields(Waits)
+        if field.name.endswith("_s")
     }
     return replace(rounds[0], **times)
 

@@ -111,7 +111,7 @@ def compare(what: str, paths: Sequence[Path], size: int) -> Row:
         apart = np.abs(made[False].astype(int) - made[True].astype(int))
         means.append(float(apart.mean()))
         largest = max(largest, int(apart.max()))
-    full_s, fast_s = (one / len(paths) for one in seconds.values())
+    full_s, fast_s = (second / len(paths) for second in seconds.values())
     rates = (rate(paths, spec, fast) for fast in (False, True))
     return Row(what, size, full_s, fast_s, *rates, float(np.mean(means)), max(means), largest)
 

@@ -85,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("images", type=Path, help="folder of photographs")
     folder = parser.parse_args().images
-    paths = [one for one in sorted(folder.rglob("*")) if one.suffix.lower() in ENDINGS]
+    paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in ENDINGS]
     print("# Duplicates: what the hash finds\n")
     print(date_and_machine("pillow", "ImageHash"), end="\n\n")
     print(f"{len(paths)} photographs. Bits by which a variant differs from the original:\n")

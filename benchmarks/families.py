@@ -83,7 +83,7 @@ def families() -> dict[str, str]:
             except (AssertionError, NotImplementedError, RuntimeError, TypeError, ValueError):
                 continue  # built for something else, or not on the meta device
             if getattr(model, "num_classes", 0):
-                sizes[name] = sum(one.numel() for one in model.parameters())
+                sizes[name] = sum(parameter.numel() for parameter in model.parameters())
         if sizes:
             smallest[family] = min(sizes, key=lambda name: sizes[name])
     return smallest

@@ -56,8 +56,8 @@ def train(
 
     def update() -> None:
         inner()
-        for one in averages.values():
-            one.update(training.schedule.last_epoch)
+        for average in averages.values():
+            average.update(training.schedule.last_epoch)
 
     training._update = update  # type: ignore[method-assign]
     start = time.perf_counter()

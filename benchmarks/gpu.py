@@ -67,7 +67,7 @@ def run_step(context: Context, command: Sequence[str]) -> str:
     log = context.folder.parent / f"{context.step}.log"
     paths = [str(ROOT), str(HERE), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(one for one in paths if one),
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
     }
@@ -220,7 +220,7 @@ def main() -> int:
         parser.error(f"--report: {results} has no lines of that day; give --date or --results")
     print(report.read_text(encoding="utf-8"))
     print(report)
-    return int(any(one != "ok" for one in endings))
+    return int(any(ending != "ok" for ending in endings))
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def goals(runs: dict[str, list[Line]]) -> list[Goal]:
 
 def _tail_goal(tails: Sequence[Line]) -> Goal:
     title = f"a training on what lies on the GPU: at least {TAIL_GOAL:g} of one resident batch"
-    found = [one for one in tails if one["way"] == "resident"]
+    found = [tail for tail in tails if tail["way"] == "resident"]
     if not found:
         return Goal(title, "", UNKNOWN)
     worst = min(found, key=lambda one: float(one["share"]))
@@ -113,7 +113,7 @@ def _tail_goal(tails: Sequence[Line]) -> Goal:
 
 def _naive_goal(ratios: Sequence[Line], side: str) -> Goal:
     title = f"the list of plans, {side}: {NAIVE_GOAL:g} times as fast as naive"
-    times = [float(one["times"]) for one in ratios if one["side"] == side]
+    times = [float(ratio["times"]) for ratio in ratios if ratio["side"] == side]
     if not times:
         return Goal(title, "", UNKNOWN)
     return Goal(title, f"{times[-1]:.1f} times", _verdict(times[-1] >= NAIVE_GOAL))
@@ -136,10 +136,10 @@ def _pageable_goal(tails: Sequence[Line]) -> Goal:
 def _none_of(tails: Sequence[Line], what: str) -> tuple[str, str]:
     """Say in which trainings something happens, and how often a step."""
     some = [
-        f"{one['given']}, {one['way']}, {one['form']}, depth {one['depth']}: "
-        f"{_each(one, what):.2f} a step"
-        for one in tails
-        if one[what]
+        f"{tail['given']}, {tail['way']}, {tail['form']}, depth {tail['depth']}: "
+        f"{_each(tail, what):.2f} a step"
+        for tail in tails
+        if tail[what]
     ]
     return "; ".join(some) or f"none in {len(tails)} trainings", _verdict(not some)
 
@@ -152,8 +152,8 @@ def _split_goal(splits: Sequence[Line]) -> Goal:
     )
     if not splits:
         return Goal(title, "", UNKNOWN)
-    bad = [f"{one['backbone']} ({one['mode']})" for one in splits if not _is_equal(one)]
-    names = {one["backbone"] for one in splits}
+    bad = [f"{split['backbone']} ({split['mode']})" for split in splits if not _is_equal(split)]
+    names = {split["backbone"] for split in splits}
     words = f"{len(names)} backbones" + (f"; not: {', '.join(bad)}" if bad else "")
     return Goal(title, words, _verdict(not bad))
 
@@ -167,19 +167,19 @@ def _is_equal(line: Line) -> bool:
 
 def _tests_goal(lines: Sequence[Line]) -> Goal:
     title = "all tests with the marker `gpu` pass"
-    tests = [one for one in lines if one["kind"] == "test"]
+    tests = [line for line in lines if line["kind"] == "test"]
     if not tests:
         return Goal(title, "", UNKNOWN)
-    passed = sum(one["outcome"] == "passed" for one in tests)
-    failed = sum(one["outcome"] == "failed" for one in tests)
-    whole = any(one["kind"] == "tests" for one in lines)
+    passed = sum(test["outcome"] == "passed" for test in tests)
+    failed = sum(test["outcome"] == "failed" for test in tests)
+    whole = any(line["kind"] == "tests" for line in lines)
     words = f"{passed} passed, {failed} failed" + ("" if whole else ", not all were run")
     return Goal(title, words, _verdict(not failed) if whole or failed else "not all were run")
 
 
 def _workers_goal(lines: Sequence[Line]) -> Goal:
     title = "no trial fails with two workers on the GPU"
-    two = [one for one in lines if one["workers"] == 2]
+    two = [line for line in lines if line["workers"] == 2]
     if not two:
         return Goal(title, "", UNKNOWN)
     words = f"{two[-1]['complete']} of {two[-1]['trials']} complete"
@@ -193,7 +193,7 @@ _CASES = {
 
 
 def _memory_goal(lines: Sequence[Line], case: str) -> Goal:
-    found = [one for one in lines if one.get("case") == case]
+    found = [line for line in lines if line.get("case") == case]
     if not found:
         return Goal(_CASES[case], "", UNKNOWN)
     line = found[-1]
@@ -277,7 +277,7 @@ def _tests(lines: Sequence[Line]) -> list[str]:
             return [f"Not run: {one['reason']}."]
         if one["kind"] == "tests" and not one["ran"]:
             return [f"{one['found']} tests were found; a dry run runs none of them."]
-    tests = [one for one in lines if one["kind"] == "test"]
+    tests = [line for line in lines if line["kind"] == "test"]
     table = _table(
         [("test", "name", None), ("outcome", "outcome", None), ("seconds", "seconds", 1)], tests
     )
@@ -288,7 +288,7 @@ def _tests(lines: Sequence[Line]) -> list[str]:
 
 
 def _split(lines: Sequence[Line]) -> list[str]:
-    rows = [one for one in lines if one["kind"] == "split"]
+    rows = [line for line in lines if line["kind"] == "split"]
     columns = [("backbone", "backbone", None), ("precision", "mode", None)]
     figures = [(name, name, "e") for name in ("logits", "gradients", "statistics")]
     return [
@@ -300,8 +300,8 @@ def _split(lines: Sequence[Line]) -> list[str]:
 
 
 def _precision(lines: Sequence[Line]) -> list[str]:
-    steps = [one for one in lines if one["kind"] == "step"]
-    chosen = [one for one in lines if one["kind"] == "auto"]
+    steps = [line for line in lines if line["kind"] == "step"]
+    chosen = [line for line in lines if line["kind"] == "auto"]
     return [
         "A step of the whole network (forward, backward, fused AdamW) on a batch in memory; off: "
         "float32 with all bits.",
@@ -332,16 +332,16 @@ def _precision(lines: Sequence[Line]) -> list[str]:
 
 
 def _throughput(lines: Sequence[Line]) -> list[str]:
-    tails = [one for one in lines if one["kind"] == "tail"]
+    tails = [line for line in lines if line["kind"] == "tail"]
     rows = [
         {
-            **one,
-            "kernels_a_step": _each(one, "kernels"),
-            "waits_a_step": _each(one, "waits"),
-            "elsewhere_a_step": _each(one, "waits_elsewhere"),
-            "pageable_a_step": _each(one, "pageable"),
+            **tail,
+            "kernels_a_step": _each(tail, "kernels"),
+            "waits_a_step": _each(tail, "waits"),
+            "elsewhere_a_step": _each(tail, "waits_elsewhere"),
+            "pageable_a_step": _each(tail, "pageable"),
         }
-        for one in tails
+        for tail in tails
     ]
     table = _table(
         [
@@ -362,7 +362,7 @@ def _throughput(lines: Sequence[Line]) -> list[str]:
         ],
         rows,
     )
-    where = sorted({line for one in tails for line in one["lines"]})
+    where = sorted({line for tail in tails for line in tail["lines"]})
     said = ["", "What waits, or copies from pageable memory:", "", *(f"- {one}" for one in where)]
     return [
         "The best epoch of a real training, and of the same tail on one batch that lies on the "
@@ -378,9 +378,9 @@ def _throughput(lines: Sequence[Line]) -> list[str]:
 def _captured(tails: Sequence[Line]) -> list[str]:
     """Say what capturing steps brings, depth by depth."""
     speeds: dict[int, dict[str, float]] = {}
-    for one in tails:
-        if one["given"] == "features" and one["way"] == "resident":
-            speeds.setdefault(one["depth"], {})[one["form"]] = float(one["real"])
+    for tail in tails:
+        if tail["given"] == "features" and tail["way"] == "resident":
+            speeds.setdefault(tail["depth"], {})[tail["form"]] = float(tail["real"])
     gains = [
         f"depth {depth}: {of_depth['captured'] / of_depth['plain']:.2f}"
         for depth, of_depth in sorted(speeds.items())
@@ -395,7 +395,7 @@ def _each(line: Line, key: str) -> float | None:
 
 
 def _features(lines: Sequence[Line]) -> list[str]:
-    rows = [one for one in lines if one["kind"] == "making"]
+    rows = [line for line in lines if line["kind"] == "making"]
     return [
         "The first epoch of each also starts processes and chooses kernels.",
         "",
@@ -416,7 +416,7 @@ def _features(lines: Sequence[Line]) -> list[str]:
 
 
 def _workers(lines: Sequence[Line]) -> list[str]:
-    rows = [one for one in lines if one["kind"] == "workers"]
+    rows = [line for line in lines if line["kind"] == "workers"]
     found = _table(
         [
             ("workers", "workers", None),
@@ -442,7 +442,7 @@ def _workers(lines: Sequence[Line]) -> list[str]:
 
 
 def _memory(lines: Sequence[Line]) -> list[str]:
-    rows = [one for one in lines if one["kind"] == "memory"]
+    rows = [line for line in lines if line["kind"] == "memory"]
     return [
         "Plans that tune all layers: with all the memory, with 0.7 of what they need, and beside "
         "a process that holds all but 0.3 of it for a while.",
@@ -465,15 +465,15 @@ def _memory(lines: Sequence[Line]) -> list[str]:
 
 def _missing(lines: Sequence[Line]) -> list[str]:
     return [
-        f"GPU {one['gpu']}: {_cell(one['said'] or 'nothing was said')}"
-        for one in lines
-        if one["kind"] == "missing"
+        f"GPU {line['gpu']}: {_cell(line['said'] or 'nothing was said')}"
+        for line in lines
+        if line["kind"] == "missing"
     ]
 
 
 def _naive(lines: Sequence[Line]) -> list[str]:
-    rows = [one for one in lines if one["kind"] == "side"]
-    ratios = {one["side"]: one["times"] for one in lines if one["kind"] == "ratio"}
+    rows = [line for line in lines if line["kind"] == "side"]
+    ratios = {line["side"]: line["times"] for line in lines if line["kind"] == "ratio"}
     return [
         "Naive: loader processes, pinned memory, images fetched ahead, channels last, bf16 "
         "autocast, fused AdamW; some plans, scaled to the list by their depth, with the start of "
@@ -490,13 +490,13 @@ def _naive(lines: Sequence[Line]) -> list[str]:
                 ("seconds a trial, by depth", "trial_s", None),
                 ("loader processes", "loader_workers", None),
             ],
-            [{**one, "times": ratios.get(one["side"])} for one in rows],
+            [{**row, "times": ratios.get(row["side"])} for row in rows],
         ),
     ]
 
 
 def _fit(lines: Sequence[Line]) -> list[str]:
-    said = {one["kind"]: one for one in lines}
+    said = {line["kind"]: line for line in lines}
     found = []
     if "rerun" in said:
         one = said["rerun"]

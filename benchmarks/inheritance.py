@@ -173,7 +173,7 @@ def course(training: Trainer) -> dict[int, float]:
 
 def render(title: str, depth: int, runs: list[dict[tuple[str, str], dict[int, float]]]) -> str:
     def cell(key: tuple[str, str], epoch: int) -> str:
-        values = [100 * one[key][epoch] for one in runs if epoch in one.get(key, {})]
+        values = [100 * run[key][epoch] for run in runs if epoch in run.get(key, {})]
         if not values:
             return ""
         deviation = statistics.stdev(values) if len(values) > 1 else 0.0
@@ -185,18 +185,18 @@ def render(title: str, depth: int, runs: list[dict[tuple[str, str], dict[int, fl
         "| change | start | " + " | ".join(f"{epoch} epochs" for epoch in AFTER) + " |",
         "| --- | --- | " + " | ".join("---" for _ in AFTER) + " |",
     ]
-    for key in dict.fromkeys(key for one in runs for key in one):
+    for key in dict.fromkeys(key for run in runs for key in run):
         change, start = key
         lines.append(
             f"| {change} | {start} | " + " | ".join(cell(key, epoch) for epoch in AFTER) + " |"
         )
     ahead, total = 0, 0
-    for change in dict.fromkeys(key[0] for one in runs for key in one if key[1]):
+    for change in dict.fromkeys(key[0] for run in runs for key in run if key[1]):
         for epoch in AFTER:
             pairs = [
-                (one[change, "weights"][epoch], one[change, "none"][epoch])
-                for one in runs
-                if (change, "none") in one
+                (run[change, "weights"][epoch], run[change, "none"][epoch])
+                for run in runs
+                if (change, "none") in run
             ]
             if pairs:
                 total += 1

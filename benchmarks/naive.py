@@ -141,7 +141,7 @@ def choose_loader_workers(settings: Settings, plan: Plan, folder: Path, workers:
     for count in (0, 1, 2):
         tried = replace(settings, loader_workers=count, epochs=2)
         timed = run_naive(tried, [plan] * workers, folder / f"loaders-{count}", workers)
-        took[count] = max(one.seconds for one in timed.results)
+        took[count] = max(result.seconds for result in timed.results)
         print(f"naive, {count} loader processes a worker: {took[count]:.1f} s", flush=True)
     return min(took, key=lambda count: took[count])
 

@@ -208,7 +208,7 @@ def _setting(
 
 def _scaled(run: Run, plans: Sequence[Plan]) -> float:
     """Return the wall time for the whole list, from that for a part of it."""
-    done = {one.plan: one.seconds for one in run.results}
+    done = {result.plan: result.seconds for result in run.results}
     if len(done) == len(plans):
         return run.seconds
     typical = statistics.mean(done.values())
@@ -339,8 +339,8 @@ def _accuracies(runs: Sequence[Run]) -> dict[int, dict[int, float]]:
     """Return accuracies in percent by plan and seed."""
     found: dict[int, dict[int, float]] = {}
     for run in runs:
-        for one in run.results:
-            found.setdefault(one.plan, {})[run.seed] = 100 * one.accuracy
+        for result in run.results:
+            found.setdefault(result.plan, {})[run.seed] = 100 * result.accuracy
     return found
 
 
@@ -431,8 +431,8 @@ def check_parameters(runs: Sequence[Run]) -> None:
     """Refuse sides that did not tune the same number of values in every plan."""
     counts: dict[int, set[int]] = {}
     for run in runs:
-        for one in run.results:
-            counts.setdefault(one.plan, set()).add(one.parameters)
-    differing = {plan: found for plan, found in counts.items() if len(found) > 1}
+        for result in run.results:
+            counts.setdefault(result.plan, set()).add(result.parameters)
+    differing = {plan: count for plan, count in counts.items() if len(count) > 1}
     if differing:
         raise SystemExit(f"the sides have trained different layers, by plan: {differing}")

@@ -200,7 +200,7 @@ class Model(nn.Module):
         super().train(False)
         self.head.train(mode)
         for module in self.backbone.modules():
-            if any(one.requires_grad for one in module.parameters(recurse=False)):
+            if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
                 module.training = mode
         return self
 
@@ -253,7 +253,7 @@ def train(
     optimizer = torch.optim.AdamW(model.groups(plan), lr=plan.lr, fused=settings.on_gpu)
     schedule = make_schedule(optimizer, settings.epochs * len(train_loader), settings.warmup)
     loss = nn.CrossEntropyLoss(label_smoothing=plan.label_smoothing)
-    trainable = [one for one in model.parameters() if one.requires_grad]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for _ in range(settings.epochs):
         model.train()
         for images, labels in to_device(train_loader, settings):

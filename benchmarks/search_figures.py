@@ -45,9 +45,9 @@ class Group:
     def best_by_epochs(self, epochs: np.ndarray) -> np.ndarray:
         """Return the best so far ``(seeds, len(epochs))`` when this many epochs were spent."""
         rows = []
-        for one in self.courses:
-            finished = np.searchsorted(one.epochs, epochs, side="right")
-            rows.append(np.array([0, *one.best])[finished])
+        for course in self.courses:
+            finished = np.searchsorted(course.epochs, epochs, side="right")
+            rows.append(np.array([0, *course.best])[finished])
         return np.stack(rows)
 
     def epochs_to(self, right: float) -> np.ndarray:
@@ -66,8 +66,8 @@ class Group:
         One more than the budget stands for "not within the budget".
         """
         needed = [
-            next((n for n, best in enumerate(one.best, start=1) if best >= right), budget + 1)
-            for one in self.courses
+            next((n for n, best in enumerate(course.best, start=1) if best >= right), budget + 1)
+            for course in self.courses
         ]
         return np.array(needed)
 
@@ -315,7 +315,7 @@ def draw(results: Results, path: Path) -> None:
                 continue
             label = f"{name}, no pruner" if name in RIVALS else f"{name}, {DEFAULT[1]} pruner"
             style = {"color": colour, "linestyle": "--" if name in RIVALS else "-"}
-            by_trials = np.stack([group.best(int(one)) for one in trials], axis=1)
+            by_trials = np.stack([group.best(int(trial)) for trial in trials], axis=1)
             spent = epochs[epochs <= np.median(group.epochs(results.trials))]
             for panel, x, best in (
                 (panels[row, 0], trials, by_trials),

@@ -86,7 +86,7 @@ def known_strategies(names: Sequence[str]) -> list[str]:
         try:
             STRATEGIES[name](the_table().space, 1)
         except ConfigError as error:
-            reasons = "; ".join(f"{one.key} {one.message}" for one in error.problems)
+            reasons = "; ".join(f"{problem.key} {problem.message}" for problem in error.problems)
             print(f"left out: {name} ({reasons})")
         else:
             known.append(name)

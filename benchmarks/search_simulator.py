@@ -85,7 +85,7 @@ def starting_params(config: StudyConfig, space: Space) -> list[Params]:
     starts = ()
     if config.search.default_plans:
         starts = default_plans(space, config.baseline, config.training.epochs)
-    return [baseline, *(one.params for one in starts)]
+    return [baseline, *(start.params for start in starts)]
 
 
 @dataclass(frozen=True)

@@ -61,14 +61,14 @@ BLOCKS = ("layer1", "layer2", "layer3", "layer4")
 def axes_of(space: Space) -> dict[str, list[Any]]:
     """Return the values of every searched parameter that are in the table."""
     axes: dict[str, list[Any]] = {}
-    for name, found in space.distributions.items():
+    for name, distribution in space.distributions.items():
         if name in GRID:
             axes[name] = list(GRID[name])
-        elif isinstance(found, CategoricalDistribution):
-            axes[name] = list(found.choices)
+        elif isinstance(distribution, CategoricalDistribution):
+            axes[name] = list(distribution.choices)
         else:
-            assert isinstance(found, IntDistribution)
-            axes[name] = list(range(found.low, found.high + 1))
+            assert isinstance(distribution, IntDistribution)
+            axes[name] = list(range(distribution.low, distribution.high + 1))
     return axes
 
 
@@ -236,7 +236,7 @@ def make_table(params: list[Params], rows: list[dict[str, Any]]) -> Table:
     """Put the rows into arrays."""
     space, config = bench().found.space, bench().found.config
     axes = axes_of(space)
-    index = [[axes[name].index(value) for name, value in one.items()] for one in params]
+    index = [[axes[name].index(value) for name, value in param.items()] for param in params]
     right = np.full((len(rows), config.training.epochs), DIVERGED, dtype=np.uint16)
     log_loss = np.full(right.shape, np.nan, dtype=np.float16)
     for row, found in enumerate(rows):
@@ -255,7 +255,7 @@ def make_table(params: list[Params], rows: list[dict[str, Any]]) -> Table:
 def check(table: Table, params: list[Params], count: int) -> None:
     """Train some plans of every depth on images, as a study would, and compare."""
     drawn = random.Random(1).sample(range(len(params)), len(params))
-    depths = sorted({one["depth"] for one in params})
+    depths = sorted({param["depth"] for param in params})
     of_depth = {depth: [row for row in drawn if params[row]["depth"] == depth] for depth in depths}
     chosen = [row for rows in zip(*of_depth.values(), strict=False) for row in rows][:count]
     differences = []
@@ -268,7 +268,7 @@ def check(table: Table, params: list[Params], count: int) -> None:
         differences.append(max(abs(a - b) for a, b in zip(right, stored, strict=True)))
     print(
         f"{len(chosen)} plans trained on images: "
-        f"{sum(one == 0 for one in differences)} curves identical, "
+        f"{sum(difference == 0 for difference in differences)} curves identical, "
         f"largest difference {max(differences)} of {table.images} images"
     )
 

@@ -120,7 +120,7 @@ def outcome(network: Any, given: Any, autocast: Any = nullcontext) -> Mapping[st
     """
     import torch
 
-    before = [one.clone() for one in network.buffers()]
+    before = [buffer.clone() for buffer in network.buffers()]
     with torch.no_grad(), autocast():
         logits = network.eval()(given).float()
     network.train()
@@ -134,7 +134,7 @@ def outcome(network: Any, given: Any, autocast: Any = nullcontext) -> Mapping[st
         for name, parameter in network.named_parameters()
         if parameter.grad is not None and not name.startswith("head.")
     ]
-    buffers = [one.float().flatten() for one in network.buffers()]
+    buffers = [buffer.float().flatten() for buffer in network.buffers()]
     network.zero_grad()
     for one, value in zip(network.buffers(), before, strict=True):
         one.copy_(value)
@@ -185,7 +185,7 @@ def report(rows: list[dict[str, Any]], without: list[str]) -> str:
         f"{_worst(found, 'float16', 'logits')}, gradients {_median(deep, 'gradients')} and "
         f"{_worst(deep, 'float16', 'gradients')}.",
         f"- One tensor crosses in {tensors.count(1)} of {len(tensors)} cuts at depth 2 and 5, two "
-        f"in {tensors.count(2)}, more in {sum(one > 2 for one in tensors)}.",
+        f"in {tensors.count(2)}, more in {sum(tensor > 2 for tensor in tensors)}.",
         f"- Time: median {_middle([one['cpu_s'] for one in found]):.2f} s, largest "
         f"{max(one['cpu_s'] for one in found):.2f} s. Memory: median "
         f"{_middle([one['memory_bytes'] for one in found]) / 1e6:.0f} MB, largest "

@@ -277,9 +277,9 @@ def measure(side: Side, workers: int, seconds: float) -> Row:
         for process in processes:
             process.kill()
             process.join()
-    numbers = Counter(number for one in answers for number in one["numbers"])
-    waits = [waited for one in answers for waited in one["waits"]]
-    errors = sum((Counter(one["errors"]) for one in answers), Counter[str]())
+    numbers = Counter(number for answer in answers for number in answer["numbers"])
+    waits = [waited for answer in answers for waited in answer["waits"]]
+    errors = sum((Counter(answer["errors"]) for answer in answers), Counter[str]())
     return Row(
         side,
         workers,
@@ -405,14 +405,14 @@ def render(
         "| wait, median / worst | Optuna's | errors | Optuna's | run twice | Optuna's |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for kind in dict.fromkeys(one.side.name.partition(", ")[2] for one in rows):
-        for ours in (one for one in rows if one.side.ours and one.side.name.endswith(f", {kind}")):
+    for kind in dict.fromkeys(row.side.name.partition(", ")[2] for row in rows):
+        for ours in (row for row in rows if row.side.ours and row.side.name.endswith(f", {kind}")):
             plain = next(
-                one
-                for one in rows
-                if not one.side.ours
-                and one.workers == ours.workers
-                and one.side.name.endswith(f", {kind}")
+                row
+                for row in rows
+                if not row.side.ours
+                and row.workers == ours.workers
+                and row.side.name.endswith(f", {kind}")
             )
             ratio = f"{ours.rate / plain.rate:.1f}" if plain.rate else "-"
             lines.append(
@@ -420,7 +420,7 @@ def render(
                 f"| {_wait(ours)} | {_wait(plain)} | {ours.errors.total()} "
                 f"| {plain.errors.total()} | {ours.twice} | {plain.twice} |"
             )
-    found = {f"{one.side.name}: {words}" for one in rows for words in one.errors}
+    found = {f"{row.side.name}: {words}" for row in rows for words in row.errors}
     lines += ["", "Errors:", "", *(f"- {one}" for one in sorted(found))] if found else []
     if not waits:
         return "\n".join(lines) + "\n"
@@ -431,9 +431,9 @@ def render(
         "| storage | sampler | wait, median | worst |",
         "| --- | --- | --- | --- |",
         *(
-            f"| {one.side.name} | {one.sampler} | {1000 * one.median_s:.0f} ms "
-            f"| {1000 * one.worst_s:.0f} ms |"
-            for one in waits
+            f"| {wait.side.name} | {wait.sampler} | {1000 * wait.median_s:.0f} ms "
+            f"| {1000 * wait.worst_s:.0f} ms |"
+            for wait in waits
         ),
     ]
     return "\n".join(lines) + "\n"

@@ -19,12 +19,12 @@ ROOT = PACKAGE.parent
 #: Floors of the house: a room imports from lower floors only, never from one beside it.
 LEVELS = (
     ("lazy", "optuna_private", "runtime", "text", "version"),
-    ("errors", "file_kinds"),
+    ("errors", "events", "file_kinds"),
     ("atomic", "format_versions"),
     ("plan",),
     ("config",),
     ("models", "data", "storage"),
-    ("training", "search"),
+    ("training", "search", "loggers"),
     ("study",),
     ("results",),
     ("display",),
@@ -34,6 +34,7 @@ LEVELS = (
 FLOORS = {
     "config": (
         ("fields", "old_names", "safe_yaml"),
+        ("notification",),
         ("schema",),
         ("text_values",),
         ("loading",),
@@ -65,12 +66,18 @@ FLOORS = {
         ("cost_profile", "features", "folds"),
     ),
     "search": (
-        ("ranking", "dimensions", "extrapolation"),
+        ("ranking", "dimensions"),
         ("backbone_limits", "study_view"),
         ("space",),
-        ("deduplication", "initial_plans", "plugins"),
+        ("space_checks",),
+        ("deduplication", "initial_plans", "manual_plans", "plugins"),
         ("greedy", "pruners"),
         ("samplers",),
+    ),
+    "loggers": (
+        ("packages",),
+        ("background", "tensorboard", "mlflow", "wandb", "notification"),
+        ("opening",),
     ),
     "storage": (("url", "filesystem", "artifacts"), ("paths", "rdb", "commands"), ("admin",)),
     "study": (("state",), ("devices", "setup"), ("doctor", "trial"), ("engine", "upkeep")),

@@ -21,7 +21,7 @@ from autotune.cli.results import (
     report,
     reproduce,
 )
-from autotune.cli.running import doctor, run, status, stop, validate, worker
+from autotune.cli.running import doctor, enqueue, run, status, stop, validate, worker
 from autotune.cli.sigint import interrupt_between_imports
 from autotune.config.old_names import REMOVED_IN
 from autotune.display import console
@@ -59,6 +59,7 @@ for _verb in (
     worker.worker,
     status.status,
     stop.stop,
+    enqueue.enqueue,
     doctor.doctor,
     best.best,
     compare.compare,
@@ -104,7 +105,14 @@ def _warn(text: str) -> None:
 def main() -> None:
     """Run the command; an error of the user ends in one message, without a traceback."""
     interrupt_between_imports()
-    if any(hide_passwords(argument) != argument for argument in sys.argv[1:]):
+    targets = [argument for argument in sys.argv[1:] if argument.startswith("notify=")]
+    if any(target.startswith("notify=http") for target in targets):
+        _warn(
+            "every user of this machine can read the address on the command line; write it as "
+            "'notify:' into a study file"
+        )
+    others = [argument for argument in sys.argv[1:] if argument not in targets]
+    if any(hide_passwords(argument) != argument for argument in others):
         _warn(
             "every user of this machine can read a password on the command line; give the URL in "
             "AUTOTUNE_STORAGE, or the password in ~/.pgpass"

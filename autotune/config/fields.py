@@ -323,6 +323,20 @@ def names(what: str, *, optional: bool = False) -> FieldRule:
     return FieldRule(check, takes=takes)
 
 
+def choices(allowed: tuple[str, ...]) -> FieldRule:
+    """Accept a name or a list of different names from a list; the value is always a list."""
+    check_name = _name_check(allowed)
+
+    def check(value: Any) -> list[str]:
+        if value in (None, []):
+            return []
+        return _check_different(
+            [check_name(name) for name in (value if isinstance(value, list) else [value])]
+        )
+
+    return FieldRule(check, takes=f"a list of {_code(allowed)}")
+
+
 def _refuse(rule: str, value: Any, names: tuple[str, ...] = ()) -> NoReturn:
     """Raise the message that states the rule, the value and the nearest name."""
     hint = did_you_mean(value, names) if isinstance(value, str) else ""

@@ -260,7 +260,9 @@ def load_study_file(
     values = resolve_plugin_paths(apply_overrides(base, replaced), replaced, path.parent)
     misread = misread.without([*replaced, *(["name"] if name else [])])
     values["name"] = name or study_name(base, replaced, path.stem)
-    source = f"{path} with {' '.join(map(shorten, texts))}" if replaced else str(path)
+    # A notification may hold a secret.
+    texts = ["notify=***" if text.startswith("notify=") else shorten(text) for text in texts]
+    source = f"{path} with {' '.join(texts)}" if replaced else str(path)
     return validate(values, source, misread)
 
 

@@ -21,6 +21,7 @@ from autotune.config.fields import (
     boolean,
     choice,
     choice_dimension,
+    choices,
     depth_dimension,
     expression,
     kernel_dimension,
@@ -34,6 +35,7 @@ from autotune.config.fields import (
     timm_name,
     width_dimension,
 )
+from autotune.config.notification import notification
 from autotune.config.old_names import VALUES, with_new_names, with_old_names
 from autotune.errors import Problem, did_you_mean, format_yaml, join_sentences
 from autotune.plan import KEEP
@@ -76,6 +78,8 @@ STOPS = ("no_gain", "never")
 DUPLICATES = ("report", "group", "off")
 #: Images of an epoch: each once, or as many of every class.
 SAMPLING = ("uniform", "balanced")
+#: What a study can be logged to, besides objects in Python.
+LOGGERS = ("tensorboard", "mlflow", "wandb")
 MAX_NAME = 100
 NAME_RULE = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._+-]{{0,{MAX_NAME - 1}}}")
 
@@ -490,6 +494,11 @@ class StudyConfig(_Section):
     constraints: ConstraintsConfig = Field(default_factory=ConstraintsConfig)
     refit: RefitConfig = Field(default_factory=RefitConfig)
     cache: CacheConfig = Field(default_factory=CacheConfig)
+    loggers: Annotated[list[str], choices(LOGGERS)] = Field(default_factory=list)
+    """Where trials are logged besides the study, see [loggers.md](loggers.md)."""
+    notify: Annotated[str | None, notification()] = None
+    """URL that gets a JSON object when a run has ended, or shell command that is run then, see
+    [loggers.md](loggers.md#a-notification-at-the-end); it is stored nowhere."""
     storage: Name = "sqlite:///storage/autotune.db"
     """URL of the database; `postgresql://user:password@host/database` for several machines."""
     files: str | None = None
@@ -535,9 +544,9 @@ class StudyConfig(_Section):
         """Return the definition of the study as plain JSON values.
 
         Keys that may change between two runs are left out: name, description, budgets, ``refit``,
-        ``cache`` and where it is stored.
+        ``cache``, ``loggers``, ``notify`` and where it is stored.
         """
-        free = {"name", "description", "refit", "cache", "storage", "files"}
+        free = {"name", "description", "refit", "cache", "storage", "files", "loggers", "notify"}
         values = self.model_dump(mode="json", exclude=free)
         for key in BUDGETS:
             del values["search"][key]

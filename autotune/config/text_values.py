@@ -95,8 +95,8 @@ class Misread:
         """Find them in a study file, which is valid YAML."""
         nodes = list(_text_nodes(compose_yaml(text)))
         misread = cls({key: tuple(_misread_members(text, key, node)) for key, node in nodes})
-        found = (_silent_problem(text, key, node, misread) for key, node in nodes)
-        return replace(misread, problems=tuple(problem for problem in found if problem))
+        problems = (_silent_problem(text, key, node, misread) for key, node in nodes)
+        return replace(misread, problems=tuple(problem for problem in problems if problem))
 
     def without(self, keys: Iterable[str]) -> Misread:
         """Leave out the keys and sections that the command line replaces."""

@@ -156,10 +156,10 @@ def _jpeg_end(content: bytes) -> tuple[int, bool]:
 def _jpeg_segments(content: bytes) -> Iterator[tuple[int, int, bytes]]:
     """Yield marker, position and data of the segments of a JPEG, up to its end."""
     position = 2
-    while found := _JPEG_MARKER.search(content, position):
-        marker, position = content[found.start() + 1], found.end()
+    while match := _JPEG_MARKER.search(content, position):
+        marker, position = content[match.start() + 1], match.end()
         length = 0 if marker == _EOI[1] else int.from_bytes(content[position : position + 2])
-        yield marker, found.start(), content[position + 2 : position + length]
+        yield marker, match.start(), content[position + 2 : position + length]
         position += length
 
 

@@ -37,8 +37,8 @@ def comparison_tables(comparison: Comparison) -> Iterator[Table]:
     yield _side_by_side("best plan", [group.label for group in comparison.groups], rows)
     if len(comparison.studies) > 1 and comparison.settings:
         listed = list(comparison.settings.items())
-        shown = {key: list(map(_setting, values)) for key, values in listed[:MAX_SETTINGS]}
-        table = _side_by_side("settings that differ", [s.label for s in comparison.studies], shown)
+        rows = {key: list(map(_setting, values)) for key, values in listed[:MAX_SETTINGS]}
+        table = _side_by_side("settings that differ", [s.label for s in comparison.studies], rows)
         if others := len(listed) - MAX_SETTINGS:
             table.caption = f"and {others} more; --json has all" if others > 0 else None
         yield table

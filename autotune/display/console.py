@@ -394,9 +394,12 @@ check_writable, check_folder = atomic.check_file, atomic.check_folder
 
 
 def print_plugins(stdout: Console, config: StudyConfig) -> None:
-    """Print which Python files a study file runs."""
+    """Print which Python files and commands a study file runs, and whom it notifies."""
+    from autotune.config.notification import masked
     from autotune.search.plugins import plugin_refs
 
     if refs := plugin_refs(config):
         files = ", ".join(f"{ref.path} ({key})" for key, ref in refs.items())
         stdout.print(f"this study file runs its own Python: {files}")
+    if config.notify is not None:
+        stdout.print(f"at its end, a run notifies {masked(config.notify)}", highlight=False)

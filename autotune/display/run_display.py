@@ -130,6 +130,8 @@ class RunState:
                 self.step = (
                     f"{workers} for room in the Ray cluster: {event['cpus']} CPU{gpus} each"
                 )
+            case "closing_loggers":
+                self.step = f"waiting for the loggers: {', '.join(event['names'])}"
             case "ready":
                 self.step = ""
             case "end":
@@ -199,6 +201,8 @@ class RunState:
         match event["event"]:
             case "notes":
                 return list(event["notes"])
+            case "warning":
+                return [f"warning: {event['text']}"]
             case "images_skipped":
                 return [
                     f"{plural(event['count'], 'image was', 'images were')} added after the study "

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -75,6 +75,9 @@ def _remarks(results: StudyResults) -> Iterator[str]:
     yield f"trials: {results.describe_progress()}"
     if reason := results.stop_reason:
         yield reason.text if reason.is_request else f"ended: {reason.text}"
+    for trial in results.trials:
+        if trial.state == TrialState.WAITING and attrs.is_enqueued(trial):
+            yield f"waiting: trial {trial.number}, {_describe_plan(results, trial)}"
     if saved := describe_saved_epochs(results):
         yield saved
     for failure in failures(results):

@@ -9,7 +9,7 @@ __all__, __getattr__ = attach(
         "Objective": "values.objective",
         "StudyResults": "study_results",
         "confirm_plans": "evaluation.confirm",
-        "load_model": "model.model",
+        "load_model": "model.model_folder",
         "refit_study": "evaluation.refit",
         "write_report": "report.formats",
     },

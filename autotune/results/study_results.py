@@ -12,9 +12,8 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -260,11 +259,7 @@ class StudyResults:
 
     def active_params(self, trial: FrozenTrial) -> dict[str, Any]:
         """Return the parameters of a trial that have an effect under its other ones."""
-        return {
-            name: value
-            for name, value in trial.params.items()
-            if is_active(self.space, trial, name)
-        }
+        return search_space.active_params(self.space, trial.params)
 
     def describe_plan(self, trial: FrozenTrial) -> str:
         """Return the plan of a trial in words; empty when it never got one."""
@@ -297,22 +292,7 @@ def is_active(space: Space | None, trial: FrozenTrial, parameter: str) -> bool:
         trial: The trial.
         parameter: Name of a searched parameter.
     """
-    if parameter not in trial.params:
-        return False
-    if space is None or set(trial.params) != set(space.distributions):
-        return True
-    distribution = space.distributions[parameter]
-    if not space.limits and parameter != "inherit":
-        # The same as below at a fiftieth of the time: whether a parameter is active does not
-        # depend on its own value, and equal values have equal forms.
-        values = {**space.fixed, **trial.params}
-        return not distribution.single() and search_space.is_active(parameter, values)
-    if isinstance(distribution, IntDistribution | FloatDistribution):
-        alternatives: Sequence[Any] = (distribution.low, distribution.high)
-    else:  # to a backbone, some choices may mean the same
-        alternatives = cast(CategoricalDistribution, distribution).choices
-    forms = [space.canonical({**trial.params, parameter: value}) for value in alternatives]
-    return any(form != forms[0] for form in forms)
+    return search_space.has_effect(space, trial.params, parameter)
 
 
 def describe_excess(trial: FrozenTrial) -> str:

@@ -19,9 +19,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    distribution_to_json,
+    json_to_distribution,
+)
 
 from autotune.config.fields import Dimension, largest, values_of_dimension, without_all
 from autotune.config.schema import BaselineConfig, SpaceConfig
@@ -366,6 +373,39 @@ def plan_values(plan: TrialPlan) -> Params:
     for index, layer in enumerate(plan.head.hidden, start=1):
         values |= {f"head.units.{index}": layer.units, f"head.dropout.{index}": layer.dropout}
     return values | {f"training.{name}": getattr(plan.policy, name) for name in POLICY_FIELDS}
+
+
+def active_params(space: Space | None, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters of a trial that have an effect under its other ones.
+
+    Args:
+        space: The space of the study, if it is known.
+        params: Searched parameters by name.
+    """
+    return {name: value for name, value in params.items() if has_effect(space, params, name)}
+
+
+def has_effect(space: Space | None, params: Mapping[str, Any], parameter: str) -> bool:
+    """Tell whether a searched parameter has an effect under the other ones of its trial.
+
+    An inactive parameter has the same canonical form whatever its value.
+    """
+    if parameter not in params:
+        return False
+    if space is None or set(params) != set(space.distributions):
+        return True
+    distribution = space.distributions[parameter]
+    if not space.limits and parameter != "inherit":
+        # The same as below at a fiftieth of the time: whether a parameter is active does not
+        # depend on its own value, and equal values have equal forms.
+        values = {**space.fixed, **params}
+        return not distribution.single() and is_active(parameter, values)
+    if isinstance(distribution, IntDistribution | FloatDistribution):
+        alternatives: Sequence[Any] = (distribution.low, distribution.high)
+    else:  # to a backbone, some choices may mean the same
+        alternatives = cast(CategoricalDistribution, distribution).choices
+    forms = [space.canonical({**params, parameter: value}) for value in alternatives]
+    return any(form != forms[0] for form in forms)
 
 
 def is_active(name: str, values: Mapping[str, Any]) -> bool:

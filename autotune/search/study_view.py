@@ -4,7 +4,7 @@ Optuna's GP uses complete trials only and would sample at random while most tria
 neither the GP nor TPE learns from a plan that diverged. So they see:
 
 - a pruned trial (GP only) as complete, with the value that
-  :class:`autotune.search.extrapolation.FinalValuePredictor` predicts from its curve;
+  :class:`FinalValuePredictor` predicts from its curve;
 - a plan that failed (:data:`FAILED_PLAN`) as complete, with the worst value of the study;
 - a plan beyond a constraint, which was never trained (GP only), with the median value and its
   constraints: its value is not what is wrong with it.
@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Collection, Container, Mapping, Sequence
-from statistics import median
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from statistics import StatisticsError, linear_regression, mean, median
 from typing import Any
 
 from optuna.study import Study, StudyDirection
@@ -28,7 +28,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autotune import optuna_private
 from autotune.optuna_private import StorageProxy, StudyProxy
-from autotune.search.extrapolation import FinalValuePredictor
 
 #: User attribute (true) of a trial that failed because of its plan: it diverged, or does not fit
 #: its backbone.
@@ -42,8 +41,11 @@ DEVICE_MEMORY_MB = "device_memory_mb"
 _UNKNOWN_EXCESS = -0.5
 #: Most trials that a GP sees; the time of a suggestion grows with their third power.
 MAX_TRIALS = 120
+#: Minimum number of complete trials for a regression line; with fewer, only the gain is used.
+MIN_FOR_LINE = 4
 #: Optuna's id of a trial that is not created yet.
 UPCOMING = -1
+Curve = Mapping[int, float]
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
@@ -201,3 +203,56 @@ def _thinned(trials: Sequence[FrozenTrial], study: Study) -> list[FrozenTrial]:
     newest = [trial.number for trial in ended if trial.number not in best][-(MAX_TRIALS // 2) :]
     kept = best | set(newest)
     return [trial for trial in trials if trial.state not in _ENDED or trial.number in kept]
+
+
+def last_value(curve: Curve) -> tuple[int, float] | None:
+    """Return step and value of the last finite value of a curve."""
+    finite = [step for step, value in curve.items() if math.isfinite(value)]
+    return (max(finite), curve[max(finite)]) if finite else None
+
+
+class FinalValuePredictor:
+    """Predicts the final value of pruned trials by regression on the complete trials of a study.
+
+    Of the trials that continued beyond a step, the final value is regressed on the value at that
+    step. A line, not the mean gain: plans that are behind early, above all those with a high
+    learning rate, gain more than others. With the gain alone they look as bad as they were when
+    they were pruned (the GP then learns from its pruner; benchmarks/search_quality.py). Selection
+    by the pruner does not bend the line: it selects by the variable that is regressed on.
+    """
+
+    def __init__(self, complete: Iterable[tuple[Curve, float]]) -> None:
+        self._complete = list(complete)
+        self._lines: dict[int, tuple[float, float]] = {}
+
+    def predict(self, curve: Curve) -> float | None:
+        """Return the predicted final value, ``None`` for a curve without a finite value.
+
+        If no complete trial has a value at the last step of the curve, it is the last value.
+        """
+        last = last_value(curve)
+        if last is None:
+            return None
+        step, value = last
+        if step not in self._lines:
+            self._lines[step] = self._line(step)
+        slope, intercept = self._lines[step]
+        return slope * value + intercept
+
+    def _line(self, step: int) -> tuple[float, float]:
+        """Return slope and intercept; the slope is limited to 0 to 1."""
+        pairs = [
+            (curve[step], final)
+            for curve, final in self._complete
+            if math.isfinite(curve.get(step, math.nan)) and math.isfinite(final)
+        ]
+        if not pairs:
+            return 1.0, 0.0
+        if len(pairs) < MIN_FOR_LINE:
+            return 1.0, median(final - value for value, final in pairs)
+        values, finals = zip(*pairs, strict=True)
+        try:
+            slope = min(1.0, max(0.0, linear_regression(values, finals).slope))
+        except StatisticsError:  # all values are equal
+            slope = 1.0
+        return slope, mean(finals) - slope * mean(values)

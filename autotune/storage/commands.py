@@ -83,10 +83,10 @@ def _is_unusual(study: str) -> bool:
 
 
 def _quoted_url(url: str) -> str:
-    shown = redact(url)
+    text = redact(url)
     if is_sqlite(url):
-        shown = f"sqlite:///{_relative(database_path(url))}"
-    return shell_quote(shown)
+        text = f"sqlite:///{_relative(database_path(url))}"
+    return shell_quote(text)
 
 
 def _relative(path: Path) -> str:

@@ -45,7 +45,7 @@ def file_system_of(path: Path, mountinfo: str | None = None) -> tuple[str, Path]
         if len(fields) < 5 or not kind:
             continue
         # Blanks and backslashes are written as octal numbers.
-        name = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), fields[4])
+        name = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])
         point = Path(name)
         # Of two mounts on one point, the later one hides the earlier one.
         is_deeper = deepest is None or len(point.parts) >= len(deepest[1].parts)
@@ -61,10 +61,10 @@ def is_network(kind: str) -> bool:
 
 def check_not_network(path: Path, mountinfo: str | None = None) -> None:
     """Refuse an SQLite database, which need not exist, on a network file system."""
-    found = file_system_of(path, mountinfo)
-    if found is None or not is_network(found[0]):
+    system = file_system_of(path, mountinfo)
+    if system is None or not is_network(system[0]):
         return
-    kind, point = found
+    kind, point = system
     raise StorageError(
         f"storage: the SQLite database {path} would lie on a network file system ({kind} at "
         f"{point}), where workers corrupt or lose what others write; keep it on a disk of this "

@@ -11,6 +11,7 @@ Everything is in one folder beside the database, ``autotune.files/`` beside ``au
     predictions/<study>.csv          single images, which ``autotune report`` writes too
     reports/<study>.<format>         what ``autotune report`` writes; epochs/ has tables of epochs
     trainings/<study>/<key>.*        trainings of ``confirm`` and ``refit``: states, locks, results
+    tensorboard/<study>/<trial>/     curves for TensorBoard, with ``loggers: tensorboard``
 
 A study remembers its folder only where somebody chose one (``files:``, ``--files``), or where its
 database is that of a server. Without that the folder is found beside the SQLite file, wherever the
@@ -130,6 +131,10 @@ class StudyPaths:
             return self.root / "reports" / EPOCHS / f"{_file_name(study)}.csv"
         return self.root / "reports" / f"{_file_name(study)}.{format}"
 
+    def tensorboard(self, study: str) -> Path:
+        """Return the folder of a study's curves for TensorBoard."""
+        return self.root / "tensorboard" / _file_name(study)
+
     def predictions(self, study: str) -> Path:
         """Return the file of what a study predicted for single images."""
         return self.root / "predictions" / f"{_file_name(study)}.csv"
@@ -145,7 +150,7 @@ class StudyPaths:
         """
         return {
             unquote(path.name)
-            for folder in ("checkpoints", "confirmed", "logs", "trainings")
+            for folder in ("checkpoints", "confirmed", "logs", "tensorboard", "trainings")
             if (self.root / folder).is_dir()
             for path in (self.root / folder).iterdir()
         }
@@ -162,6 +167,7 @@ class StudyPaths:
             self.trainings(study),
             *(self.report(study, format) for format in (*REPORT_FORMATS, EPOCHS)),
             self.predictions(study),
+            self.tensorboard(study),
         )
 
 

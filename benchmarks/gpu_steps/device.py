@@ -121,9 +121,9 @@ class Watch:
 
         assert self.gpu is not None
         records = self.gpu.traffic.records[self._from : self._to]
-        all_waits = [one for one in records if one.kind is Kind.WAIT]
-        waits = [one for one in all_waits if one.in_main_thread]
-        pageable = [one for one in records if one.kind is Kind.PAGEABLE_TO_DEVICE]
+        all_waits = [record for record in records if record.kind is Kind.WAIT]
+        waits = [wait for wait in all_waits if wait.in_main_thread]
+        pageable = [record for record in records if record.kind is Kind.PAGEABLE_TO_DEVICE]
         return Traffic(
             steps=self.steps - 1,
             busy_share=None,

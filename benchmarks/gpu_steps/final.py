@@ -8,7 +8,7 @@ import torch
 
 from autotune.results.evaluation.refit import refit_study
 from autotune.results.evaluation.reproduce import reproduce_trial
-from autotune.results.model.model import load_model
+from autotune.results.model.model_folder import load_model
 from autotune.study.devices import find_device
 from autotune.study.state import attrs
 from gpu_steps.context import Context

@@ -61,7 +61,7 @@ def compare(context: Context) -> None:
     ]
     seen = [next(plan for plan in plans if plan.depth == one) for one in dict.fromkeys(wanted)]
     timed = naive.run_naive(settings, seen, context.folder / "naive", workers=1)
-    seconds = {seen[one.plan].depth: one.seconds for one in timed.results}
+    seconds = {seen[result.plan].depth: result.seconds for result in timed.results}
     scaled = scale(timed.seconds, seconds, plans)
     context.add("side", side="naive", plans=len(seen), **_words(timed, scaled, seconds, loaders))
 
@@ -69,7 +69,7 @@ def compare(context: Context) -> None:
     for side in ("cold", "warm"):
         with gpu_for_processes(context.folder, context.dry):
             timed = naive.run_ours(file, side, plans, workers=1, gpus="0")
-        seconds = {plans[one.plan].depth: one.seconds for one in timed.results}
+        seconds = {plans[result.plan].depth: result.seconds for result in timed.results}
         words = _words(timed, timed.seconds, seconds, None)
         context.add("side", side=side, plans=len(plans), **words)
         context.add("ratio", side=side, times=round(scaled / timed.seconds, 2))

@@ -92,7 +92,7 @@ def _run(context: Context, workers: int) -> None:
     with _watched() as usage, gpu_for_processes(context.folder, context.dry):
         result = run_study(config, gpus="0", workers_per_gpu=workers)
     trials = result.handle.study.get_trials(deepcopy=False)
-    done = [one for one in trials if one.state == TrialState.COMPLETE]
+    done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     starts = [one.datetime_start for one in done if one.datetime_start is not None]
     ends = [one.datetime_complete for one in done if one.datetime_complete is not None]
     seconds = (max(ends) - min(starts)).total_seconds()

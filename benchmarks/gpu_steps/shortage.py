@@ -43,7 +43,7 @@ def provoke(context: Context) -> None:
     device = find_device()
     plain = open_study(_config(context, "plain"))
     work_here(context, plain, print)
-    peak = max(float(one.user_attrs[attrs.PEAK_MEMORY_MB]) for one in plain.study.trials)
+    peak = max(float(trial.user_attrs[attrs.PEAK_MEMORY_MB]) for trial in plain.study.trials)
     _tell(context, "plain", plain, peak_mib=peak)
 
     little = open_study(_config(context, "little"))
@@ -111,8 +111,8 @@ def _tell(context: Context, case: str, opened: OpenStudy, **values: Any) -> None
     context.add(
         "memory",
         case=case,
-        states=[one.state.name for one in trials],
-        parts=[one.user_attrs.get(attrs.MICRO_BATCH, batch) for one in trials],
+        states=[trial.state.name for trial in trials],
+        parts=[trial.user_attrs.get(attrs.MICRO_BATCH, batch) for trial in trials],
         batch=batch,
         reasons=[one.user_attrs[attrs.REASON] for one in trials if attrs.REASON in one.user_attrs],
         held_mib=round(torch.cuda.memory_allocated() / MIB, 1),
@@ -130,8 +130,8 @@ def name_missing(context: Context) -> None:
     except AutotuneError as error:
         said = f"{type(error).__name__}: {error}"
     trained = [
-        one.user_attrs.get(attrs.DEVICE)
-        for one in opened.study.get_trials(deepcopy=False)
-        if attrs.DEVICE in one.user_attrs
+        trial.user_attrs.get(attrs.DEVICE)
+        for trial in opened.study.get_trials(deepcopy=False)
+        if attrs.DEVICE in trial.user_attrs
     ]
     context.add("missing", gpu=MISSING, said=said, trained_on=trained)

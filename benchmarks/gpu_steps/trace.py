@@ -58,16 +58,16 @@ def read_trace(trace: dict[str, Any]) -> Traffic:
     marks = [one for one in events if one["name"] == STEP and one["cat"] == "user_annotation"]
     if len(marks) < 2:
         raise ValueError(f"the trace must have two steps at least, but has {len(marks)}")
-    start, end = (edge(float(one["ts"]) for one in marks) for edge in (min, max))
-    inside = [one for one in events if start <= float(one["ts"]) < end]
+    start, end = (edge(float(mark["ts"]) for mark in marks) for edge in (min, max))
+    inside = [event for event in events if start <= float(event["ts"]) < end]
     on_gpu = [one for one in inside if one["cat"] in _ON_GPU]
     calls = [one for one in inside if one["cat"] in _CALLS]
     trains = marks[0]["tid"]
-    if not any(one["tid"] == trains for one in calls):
+    if not any(call["tid"] == trains for call in calls):
         # A trace that numbers threads differently here and there: every wait counts.
-        calls = [{**one, "tid": trains} for one in calls]
-    all_waits = [one for one in calls if one["name"] in _WAITS]
-    waits = [one for one in all_waits if one["tid"] == trains]
+        calls = [{**call, "tid": trains} for call in calls]
+    all_waits = [call for call in calls if call["name"] in _WAITS]
+    waits = [wait for wait in all_waits if wait["tid"] == trains]
     pageable = [one for one in on_gpu if "HtoD" in one["name"] and "Pageable" in one["name"]]
     counts = Counter(one["name"] for one in [*waits, *pageable])
     return Traffic(

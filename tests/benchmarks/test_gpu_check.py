@@ -31,7 +31,7 @@ def context(module: Any, folder: Path, limit_s: float = 30.0) -> Any:
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(one) for one in (folder / "lines.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / "lines.jsonl").read_text().splitlines()]
 
 
 def is_alive(pid: int) -> bool:
@@ -199,14 +199,14 @@ def started(step: str) -> dict[str, Any]:
 
 
 def verdict(page: str, title: str) -> str:
-    (row,) = [one for one in page.splitlines() if one.startswith("| ") and title in one]
+    (row,) = [line for line in page.splitlines() if line.startswith("| ") and title in line]
     return row.split(" | ")[-1].removesuffix(" |")
 
 
 def memory(case: str, states: str, parts: list[int]) -> dict[str, Any]:
     names = {"C": "COMPLETE", "P": "PRUNED", "F": "FAIL"}
     line = {"step": "memory", "kind": "memory", "dry": False, "case": case, "batch": 64}
-    return line | {"states": [names[one] for one in states], "parts": parts, "reasons": []}
+    return line | {"states": [names[state] for state in states], "parts": parts, "reasons": []}
 
 
 def split(**changed: Any) -> dict[str, Any]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+import shlex
 import socket
 from pathlib import Path
 
+import optuna
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
 
 from autotune.storage.rdb.connection import open_storage
+from autotune.study.state import attrs
 from tests.support.images import make_class_folders, make_split_folder
 from tests.support.inside import Ended, call, contents
 from tests.support.runs import SMALL, autotune
@@ -257,6 +260,7 @@ def test_a_trial_that_is_not_there(finished: Path) -> None:
     assert "--trial: the study 'tiny' has the trials 0 to 2, but got 7" in said
 
 
+@pytest.mark.slow
 def test_a_study_with_another_definition(finished: Path) -> None:
     other = (*SMALL, "training.epochs=4", "space.training.lr=0.01", "search.trials=3")
     said = refused("run", "digits", *other, "--name", "tiny", cwd=finished)
@@ -267,6 +271,17 @@ def test_a_study_with_another_definition(finished: Path) -> None:
         in (said)
     )
     assert "--name tiny-2" in said
+    # The command that it names works, and begins with the best plans of the first study.
+    command = shlex.split(said[said.index("autotune run ") :])
+    assert command[-2:] == ["--name", "tiny-2"] and "search.warm_start=[tiny]" in command
+    ended = call(*command[1:], "search.trials=1", cwd=finished)
+    assert (ended.code, ended.err) == (0, "")
+    study = optuna.load_study(
+        study_name="tiny-2", storage=f"sqlite:///{finished}/storage/autotune.db"
+    )
+    taken = study.user_attrs[attrs.WARM_START]["taken"]
+    assert taken and all(title.endswith("of study tiny") for title in taken)
+    assert call("rm", "tiny-2", "--yes", cwd=finished).code == 0  # others use the folder
 
 
 def test_a_port_in_use(finished: Path) -> None:

@@ -26,6 +26,9 @@ SURFACE = {
     "worker": {*WHICH, "--files", "--wait"},
     "status": {*WHICH, "--watch", "--every"},
     "stop": {*WHICH, "--wait"},
+    "enqueue": {
+        *("study", "values", "--trial", "--from", "--plan", "--set", "--name", "--storage"),
+    },
     "doctor": {*WHICH, "--files", "--fix"},
     "best": {*WHICH},
     "compare": {"study", "--storage", "--output", "-o", "--json"},

@@ -108,7 +108,7 @@ def test_the_frozen_part_stays_in_evaluation_mode(name: str) -> None:
         for key, module in net.backbone.named_modules():
             assert module.training == (0 < index.get(key, 10**6) <= depth or depth == deepest), key
         assert all(module.training for module in net.head.modules())
-        assert depth < deepest or all(one.requires_grad for one in net.parameters())
+        assert depth < deepest or all(parameter.requires_grad for parameter in net.parameters())
         assert not any(module.training for module in net.eval().modules())
 
 
@@ -172,8 +172,8 @@ def test_training_reshaped_layers_leaves_the_others_alone(name: str) -> None:
 @each_family
 def test_the_frozen_part_of_reshaped_networks_stays_in_evaluation_mode(name: str) -> None:
     changes = {
-        one.index: dict.fromkeys({"drop_path", "dropout"} & values(one).keys(), 0.5)
-        for one in capabilities(name)[:2]
+        capability.index: dict.fromkeys({"drop_path", "dropout"} & values(capability).keys(), 0.5)
+        for capability in capabilities(name)[:2]
     }
     net = built(change(name, changes, depth=2)).train()
     index = {key: layer.index for layer in net.layers for key in layer.modules}

@@ -41,7 +41,7 @@ FIELDS = {
 
 def growing(name: str) -> dict[int, dict[str, st.SearchStrategy[Any]]]:
     """Return by layer the fields that can grow while the number of features stays."""
-    fields = {one.index: growths(one) for one in capabilities(name)}
+    fields = {capability.index: growths(capability) for capability in capabilities(name)}
     if gives_features(capabilities(name)[0]):
         fields[1].pop("width", None)
     return fields
@@ -66,8 +66,8 @@ def test_growth_leaves_the_function_as_it_is(name: str, data: st.DataObject) -> 
     plan = change(name, changes, inherit=inherit)
     net = built(plan, seed=data.draw(st.integers(0, 9)))
     is_preserved = all(
-        one.is_function_preserving(layer, inherit)
-        for one, layer in zip(capabilities(name), plan.layers, strict=False)
+        capability.is_function_preserving(layer, inherit)
+        for capability, layer in zip(capabilities(name), plan.layers, strict=False)
     )
     assert not is_preserved or not net.stale_norms
     if is_preserved or is_exact(name, changes):
@@ -107,12 +107,12 @@ def test_more_features_are_the_old_ones_some_of_them_twice() -> None:
 
 
 def test_a_norm_over_the_channels_changes_with_them() -> None:
-    groups = [group for one in capabilities(INEXACT) for group in one.groups]
+    groups = [group for capability in capabilities(INEXACT) for group in capability.groups]
     assert groups and not any(group.exact for group in groups)
     plan = change(INEXACT, {index: {"width": 1.3} for index in (1, 2)})
     assert 0 < difference(built(plan), plan) < 0.5
     for name in ("test_resnet", "test_vit"):
-        assert all(group.exact for one in capabilities(name) for group in one.groups)
+        assert all(group.exact for capability in capabilities(name) for group in capability.groups)
 
 
 # Each of these errors is easily made; each must be noticed in every family that the contract
@@ -271,7 +271,7 @@ def _written(net: Network, group: ChannelGroup) -> Tensor:
     plain = (
         member
         for member in group.members
-        if member.side == "out" and [one[1:] for one in member.segments] == [(1, 1)]
+        if member.side == "out" and [segment[1:] for segment in member.segments] == [(1, 1)]
     )
     member = next(plain, None)
     name = (member or group.members[0]).name

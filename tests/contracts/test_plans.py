@@ -59,8 +59,8 @@ def test_every_plan_runs_and_survives_json(name: str, data: st.DataObject) -> No
     assert logits.shape == (2, 3) and bool(torch.isfinite(logits).all())
     first.train()
     first(pictures(name)).square().sum().backward()
-    gradients = [one.grad for one in first.parameters() if one.grad is not None]
-    assert all(bool(torch.isfinite(one).all()) for one in gradients)
+    gradients = [parameter.grad for parameter in first.parameters() if parameter.grad is not None]
+    assert all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
 
 
 def test_a_plan_with_every_field_set_survives_json() -> None:
@@ -99,7 +99,7 @@ def test_modules_stay_in_their_layers(name: str) -> None:
     before = list_layers(source(name).pretrained)
     for field in ("kernel", "width", "bridge", "activation", "drop_path"):
         net = built(_all(name, field))
-        assert [one.index for one in net.layers] == [one.index for one in before]
+        assert [layer.index for layer in net.layers] == [one.index for one in before]
         place = {key: layer.index for layer in net.layers for key in layer.modules}
         for layer in before:
             assert {place[key] for key in layer.modules} <= {layer.index}, field

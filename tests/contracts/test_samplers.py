@@ -354,7 +354,7 @@ def test_no_plan_is_trained_twice_and_the_last_one_ends_the_study(name: str) -> 
     for _ in range(10):
         assert sampler.exhausted_reason(study) == ""
         run(study, SMALL, 1)
-    drawn = {tuple(one.params.values()) for one in study.trials}
+    drawn = {tuple(trial.params.values()) for trial in study.trials}
     assert len(drawn) == 10  # the head alone, and two depths with two decays, times two poolings
     assert sampler.exhausted_reason(study) == "every plan of the space has been tried"
 
@@ -384,7 +384,7 @@ def test_a_plan_that_failed_is_learned_from(name: str) -> None:
             study.tell(trial, state=TrialState.FAIL)
         else:
             study.tell(trial, math.log10(rate))
-    late = [one.params["training.lr"] for one in study.trials[-20:]]
+    late = [trial.params["training.lr"] for trial in study.trials[-20:]]
     assert sum(one > 0.02 for one in late) < 5
 
 
@@ -405,7 +405,7 @@ def test_a_sampler_is_asked_again_before_another_plan_is_chosen() -> None:
     study = new_study(SMALL, sampler)
     params = run(study, SMALL, 3)
     assert asked == [1] * ATTEMPTS + [2] * ATTEMPTS
-    assert [one["depth"] for one in params] == [0, 2, 0]
+    assert [param["depth"] for param in params] == [0, 2, 0]
     assert params[2] != params[0]  # what is nearest to the proposal and new
 
 
@@ -425,7 +425,7 @@ def test_plans_that_do_not_fit_into_memory_are_kept_away_from(name: str, limited
             study.tell(trial, state=TrialState.PRUNED)
         else:
             study.tell(trial, math.log10(rate))
-    late = [one.params["training.lr"] for one in study.trials[-20:]]
+    late = [trial.params["training.lr"] for trial in study.trials[-20:]]
     assert sum(one > 0.02 for one in late) < 7
     assert max(one for one in late if one <= 0.01) > 0.005
 

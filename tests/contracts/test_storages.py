@@ -114,13 +114,13 @@ def run_together(code: str, count: int, *arguments: str) -> list[list[int]]:
     """Run processes that start their work at the same moment; return what they print."""
     processes = [spawn(code, *arguments) for _ in range(count)]
     try:
-        assert [line_of(one) for one in processes] == ["ready"] * count
+        assert [line_of(process) for process in processes] == ["ready"] * count
         for one in processes:
             assert one.stdin is not None
             one.stdin.write("go\n")
             one.stdin.flush()
-        answers = [json.loads(line_of(one) or "null") for one in processes]
-        assert [one.wait(60) for one in processes] == [0] * count
+        answers = [json.loads(line_of(process) or "null") for process in processes]
+        assert [process.wait(60) for process in processes] == [0] * count
         return answers
     finally:
         for one in processes:

@@ -24,7 +24,7 @@ def rows(title: str) -> list[list[str]]:
 
 def test_every_code_that_the_command_ends_with_is_in_the_table() -> None:
     told = {int(code) for code, _ in rows("code")}
-    classes = [one for one in vars(errors).values() if isinstance(one, type)]
+    classes = [member for member in vars(errors).values() if isinstance(member, type)]
     used = {one.exit_code for one in classes if issubclass(one, errors.AutotuneError)}
     for path in sorted((PACKAGE / "cli").rglob("*.py")):
         used |= {int(one) for one in re.findall(r"(?:Exit|exit)\((\d+)\)", path.read_text())}

@@ -53,14 +53,14 @@ def test_a_key_without_a_description_is_named() -> None:
 
 
 def test_every_rule_says_what_it_takes() -> None:
-    found = [one for model in _models(StudyConfig) for one in _rules(model)]
+    found = [rule for model in _models(StudyConfig) for rule in _rules(model)]
     assert len(found) > 60
     assert all(rule.takes for rule in found)
 
 
 def _models(model: type[BaseModel]) -> list[type[BaseModel]]:
     parts = [field.annotation for field in model.model_fields.values()]
-    inner = [one for one in parts if isinstance(one, type) and issubclass(one, BaseModel)]
+    inner = [part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)]
     return [model, *(deeper for one in inner for deeper in _models(one))]
 
 

@@ -135,7 +135,7 @@ def test_an_impossible_size(name: str, size: int, device: str) -> None:
 def test_trying_a_size_leaves_nothing_behind() -> None:
     """Attention biases are kept in evaluation mode; those of the random weights must not be."""
     model = build_backbone("levit_128s", 224, device="meta")
-    caches = [getattr(one, "attention_bias_cache", None) for one in model.modules()]
+    caches = [getattr(module, "attention_bias_cache", None) for module in model.modules()]
     assert {} in caches and not any(caches)
 
 

@@ -33,12 +33,12 @@ def layer(name: str, index: int) -> InspectedLayer:
 
 
 def check_whole(found: Inspection) -> None:
-    assert sum(one.macs for one in found.layers) + found.remainder == found.macs
-    assert sum(one.share for one in found.layers) == pytest.approx(
+    assert sum(layer.macs for layer in found.layers) + found.remainder == found.macs
+    assert sum(layer.share for layer in found.layers) == pytest.approx(
         1 - found.remainder / found.macs
     )
-    assert all(one.shape and one.kind for one in found.layers)
-    assert [one.layer.index for one in found.layers] == list(range(1, len(found.layers) + 1))
+    assert all(layer.shape and layer.kind for layer in found.layers)
+    assert [layer.layer.index for layer in found.layers] == list(range(1, len(found.layers) + 1))
     for one in found.layers:
         for field in FIELDS:
             assert (field in one.capabilities.reasons) != bool(one.present[field])
@@ -53,7 +53,7 @@ def test_what_is_known_of_resnet50() -> None:
     assert (found.remainder, found.head.features) == (0, 2048)
     assert found.head.pools == ("keep", "avg", "max", "avgmax")
     check_whole(found)
-    stages = [(one.kind, one.shape) for one in found.layers]
+    stages = [(layer.kind, layer.shape) for layer in found.layers]
     assert stages == [
         *[("Bottleneck", (2048, 7, 7))] * 3,
         *[("Bottleneck", (1024, 14, 14))] * 6,
@@ -121,7 +121,7 @@ def test_attention_counts_where_it_runs() -> None:
 
 @pytest.mark.slow
 def test_a_layer_of_several_blocks_counts_them() -> None:
-    kinds = [one.kind for one in inspected("mobilenetv3_small_050").layers]
+    kinds = [layer.kind for layer in inspected("mobilenetv3_small_050").layers]
     assert kinds[1:3] == ["ConvBnAct", "InvertedResidual"]
     assert kinds[-1] == "stem"
 

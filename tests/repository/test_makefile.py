@@ -65,6 +65,10 @@ def make(*arguments: str) -> str:
         (["status"], "status 'digits'"),
         (["status", "ARGS=--watch"], "status 'digits' --watch"),
         (["stop", "DATASET=photos"], "stop 'folder' 'dataset=photos'"),
+        (
+            ["enqueue", "DATASET=photos", "ARGS=layers=2"],
+            "enqueue 'folder' --set 'dataset=photos' layers=2",
+        ),
         (["ls", "ARGS=--json"], "ls --json"),
         (["du"], "du"),
         (["compare", "STUDIES=a b", "ARGS=--json"], "compare a b --json"),

@@ -109,11 +109,11 @@ def test_a_parameter_is_active_where_its_value_changes_the_plan(
     for trial in results.trials:
         if trial.state != TrialState.COMPLETE or not trial.params:
             continue
-        for name, found in space.distributions.items():
+        for name, distribution in space.distributions.items():
             values: list[object] = (
-                list(found.choices)
-                if isinstance(found, CategoricalDistribution)
-                else [found.low, found.high]  # type: ignore[attr-defined]
+                list(distribution.choices)
+                if isinstance(distribution, CategoricalDistribution)
+                else [distribution.low, distribution.high]  # type: ignore[attr-defined]
             )
             forms = [space.canonical({**trial.params, name: value}) for value in values]
             expected = any(form != forms[0] for form in forms)

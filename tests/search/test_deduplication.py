@@ -86,7 +86,7 @@ def test_only_what_is_free_varies() -> None:
         plans.append(params)
     # keep, keep; kernel alone with weights, none; width (and both) with weights, data, none.
     assert len(plans) == 1 + 2 + 3 + 3
-    assert {(one["depth"], one["training.optimizer"]) for one in plans} == {(1, "adamw")}
+    assert {(plan["depth"], plan["training.optimizer"]) for plan in plans} == {(1, "adamw")}
 
 
 def test_a_continuous_space_has_no_end() -> None:

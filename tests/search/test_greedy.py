@@ -47,7 +47,7 @@ def add(
     study: Study, space: Space, value: float | None, stage: str | None = None, **params: Any
 ) -> None:
     """Add a trial with a value, or without one: it runs."""
-    dotted = {key.replace("__", "."): one for key, one in params.items()}
+    dotted = {key.replace("__", "."): param for key, param in params.items()}
     values = space.canonical({**start_of(space), **dotted})
     study.add_trial(
         optuna.trial.create_trial(
@@ -75,7 +75,7 @@ def search(
 
 def test_the_stages_go_from_the_last_layer_to_the_first_then_head_and_training() -> None:
     stages = list_stages(FULL)
-    assert [(one.name, one.depth) for one in stages] == [
+    assert [(stage.name, stage.depth) for stage in stages] == [
         ("layer 1", 1),
         ("layer 2", 2),
         ("layer 3", 3),
@@ -131,7 +131,7 @@ def test_every_stage_varies_its_own_part_and_the_rest_is_the_incumbent() -> None
     end = where(study, FULL, trials_per_stage=6)
     assert end.current is None
     assert end.incumbent == incumbent
-    assert [one.accepted for one in end.results] == [True, True, True, False, False]
+    assert [result.accepted for result in end.results] == [True, True, True, False, False]
 
 
 @pytest.mark.parametrize("stop", ["no_gain", "never"])
@@ -140,18 +140,18 @@ def test_the_layers_end_with_the_first_that_does_not_help(stop: str) -> None:
     add(study, FULL, 0.5)
     sampler = greedy_sampler(FULL, trials_per_stage=2, stop=stop)
     search(study, FULL, sampler, lambda params: 0.6 if params["depth"] == 1 else 0.4, 100)
-    stages = [one.user_attrs[STAGE] for one in study.trials[1:]]
+    stages = [trial.user_attrs[STAGE] for trial in study.trials[1:]]
     layers = ["layer 1", "layer 2"] + ["layer 3"] * (stop == "never")
     assert stages == [one for one in (*layers, "head", "training") for _ in range(2)]
     found = where(study, FULL, trials_per_stage=2, stop=stop)
-    assert [one.skipped for one in found.results] == [
+    assert [result.skipped for result in found.results] == [
         False,
         False,
         stop == "no_gain",
         False,
         False,
     ]
-    assert [one.accepted for one in found.results] == [True, False, False, False, False]
+    assert [result.accepted for result in found.results] == [True, False, False, False, False]
     assert found.incumbent["depth"] == 1
     if stop == "never":  # what did not help is left as it was when the next layer is trainable
         third = study.trials[5].params
@@ -169,7 +169,7 @@ def test_a_gain_must_be_larger_than_the_margin(
     add(study, FULL, 0.5 + sign * 0.1, "layer 1", depth=1)
     add(study, FULL, 0.5 - sign * 0.1, "layer 1", depth=1, layer__1__kernel=5)
     found = where(study, FULL, trials_per_stage=2, margin=margin)
-    assert [one.accepted for one in found.results[:1]] == [accepted]
+    assert [result.accepted for result in found.results[:1]] == [accepted]
     assert found.incumbent["depth"] == int(accepted)
     assert found.current is not None
     assert found.current.name == ("layer 2" if accepted else "head")
@@ -182,7 +182,7 @@ def test_what_is_left_of_the_budget_is_shared_among_the_stages_left() -> None:
     for i, kernel in enumerate((1, 5, "keep", 1)):
         add(study, FULL, 0.1 * i, "layer 1", depth=1, layer__1__kernel=kernel)
     early = where(study, FULL, budget=6)  # 1 each, and 4 of them are in the first stage
-    assert [one.quota for one in early.results][:1] == [1]
+    assert [result.quota for result in early.results][:1] == [1]
     assert early.current is not None
     assert early.current.name == "head"  # layer 1 gained nothing
     assert early.results[-1].quota == 1
@@ -264,14 +264,14 @@ def test_the_course_is_the_same_for_every_worker_and_after_every_crash(seed: int
         elif not sampler.exhausted_reason(study):
             study.sampler = sampler
             trial = study.ask()
-            for name, one in FULL.distributions.items():
-                suggest(trial, name, one)
+            for name, distribution in FULL.distributions.items():
+                suggest(trial, name, distribution)
             running.append(trial)
         elif not running:
             break
     found = where(study, FULL, trials_per_stage=4)
     assert found.current is None
     assert not running
-    assert all(one.finished <= 4 + 3 for one in found.results)  # others were under way
-    params = [tuple(one.params.values()) for one in study.trials]
+    assert all(result.finished <= 4 + 3 for result in found.results)  # others were under way
+    params = [tuple(trial.params.values()) for trial in study.trials]
     assert len(set(params)) == len(params)

@@ -40,14 +40,14 @@ def draw(space: Space, seed: int) -> TrialPlan:
     """Draw a plan of a space at random, as deep as it can be."""
     generator = random.Random(seed)
     params: dict[str, Any] = {}
-    for name, found in space.distributions.items():
-        if isinstance(found, CategoricalDistribution):
-            params[name] = generator.choice(found.choices)
-        elif isinstance(found, IntDistribution):
-            params[name] = generator.randint(found.low, found.high)
+    for name, distribution in space.distributions.items():
+        if isinstance(distribution, CategoricalDistribution):
+            params[name] = generator.choice(distribution.choices)
+        elif isinstance(distribution, IntDistribution):
+            params[name] = generator.randint(distribution.low, distribution.high)
         else:
-            assert isinstance(found, FloatDistribution)
-            params[name] = found.low
+            assert isinstance(distribution, FloatDistribution)
+            params[name] = distribution.low
     return space.plan(params | {"depth": 6})
 
 
@@ -78,7 +78,7 @@ def test_the_operators_are_those_of_the_paper(name: str) -> None:
 def test_the_order_is_that_of_the_paper(name: str) -> None:
     _, _, space = parts(name)
     stages = list_stages(space)
-    assert [one.name for one in stages] == [*(f"layer {i}" for i in range(1, 7)), "head"]
+    assert [stage.name for stage in stages] == [*(f"layer {i}" for i in range(1, 7)), "head"]
     assert load_study_file(name, ["weights=none"]).search.trials == 1 + 25 * len(stages)
 
 

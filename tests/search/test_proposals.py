@@ -68,7 +68,7 @@ def test_one_worker_draws_ahead_what_it_would_draw_under_the_lock(name: str) -> 
             else:
                 found = sampler.draw(study, upcoming(trials), trials)
             add(study, space, found)
-        drawn.append([one.params for one in study.trials])
+        drawn.append([trial.params for trial in study.trials])
     assert drawn[0] == drawn[1]
 
 

@@ -171,13 +171,13 @@ def test_none_prunes_nothing() -> None:
 def test_the_bar_does_not_rise_with_the_survivors_and_the_study_stays_as_it_is() -> None:
     """Half were pruned at 0.4; who is better than they were is in the better half."""
     study = study_with(None, [[0.8] * EPOCHS] * 5, [[0.4] * 2] * 5)
-    before = [(one.state, one.intermediate_values) for one in study.trials]
+    before = [(trial.state, trial.intermediate_values) for trial in study.trials]
     plain = MedianPruner(n_startup_trials=5, n_warmup_steps=2)
     ours = AllTrialsPruner(plain, EPOCHS)
     assert is_pruned(study, plain, 0.7, 0.7)
     assert not is_pruned(study, ours, 0.7, 0.7)
     assert is_pruned(study, ours, 0.3, 0.3)
-    assert [(one.state, one.intermediate_values) for one in study.trials[:10]] == before
+    assert [(trial.state, trial.intermediate_values) for trial in study.trials[:10]] == before
 
 
 def test_a_pruned_trial_stays_where_it_was() -> None:

@@ -30,7 +30,7 @@ def study_of(*trials: Mapping[str, Any], direction: str = "maximize") -> Study:
 
 def shown(study: Study, impute: bool = True, names: Any = ("x",), **matches: Any) -> list[Any]:
     view = StudyView(study, names, impute, **matches)
-    return [(one.number, one.state.name, one.value) for one in view._get_trials()]
+    return [(trial.number, trial.state.name, trial.value) for trial in view._get_trials()]
 
 
 def complete(curve: Mapping[int, float], **values: Any) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def test_pruned_trials_are_shown_with_what_they_promise(direction: str, sign: fl
         (2, "COMPLETE", middle),  # never trained: beyond a constraint
     ]
     assert [one[1] for one in shown(study, impute=False)] == ["COMPLETE", "PRUNED", "PRUNED"]
-    assert [one.state.name for one in study.trials] == ["COMPLETE", "PRUNED", "PRUNED"]
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "PRUNED", "PRUNED"]
 
 
 def test_constraints_stay_with_a_plan_that_was_not_trained() -> None:
@@ -121,12 +121,12 @@ def test_two_objectives_are_shown_as_they_are() -> None:
         study.add_trial(create_trial(values=values, params={"x": 0.1}, distributions=X))
     study.add_trial(create_trial(state=TrialState.FAIL, params={"x": 0.1}, distributions=X))
     view = StudyView(study, ["x"], True)
-    assert [one.values for one in view._get_trials()] == [[0.5, 3.0], [0.6, 4.0]]
+    assert [trial.values for trial in view._get_trials()] == [[0.5, 3.0], [0.6, 4.0]]
 
 
 def constraints(study: Study, impute: bool = True) -> list[dict[str, float]]:
     view = StudyView(study, ["x"], impute)
-    return [one.constraints for one in view._get_trials()]
+    return [trial.constraints for trial in view._get_trials()]
 
 
 @pytest.mark.parametrize("impute", [True, False])
@@ -141,7 +141,7 @@ def test_from_the_first_plan_that_did_not_fit_all_trials_tell_of_memory(impute: 
         {"state": TrialState.RUNNING},
     ]
     study = study_of(*trials)
-    assert constraints(study, impute) == [one.get("constraints", {}) for one in trials]
+    assert constraints(study, impute) == [trial.get("constraints", {}) for trial in trials]
     # It did not fit before its latency was measured.
     study.add_trial(
         create_trial(

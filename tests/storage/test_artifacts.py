@@ -76,5 +76,5 @@ def test_an_artifact_is_whole_before_anything_refers_to_it(url: str, tmp_path: P
             add_artifact(trial, source, folder)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert [one.name for one in folder.iterdir()] == [meta.artifact_id]
+    assert [path.name for path in folder.iterdir()] == [meta.artifact_id]
     assert get_all_artifact_meta(trial, storage=storage) == [meta]

@@ -96,14 +96,14 @@ class _Handler(BaseHTTPRequestHandler):
         owner, name, *rest = path.split("/")
         repository = f"{owner}/{name}"
         names = [
-            one.removeprefix(f"{repository}/")
-            for one in hub.files
-            if one.startswith(f"{repository}/")
+            file.removeprefix(f"{repository}/")
+            for file in hub.files
+            if file.startswith(f"{repository}/")
         ]
         if not names:
             self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
         elif not rest or rest[0] == "revision":
-            siblings = [{"rfilename": one} for one in names]
+            siblings = [{"rfilename": name} for name in names]
             known = {"id": repository, "sha": hub.revision, "siblings": siblings, "tags": []}
             self._send_json({**known, "private": False, "downloads": 0, "likes": 0})
         elif rest[0] == "tree":
@@ -112,14 +112,14 @@ class _Handler(BaseHTTPRequestHandler):
             folders = [one for one in _folders(names) if recursive and one.startswith(under)]
             folders = folders or [under]
             self._send_json(
-                [one for two in folders for one in self._entries(hub, repository, names, two)]
+                [entry for two in folders for entry in self._entries(hub, repository, names, two)]
             )
         elif rest[0] == "paths-info":
             asked = parse_qs(body).get("paths") or json.loads(body)["paths"]
             everything = [
-                one
+                entry
                 for under in {""} | {str(Path(n).parent) for n in names if "/" in n}
-                for one in self._entries(hub, repository, names, under)
+                for entry in self._entries(hub, repository, names, under)
             ]
             self._send_json([one for one in everything if one["path"] in asked])
         else:
@@ -147,7 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
         content = hub.files.get(f"{repository}/{file}")
         headers = {"X-Repo-Commit": hub.revision}
         if content is None:
-            known = any(one.startswith(f"{repository}/") for one in hub.files)
+            known = any(file.startswith(f"{repository}/") for file in hub.files)
             code = "EntryNotFound" if known else "RepoNotFound"
             self._send(404, b"", {**headers, "X-Error-Code": code})
         else:

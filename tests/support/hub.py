@@ -79,7 +79,7 @@ class _Handler(BaseHTTPRequestHandler):
         content = content if status == 200 and content is not None else b""
         self.send_response(status)
         if status == 404:
-            known = any(one.startswith(f"{repository}/") for one in hub.files)
+            known = any(file.startswith(f"{repository}/") for file in hub.files)
             self.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
         if content:
             self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')

@@ -24,7 +24,8 @@ from autotune.models.surgery.channel_groups import ChannelGroup, Member
 from autotune.models.surgery.components import ACTIVATIONS
 from autotune.models.surgery.probing import cached_capabilities
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrialPlan
-from autotune.results.model.model import ModelSpec, save_model
+from autotune.results.model.model import ModelSpec
+from autotune.results.model.model_folder import save_model
 
 
 @dataclass(frozen=True)

@@ -261,7 +261,7 @@ def test_epochs_that_are_kept_in_memory_stay_there(
     monkeypatch.setattr(FeatureCache, "open", count)
     assert course(run) == everything
     # The first of three sets of views stays; the two others are read from disk every time.
-    assert [opened.count(one) for one in dict.fromkeys(opened)] == [1, 2, 2]
+    assert [opened.count(key) for key in dict.fromkeys(opened)] == [1, 2, 2]
 
 
 def test_features_of_some_images_are_not_kept_in_memory(tmp_path: Path) -> None:

@@ -39,16 +39,16 @@ def gc(
     stdout = console.stdout()
     if garbage:
         table = Table("files", "size", "where", "", box=None)
-        for found in sorted(garbage, key=lambda found: bool(found.why_kept)):
-            outcome = f"stays: {found.why_kept}" if found.why_kept else "goes"
-            where = console.relative_path(found.folder)
-            table.add_row(found.kind, format_bytes(found.size_bytes), Text(where), Text(outcome))
+        for entry in sorted(garbage, key=lambda entry: bool(entry.why_kept)):
+            outcome = f"stays: {entry.why_kept}" if entry.why_kept else "goes"
+            where = console.relative_path(entry.folder)
+            table.add_row(entry.kind, format_bytes(entry.size_bytes), Text(where), Text(outcome))
         stdout.print(table)
-    goes = [found for found in garbage if not found.why_kept]
+    goes = [entry for entry in garbage if not entry.why_kept]
     if not goes:
         stdout.print("there is nothing to remove")
         return
-    size = format_bytes(sum(found.size_bytes for found in goes))
+    size = format_bytes(sum(entry.size_bytes for entry in goes))
     console.ask(f"remove {size}?", yes)
     for problem in remove_garbage(goes):
         stdout.print(problem)

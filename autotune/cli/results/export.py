@@ -42,7 +42,7 @@ def export(
     with console.stderr().status("loading the model") as status:
         from autotune.results.model.export import FORMATS, check_packages, random_images
         from autotune.results.model.export import export as write
-        from autotune.results.model.model import load_model
+        from autotune.results.model.model_folder import load_model
         from autotune.results.model.prediction import sample_images
 
         check_packages(FORMATS[format])

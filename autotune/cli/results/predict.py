@@ -42,7 +42,7 @@ def predict(
     with progress.status("loading the model") as status:
         from autotune.data.image_formats import PassedOver, describe_passed_over
         from autotune.data.sources.names import printable
-        from autotune.results.model.model import load_model
+        from autotune.results.model.model_folder import load_model
         from autotune.results.model.prediction import (
             csv_columns,
             csv_row,

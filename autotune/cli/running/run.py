@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,7 +12,7 @@ from rich.console import Console
 
 from autotune.config.schema import StudyConfig
 from autotune.display import console
-from autotune.errors import UserError
+from autotune.errors import ChangedStudyError, StudyError, UserError, hide_passwords
 
 if TYPE_CHECKING:
     from autotune.study.engine.launcher import RunResult
@@ -91,7 +92,12 @@ def _run(
         # Within the view, because this imports torch, which takes seconds.
         from autotune.study.engine.launcher import run_study
 
-        result = run_study(config, on_event=view, **options)
+        try:
+            result = run_study(config, on_event=view, **options)
+        except ChangedStudyError as error:
+            if "--seeds" in sys.argv:  # another name of one of the studies is no way on
+                raise
+            raise StudyError(f"{error}\n  {_changed_command(error.changes)}") from None
     from autotune.results.report.formats import write_report
 
     try:
@@ -128,3 +134,17 @@ def _run_seeds(
         raise typer.Exit(130)
     if any(each.no_result is not None for each in results):
         raise typer.Exit(1)
+
+
+def _changed_command(changes: Mapping[str, str]) -> str:
+    """Return the command that was called, with other overrides and another name."""
+    from autotune.storage.commands import program
+    from autotune.text import shell_quote
+
+    arguments = sys.argv[1:]
+    if "--name" in arguments:
+        del arguments[(at := arguments.index("--name")) : at + 2]
+    kept = [word for word in arguments if word.partition("=")[0] not in changes]
+    overrides = [f"{key}={value}" for key, value in changes.items() if key != "--name"]
+    words = [*kept, *overrides, "--name", changes["--name"]]
+    return " ".join([program(), *(shell_quote(hide_passwords(word)) for word in words)])

@@ -23,11 +23,13 @@ def validate(
     config = console.load_checked(study, overrides, name, storage)
     stdout = console.stdout()
     console.print_plugins(stdout, config)
+    from autotune.loggers.opening import open_loggers
     from autotune.search.dimensions import describe
     from autotune.study.setup.definition import define
 
     with console.stderr().status("checking the images and the backbone") as status:
         definition = define(config, progress=status.on_progress)
+    open_loggers(config.loggers)  # they may be missing here
     samples, classes = definition.dataset.source.samples, definition.dataset.source.classes
     backbones = ", ".join(
         f"{backbone.name} with {plural(len(backbone.layers), 'layer')}"

@@ -31,8 +31,10 @@ def worker(
     located = console.locate(study, overrides, name, storage)
     set_gpu_defaults(os.environ)  # torch may read them when it is imported
     from autotune.data.sources.registry import fetch_source
+    from autotune.loggers.opening import open_usable
     from autotune.results.study_results import StudyResults
     from autotune.study.engine.job import Job, worker_name
+    from autotune.study.engine.study_log import StudyLog, how_ended
     from autotune.study.engine.worker import run_worker
     from autotune.study.setup.opening import wait_for_existing
 
@@ -54,9 +56,14 @@ def worker(
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     finished = 0
 
+    def warn(text: str) -> None:
+        stdout.print(f"warning: {text}", markup=False, highlight=False)
+
     def on_event(event: dict[str, Any]) -> None:
         nonlocal finished
         match event["event"]:
+            case "warning":
+                warn(event["text"])
             case "ready":
                 device = ", ".join(event[key] for key in ("device", "gpu") if event[key])
                 stdout.print(f"ready on {device}")
@@ -81,7 +88,10 @@ def worker(
         threads=0,
         log="(this terminal)",
     )
-    ended = run_worker(job, stop, on_event)
+    log = StudyLog(opened, open_usable(opened.config().loggers, warn), on_event)
+    with log.run() as tell_end:
+        ended = run_worker(job, stop, log)
+        tell_end(*how_ended(ended, stop.is_set()))
     count = plural(finished, "trial")
     if stop.is_set():
         stdout.print(f"Stopped after {count}.")

@@ -134,11 +134,11 @@ def _passed_over(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _unreadable_test(values: Mapping[str, Any]) -> Iterator[str]:
-    if found := values.get("unreadable_test"):
-        some = join_some([f"{key} ({reason})" for key, reason in found["examples"]], 3, "; ")
-        count = plural(found["count"], "image", "images")
+    if unreadable := values.get("unreadable_test"):
+        some = join_some([f"{key} ({reason})" for key, reason in unreadable["examples"]], 3, "; ")
+        count = plural(unreadable["count"], "image", "images")
         yield (
-            f"{count} of {found['images']:,} in the test split cannot be read, and the final "
+            f"{count} of {unreadable['images']:,} in the test split cannot be read, and the final "
             f"measurement will go without: {some}."
         )
 

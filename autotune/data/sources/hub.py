@@ -262,23 +262,23 @@ def _used_parts(name: str, parts: Sequence[str], splits: SplitNames) -> dict[str
         names = [member for members in splits.values() for member in members]
         if len(parts) == 1 and not any(matches(parts[0], member) for member in names):
             return dict.fromkeys(parts)  # a column has these names
-        known = given(name, parts, splits)
+        split_of = given(name, parts, splits)
     elif len(parts) == 1:
         return dict.fromkeys(parts)
     else:
-        known = recognized(parts)
-        if TRAIN not in known.values() or len(set(known.values())) < len(known):
+        split_of = recognized(parts)
+        if TRAIN not in split_of.values() or len(set(split_of.values())) < len(split_of):
             raise DatasetError(
                 f"{name}: the splits of a data set are train, validation and test, each once, "
                 f"train at least, but it has {', '.join(parts)}; choose a configuration that has "
-                f"them, or name those to use with {splits_key(known or {parts[0]: TRAIN})}"
+                f"them, or name those to use with {splits_key(split_of or {parts[0]: TRAIN})}"
             )
     is_given = isinstance(splits, Mapping)
     why = "is not in data.splits" if is_given else "has another name than those of splits"
     for part in parts:
-        if part not in known:
+        if part not in split_of:
             warn_once(f"{name}: the split {part} {why} and is skipped")
-    return dict(known)
+    return dict(split_of)
 
 
 def _rows(

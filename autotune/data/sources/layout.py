@@ -61,10 +61,10 @@ def find_layout(
             return [SplitFolder(None, root)]
         if isinstance(splits, Mapping):
             return _labeled(root, _given(root, splits, passed_over), passed_over)
-        if found := _named(root, passed_over):
-            return _labeled(root, found, passed_over)
-        if found := _inside_classes(root, passed_over):
-            return found
+        if folders := _named(root, passed_over):
+            return _labeled(root, folders, passed_over)
+        if split_folders := _inside_classes(root, passed_over):
+            return split_folders
         inner = wrapped_folder(root)
         layout = find_layout(inner, AUTO, passed_over) if inner else []
         if inner is None or layout[0].split is None:

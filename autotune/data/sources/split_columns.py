@@ -94,13 +94,13 @@ def splits_of_rows(
     if split is not None:
         if others:
             warn_once(f"{where}: {_are(others)} passed over; the splits are those of {split!r}")
-        known = recognized(_values(columns[split]))
-        return [None if cell is None else known.get(cell, cell) for cell in columns[split]]
+        split_of = recognized(_values(columns[split]))
+        return [None if cell is None else split_of.get(cell, cell) for cell in columns[split]]
     for column in others:
-        known = recognized(_values(columns[column]))
+        split_of = recognized(_values(columns[column]))
         if has_only_splits(_values(columns[column])):
             return _used(
-                where, [column], others, [known.get(cell or "") for cell in columns[column]]
+                where, [column], others, [split_of.get(cell or "") for cell in columns[column]]
             )
     flags = {column: _flags(columns[column]) for column in others if _flag(column)}
     used = {column: rows for column, rows in flags.items() if rows is not None and any(rows)}
@@ -155,13 +155,13 @@ def _given(
         if any(
             matches(value, name) for names in splits.values() for name in names for value in values
         ):
-            known = given(f"the column {column!r} of {where}", values, splits)
+            split_of = given(f"the column {column!r} of {where}", values, splits)
             for cell in cells:
-                if cell not in known:
+                if cell not in split_of:
                     passed_over[
                         f"rows of {printable(cell or 'no split')}, not in data.splits", ""
                     ] += 1
-            return [known.get(cell or "", LEFT_OUT) for cell in cells]
+            return [split_of.get(cell or "", LEFT_OUT) for cell in cells]
     named = [name for names in splits.values() for name in names]
     raise DatasetError(
         f"data.splits names {quoted(named)}, but {where} has no column of splits with one of them "

@@ -145,8 +145,8 @@ def splits_key(splits: Mapping[str, str]) -> str:
         by_split.setdefault(split, []).append(_in_yaml(name))
     texts = []
     for split, names in by_split.items():
-        shown = [*names[:_MAX_SHOWN], *["..."] * (len(names) > _MAX_SHOWN)]
-        texts.append(f"{split}: {shown[0] if len(shown) == 1 else '[' + ', '.join(shown) + ']'}")
+        some = [*names[:_MAX_SHOWN], *["..."] * (len(names) > _MAX_SHOWN)]
+        texts.append(f"{split}: {some[0] if len(some) == 1 else '[' + ', '.join(some) + ']'}")
     return "data.splits='{" + ", ".join(texts) + "}'"
 
 

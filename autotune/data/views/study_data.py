@@ -202,22 +202,22 @@ def check_test_images(
     Raises:
         DatasetError: When too many of them, or all of a class, are unreadable.
     """
-    found: dict[str, str] = {}
+    unreadable: dict[str, str] = {}
     indices = np.array(dataset.split.test, dtype=np.int64)
     for spec in specs:
         images = LazyImages(dataset.source, indices, spec, data.decode == "fast")
-        found |= find_unreadable(images, partial(on_progress, CHECKING))
+        unreadable |= find_unreadable(images, partial(on_progress, CHECKING))
     keys = [dataset.source.samples[index].key for index in indices]
-    decoded = [index for index, key in zip(indices, keys, strict=True) if key not in found]
+    decoded = [index for index, key in zip(indices, keys, strict=True) if key not in unreadable]
     check_skipped(
         images,
         decoded,
-        list(found.items()),
+        list(unreadable.items()),
         limit=data.max_unreadable_share,
         what="test images",
         is_new=True,
     )
-    return found
+    return unreadable
 
 
 def open_test_views(

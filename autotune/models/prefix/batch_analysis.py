@@ -235,7 +235,7 @@ class _Analyzer:
 
     def _renew(self, node: Node, copied: Node, written: set[int]) -> None:
         """Make what is read after a write depend on it."""
-        self.rewritten |= {one for one, places in self.memory.items() if places & written}
+        self.rewritten |= {tensor for tensor, places in self.memory.items() if places & written}
         for earlier, value in self.runs[0].items():
             if earlier is not node and _addresses(value) & written:
                 renewed = self.graph.call_function(after, (self.copies[earlier], copied))

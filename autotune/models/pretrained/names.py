@@ -81,7 +81,7 @@ def check_name(name: str) -> None:
                 _address_hint(name) or _nearest_backbones(architecture, tag, names),
             )
         )
-    tags = [known.partition(".")[2] for known in names if known.startswith(f"{architecture}.")]
+    tags = [name.partition(".")[2] for name in names if name.startswith(f"{architecture}.")]
     if dot and tag not in tags:
         raise BackboneError(
             join_sentences(

@@ -150,8 +150,8 @@ def is_pool(module: nn.Module) -> bool:
     Only torch's and timm's max and average poolings over windows, by class; no global, adaptive
     or blur pooling, and none that returns indices.
     """
-    known = (nn.MaxPool2d, nn.AvgPool2d, MaxPool2dSame, AvgPool2dSame, GridAlignedPool2d)
-    if type(module) not in known:
+    kinds = (nn.MaxPool2d, nn.AvgPool2d, MaxPool2dSame, AvgPool2dSame, GridAlignedPool2d)
+    if type(module) not in kinds:
         return False
     # timm's MaxPool2dSame has its ceil mode under that name, and returns no indices.
     if type(module) is nn.MaxPool2d and module.return_indices:

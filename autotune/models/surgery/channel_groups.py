@@ -129,9 +129,9 @@ def find_channel_groups(model: nn.Module, layers: Sequence[Layer], image: Tensor
         else:
             candidates[place[name]].append(outcome)
     groups, writers = {}, {}
-    for index, found in candidates.items():
-        inner = [group for group in found if group.inner]
-        groups[index] = tuple(inner or found)
+    for index, candidate in candidates.items():
+        inner = [group for group in candidate if group.inner]
+        groups[index] = tuple(inner or candidate)
         readers = {name for group in inner for name in group.readers}
         producers = {name for group in inner for name in group.producers}
         writers[index] = tuple(

@@ -154,8 +154,8 @@ class _ChannelTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def ids(self, tensor: Tensor) -> Tensor | None:
         """Return the numbers of a tensor, compressed; ``None`` where no channel is traced."""
-        known = self._known.get(id(tensor))
-        return None if known is None else known[1]
+        entry = self._known.get(id(tensor))
+        return None if entry is None else entry[1]
 
     def mark(self, tensor: Tensor, ids: Tensor | None, origin: str = "") -> None:
         """Give a tensor its numbers."""
@@ -438,6 +438,6 @@ def trace_channels(model: nn.Module, image: Tensor, wanted: Iterable[str]) -> Ch
             fixed.setdefault(number, reason)
     inexact = classes_in(unions.inexact)
     output = classes_in(
-        found for output_tensor in outputs if (found := tracer.ids(output_tensor)) is not None
+        numbers for tensor in outputs if (numbers := tracer.ids(tensor)) is not None
     )
     return ChannelTrace(tracer.layers, tracer.tensors, classes, fixed, inexact, output)

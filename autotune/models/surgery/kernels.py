@@ -33,9 +33,9 @@ def is_spatial(conv: nn.Conv2d) -> bool:
 
 def kernel_problem(conv: nn.Conv2d) -> str:
     """Return why the kernel of a convolution cannot be changed, "" if it can."""
-    known = (nn.Conv2d, GridAlignedConv2d, Conv2dSame, *_STANDARDIZED)
+    kinds = (nn.Conv2d, GridAlignedConv2d, Conv2dSame, *_STANDARDIZED)
     computed = (type(conv).forward, type(conv)._conv_forward)
-    if computed not in [(kind.forward, kind._conv_forward) for kind in known]:
+    if computed not in [(kind.forward, kind._conv_forward) for kind in kinds]:
         return (
             "a kernel can be changed in torch's and timm's own convolutions, but "
             f"{type(conv).__name__!r} computes in a special way; its kernel must be kept"

@@ -134,13 +134,13 @@ def cached_capabilities(
     backbone: Backbone, layers: Sequence[Layer], last: int
 ) -> tuple[LayerCapabilities, ...]:
     """Return what the last ``last`` layers or more can become, probed once for each backbone."""
-    known = _cache.get(backbone.pretrained, ())
-    if len(known) < last:
+    capabilities = _cache.get(backbone.pretrained, ())
+    if len(capabilities) < last:
         model = without_weights(backbone.pretrained)
         chosen = layers[: max(last, _MIN_LAYERS)]
-        known = probe_layers(model, chosen, backbone.data_config["input_size"])
-        _cache[backbone.pretrained] = known
-    return known
+        capabilities = probe_layers(model, chosen, backbone.data_config["input_size"])
+        _cache[backbone.pretrained] = capabilities
+    return capabilities
 
 
 def without_weights(model: nn.Module) -> nn.Module:

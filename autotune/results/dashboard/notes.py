@@ -33,13 +33,13 @@ def study_note(results: StudyResults, storage_url: str) -> str:
     progress = results.describe_progress()
     if reason := results.stop_reason:
         progress += f". The study {'is' if reason.is_request else 'has ended:'} {reason.text}"
-    found = find_answer(results)
-    texts = (found.plain, f"trials: {progress}.")
+    answer = find_answer(results)
+    texts = (answer.plain, f"trials: {progress}.")
     evidence = (describe_confirmation(results), describe_refit(results))
-    answer = [f"**{escape(found.text)}**", *(escape(text) for text in (*texts, *evidence) if text)]
     return "\n\n".join(
         [
-            *answer,
+            f"**{escape(answer.text)}**",
+            *(escape(text) for text in (*texts, *evidence) if text),
             *(f"- {escape(warning)}" for warning in results.image_warnings),
             "### Definition",
             table(("", ""), _definition(results)),
@@ -120,7 +120,8 @@ def trial_note(trial: FrozenTrial, results: StudyResults) -> str:
     if sizes := ", ".join(_sizes(trial)):
         texts.append(escape(sizes))
     if origin := attrs.trial_origin(trial):
-        texts.append(escape(f"queued at the start: {origin}"))
+        when = "" if attrs.is_enqueued(trial) else "queued at the start: "
+        texts.append(escape(f"{when}{origin}"))
     if earlier := attrs.earlier_attempts(trial):
         texts.append(f"continues trial {', '.join(map(str, earlier))}")
     return "\n\n".join(texts)

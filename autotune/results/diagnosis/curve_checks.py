@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autotune.results.diagnosis.facts import NO_NOISE, Facts, Finding, unknown
 from autotune.results.diagnosis.loss_curves import END, MIN_EPOCHS, LossCurves
-from autotune.search.extrapolation import MIN_TRIALS, FinalValuePredictor
+from autotune.search.study_view import MIN_FOR_LINE, FinalValuePredictor
 from autotune.text import plural
 
 #: Fewest trainings that say whether trainings diverge: of none in ten, fewer than three in ten do.
@@ -204,13 +204,13 @@ def check_pruning(facts: Facts) -> Finding:
     best, winner = _curve(facts.best), facts.best
     pruned = [trial for trial in facts.trained if trial.state == TrialState.PRUNED]
     complete = [trial for trial in facts.ranked if _curve(trial)]
-    if not pruned and len(complete) >= MIN_TRIALS:
+    if not pruned and len(complete) >= MIN_FOR_LINE:
         return Finding("No: no trial was pruned.", "ok")
     curves = [curve for trial in pruned if (curve := _curve(trial)) and max(curve) in best]
-    if len(complete) < MIN_TRIALS or winner is None:
+    if len(complete) < MIN_FOR_LINE or winner is None:
         count = plural(len(complete), "complete trial")
         return unknown(
-            f"{count} with a curve; {MIN_TRIALS} are needed to continue those of others"
+            f"{count} with a curve; {MIN_FOR_LINE} are needed to continue those of others"
         )
     if not curves:
         return unknown(f"no pruned trial has a value at an epoch of trial {winner.number}")

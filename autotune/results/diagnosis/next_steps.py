@@ -78,6 +78,11 @@ def file_of_next(name: str) -> str:
     return f"{slug(name) or 'study'}-next.yaml"
 
 
+def run_commands(results: StudyResults, storage_url: str, values: Mapping[str, Any]) -> str:
+    """Return the commands that continue a study with some other values, one a line."""
+    return _Commands(results, storage_url).run(values)
+
+
 @dataclass(frozen=True)
 class _Commands:
     """The commands of a study."""

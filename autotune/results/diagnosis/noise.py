@@ -85,11 +85,11 @@ def noise_of_study(results: StudyResults, ranked: Sequence[FrozenTrial]) -> Nois
         ranked: Its complete trials, the best one first.
     """
     pairs = (noise_between(results, ranked[0], rival) for rival in ranked[1 : 1 + _RIVALS])
-    known = [noise for noise in pairs if noise is not None]
-    if not known:
+    measured = [noise for noise in pairs if noise is not None]
+    if not measured:
         return None
-    error = median(noise.error for noise in known)
-    return Noise(error, any(noise.is_bound for noise in known), known[0].images)
+    error = median(noise.error for noise in measured)
+    return Noise(error, any(noise.is_bound for noise in measured), measured[0].images)
 
 
 def _scores(trial: FrozenTrial) -> Floats | None:

@@ -85,17 +85,15 @@ class Saturation(NamedTuple):
 
 def saturation(facts: Facts) -> Saturation:
     """Judge whether more trials would help."""
-    plans = [trial for trial in facts.trained if not attrs.is_baseline(trial)]
-    ended, best = facts.results.stop_reason, facts.candidate
+    plans = [trial for trial in facts.trained if _is_searched(trial)]
+    ended, best = facts.results.stop_reason, next(filter(_is_searched, facts.ranked), None)
     if ended is not None and ended.kind == EXHAUSTED:
         return Saturation("exhausted", "every plan of the space has been tried")
     if best is None or len(plans) < MIN_TRAINED:
         count = plural(len(plans), "trained plan")
         return Saturation("unknown", f"{count} besides the baseline; {MIN_TRAINED} are needed")
     late = plans[len(plans) // 2 :]
-    early = next(
-        (t for t in facts.ranked if t.number < late[0].number and not attrs.is_baseline(t)), None
-    )
+    early = next((t for t in facts.ranked if t.number < late[0].number and _is_searched(t)), None)
     if early is None:
         return Saturation("unknown", "no plan of the first half is complete")
     near, close = _describe_near(facts, best, plans)
@@ -114,6 +112,11 @@ def saturation(facts: Facts) -> Saturation:
     return Saturation("saturated" if close >= _MIN_CLOSE else "sparse", text, near)
 
 
+def _is_searched(trial: FrozenTrial) -> bool:
+    """Tell whether the search has found a plan: the baseline and plans of people tell nothing."""
+    return not attrs.is_baseline(trial) and not attrs.is_enqueued(trial)
+
+
 def _describe_near(
     facts: Facts, best: FrozenTrial, plans: Sequence[FrozenTrial]
 ) -> tuple[str, int]:
@@ -125,7 +128,7 @@ def _describe_near(
     text = (
         f"{close or 'none'} of {len(others)} other trained plans {'lies' if close < 2 else 'lie'} "
         f"within {100 * _CLOSE:.0f} % of the range of a parameter, in the mean, of "
-        f"{facts.describe_candidate()}"
+        + (facts.describe_candidate() if best is facts.candidate else f"trial {best.number}")
     )
     rivals = [
         trial

@@ -18,12 +18,11 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.trial import FrozenTrial
-from pydantic import ValidationError
 
 from autotune.config.loading import get_dotted
 from autotune.config.old_names import KEYS
-from autotune.config.schema import SpaceConfig
 from autotune.results.study_results import StudyResults, is_active
+from autotune.search.space_checks import rule_problem
 
 #: Share of a range that is its edge.
 _MARGIN = 0.05
@@ -64,9 +63,11 @@ def space_edges(results: StudyResults, trial: FrozenTrial) -> tuple[Edge, ...]:
         value = trial.params[name]
         if name == "depth" and layers:
             distribution, value = _up_to(layers, distribution), min(value, layers)
-        if found := _edge(distribution, value):
-            side, bound, beyond = found
-            can_be_widened = _is_allowed(name, beyond) and not (beyond > most.get(name, 0) > 0)
+        if edge := _edge(distribution, value):
+            side, bound, beyond = edge
+            can_be_widened = not rule_problem(name, beyond) and not (
+                beyond > most.get(name, 0) > 0
+            )
             edges.append(Edge(name, f"{value:.3g}", side, f"{bound:.3g}", can_be_widened))
     return tuple(edges)
 
@@ -138,7 +139,7 @@ def wider_range(results: StudyResults, edge: Edge, layers: int) -> tuple[str, An
             wider = [*searched, bound] if sign > 0 else [bound, *searched]
         else:
             return None
-        if wider != searched and _is_valid(key, wider):
+        if wider != searched and not rule_problem(edge.parameter, wider):
             return key, wider
     return None
 
@@ -168,18 +169,3 @@ def _key_of(parameter: str) -> str:
     # Parameters are stored under the names that keys had in version 0.1.
     old = f"space.{section}.{key}" if key else f"space.{section}"
     return KEYS.get(old, old)
-
-
-def _is_allowed(parameter: str, value: float) -> bool:
-    """Ask the rules of the study file whether a parameter could have a value."""
-    return _is_valid(_key_of(parameter), value)
-
-
-def _is_valid(key: str, value: Any) -> bool:
-    for part in reversed(key.split(".")[1:]):
-        value = {part: value}
-    try:
-        SpaceConfig.model_validate(value)
-    except ValidationError:
-        return False
-    return True

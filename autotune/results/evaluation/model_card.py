@@ -129,7 +129,7 @@ def write_model_card(
 
     Args:
         folder: The folder of the model.
-        record: What :func:`~autotune.results.model.model.save_model` returned.
+        record: What :func:`~autotune.results.model.model_folder.save_model` returned.
         matrix: Counts on the test split ``(classes, classes)``; rows are true.
         bins: Calibration on the test split.
     """

@@ -24,7 +24,8 @@ from autotune.plan import TrialPlan
 from autotune.results.evaluation.bootstrap import Comparison, compare
 from autotune.results.evaluation.model_card import weights_origin, write_model_card
 from autotune.results.evaluation.plan_selection import SelectedPlan, select_plan
-from autotune.results.model.model import ModelSpec, replace_files, save_model
+from autotune.results.model.model import ModelSpec
+from autotune.results.model.model_folder import replace_files, save_model
 from autotune.results.study_results import StudyResults
 from autotune.storage.artifacts import add_artifact
 from autotune.storage.rdb.retry import call_with_retry

@@ -44,7 +44,7 @@ def stage_rows(results: StudyResults) -> tuple[StageRow, ...]:
     with reading(f"the definition of the study {results.name!r}", by=by):
         config = StudyConfig.model_validate(results.definition)
     space = attrs.study_space(results.study)
-    found = greedy_state(
+    state = greedy_state(
         space,
         results.trials,
         results.direction,
@@ -53,7 +53,7 @@ def stage_rows(results: StudyResults) -> tuple[StageRow, ...]:
         space.nearest(space.baseline(config.baseline)),
     )
     margin, has_ended = config.search.greedy.margin, results.stop_reason is not None
-    return tuple(_row(stage, results.objective, margin, has_ended) for stage in found.results)
+    return tuple(_row(stage, results.objective, margin, has_ended) for stage in state.results)
 
 
 def _row(result: StageResult, objective: Objective, margin: float, has_ended: bool) -> StageRow:

@@ -68,12 +68,12 @@ def importances(results: StudyResults) -> dict[str, float]:
         # Optuna warns of the one trial without parameters, a baseline outside the space, and
         # leaves it out, which is right; and that a target is minimized, hence the sign.
         warnings.simplefilter("ignore", UserWarning)
-        found = optuna.importance.get_param_importances(results.study, target=target)
-    if not found or len(set(found.values())) < 2 <= len(found):
+        shares = optuna.importance.get_param_importances(results.study, target=target)
+    if not shares or len(set(shares.values())) < 2 <= len(shares):
         return {}  # Optuna's way of saying that it could not tell
     enough = min(MIN_ACTIVE, len(drawn))
     active = {}
-    for name, value in found.items():
+    for name, value in shares.items():
         trials = (trial for trial in drawn if is_active(results.space, trial, name))
         if len(list(islice(trials, enough))) == enough:
             active[name] = value
@@ -94,11 +94,11 @@ def importances_figure(
         results: The study.
         measured: Its :func:`importances`, if they are known.
     """
-    found = importances(results) if measured is None else measured
-    if not found:
+    shares = importances(results) if measured is None else measured
+    if not shares:
         return None
     # Drawn here: Optuna's own figure copies all trials for every bar.
-    names, values = list(found)[::-1], list(found.values())[::-1]
+    names, values = list(shares)[::-1], list(shares.values())[::-1]
     figure = new_figure()
     figure.add_bar(
         x=values,

@@ -297,8 +297,8 @@ def _not_timm(reason: str) -> UserError:
 
 #: The formats, by name.
 FORMATS = {
-    one.name: one
-    for one in (
+    format.name: format
+    for format in (
         ExportFormat(
             "onnx", "model.onnx", False, ("onnx", "onnxscript", "onnxruntime"), _write_onnx
         ),

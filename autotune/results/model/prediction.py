@@ -93,10 +93,10 @@ def predict_files(
             images = [image for image in inputs if isinstance(image, Tensor)]
             rows = iter(model.probabilities(torch.stack(images)) if images else ())
             yield [
-                Prediction(path, None, one)
-                if isinstance(one, str)
+                Prediction(path, None, image)
+                if isinstance(image, str)
                 else Prediction(path, next(rows))
-                for path, one in zip(batch, inputs, strict=True)
+                for path, image in zip(batch, inputs, strict=True)
             ]
 
 

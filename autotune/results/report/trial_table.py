@@ -185,5 +185,5 @@ def failures(results: StudyResults) -> list[Failure]:
             reason = str(trial.user_attrs.get(attrs.REASON, "")) or "no reason was recorded"
             state = describe_state(trial, results.superseded)
             groups.setdefault((reason, state), []).append(trial.number)
-    found = [Failure(*key, tuple(numbers)) for key, numbers in groups.items()]
-    return sorted(found, key=lambda failure: -len(failure.numbers))
+    failures = [Failure(*key, tuple(numbers)) for key, numbers in groups.items()]
+    return sorted(failures, key=lambda failure: -len(failure.numbers))

@@ -68,14 +68,14 @@ def check(url: str) -> Iterator[CheckResult]:
 
 
 def _check_disk(path: Path) -> Iterator[CheckResult]:
-    found = file_system_of(path)
-    if found is None:
+    system = file_system_of(path)
+    if system is None:
         yield CheckResult("file system", "this system does not tell")
-    elif is_network(found[0]):
-        why = f"{found[0]} at {found[1]} is a network file system: use a local disk or Postgres"
+    elif is_network(system[0]):
+        why = f"{system[0]} at {system[1]} is a network file system: use a local disk or Postgres"
         yield CheckResult("file system", why, True)
     else:
-        yield CheckResult("file system", found[0])
+        yield CheckResult("file system", system[0])
     existing = next(folder for folder in (path, *path.parents) if folder.exists())
     free = shutil.disk_usage(existing).free
     short = "" if free >= MIN_FREE_BYTES else f", and a study wants {_size(MIN_FREE_BYTES)}"

@@ -42,8 +42,8 @@ def start(folder: Path) -> str:
             server.start()  # also where this process has stopped it before
     except (RuntimeError, OSError, subprocess.SubprocessError) as error:
         raise StorageError(f"the Postgres server in {folder} does not start: {error}") from error
-    found = make_url(server.get_uri(DATABASE))  # it has an empty password, which is none
-    url = URL.create("postgresql", found.username, None, found.host, found.port, query=found.query)
+    own = make_url(server.get_uri(DATABASE))  # it has an empty password, which is none
+    url = URL.create("postgresql", own.username, None, own.host, own.port, query=own.query)
     if _make_database(url):
         server.stop()  # which its number of connections needs
         with _quoted_socket_folder():

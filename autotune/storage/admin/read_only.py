@@ -91,19 +91,19 @@ def select_studies(
     connection: sqlalchemy.Connection, url: str, names: Sequence[str] | None
 ) -> list[str]:
     """Return the studies with these names, or all; refuse names that are unknown."""
-    known = list_studies(connection)
-    if not known:
+    stored = list_studies(connection)
+    if not stored:
         raise StudyError(f"the storage {redact(url)} has no study")
-    unknown = [name for name in names or () if name not in known]
+    unknown = [name for name in names or () if name not in stored]
     if unknown:
         raise StudyError(
             join_sentences(
                 f"the storage {redact(url)} has no study "
-                f"{', '.join(map(repr, unknown))}; it has {', '.join(known)}",
-                *(did_you_mean(name, known) for name in unknown),
+                f"{', '.join(map(repr, unknown))}; it has {', '.join(stored)}",
+                *(did_you_mean(name, stored) for name in unknown),
             )
         )
-    return [name for name in known if not names or name in names]
+    return [name for name in stored if not names or name in names]
 
 
 def sqlite_damage(path: Path) -> list[str]:

@@ -213,7 +213,7 @@ def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
 @contextmanager
 def storage_errors(url: str) -> Iterator[None]:
     """Turn errors of a database into a StorageError with the way out, and without the password."""
-    shown = redact(url)
+    address = redact(url)
     try:
         yield
     except (UserError, optuna.exceptions.DuplicatedStudyError):
@@ -225,18 +225,18 @@ def storage_errors(url: str) -> Iterator[None]:
     ) as error:
         reason = _reason(error)
         if "disk is full" in reason or "No space left" in reason:
-            raise DiskFullError(f"no space left on the disk of the storage {shown}") from error
+            raise DiskFullError(f"no space left on the disk of the storage {address}") from error
         way_out = next((f"; {way}" for part, way in _WAYS_OUT.items() if part in reason), "")
-        raise StorageError(f"storage: {shown} cannot be used: {reason}{way_out}") from error
+        raise StorageError(f"storage: {address} cannot be used: {reason}{way_out}") from error
     except (OSError, UnicodeError) as error:  # the latter for a host that cannot be one
-        raise StorageError(f"storage: {shown} cannot be used: {error}") from error
+        raise StorageError(f"storage: {address} cannot be used: {error}") from error
     except RuntimeError as error:
         if "schema" not in str(error) and "version" not in str(error):
             raise
         message, old = _OLD_SCHEMA.subn("", str(error))
         way_out = "'autotune storage upgrade' brings it up to date" if old else ""
         raise SchemaError(
-            join_sentences(f"storage: {shown} was made by another Optuna: {message}", way_out)
+            join_sentences(f"storage: {address} was made by another Optuna: {message}", way_out)
         ) from error
 
 

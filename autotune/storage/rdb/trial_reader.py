@@ -168,11 +168,11 @@ def read_trials(
 
 
 def _still_runs(row: Any, running: Mapping[int, FrozenTrial]) -> bool:
-    known = running.get(row.trial_id)
+    trial = running.get(row.trial_id)
     return (
-        known is not None
+        trial is not None
         and row.state == TrialState.RUNNING
-        and (known.number, known.datetime_start) == (row.number, _local(row.datetime_start))
+        and (trial.number, trial.datetime_start) == (row.number, _local(row.datetime_start))
     )
 
 

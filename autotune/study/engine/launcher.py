@@ -20,6 +20,8 @@ from autotune.data.progress import ProgressCallback as DataProgress
 from autotune.data.quality.checks import check_dataset
 from autotune.data.views.study_data import StudyData, check_test_images
 from autotune.errors import DiskFullError, UserError, disk_full_as_user_error
+from autotune.loggers.background import Logger, Loggers
+from autotune.loggers.opening import open_loggers
 from autotune.runtime import available_cpus
 from autotune.storage.paths import StudyPaths
 from autotune.storage.rdb.connection import storage_errors
@@ -28,6 +30,7 @@ from autotune.study.devices import VISIBLE, find_device, visible_gpus
 from autotune.study.engine.local_workers import local_backend
 from autotune.study.engine.pool import WorkerBackend, WorkerPool
 from autotune.study.engine.ray_workers import ResourceRequest, ray_backend
+from autotune.study.engine.study_log import StudyLog, how_ended
 from autotune.study.setup.definition import Definition, define
 from autotune.study.setup.manifest_store import look_up_existing
 from autotune.study.setup.opening import OpenStudy, check_existing, open_or_create
@@ -158,6 +161,7 @@ def run_study(
     workers_per_gpu: int | None = None,
     gpus_per_worker: float | None = None,
     cpus_per_worker: int | None = None,
+    loggers: Sequence[Logger] = (),
     on_event: EventCallback = lambda event: None,
 ) -> RunResult:
     """Run a study until its budget is used up, or no plan is left to try.
@@ -171,6 +175,7 @@ def run_study(
         gpus_per_worker: GPUs that Ray gives a worker, see
             :class:`autotune.study.engine.ray_workers.ResourceRequest`.
         cpus_per_worker: CPUs that Ray gives a worker.
+        loggers: Loggers besides those of the study file, see :mod:`autotune.loggers`.
         on_event: Called with everything that happens: dictionaries with an ``event``.
 
     Raises:
@@ -178,6 +183,7 @@ def run_study(
         WorkerError: When the workers cannot continue.
     """
     cpus = cpus_per_worker
+    opened = open_loggers([*config.loggers, *loggers], config.notify)
     chosen = _choose_backend(
         config.storage, engine, workers, gpus, workers_per_gpu, gpus_per_worker, cpus
     )
@@ -193,7 +199,7 @@ def run_study(
             on_event({"event": "notes", "notes": definition.notes})
         if backend is not None:
             backend.check()
-        return _run(definition, backend or stack.enter_context(chosen), on_event)
+        return _run(definition, backend or stack.enter_context(chosen), opened, on_event)
 
 
 def _throttled(on_event: EventCallback) -> DataProgress:
@@ -210,7 +216,9 @@ def _throttled(on_event: EventCallback) -> DataProgress:
     return on_progress
 
 
-def _run(definition: Definition, backend: WorkerBackend, on_event: EventCallback) -> RunResult:
+def _run(
+    definition: Definition, backend: WorkerBackend, loggers: Loggers, on_event: EventCallback
+) -> RunResult:
     handle = _open(definition, on_event)
     trials = handle.trial_queue()
     with storage_errors(handle.url):
@@ -218,12 +226,15 @@ def _run(definition: Definition, backend: WorkerBackend, on_event: EventCallback
         before, ended = trials.progress(), trials.finalize()
     on_event({"event": "opened", "opened": handle, "workers": backend.slots, "progress": before})
     interrupted = False
-    if ended is None:
-        pool = WorkerPool(handle, backend, on_event)
-        with pool.signals():
-            interrupted = pool.run()
-    with storage_errors(handle.url):
-        after, ended = trials.progress(), trials.finalize()
+    log = StudyLog(handle, loggers, on_event)
+    with log.run() as tell_end:
+        if ended is None:
+            pool = WorkerPool(handle, backend, log)
+            with pool.signals():
+                interrupted = pool.run()
+        with storage_errors(handle.url):
+            after, ended = trials.progress(), trials.finalize()
+        tell_end(*how_ended(ended, interrupted))
     interrupted = interrupted or (ended is not None and ended.is_request)
     return RunResult(handle, after, ended, after.attempts > before.attempts, interrupted)
 

@@ -40,13 +40,13 @@ from autotune.plan import KEEP
 from autotune.search.backbone_limits import Candidate
 from autotune.search.plugins import (
     PluginRef,
-    dimension_of,
     load_pruner_plugin,
     load_sampler_plugin,
     load_space_plugin,
     plugin_refs,
 )
 from autotune.search.space import KEY_NAMES, LAYER_FIELDS, Space, num_shaped_layers
+from autotune.search.space_checks import dimension_of
 from autotune.storage.paths import StudyPaths
 from autotune.storage.url import parse_url
 from autotune.study.setup.initial_trials import check_warm_start

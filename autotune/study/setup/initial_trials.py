@@ -68,8 +68,8 @@ class InitialTrials:
         ]
         fitting = [candidate for candidate in candidates if isinstance(candidate, InitialPlan)]
         dropped = [candidate for candidate in candidates if isinstance(candidate, SkippedPlan)]
-        known = [baseline, *(start.plan for start in defaults)]
-        warm, repeated = drop_duplicates(fitting, known)
+        plans = [baseline, *(start.plan for start in defaults)]
+        warm, repeated = drop_duplicates(fitting, plans)
         return cls(
             baseline,
             space.params(baseline),

@@ -122,8 +122,8 @@ def look_up_existing(config: StudyConfig) -> ExistingStudy:
     A storage that cannot be used is reported later, when the study is opened.
     """
     with suppress(StorageError):
-        if found := find_study(config.name, config.storage):
-            study, _ = found
+        if stored := find_study(config.name, config.storage):
+            study, _ = stored
             remembered = study.user_attrs.get(attrs.FILES)
             files = StudyPaths.for_run(config.storage, remembered, config.files)
             reason = StopReason.from_study(study)

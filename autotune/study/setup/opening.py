@@ -7,18 +7,21 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from itertools import count
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import optuna
+import yaml
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.study import Study
 from pydantic import ValidationError
 
+from autotune import optuna_private
 from autotune.config.fields import is_plugin_ref
 from autotune.config.loading import apply_overrides, get_dotted, slug
 from autotune.config.schema import LIMITS, StudyConfig
-from autotune.errors import StudyError, did_you_mean, join_sentences
+from autotune.errors import ChangedStudyError, StudyError, did_you_mean, join_sentences
 from autotune.format_versions import STUDY, reading, stamp
 from autotune.search.plugins import PluginRef, plugin_refs
 from autotune.storage.filesystem import check_not_network
@@ -92,6 +95,7 @@ class OpenStudy:
                     **attributes[attrs.DEFINITION],
                     "refit": attributes.get(attrs.FIT, {}),
                     "cache": attributes.get(attrs.CACHE, {}),
+                    "loggers": attributes.get(attrs.LOGGERS, []),
                     "storage": self.url,
                     "files": remembered_root(self.url, self.files),
                 }
@@ -239,6 +243,8 @@ def open_or_create(
             study.set_user_attr(attrs.FILES, remembered_root(config.storage, files))
         study.set_user_attr(attrs.FIT, config.refit.model_dump(mode="json"))
         study.set_user_attr(attrs.CACHE, config.cache.model_dump(mode="json"))
+        if config.loggers or attrs.LOGGERS in study.user_attrs:
+            study.set_user_attr(attrs.LOGGERS, list(config.loggers))
         handle.trial_queue().set_budget(Budget.from_config(config.search, time.time()))
     return handle
 
@@ -253,12 +259,12 @@ def _create(config: StudyConfig, storage: RetryingStorage) -> Study:
 
 
 def _clear_files(name: str, files: StudyPaths) -> None:
-    """Remove the checkpoints and logs of a deleted study of the same name.
+    """Remove the checkpoints, logs and curves of a deleted study of the same name.
 
     Reports, refitted models and confirmations stay, because they cost time to make and name the
     study that they belong to.
     """
-    for folder in (files.checkpoints(name), files.logs(name)):
+    for folder in (files.checkpoints(name), files.logs(name), files.tensorboard(name)):
         if folder.is_dir():
             logger.info("%s: removed, it belongs to an earlier study %r", folder, name)
             shutil.rmtree(folder, ignore_errors=True)
@@ -340,17 +346,42 @@ def check_same(study: Study, definition: Definition) -> None:
             changes.append((key, f"{before}{name} (hash {old})", f"{now}{name} (hash {new})"))
     changes += differences(stored, current)
     if changes:
-        other = slug(study.study_name) or "study"
+        other = _unused_name(study)
         lines = [f"  {key}: {old!r} in the study, {new!r} now" for key, old, new in changes]
         is_other_dataset = "dataset" in (key for key, *_ in changes)
         if is_other_dataset and (text := describe_changes(study, definition.dataset)):
             lines.append(f"  dataset: {text}")
-        raise StudyError(
-            f"the study {study.study_name!r} exists with another definition:\n"
-            + "\n".join(lines)
-            + "\ncontinue it with its own definition, or start another one with --name "
-            f"{other}-2 (make: NAME={other}-2)"
+        start = _warm_start(study, definition)
+        lines.append(
+            "continue it with its own definition, or start another one with --name "
+            f"{other} (make: NAME={other})"
         )
+        if start:
+            lines.append(f"search.warm_start={start} lets that one try the best plans of this one")
+        raise ChangedStudyError(
+            f"the study {study.study_name!r} exists with another definition:\n" + "\n".join(lines),
+            {"--name": other, **({"search.warm_start": start} if start else {})},
+        )
+
+
+def _unused_name(study: Study) -> str:
+    """Return a name for another study after this one: its own with a number that is free."""
+    names = optuna.get_all_study_names(optuna_private.storage(study))
+    own = slug(study.study_name) or "study"
+    return next(name for i in count(2) if (name := f"{own}-{i}") not in names)
+
+
+def _warm_start(study: Study, definition: Definition) -> str:
+    """Return ``search.warm_start`` for another study; empty where no plan would fit, or may."""
+    config = definition.config
+    if config.search.strategy == "greedy" or not (
+        set(config.backbones) & set(study.user_attrs[attrs.BACKBONES])
+    ):
+        return ""
+    names = dict.fromkeys([*config.search.warm_start, study.study_name])
+    return yaml.safe_dump(
+        [*names], default_flow_style=True, allow_unicode=True, width=10**6
+    ).strip()
 
 
 def _with_defaults(stored: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ DEFINITION = "definition"  # dict: StudyConfig.identity()
 BUDGET = "budget"  # dict: Budget.to_json() of the last run
 CACHE = "cache"  # dict: CacheConfig of the last run
 FIT = "fit"  # dict: RefitConfig of the last run
+LOGGERS = "loggers"  # list of str: names of the loggers of the last run, for workers elsewhere
 ENDED = "ended"  # dict: StopReason.to_json(); None until the study has ended
 DATASET = "dataset"  # dict: DatasetInfo.to_json()
 SPLIT = "split"  # str: id of the artifact that holds the Manifest of its images
@@ -55,7 +56,8 @@ WARM_START = "warm_start"  # dict: {"taken": [title], "dropped": [[title, reason
 # Of a trial
 PLAN = "plan"  # dict: TrialPlan.to_json()
 ROLE = "role"  # "baseline" for trial 0 and its retries
-ORIGIN = "origin"  # str: why a trial was queued at the start, e.g. "warm start: trial 3 of x"
+# str: why a trial was queued: "warm start: trial 3 of x" at the start, or BY_HAND ... later
+ORIGIN = "origin"
 STAGE = greedy.STAGE  # str: stage of a greedy search in which it was drawn
 # str: host/process/index-random of its worker; without the random part in older studies
 WORKER = fast_rdb.WORKER
@@ -93,6 +95,7 @@ LOST_ATTEMPTS = "losses"  # int: attempts that were lost since one trained a fur
 RESUMED = "resumed"  # int: the epoch after which a retry continues, 0 for the start
 
 BASELINE = "baseline"
+BY_HAND = "enqueued by hand"  # how the origin of such a trial begins
 INFEASIBLE = "infeasible"  # how a trial ended whose plan exceeds a limit, or the device's memory
 
 
@@ -228,8 +231,13 @@ def metric_deviation(trial: FrozenTrial, metric: str) -> float | None:
 
 
 def trial_origin(trial: FrozenTrial) -> str:
-    """Return why a trial was queued at the start; empty for the baseline and sampled trials."""
+    """Return why a trial was queued; empty for the baseline and sampled trials."""
     return str(trial.user_attrs.get(ORIGIN, ""))
+
+
+def is_enqueued(trial: FrozenTrial) -> bool:
+    """Tell whether somebody has enqueued the plan of a trial by hand."""
+    return trial_origin(trial).startswith(BY_HAND)
 
 
 def describe_warm_start(study: Study) -> list[str]:

@@ -17,9 +17,9 @@ def set_constraints(trial: Trial, costs: Mapping[str, float], limits: Mapping[st
     limit: 0.2 is a fifth too much, of parameters and of milliseconds alike. Zero or less is within
     the limit. Every trial of a study has the same limits.
     """
-    known = trial.constraints  # a trial that continues with a smaller micro-batch has set them
+    values = trial.constraints  # a trial that continues with a smaller micro-batch has set them
     for cost, limit in limits.items():
-        if f"max_{cost}" not in known:
+        if f"max_{cost}" not in values:
             trial.set_constraint(f"max_{cost}", costs[cost] / limit - 1.0)
 
 

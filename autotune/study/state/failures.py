@@ -110,8 +110,8 @@ def classify(error: BaseException, device: torch.device) -> FailureKind:
 
 def _classify_os_error(error: OSError) -> FailureKind:
     if error.errno is None:
-        found = _ERRNO.search(str(error))
-        error = OSError(int(found.group(1)), "") if found else error
+        match = _ERRNO.search(str(error))
+        error = OSError(int(match.group(1)), "") if match else error
     if is_disk_full(error):
         return FailureKind.DISK_FULL
     if error.errno in _DENIED:

@@ -146,10 +146,10 @@ def _measured(measure: Callable[[], T], otherwise: T) -> T:
 
 
 def _size(pattern: re.Pattern[str], text: str) -> int | None:
-    found = pattern.search(text)
-    if found is None:
+    match = pattern.search(text)
+    if match is None:
         return None
-    return int(float(found.group(1).replace(",", "")) * _UNITS[found.group(2)])
+    return int(float(match.group(1).replace(",", "")) * _UNITS[match.group(2)])
 
 
 def _process_memory() -> tuple[int, int, int]:

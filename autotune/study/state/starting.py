@@ -17,12 +17,14 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from autotune import optuna_private
+from autotune.errors import StudyError
 from autotune.format_versions import reading
 from autotune.plan import TrialPlan
+from autotune.search.deduplication import canonical_key, seen_keys
 from autotune.search.dimensions import suggest
 from autotune.search.greedy import STAGE
 from autotune.search.samplers import CanonicalSampler, Draw, Proposal
-from autotune.search.space import Space
+from autotune.search.space import Params, Space
 from autotune.storage.rdb.retry import LockLostError, RetryingStorage
 from autotune.storage.rdb.statements import StoredParam
 from autotune.study.state import attrs
@@ -128,6 +130,28 @@ class TrialStarter:
             raise LockLostError(f"another process has taken trial {queued.number}")
         optuna_private.forget_trials(self.study)
         return Trial(self.study, trial_id)
+
+
+def refuse_repeated(space: Space, trials: Sequence[FrozenTrial], params: Params) -> None:
+    """Refuse parameters whose plan a trial has: under the study's seed it would tell no more.
+
+    Raises:
+        StudyError: With that trial and how it ended.
+    """
+    key, plan = canonical_key(space, params), space.plan(params)
+    retried = attrs.retried_numbers(trials)
+    for trial in trials:
+        is_same = key in seen_keys(space, [trial]) or attrs.trial_plan(trial) == plan
+        if trial.number in retried or not is_same:
+            continue
+        how = {TrialState.WAITING: "waits with", TrialState.RUNNING: "is training"}
+        text = f"trial {trial.number} {how.get(trial.state, 'has tried')} this plan"
+        if trial.state == TrialState.COMPLETE:
+            text += f": {attrs.metric_value(trial):.4g}"
+        elif trial.state in (TrialState.PRUNED, TrialState.FAIL):
+            reason = trial.user_attrs.get(attrs.REASON, "others were better after as many epochs")
+            text += f" and was not completed: {reason}"
+        raise StudyError(f"{text}; all trials of a study have one seed, so it would do the same")
 
 
 class _ParamRecorder(optuna_private.StorageProxy):

@@ -25,7 +25,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from autotune import optuna_private
 from autotune.errors import StudyError
 from autotune.search.samplers import Proposal
-from autotune.search.space import Space
+from autotune.search.space import Params, Space
 from autotune.storage.rdb.connection import HEARTBEAT_INTERVAL_S
 from autotune.storage.rdb.fast_rdb import Failure
 from autotune.storage.rdb.heartbeat import read_heartbeat_ages
@@ -54,7 +54,7 @@ from autotune.study.state.retries import (
     lost_without_retry,
     make_retry,
 )
-from autotune.study.state.starting import TrialStarter
+from autotune.study.state.starting import TrialStarter, refuse_repeated
 
 logger = logging.getLogger(__name__)
 
@@ -258,6 +258,16 @@ class TrialQueue:
                 return None
             self._store_stop_reason(reason)
             return reason
+
+    @retrying
+    def enqueue(self, params: Params, origin: str) -> tuple[int, StopReason | None]:
+        """Queue a plan that no trial has; return its number, and why it cannot start yet."""
+        with self._lock() as stored:
+            trials = self.study.get_trials(deepcopy=False)
+            refuse_repeated(self.space, trials, params)
+            plan = self.space.plan(params).to_json()
+            self.study.enqueue_trial(params, user_attrs={attrs.ORIGIN: origin, attrs.PLAN: plan})
+            return len(trials), self._stop_reason(trials, stored)
 
     @retrying
     def request_stop(self, text: str) -> StopReason:

@@ -113,12 +113,12 @@ def keep_in_float32(
     size = resources.data.spec.size
 
     def is_wrong(operation: Operation) -> bool:
-        id_, known = operation_id(operation), ctx.wrong_in_half
-        if id_ not in known:
+        id_, is_wrong = operation_id(operation), ctx.wrong_in_half
+        if id_ not in is_wrong:
             what = "comparisons of precisions"
             wrong = _cached(ctx, f"half/{id_}", "wrong", what, lambda: is_inaccurate(operation))
-            known[id_] = bool(wrong)
-        return known[id_]
+            is_wrong[id_] = bool(wrong)
+        return is_wrong[id_]
 
     return keep_inaccurate_fp32(network, (3, size, size), amp, is_wrong)
 

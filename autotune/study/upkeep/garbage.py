@@ -115,7 +115,7 @@ def _of_study(study: StoredStudy, snapshot: Snapshot, *, models: bool) -> Iterat
 
 def _of_deleted(name: str, files: StudyPaths, *, models: bool, deleted: bool) -> Iterator[Garbage]:
     folders = [files.checkpoints(name), files.confirmed(name), files.trainings(name)]
-    folders += [files.logs(name)]
+    folders += [files.logs(name), files.tensorboard(name)]
     folders += [files.model(name)] if models else []
     why_kept = "" if deleted else "not a study of this storage; --deleted removes them"
     for folder in folders:

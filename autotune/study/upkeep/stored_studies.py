@@ -44,15 +44,15 @@ class StoredStudy:
 
     def paths(self) -> dict[str, list[Path]]:
         """Return what is there of its files, by the folder: ``artifacts``, ``logs`` ..."""
-        found: dict[str, list[Path]] = {"artifacts": []}
+        files_in: dict[str, list[Path]] = {"artifacts": []}
         if self.is_here:
             stored = (self.files.artifacts / name for name in sorted(self.artifacts))
-            found["artifacts"] = [path for path in stored if path.is_file()]
+            files_in["artifacts"] = [path for path in stored if path.is_file()]
             for path in self.files.owned_by(self.name):
                 if path.exists():
                     folder = path.relative_to(self.files.root).parts[0]
-                    found.setdefault(folder, []).append(path)
-        return {folder: paths for folder, paths in found.items() if paths}
+                    files_in.setdefault(folder, []).append(path)
+        return {folder: paths for folder, paths in files_in.items() if paths}
 
     def sizes(self) -> dict[str, int]:
         """Return the bytes of its files, by the folder."""

@@ -185,12 +185,12 @@ def _present(gradients: list[Tensor | None]) -> list[Tensor]:
 
 def _relative(expected: list[Tensor], values: list[Tensor]) -> float:
     """Return the norm of the difference of lists of tensors, relative to that of the first."""
-    pairs = [(one.double(), other.double()) for one, other in zip(expected, values, strict=True)]
+    pairs = [(a.double(), b.double()) for a, b in zip(expected, values, strict=True)]
     if not pairs:
         return 0.0
     # Summed on the device: the host waits for two numbers, not for two of each tensor.
-    square = float(torch.stack([(one - other).square().sum() for one, other in pairs]).sum())
-    size = float(torch.stack([one.square().sum() for one, _ in pairs]).sum())
+    square = float(torch.stack([(a - b).square().sum() for a, b in pairs]).sum())
+    size = float(torch.stack([a.square().sum() for a, _ in pairs]).sum())
     return float((square / size) ** 0.5) if size else square
 
 

@@ -85,7 +85,7 @@ def test_the_line_for_a_study_file_is_one(name: str, tmp_path: Path) -> None:
     (line,) = re.findall(r"^in a study file: (.*)$", shown(name, cwd=tmp_path), re.MULTILINE)
     space = SpaceConfig.model_validate(yaml.safe_load(line)["space"])
     assert space.trainable_layers == {"low": 0, "high": 4}
-    assert [one for one in SpaceConfig().layers if one not in list(space.layers)]
+    assert [layer for layer in SpaceConfig().layers if layer not in list(space.layers)]
 
 
 def test_the_last_layers_alone(tmp_path: Path) -> None:

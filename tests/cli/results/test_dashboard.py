@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import optuna
 import pytest
 
+from autotune.storage.rdb.connection import open_storage
 from autotune.study.setup.opening import open_existing
 from tests.support.browser import open_page, until
 from tests.support.runs import start, wait_for
@@ -128,6 +130,27 @@ def shown(served: Served, browser: Browser) -> Iterator[Shown]:
     assert [one for one in asked if not one.startswith((served.url, "data:", "blob:"))] == []
     assert [one for one in said if "error" in one.lower()] == []
     page.close()
+
+
+@pytest.mark.slow
+def test_the_first_page_follows_the_storage(
+    served: Served, shown: Shown, finished: Path, tmp_path: Path
+) -> None:
+    text = shown.look(f"{served.url}/", "document.querySelector('.studies .answer')")
+    assert "1 study" in text and "tiny" in text and "3 of 3" in text and "ended" in text
+    storage = open_storage(f"sqlite:///{finished}/storage/autotune.db")
+    optuna.create_study(study_name="a <b>late</b> one", storage=storage)
+    shown.page.evaluate("refresh()")
+    until(shown.page, "document.body.innerText.includes('a <b>late</b> one')")
+    optuna.delete_study(study_name="a <b>late</b> one", storage=storage)
+    shown.page.evaluate("refresh()")
+    until(shown.page, "document.querySelectorAll('.studies tbody tr').length == 1")
+    shown.page.set_viewport_size({"width": 390, "height": 900})
+    assert shown.page.evaluate("document.documentElement.scrollWidth") == 390
+    shown.page.screenshot(path=tmp_path / "first.png")
+    shown.page.set_viewport_size({"width": 1300, "height": 1400})
+    shown.page.get_by_text("report", exact=True).click()
+    until(shown.page, "document.querySelector('.plot .main-svg')")
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from timm.data import create_transform, resolve_model_data_config
 
 from autotune.plan import HeadPlan
 from autotune.results.model.export import TOLERANCE
-from autotune.results.model.model import load_model
+from autotune.results.model.model_folder import load_model
 from tests.support.images import photo
 from tests.support.inside import Ended, call
 from tests.support.surgery import CLASSES, RESHAPED, change, kept, saved

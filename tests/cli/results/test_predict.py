@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from autotune.display.console import find_model
-from autotune.results.model.model import load_model
+from autotune.results.model.model_folder import load_model
 from autotune.study.setup.opening import open_existing
 from autotune.study.state import attrs
 from tests.support.cuda import TOO_OLD, list_gpus, refuse_gpus

@@ -75,7 +75,7 @@ def test_what_is_wrong_is_said_and_then_put_right(tmp_path: Path) -> None:
     assert (ended.code, ended.err) == (0, "")
     assert "done: trial 0 was requeued" in ended.out
     assert "study small: nothing is wrong" in ended.out
-    states = [one.state for one in trials_of(open_existing("small", opened.url))]
+    states = [trial.state for trial in trials_of(open_existing("small", opened.url))]
     assert states == [TrialState.FAIL, TrialState.WAITING]
 
 

@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from autotune.config.schema import StudyConfig
 from autotune.data.views.study_data import open_test_views
 from autotune.plan import TrialPlan
-from autotune.results.model.model import load_model
+from autotune.results.model.model_folder import load_model
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.setup.opening import open_existing
 from autotune.study.state import attrs
@@ -56,7 +56,7 @@ def test_status_is_the_summary_of_the_run(finished: Path) -> None:
     summary = ended.out.partition("study tiny")[2]
     assert summary in (finished / "out.txt").read_text(encoding="utf-8")
     trials = trials_of(finished, "tiny")
-    complete = [one for one in trials if one.state == TrialState.COMPLETE]
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     best = max(complete, key=lambda one: one.value or 0.0)
     rows = {
         line.split("│")[1].strip(): line.split("│")[2:]

@@ -36,8 +36,8 @@ def test_an_archive_is_the_folder_that_is_in_it(tmp_path: Path, home: Path, name
     assert source.name == str(path)
     assert (source.classes, source.samples) == (there.classes, there.samples)
     assert source.fingerprint == there.fingerprint
-    for one, other in zip(source.samples, there.samples, strict=True):
-        assert np.array_equal(np.asarray(source.read(one)), np.asarray(there.read(other)))
+    for sample, other in zip(source.samples, there.samples, strict=True):
+        assert np.array_equal(np.asarray(source.read(sample)), np.asarray(there.read(other)))
 
 
 def test_it_is_unpacked_once_wherever_it_lies(tmp_path: Path, home: Path) -> None:

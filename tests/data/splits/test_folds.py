@@ -137,7 +137,7 @@ def test_a_task_with_folds(tmp_path: Path) -> None:
     task = StudyData.open(str(photos), data, SPEC, tmp_path / "images")
     source = open_source(str(photos))
     result = cut(source)
-    lost = next(i for i, one in enumerate(source.samples) if one.key == "b/003.png")
+    lost = next(i for i, sample in enumerate(source.samples) if sample.key == "b/003.png")
     assert lost in np.concatenate([one.validation for one in result])  # else another image will do
     for ours, theirs in zip(task.folds, result, strict=True):
         for name in ("train", "validation"):
@@ -178,8 +178,8 @@ def test_folds_are_those_of_the_manifest(tmp_path: Path) -> None:
     later = Dataset.open(str(photos), data, made.manifest)
     assert later.num_added == 8
     assert later.fingerprint == made.fingerprint
-    for one, other in zip(made.folds, later.folds, strict=True):
-        assert np.array_equal(one.train, other.train)
-        assert np.array_equal(one.validation, other.validation)
+    for fold, other in zip(made.folds, later.folds, strict=True):
+        assert np.array_equal(fold.train, other.train)
+        assert np.array_equal(fold.validation, other.validation)
     assert later.groups is not None and made.groups is not None
     assert len(set(later.groups.tolist())) == len(set(made.groups.tolist()))

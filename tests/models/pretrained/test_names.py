@@ -15,7 +15,8 @@ from autotune.models.backbone import hash_weights, load_backbone
 from autotune.models.network import build_network
 from autotune.models.pretrained.names import _former_names, check_name, describe_former, resolve
 from autotune.plan import TrialPlan
-from autotune.results.model.model import ModelSpec, load_model, save_model
+from autotune.results.model.model import ModelSpec
+from autotune.results.model.model_folder import load_model, save_model
 
 
 @pytest.mark.parametrize(

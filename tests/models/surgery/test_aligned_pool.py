@@ -145,7 +145,7 @@ def test_the_same_object_when_nothing_changes() -> None:
     ):
         assert change_pool(pool, to) is pool
         others = [change_pool(pool, other) for other in POOLS if other != to]
-        assert all(type(one) is GridAlignedPool2d for one in others)
+        assert all(type(other) is GridAlignedPool2d for other in others)
 
 
 def test_what_is_a_pooling() -> None:

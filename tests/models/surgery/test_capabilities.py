@@ -99,8 +99,8 @@ def test_growth_is_refused_where_it_fails() -> None:
     """GhostNet cuts what it computes to a fixed number of channels."""
     first, *others = capabilities("ghostnet_050")
     assert first.can_grow
-    for one in others:
-        assert not one.can_grow and one.groups
+    for other in others:
+        assert not other.can_grow and other.groups
 
 
 #: Field -> values that every layer with this field can take, and values that none can.
@@ -117,15 +117,15 @@ GOOD_AND_BAD: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
 
 @pytest.mark.parametrize("name", ["test_resnet", "resnext50_32x4d", "test_vit"])
 def test_reasons_for_unsupported_values(name: str) -> None:
-    for one in capabilities(name):
+    for capability in capabilities(name):
         for field, (good, bad) in GOOD_AND_BAD.items():
-            assert one.reason_unsupported(field, KEEP) == ""
-            if field in one.reasons:
-                assert one.reasons[field] in one.reason_unsupported(field, 0.5)
+            assert capability.reason_unsupported(field, KEEP) == ""
+            if field in capability.reasons:
+                assert capability.reasons[field] in capability.reason_unsupported(field, 0.5)
                 continue
-            assert [value for value in good if one.reason_unsupported(field, value)] == []
+            assert [value for value in good if capability.reason_unsupported(field, value)] == []
             for value in bad:
-                assert str(value) in one.reason_unsupported(field, value)
+                assert str(value) in capability.reason_unsupported(field, value)
 
 
 def test_absolute_widths_of_grouped_channels() -> None:
@@ -213,7 +213,7 @@ def test_capabilities_are_probed_once_and_for_more_layers_when_needed() -> None:
     assert len(more) == 10
     assert more[:8] == first
     assert cached_capabilities(backbone, layers, 1) is more
-    assert all(one.device.type == "cpu" for one in model.parameters())
+    assert all(parameter.device.type == "cpu" for parameter in model.parameters())
 
 
 def test_probing_needs_no_weights_and_leaves_no_hooks() -> None:
@@ -224,4 +224,4 @@ def test_probing_needs_no_weights_and_leaves_no_hooks() -> None:
     found = probe_layers(empty, list_layers(empty), (3, 64, 64))
     expected = capabilities("test_resnet")
     assert [one.groups for one in found[: len(expected)]] == [one.groups for one in expected]
-    assert all(not one._forward_hooks for one in empty.modules())
+    assert all(not module._forward_hooks for module in empty.modules())

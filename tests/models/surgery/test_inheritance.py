@@ -71,7 +71,7 @@ def test_shares_sum_to_the_whole(outputs: int, counts: list[int], spatial: bool)
     summed = torch.zeros_like(whole).index_add_(1, torch.tensor(copies), found)
     torch.testing.assert_close(summed, whole)
     for index, count in enumerate(counts):
-        own = found[:, [place for place, one in enumerate(copies) if one == index]]
+        own = found[:, [place for place, copy in enumerate(copies) if copy == index]]
         if count == 1:
             assert torch.equal(own[:, 0], whole[:, index])
         else:

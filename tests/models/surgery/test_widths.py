@@ -189,9 +189,9 @@ def test_nothing_but_the_members_is_touched(name: str, ratio: float) -> None:
     if not groups:
         return
     model = copy.deepcopy(source(name).pretrained)
-    widths = [WidthChange(one, channel_count(ratio, one.size, one.unit)) for one in groups]
+    widths = [WidthChange(group, channel_count(ratio, group.size, group.unit)) for group in groups]
     change_widths(model, widths, "weights", seeded())
-    touched = {member.name for one in groups for member in one.members}
+    touched = {member.name for group in groups for member in group.members}
     expected = state_of(source(name).pretrained)
     for key, value in state_of(model).items():
         if key in touched or key.rpartition(".")[0] in touched:

@@ -19,7 +19,7 @@ def test_attributes_of_a_trial_are_flat_and_short() -> None:
     shown = trial_attributes(study.trials[0])
     assert (shown["accuracy"], shown["parameters"]) == (0.8417, 24_000)
     assert (shown["role"], shown["device"]) == ("baseline", "NVIDIA H200")
-    assert any("earlier_attempts" in trial_attributes(one) for one in study.trials)
+    assert any("earlier_attempts" in trial_attributes(trial) for trial in study.trials)
 
 
 def test_what_is_not_ours_stays() -> None:

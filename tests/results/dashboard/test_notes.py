@@ -96,12 +96,12 @@ def test_every_trial_has_a_note_with_its_plan_and_picture(study: Study) -> None:
 def test_an_infeasible_trial_says_by_how_much() -> None:
     study = make_study(constraints={"max_parameters": 40_000.0})
     notes = [
-        trial_note(one, StudyResults.from_study(study))
-        for one in study.trials
-        if attrs.ended_infeasible(one)
+        trial_note(trial, StudyResults.from_study(study))
+        for trial in study.trials
+        if attrs.ended_infeasible(trial)
     ]
     assert notes
-    assert all(one.startswith("**infeasible: ") and "at most 40.0 k" in one for one in notes)
+    assert all(note.startswith("**infeasible: ") and "at most 40.0 k" in note for note in notes)
 
 
 def test_what_others_wrote_is_shown_as_it_is() -> None:

@@ -47,7 +47,7 @@ def test_headline(results: StudyResults) -> None:
 
 def test_headline_of_a_minimized_objective() -> None:
     results = make_results(objective="log_loss")
-    complete = (one for one in results.trials if one.state == TrialState.COMPLETE)
+    complete = (trial for trial in results.trials if trial.state == TrialState.COMPLETE)
     best = min(complete, key=lambda one: one.value or 0.0)
     assert headline(results).startswith(
         f"baseline 0.4000 → best 0.2200 (trial {best.number}, 0.1800 lower): last "
@@ -93,13 +93,13 @@ def test_key_figures(results: StudyResults, page: Parsed) -> None:
     assert f"{progress.finished} of 40" in page.of("b")
     counts = f"{progress.complete} complete, {progress.pruned} pruned, 1 failed, 1 retried"
     assert f"{counts}, 1 running" in page.text
-    seconds = sum(one.duration.total_seconds() for one in results.trials if one.duration)
+    seconds = sum(trial.duration.total_seconds() for trial in results.trials if trial.duration)
     assert f"{seconds:,.0f} s on 2 workers (NVIDIA H200)" in page.text
 
 
 def test_epochs_of_a_retried_attempt_count_once() -> None:
     study = make_study(trials=2, running=0, failed=0, retried=1)
-    assert [one.user_attrs[attrs.EPOCHS] for one in study.trials[:2]] == [10, 2]
+    assert [trial.user_attrs[attrs.EPOCHS] for trial in study.trials[:2]] == [10, 2]
     # The attempt's two epochs are among those of its successor.
     expected = 10 + study.trials[2].user_attrs[attrs.EPOCHS]
     assert figures(study)["epochs trained"][0] == str(expected)

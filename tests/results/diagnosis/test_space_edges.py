@@ -57,7 +57,7 @@ def test_edges(
     results = make_results(trials=1, running=0, failed=0)
     trial = create_trial(value=0.5, params={name: value}, distributions={name: found})
     edges = space_edges(results, trial)
-    assert [(one.side, one.can_be_widened) for one in edges] == (
+    assert [(edge.side, edge.can_be_widened) for edge in edges] == (
         [(side, can_be_widened)] if side else []
     )
 
@@ -82,12 +82,12 @@ def test_depth_ends_at_the_layers_of_the_backbone(
         distributions={"depth": found},
         user_attrs={attrs.PLAN: plan.to_json()},
     )
-    shown = [(one.value, one.side, one.can_be_widened) for one in space_edges(results, trial)]
+    shown = [(edge.value, edge.side, edge.can_be_widened) for edge in space_edges(results, trial)]
     assert shown == edges
 
 
 def test_an_inactive_value_is_at_no_edge() -> None:
     results = make_results()
-    linear = next(one for one in results.trials if one.params.get("head.hidden_layers") == 0)
+    linear = next(trial for trial in results.trials if trial.params.get("head.hidden_layers") == 0)
     names = {edge.parameter for edge in space_edges(results, linear)}
     assert not names & {"head.units.1", "head.dropout.1", "head.units.2", "head.dropout.2"}

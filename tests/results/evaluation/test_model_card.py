@@ -18,7 +18,8 @@ from autotune.results.evaluation.model_card import (
     weights_origin,
     write_model_card,
 )
-from autotune.results.model.model import ModelSpec, save_model
+from autotune.results.model.model import ModelSpec
+from autotune.results.model.model_folder import save_model
 from tests.support.surgery import FAMILIES, built, kept, source
 
 CLASSES = ("cat", "a|b\n# x", "dog")

@@ -13,7 +13,7 @@ from autotune.config.schema import RefitConfig
 from autotune.errors import DiskFullError
 from autotune.results.evaluation import refit as fit_module
 from autotune.results.evaluation.refit import RefitResult, refit_study
-from autotune.results.model.model import load_model
+from autotune.results.model.model_folder import load_model
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from tests.support.inline import Event, run

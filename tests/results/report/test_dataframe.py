@@ -60,7 +60,7 @@ def types_of(frame: pd.DataFrame) -> dict[str, str]:
 def test_every_trial_is_a_row_and_every_column_has_its_type(
     study: Study, frame: pd.DataFrame
 ) -> None:
-    assert frame["number"].tolist() == [one.number for one in study.trials]
+    assert frame["number"].tolist() == [trial.number for trial in study.trials]
     found = types_of(frame)
     assert {name: found[name] for name in ALWAYS} == ALWAYS
     assert found["param.head.units.1"] == found["param.depth"] == "Int64"

@@ -85,7 +85,7 @@ def test_trials_are_read_as_optuna_reads_them(url: str, directions: int) -> None
     theirs = RDBStorage._get_trials(storage, study_id, None, set(), -1)
     assert len(ours) == 6
     assert as_text(ours) == as_text(theirs)
-    ids = [one._trial_id for one in ours]
+    ids = [trial._trial_id for trial in ours]
     for known, after in (({ids[0]}, ids[3]), (set(ids[:3]), -1), (set(ids), ids[-1])):
         ours = storage._get_trials(study_id, None, known, after)
         theirs = RDBStorage._get_trials(storage, study_id, None, known, after)
@@ -110,7 +110,7 @@ def test_what_is_not_there_is_refused_as_by_optuna(url: str) -> None:
 def test_many_trials_are_read_in_pieces(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     storage, study_id = fill(url)
     whole = as_text(storage._get_trials(study_id, None, set(), -1))
-    known = {one._trial_id for one in storage._get_trials(study_id, None, set(), -1)}
+    known = {trial._trial_id for trial in storage._get_trials(study_id, None, set(), -1)}
     monkeypatch.setattr(trial_reader, "CHUNK", 2)
     assert as_text(storage._get_trials(study_id, None, set(), -1)) == whole
     assert as_text(storage._get_trials(study_id, None, known, max(known))) == whole
@@ -132,7 +132,7 @@ def test_what_is_known_to_run_is_asked_for_its_state_alone(url: str) -> None:
     claimed = made("keep")
     claimed.set_user_attr("worker", "host/1/0")
     first, second = (storage.create_new_trial(study_id, claimed) for _ in range(2))
-    before = {one._trial_id: one for one in storage._get_trials(study_id, None, set(), -1)}
+    before = {trial._trial_id: trial for trial in storage._get_trials(study_id, None, set(), -1)}
     for trial_id in (first, second):
         storage.set_trial_intermediate_value(trial_id, 1, 0.5)
     storage.set_trial_state_values(second, TrialState.COMPLETE, [0.5])
@@ -144,7 +144,7 @@ def test_what_is_known_to_run_is_asked_for_its_state_alone(url: str) -> None:
     assert (found[second].state, found[second].values) == (TrialState.COMPLETE, [0.5])
     assert found[second].intermediate_values == {1: 0.5}
     assert found[late].params == claimed.params
-    whole = {one._trial_id: one for one in storage._get_trials(study_id, None, set(), -1)}
+    whole = {trial._trial_id: trial for trial in storage._get_trials(study_id, None, set(), -1)}
     assert whole[first].intermediate_values == {1: 0.5}
 
 

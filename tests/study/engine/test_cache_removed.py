@@ -41,8 +41,8 @@ PARTS: dict[str, Callable[[Path], None]] = {
 
 def outcome(handle: OpenStudy) -> list[Any]:
     return [
-        (one.number, one.state, one.value, one.intermediate_values, one.params)
-        for one in handle.study.get_trials()
+        (trial.number, trial.state, trial.value, trial.intermediate_values, trial.params)
+        for trial in handle.study.get_trials()
     ]
 
 
@@ -71,4 +71,4 @@ def test_a_cache_that_is_removed_in_mid_run(
     run(handle, until=remove)
     assert removed
     assert outcome(handle) == undisturbed
-    assert all(one.state != TrialState.FAIL for one in handle.study.get_trials())
+    assert all(trial.state != TrialState.FAIL for trial in handle.study.get_trials())

@@ -52,10 +52,10 @@ def test_a_worker_that_fails_at_everything_stops(
     with pytest.raises(WorkerError, match="3 trials in a row failed; the log says why: here"):
         run(handle)
     trials = handle.study.get_trials()
-    assert [one.state for one in trials] == [TrialState.FAIL] * 3
+    assert [trial.state for trial in trials] == [TrialState.FAIL] * 3
     assert trials[0].user_attrs[attrs.REASON] == "RuntimeError: the device is on fire"
     # Nothing that a sampler should hold against their plans.
-    assert not any(attrs.FAILED_PLAN in one.user_attrs for one in trials)
+    assert not any(attrs.FAILED_PLAN in trial.user_attrs for trial in trials)
 
 
 def failing_once(
@@ -98,7 +98,7 @@ def test_a_passing_failure_is_tried_again_from_the_checkpoint(
     assert attrs.FAILED_PLAN not in first.user_attrs
     assert attrs.earlier_attempts(second) == [0]
     assert sorted(second.intermediate_values) == [1, 2, 3, 4]
-    assert "queued again" in [one.get("state") for one in events]
+    assert "queued again" in [event.get("state") for event in events]
     assert (handle.progress().finished, handle.progress().failed) == (1, 0)
 
 
@@ -283,5 +283,5 @@ def test_a_retry_that_begins_again_is_not_pruned_for_later_epochs(
     handle.files.checkpoint(handle.name, 0).unlink()
     asked.clear()
     events = run(handle)
-    assert [one["epoch"] for one in events if one["event"] == "epoch"] == [1, 2, 3, 4]
+    assert [event["epoch"] for event in events if event["event"] == "epoch"] == [1, 2, 3, 4]
     assert asked == [3]

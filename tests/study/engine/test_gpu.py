@@ -89,8 +89,8 @@ def test_a_plan_that_does_not_fit_is_infeasible_and_the_worker_lives_on(tmp_path
     limit_to(1024)
     run(handle)
     trials = handle.study.trials
-    big = [one for one in trials if one.params.get("head.hidden_layers") == 2]
-    small = [one for one in trials if one not in big]
+    big = [trial for trial in trials if trial.params.get("head.hidden_layers") == 2]
+    small = [trial for trial in trials if trial not in big]
     assert big and len(small) > 1
     for trial in big:
         assert trial.state == TrialState.PRUNED and attrs.ended_infeasible(trial)
@@ -129,16 +129,16 @@ def test_a_batch_that_does_not_fit_goes_through_in_parts(tmp_path: Path) -> None
     }
     whole = open_small(tmp_path / "a", **options)
     run(whole)
-    peak = max(float(one.user_attrs[attrs.PEAK_MEMORY_MB]) for one in whole.study.trials)
+    peak = max(float(trial.user_attrs[attrs.PEAK_MEMORY_MB]) for trial in whole.study.trials)
     assert peak > 1024
     handle = open_small(tmp_path / "b", **options)
     limit_to(0.7 * peak)
     run(handle)
     trials = handle.study.trials
-    assert [one.state for one in trials] == [TrialState.COMPLETE] * 2
-    parts = [one.user_attrs.get(attrs.MICRO_BATCH, 50) for one in trials]
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 2
+    parts = [trial.user_attrs.get(attrs.MICRO_BATCH, 50) for trial in trials]
     assert 2 <= min(parts) < 50
-    assert all(float(one.user_attrs[attrs.PEAK_MEMORY_MB]) < 0.7 * peak for one in trials)
+    assert all(float(trial.user_attrs[attrs.PEAK_MEMORY_MB]) < 0.7 * peak for trial in trials)
 
 
 def test_two_workers_share_a_device(tmp_path: Path) -> None:
@@ -146,10 +146,10 @@ def test_two_workers_share_a_device(tmp_path: Path) -> None:
     result = run_study(config, gpus="0", workers_per_gpu=2)
     assert (result.progress.finished, result.progress.failed) == (6, 0)
     trials = result.handle.study.trials
-    assert len({one.user_attrs[attrs.WORKER] for one in trials}) == 2
+    assert len({trial.user_attrs[attrs.WORKER] for trial in trials}) == 2
     name = torch.cuda.get_device_name(CUDA)
-    assert {one.user_attrs[attrs.DEVICE] for one in trials} == {name}
-    (gpu,) = {one.user_attrs[attrs.GPU] for one in trials}
+    assert {trial.user_attrs[attrs.DEVICE] for trial in trials} == {name}
+    (gpu,) = {trial.user_attrs[attrs.GPU] for trial in trials}
     assert gpu.startswith(("GPU 0 (", "GPU-", "MIG-"))
 
 
@@ -212,5 +212,5 @@ def test_a_real_assert_costs_a_process_and_not_the_trial(tmp_path: Path) -> None
     assert "and is replaced" in ended.stdout
     progress = attrs.count_progress(trials_of(tmp_path, "tiny"), 2)
     assert (progress.finished, progress.failed, progress.retried) == (2, 0, 1)
-    lost = next(one for one in trials_of(tmp_path, "tiny") if one.state == TrialState.FAIL)
+    lost = next(trial for trial in trials_of(tmp_path, "tiny") if trial.state == TrialState.FAIL)
     assert lost.user_attrs[attrs.REASON].startswith("its worker was lost")

@@ -65,8 +65,8 @@ def test_a_plan_that_does_not_fit_is_infeasible(
     monkeypatch.setattr(owner, name, hungry)
     events = run(handle)
     trials = handle.study.trials
-    plans = [attrs.trial_plan(one) for one in trials]
-    hungry_ones = [one for one, plan in zip(trials, plans, strict=True) if on_the_device(plan)]
+    plans = [attrs.trial_plan(trial) for trial in trials]
+    hungry_ones = [trial for trial, plan in zip(trials, plans, strict=True) if on_the_device(plan)]
     for trial in hungry_ones:
         assert trial.state == TrialState.PRUNED and attrs.ended_infeasible(trial)
         assert trial.constraints[DEVICE_MEMORY] > 100
@@ -78,20 +78,20 @@ def test_a_plan_that_does_not_fit_is_infeasible(
             trial.user_attrs[attrs.REASON],
         )
         assert said is not None
-        numbers = [float(one.replace(",", "")) for one in said.groups()]
+        numbers = [float(group.replace(",", "")) for group in said.groups()]
         assert numbers == pytest.approx([wanted, there], abs=0.6)  # of two roundings
         assert trial.user_attrs[attrs.MICRO_BATCH] == oom.MIN_MICRO_BATCH
         assert trial.user_attrs[attrs.EPOCHS] == len(trial.intermediate_values)
         assert trial.user_attrs[attrs.SECONDS] > 0
         assert attrs.FAILED_PLAN not in trial.user_attrs
-    ends = {one["trial"]: one["state"] for one in events if one["event"] == "end"}
+    ends = {event["trial"]: event["state"] for event in events if event["event"] == "end"}
     assert {ends[one.number] for one in hungry_ones} == {"infeasible"}
     progress = handle.progress()
     assert (progress.infeasible, progress.complete) == (len(trials) - 1, 1)
     assert progress.finished == progress.budget
     assert len(set(plans)) == len(plans)  # none is tried again
     assert not list(handle.files.root.glob("checkpoints/*/*.pt"))
-    fitting = [one for one in trials if one not in hungry_ones]
+    fitting = [trial for trial in trials if trial not in hungry_ones]
     assert all(DEVICE_MEMORY not in one.constraints for one in fitting)
 
 
@@ -110,7 +110,7 @@ def test_a_baseline_that_does_not_fit_ends_the_run(
     assert (progress.finished, progress.running, progress.waiting) == (0, 0, 1)
     monkeypatch.undo()  # a larger device
     run(handle)
-    baseline = next(one for one in handle.study.trials if one.state == TrialState.COMPLETE)
+    baseline = next(trial for trial in handle.study.trials if trial.state == TrialState.COMPLETE)
     assert attrs.is_baseline(baseline)
     # In whole batches again.
     assert baseline.user_attrs[attrs.MICRO_BATCH] == 4
@@ -221,7 +221,7 @@ def test_what_a_trial_held_is_free_when_it_has_failed(
         raise DivergedError("the loss is nan")
 
     def look(device: torch.device, collect: bool = False) -> None:
-        left.extend(one() is not None for one in networks)
+        left.extend(network() is not None for network in networks)
 
     monkeypatch.setattr(Trainer, "_train_epoch", fail)
     monkeypatch.setattr(oom, "release_memory", look)
@@ -248,7 +248,7 @@ def test_a_batch_that_does_not_fit_goes_through_in_parts(
 
     monkeypatch.setattr(Network, "forward", limited)
     events = run(handle, until=lambda event: event.get("epoch") == 3)
-    epochs = [one["epoch"] for one in events if one["event"] == "epoch"]
+    epochs = [event["epoch"] for event in events if event["event"] == "epoch"]
     assert epochs == [1, 2, 3]
     assert max(seen[2:]) <= 4 and seen[:2] == [16, 8]
     run(handle)

@@ -30,7 +30,7 @@ def trials(storage: RDBStorage) -> list[FrozenTrial]:
 
 def workers(storage: RDBStorage) -> set[str]:
     """Return the workers of all trials that have reported; a queued retry has none."""
-    reported = [one for one in trials(storage) if one.intermediate_values]
+    reported = [trial for trial in trials(storage) if trial.intermediate_values]
     return {one.user_attrs[attrs.WORKER] for one in reported if attrs.WORKER in one.user_attrs}
 
 

@@ -104,12 +104,12 @@ def test_a_killed_worker_is_replaced_by_ray_and_the_budget_is_exact(
     progress = attrs.count_progress(trials, 4)
     assert (progress.complete, progress.retried) == (4, 1)
     assert (progress.failed, progress.running, progress.waiting) == (0, 0, 0)
-    (lost,) = [one for one in trials if one.state == TrialState.FAIL]
+    (lost,) = [trial for trial in trials if trial.state == TrialState.FAIL]
     assert lost.number == reported.number
     assert lost.user_attrs[attrs.REASON] == "its worker was lost"
-    (successor,) = [one for one in trials if attrs.earlier_attempts(one) == [lost.number]]
+    (successor,) = [trial for trial in trials if attrs.earlier_attempts(trial) == [lost.number]]
     assert sorted(successor.intermediate_values) == list(range(1, 26))
-    assert len({one.user_attrs[attrs.WORKER] for one in trials}) == 3
+    assert len({trial.user_attrs[attrs.WORKER] for trial in trials}) == 3
     text = said.read_text()
     assert "was lost and is replaced" in text
     assert "raylet" not in text
@@ -164,7 +164,7 @@ def test_a_worker_whose_machine_goes_hands_its_trial_back_and_starts_elsewhere(
     os.kill(worker_pids("tiny")[0], signal.SIGTERM)
     assert process.wait(timeout=120) == 0, (tmp_path / "out.txt").read_text()
     trials = trials_in(url)
-    assert [one.state for one in trials] == [TrialState.FAIL, TrialState.COMPLETE]
+    assert [trial.state for trial in trials] == [TrialState.FAIL, TrialState.COMPLETE]
     assert trials[0].user_attrs[attrs.REASON] == "interrupted"
     assert sorted(trials[1].intermediate_values) == list(range(1, 41))
 
@@ -185,7 +185,7 @@ def test_a_mistake_that_only_a_worker_meets_is_one_message(
     assert "raises OSError: not on this machine" in ended.stderr
     assert "Traceback" not in ended.stderr
     trials = trials_in(shared["AUTOTUNE_STORAGE"])
-    assert [one.state for one in trials] == [TrialState.WAITING]
+    assert [trial.state for trial in trials] == [TrialState.WAITING]
     assert actors(shared) == "DEAD 2.0"
 
 
@@ -212,12 +212,12 @@ def test_workers_that_die_at_everything_are_given_up(
 @pytest.mark.long
 def test_a_ray_of_its_own_takes_sqlite_and_leaves_nothing(tmp_path: Path) -> None:
     extra = {**QUIET, "RAY_ADDRESS": "local", "TMPDIR": "/tmp"}
-    before = {one.name for one in Path("/tmp").glob("ray-*")}
+    before = {path.name for path in Path("/tmp").glob("ray-*")}
     ended = autotune(*RUN, *RAY, "search.trials=3", cwd=tmp_path, **extra)
     assert (ended.returncode, ended.stderr) == (0, "")
     study = open_existing("tiny", f"sqlite:///{tmp_path}/storage/autotune.db")
-    assert [one.state.is_finished() for one in study.study.trials] == [True] * 3
-    assert {one.name for one in Path("/tmp").glob("ray-*")} <= before
+    assert [trial.state.is_finished() for trial in study.study.trials] == [True] * 3
+    assert {path.name for path in Path("/tmp").glob("ray-*")} <= before
     wait_for(lambda: worker_pids("tiny") == [])
     no_gpu = autotune(*RUN, *RAY, "--gpus-per-worker", "1", cwd=tmp_path, **extra)
     assert no_gpu.returncode == 2

@@ -64,12 +64,12 @@ def test_no_two_workers_have_one_name() -> None:
 def test_a_study_from_start_to_end(tmp_path: Path) -> None:
     handle = open_small(tmp_path)
     events = run(handle)
-    assert [one["trial"] for one in events if one["event"] == "end"] == [0, 1, 2]
-    epochs = [(one["trial"], one["epoch"]) for one in events if one["event"] == "epoch"]
+    assert [event["trial"] for event in events if event["event"] == "end"] == [0, 1, 2]
+    epochs = [(event["trial"], event["epoch"]) for event in events if event["event"] == "epoch"]
     assert epochs[:2] == [(0, 1), (0, 2)]
 
     trials = handle.study.get_trials()
-    assert [one.state for one in trials] == [TrialState.COMPLETE] * 3
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 3
     space = set(trials[1].params)
     for trial in trials:
         attributes = trial.user_attrs
@@ -182,7 +182,7 @@ def test_a_diverged_trial_is_recorded_and_the_study_goes_on(tmp_path: Path) -> N
     run(handle)
     trials = handle.study.get_trials()
     assert len(trials) == 3
-    failed = [one for one in trials if one.state == TrialState.FAIL]
+    failed = [trial for trial in trials if trial.state == TrialState.FAIL]
     assert len(failed) == 2
     for trial in failed:
         assert trial.user_attrs[attrs.REASON].startswith("diverged: ")
@@ -206,7 +206,7 @@ def test_a_value_that_is_no_number_fails_the_trial_and_is_not_reported(
     monkeypatch.setattr(Metrics, "objective", broken)
     run(handle)
     trials = handle.study.get_trials()
-    assert [one.state for one in trials] == [TrialState.COMPLETE] + [TrialState.FAIL] * 2
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] + [TrialState.FAIL] * 2
     for trial in trials[1:]:
         assert trial.user_attrs[attrs.REASON] == "diverged: the log_loss is inf in epoch 1"
         assert trial.intermediate_values == {}
@@ -255,7 +255,7 @@ def test_a_worker_waits_for_what_others_bring(tmp_path: Path) -> None:
             stop.set()
     assert ended == StopReason.from_study(handle.study)
     assert ended is not None and ended.kind == "patience"
-    assert [one["trial"] for one in events if one["event"] == "start"] == [3]
+    assert [event["trial"] for event in events if event["event"] == "start"] == [3]
     trials = handle.study.get_trials()
     assert attrs.earlier_attempts(trials[3]) == [other.trial.number]
     assert trials[3].state == TrialState.COMPLETE
@@ -326,7 +326,7 @@ def test_a_trial_lost_after_its_last_epoch_is_only_told(
     ctx = build_context(handle)
     assert handle.trial_queue().reclaim_stale(lambda worker: True) == 1
     events = run(handle)
-    assert [one["event"] for one in events] == ["ready", "start", "end"]
+    assert [event["event"] for event in events] == ["ready", "start", "end"]
     done = handle.study.get_trials()[1]
     assert done.state == TrialState.COMPLETE
     plan = attrs.trial_plan(done)
@@ -363,7 +363,7 @@ def test_a_trial_that_fails_after_it_was_given_away_is_dropped(
             checkpoints[0].unlink()
 
     events = run(handle, until=look)
-    ends = [(one["trial"], one["state"]) for one in events if one["event"] == "end"]
+    ends = [(event["trial"], event["state"]) for event in events if event["event"] == "end"]
     assert ends == [(0, "lost"), (1, "complete"), (2, "complete")]
     assert kept == [True]
     trials = handle.study.get_trials()
@@ -389,7 +389,7 @@ def test_what_a_worker_wrote_after_its_trial_was_finished_elsewhere_is_removed(
 
     monkeypatch.setattr(build, "build_network", freeze)
     events = run(handle)
-    assert [one["state"] for one in events if one["event"] == "end"] == ["lost"]
+    assert [event["state"] for event in events if event["event"] == "end"] == ["lost"]
     assert handle.study.trials[1].state == TrialState.COMPLETE
     assert not handle.files.checkpoint(handle.name, 0).exists()
 
@@ -398,7 +398,7 @@ def test_what_a_worker_wrote_after_its_trial_was_finished_elsewhere_is_removed(
 def test_bad_trials_prune(tmp_path: Path) -> None:
     handle = open_small(tmp_path, search__trials=12, training__epochs=6, search__sampler="random")
     run(handle)
-    pruned = [one for one in handle.study.get_trials() if one.state == TrialState.PRUNED]
+    pruned = [trial for trial in handle.study.get_trials() if trial.state == TrialState.PRUNED]
     assert pruned
     for trial in pruned:
         assert max(trial.intermediate_values) < 6
@@ -426,8 +426,8 @@ def test_a_space_with_nothing_to_search_still_runs(tmp_path: Path) -> None:
     )
     run(handle)
     trials = handle.study.get_trials()
-    assert [one.state for one in trials] == [TrialState.COMPLETE] * 2
-    plans = [attrs.trial_plan(one) for one in trials]
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 2
+    plans = [attrs.trial_plan(trial) for trial in trials]
     assert [plan.depth for plan in plans if plan] == [0, 1]
     assert StopReason.from_study(handle.study) == StopReason(
         "exhausted", "every plan of the space has been tried"
@@ -448,7 +448,7 @@ def test_a_greedy_search_ends_with_its_last_stage(tmp_path: Path) -> None:
         training__epochs=1,
     )
     run(handle)
-    stages = [one.user_attrs.get(attrs.STAGE) for one in handle.study.trials]
+    stages = [trial.user_attrs.get(attrs.STAGE) for trial in handle.study.trials]
     assert stages[:2] == [None, "layer 1"] and len(stages) < 5
     ended = StopReason.from_study(handle.study)
     assert ended is not None and ended.kind == "exhausted"

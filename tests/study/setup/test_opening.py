@@ -88,6 +88,11 @@ def test_the_budget_may_change_and_the_space_may_not(tmp_path: Path) -> None:
     )
     assert "training.epochs: 2 in the study, 3 now" in message
     assert "--name small-2" in message
+    assert "search.warm_start=[small] lets that one try the best plans of this one" in message
+    greedy = {"search__strategy": "greedy", "training__epochs": 3}
+    with pytest.raises(StudyError) as refused:
+        check_existing(define(small_config(tmp_path, **greedy)))
+    assert "warm_start=" not in str(refused.value)
     with pytest.raises(StudyError):
         open_defined(changed)
 
@@ -175,7 +180,7 @@ TITLES = [
 
 
 def titles(study: Study) -> list[str]:
-    return [attrs.trial_origin(one) for one in study.get_trials()]
+    return [attrs.trial_origin(trial) for trial in study.get_trials()]
 
 
 def test_known_good_plans_are_queued_after_the_baseline(tmp_path: Path) -> None:
@@ -234,7 +239,7 @@ def test_a_start_that_broke_off_may_be_followed_by_another_definition(
         "known good: last 3 layers trainable with layer-wise decay",
         "known good: last 3 layers trainable at a low rate",
     ]
-    assert [one.number for one in handle.study.get_trials()] == [0, 1, 2, 3]
+    assert [trial.number for trial in handle.study.get_trials()] == [0, 1, 2, 3]
     plan = attrs.trial_plan(handle.study.get_trials()[0])
     assert plan is not None and plan.policy.lr == 0.01
 

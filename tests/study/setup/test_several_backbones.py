@@ -35,8 +35,8 @@ TWO: dict[str, Any] = {"backbone": list(BOTH), "weights": "none"}
 
 def test_every_backbone_is_looked_at(tmp_path: Path) -> None:
     definition = define(small_config(tmp_path, **TWO, space__layers={"pool": ["keep", "avg3"]}))
-    assert [one.name for one in definition.backbones] == [*BOTH]
-    assert [len(one.layers) for one in definition.backbones] == [5, 6]
+    assert [backbone.name for backbone in definition.backbones] == [*BOTH]
+    assert [len(backbone.layers) for backbone in definition.backbones] == [5, 6]
     assert [spec.interpolation for spec in definition.specs] == ["bilinear", "bicubic"]
     assert definition.space.backbones == BOTH
     assert next(iter(definition.space.distributions)) == "backbone"
@@ -146,7 +146,7 @@ def test_the_hash_of_every_backbone_is_compared(handle: OpenStudy, tmp_path: Pat
         check_existing(define(small_config(tmp_path, **TWO)))
     lines = str(caught.value).splitlines()
     assert lines[1].startswith(f"  weights: 'none of {EFFICIENTNET} (hash 0000")
-    assert len([one for one in lines if one.startswith("  ")]) == 1
+    assert len([line for line in lines if line.startswith("  ")]) == 1
 
 
 def change_weights(handle: OpenStudy, name: str) -> None:
@@ -217,7 +217,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> OpenStudy:
     )
     events: list[dict[str, Any]] = []
     handle = launcher._open(define(config), events.append)
-    decoded = [one for one in events if one["event"] == "decoding"]
+    decoded = [event for event in events if event["event"] == "decoding"]
     assert sum(one["done"] == one["total"] for one in decoded) == 2
     baseline = handle.study.get_trials()[0].system_attrs["fixed_params"]
     handle.study.enqueue_trial({**baseline, "backbone": EFFICIENTNET, "depth": 6})
@@ -228,8 +228,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> OpenStudy:
 
 def test_both_are_trained(finished: OpenStudy) -> None:
     trials = finished.study.get_trials()
-    assert [one.state for one in trials] == [TrialState.COMPLETE] * 3
-    plans = [attrs.trial_plan(one) for one in trials]
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 3
+    plans = [attrs.trial_plan(trial) for trial in trials]
     assert {plan.backbone for plan in plans if plan} == {*BOTH}
     space = Space.from_json(finished.study.user_attrs[attrs.SPACE])
     for trial, plan in zip(trials, plans, strict=True):

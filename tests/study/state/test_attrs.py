@@ -68,7 +68,7 @@ def test_the_front_is_optuna_s_without_doubles(values: list[tuple[int, int, bool
         study = study_of(trials, direction, "minimize")
         front = ranking.pareto_front(study.trials, attrs.metric_direction(study))
         assert {tuple(one.values) for one in front} == {
-            tuple(one.values) for one in study.best_trials
+            tuple(trial.values) for trial in study.best_trials
         }
         assert len({tuple(one.values) for one in front}) == len(front)
         assert best(study) == (front[0].number if front else None)

@@ -207,8 +207,8 @@ DIRECTIONS = st.sampled_from([MAXIMIZE, MINIMIZE])
 
 def improvements(trials: Sequence[FrozenTrial], direction: StudyDirection) -> int:
     """Count the finished trials since the best one, one after the other."""
-    successors = {number for one in trials for number in one.user_attrs.get(attrs.RETRIES, ())}
-    ended = [one for one in trials if one.state.is_finished()]
+    successors = {number for trial in trials for number in trial.user_attrs.get(attrs.RETRIES, ())}
+    ended = [trial for trial in trials if trial.state.is_finished()]
     ended = [one for one in ended if one.number not in successors]
     ended.sort(key=lambda one: (one.user_attrs["claimed"] + one.user_attrs["held"], one.number))
     best, since = None, 0
@@ -227,9 +227,9 @@ def test_a_study_is_over_when_one_budget_is_used_up(
 ) -> None:
     progress = attrs.count_progress(trials, budget.trials)
     seconds = sum(
-        NOW - one.user_attrs["claimed"] if one.state == RUNNING else one.user_attrs["held"]
-        for one in trials
-        if one.state != WAITING
+        NOW - trial.user_attrs["claimed"] if trial.state == RUNNING else trial.user_attrs["held"]
+        for trial in trials
+        if trial.state != WAITING
     )
     used_up = {
         "trials": progress.finished + progress.running >= budget.trials,
@@ -276,5 +276,5 @@ def test_saved_epochs_are_those_that_pruned_trials_lack(
 ) -> None:
     for number, trial in enumerate(trials):
         trial.user_attrs[attrs.EPOCHS] = min(epochs, number)
-    lacking = [epochs - min(epochs, one.number) for one in trials if one.state == PRUNED]
+    lacking = [epochs - min(epochs, trial.number) for trial in trials if trial.state == PRUNED]
     assert attrs.pruned_epochs(trials, epochs) == sum(lacking)

@@ -84,9 +84,9 @@ def test_a_warm_start_takes_what_is_within_the_limits_of_the_other_study() -> No
     assert not any(ranking.is_infeasible(trial) for trial, _ in found)
     values = [trial.values[0] for trial, _ in found]
     allowed = [
-        one.values[0]
-        for one in limited.trials
-        if one.state == TrialState.COMPLETE and not ranking.is_infeasible(one)
+        trial.values[0]
+        for trial in limited.trials
+        if trial.state == TrialState.COMPLETE and not ranking.is_infeasible(trial)
     ]
     assert values == sorted(values) and values[0] == min(allowed)
     hopeless = make_study(

@@ -58,7 +58,7 @@ def test_claims_and_ends_are_few_statements_for_any_number_of_parameters(
     with under_the_lock(queue) as statements:
         trial = frozen(queue, claimed(queue).trial.number)
     assert 0 < len(statements) <= 14
-    assert sum("INSERT INTO trial_params" in one for one in statements) == 1
+    assert sum("INSERT INTO trial_params" in statement for statement in statements) == 1
     assert trial.params["training.lr"] == 0.5
     assert list(trial.params) == list(SPACE.distributions)
     assert trial.distributions == SPACE.distributions
@@ -125,7 +125,7 @@ def test_two_objectives_have_a_value_each(url: str) -> None:
     pruned = claimed(two)
     two.storage.set_trial_intermediate_value(pruned.trial._trial_id, 1, 0.1)
     two.finish(pruned, TrialState.PRUNED)
-    assert [one.values for one in study.trials] == [[0.5, 7.0], None]
+    assert [trial.values for trial in study.trials] == [[0.5, 7.0], None]
     with pytest.raises(ValueError, match="cannot be complete"):
         two.finish(claimed(two), TrialState.COMPLETE, 0.5)
 

@@ -72,7 +72,7 @@ def test_what_a_study_remembers_holds_for_all(
     assert build_trainer(ctx.space.baseline(), ctx).amp.dtype is dtype
     assert remembered(handle) == known
     run(handle)
-    assert [one.state.name for one in handle.study.trials] == ["COMPLETE", "COMPLETE"]
+    assert [trial.state.name for trial in handle.study.trials] == ["COMPLETE", "COMPLETE"]
 
 
 def test_networks_of_small_images_train_in_half_precision(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_networks_of_small_images_train_in_half_precision(tmp_path: Path) -> Non
         training__batch_size=16,
     )
     run(handle)
-    assert [one.state.name for one in handle.study.trials] == ["COMPLETE"] * 2
+    assert [trial.state.name for trial in handle.study.trials] == ["COMPLETE"] * 2
     trainable = handle.study.trials[1]
     plan = attrs.trial_plan(trainable)
     assert plan is not None and plan.depth == 2

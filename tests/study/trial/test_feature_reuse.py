@@ -30,7 +30,7 @@ def kept(handle: OpenStudy) -> list[str]:
 
 
 def values(handle: OpenStudy) -> list[float]:
-    return [value for one in handle.study.trials for value in one.intermediate_values.values()]
+    return [value for trial in handle.study.trials for value in trial.intermediate_values.values()]
 
 
 def small(folder: Path, **named: Any) -> OpenStudy:
@@ -49,19 +49,19 @@ def test_features_change_no_value_but_by_rounding(tmp_path: Path) -> None:
     run(on)
     run(off)
     assert kept(on) and not kept(off)
-    assert [attrs.trial_plan(one) for one in on.study.trials] == [
-        attrs.trial_plan(one) for one in off.study.trials
+    assert [attrs.trial_plan(trial) for trial in on.study.trials] == [
+        attrs.trial_plan(trial) for trial in off.study.trials
     ]
     assert values(on) == pytest.approx(values(off), abs=0.06)
-    assert all(attrs.UNSPLIT_REASON not in one.user_attrs for one in on.study.trials)
-    assert all(one.user_attrs[attrs.CACHES] == {"decoded": "once"} for one in off.study.trials)
+    assert all(attrs.UNSPLIT_REASON not in trial.user_attrs for trial in on.study.trials)
+    assert all(trial.user_attrs[attrs.CACHES] == {"decoded": "once"} for trial in off.study.trials)
 
 
 def test_what_is_computed_to_be_kept_is_counted(tmp_path: Path) -> None:
     handle = small(tmp_path, space__trainable_layers=0, space__layers={}, search__trials=2)
     run(handle)
     images = handle.study.user_attrs[attrs.DATASET]
-    first, second = (one.user_attrs[attrs.CACHES] for one in handle.study.trials)
+    first, second = (trial.user_attrs[attrs.CACHES] for trial in handle.study.trials)
     # In two epochs two views of the training images, and one of the others.
     assert first.pop("seconds") > 0
     assert first == {"decoded": "once", "computed": 2 * images["train"] + images["validation"]}
@@ -117,7 +117,7 @@ def test_what_cannot_be_split_trains_whole_and_says_so(
     handle = small(tmp_path, search__trials=2)
     with caplog.at_level(logging.WARNING):
         run(handle)
-    reasons = {one.user_attrs.get(attrs.UNSPLIT_REASON) for one in handle.study.trials}
+    reasons = {trial.user_attrs.get(attrs.UNSPLIT_REASON) for trial in handle.study.trials}
     assert reasons == {"the backbone cannot be traced (of this test)"}
     assert not kept(handle)
     said = [one.getMessage() for one in caplog.records if "trains whole" in one.getMessage()]

@@ -47,7 +47,7 @@ def test_a_study_in_folds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(trial_module, "confusion", noted)
     handle = small(tmp_path, training__num_views=2, search__trials=3)
     events = run(handle)
-    epochs = [(one["trial"], one["epoch"]) for one in events if one["event"] == "epoch"]
+    epochs = [(event["trial"], event["epoch"]) for event in events if event["event"] == "epoch"]
     assert epochs[:2] == [(0, 1), (0, 2)]
     dataset = handle.study.user_attrs[attrs.DATASET]
     assert dataset["folds"] == [50, 50]  # data.train_per_class=5, of ten classes
@@ -136,7 +136,7 @@ def test_a_batch_that_does_not_fit_is_halved_in_all_folds(
     parts: list[list[int]] = []
 
     def short(self: CrossValidationTrainer, *args: Any) -> Any:
-        parts.append([one.micro_batch_size for one in self.folds])
+        parts.append([fold.micro_batch_size for fold in self.folds])
         if len(parts) == 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")
         return inner(self, *args)
@@ -154,8 +154,8 @@ def test_inherited_channels_are_chosen_without_the_images_that_judge(tmp_path: P
     training = build_trial_trainer(plan, ctx)
     assert isinstance(training, CrossValidationTrainer)
     material = ctx.resources.get(plan.backbone)
-    for one, cut in zip(training.folds, material.data.folds, strict=True):
-        assert one.raw_train.labels.tolist() == material.train.labels[cut.train].tolist()
+    for fold, cut in zip(training.folds, material.data.folds, strict=True):
+        assert fold.raw_train.labels.tolist() == material.train.labels[cut.train].tolist()
         assert not {*cut.train} & {*cut.validation}
 
 

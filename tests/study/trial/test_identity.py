@@ -48,7 +48,7 @@ def finished(handle: OpenStudy) -> tuple[FrozenTrial, list[int]]:
     (trial,) = [
         one for one in handle.study.get_trials(deepcopy=False) if one.state == TrialState.COMPLETE
     ]
-    return trial, [one["epoch"] for one in events if one["event"] == "epoch"]
+    return trial, [event["epoch"] for event in events if event["event"] == "epoch"]
 
 
 def checkpoint_file(handle: OpenStudy) -> Path:

@@ -40,7 +40,7 @@ def test_parameters_are_recorded_without_being_asked_for(tmp_path: Path) -> None
     plan = attrs.trial_plan(trial)
     assert plan is not None
     network = build.build_trainer(plan, ctx).network
-    parameters = sum(one.numel() for one in network.parameters())
+    parameters = sum(parameter.numel() for parameter in network.parameters())
     assert trial.user_attrs[attrs.COSTS] == {"parameters": parameters}
     assert trial.constraints == {}
 
@@ -61,9 +61,9 @@ def test_an_infeasible_plan_is_not_trained_and_never_best(tmp_path: Path, limit:
     # Every trial has told how it lies to every limit, in the same order: the samplers need them.
     keys = ["max_parameters", "max_latency_ms"]
     assert sorted(keys) == sorted(trials[0].constraints)
-    assert len({tuple(one.constraints) for one in trials}) == 1
-    beyond = [one for one in trials if ranking.is_infeasible(one)]
-    within = [one for one in trials if not ranking.is_infeasible(one)]
+    assert len({tuple(trial.constraints) for trial in trials}) == 1
+    beyond = [trial for trial in trials if ranking.is_infeasible(trial)]
+    within = [trial for trial in trials if not ranking.is_infeasible(trial)]
     assert beyond and len(within) > 1
     for trial in beyond:
         has = trial.user_attrs[attrs.COSTS]["parameters"]
@@ -73,9 +73,9 @@ def test_an_infeasible_plan_is_not_trained_and_never_best(tmp_path: Path, limit:
         assert trial.user_attrs[attrs.EPOCHS] == 0
         assert trial.user_attrs[attrs.REASON].startswith("infeasible: ")
         assert get_all_artifact_meta(trial, storage=handle.storage) == []
-        of_trial = [one["event"] for one in events if one.get("trial") == trial.number]
+        of_trial = [event["event"] for event in events if event.get("trial") == trial.number]
         assert of_trial == ["start", "end"]
-    ends = {one["trial"]: one["state"] for one in events if one["event"] == "end"}
+    ends = {event["trial"]: event["state"] for event in events if event["event"] == "end"}
     assert {ends[one.number] for one in beyond} == {"infeasible"}
     progress = handle.progress()
     assert (progress.infeasible, progress.finished) == (len(beyond), 8)
@@ -90,7 +90,7 @@ def test_a_study_without_a_plan_within_its_limits_ends_and_says_so(tmp_path: Pat
     run(handle)
     trials = handle.study.trials
     # The baseline is what everything is compared with: it is trained, and is not the best.
-    assert [one.state for one in trials] == [TrialState.COMPLETE] + [TrialState.PRUNED] * 3
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] + [TrialState.PRUNED] * 3
     assert trials[0].user_attrs[attrs.REASON].endswith("k parameters, at most 1.00 k")
     names = [one.filename for one in get_all_artifact_meta(trials[0], storage=handle.storage)]
     assert "weights.safetensors" not in names
@@ -130,7 +130,7 @@ def test_a_study_of_two_objectives(tmp_path: Path) -> None:
     events = run(handle)
     study = handle.study
     assert study.metric_names == TWO
-    assert [one.name for one in study.directions] == ["MAXIMIZE", "MINIMIZE"]
+    assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MINIMIZE"]
     for trial in study.trials:
         assert trial.state == TrialState.COMPLETE
         assert trial.values == [
@@ -142,16 +142,16 @@ def test_a_study_of_two_objectives(tmp_path: Path) -> None:
         assert trial.intermediate_values[2] == trial.values[0]
         assert trial.user_attrs[attrs.EPOCHS] == 2
     front = ranking.pareto_front(study.trials, attrs.metric_direction(study))
-    assert {one.number for one in front} == {one.number for one in study.best_trials}
+    assert {one.number for one in front} == {trial.number for trial in study.best_trials}
     kept = [
-        one.number
-        for one in study.trials
+        trial.number
+        for trial in study.trials
         if "weights.safetensors"
-        in [meta.filename for meta in get_all_artifact_meta(one, storage=handle.storage)]
+        in [meta.filename for meta in get_all_artifact_meta(trial, storage=handle.storage)]
     ]
     assert {one.number for one in front} <= set(kept)
-    assert [one["value"] for one in events if one["event"] == "end"] == [
-        one.values[0] for one in study.trials
+    assert [event["value"] for event in events if event["event"] == "end"] == [
+        trial.values[0] for trial in study.trials
     ]
 
 
@@ -184,11 +184,11 @@ def test_limits_do_not_change_what_is_trained(tmp_path: Path) -> None:
         run(handle)
     found = [
         [
-            (TrialPlan.from_json(one.user_attrs[attrs.PLAN]), one.intermediate_values)
-            for one in handle.study.trials
+            (TrialPlan.from_json(trial.user_attrs[attrs.PLAN]), trial.intermediate_values)
+            for trial in handle.study.trials
         ]
         for handle in studies
     ]
     assert found[0] == found[1]
-    (costs,) = {tuple(one.user_attrs[attrs.COSTS]) for one in studies[1].study.trials}
+    (costs,) = {tuple(trial.user_attrs[attrs.COSTS]) for trial in studies[1].study.trials}
     assert costs == ("parameters", "latency_ms", "memory_mb")

@@ -260,7 +260,7 @@ class Recording:
 
 
 def _tensors(value: Any) -> list[Tensor]:
-    return [one for one in torch.utils._pytree.tree_leaves(value) if isinstance(one, Tensor)]
+    return [leaf for leaf in torch.utils._pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def _write_back(recorded: Any, again: Any) -> None:

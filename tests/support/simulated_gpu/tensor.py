@@ -142,8 +142,8 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """
     if func is torch.ops.prim.device.default:
         return DEVICE
-    leaves = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
-    mine = [one for one in leaves if isinstance(one, GpuTensor)]
+    leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    mine = [leaf for leaf in leaves if isinstance(leaf, GpuTensor)]
     wanted = kwargs.get("device")
     if not mine and not is_cuda(wanted):
         return func(*args, **kwargs)
@@ -199,7 +199,7 @@ def _check_devices(
     mine: Sequence[GpuTensor],
 ) -> None:
     """Refuse operands of two devices."""
-    others = [one for one in leaves if not isinstance(one, GpuTensor)]
+    others = [leaf for leaf in leaves if not isinstance(leaf, GpuTensor)]
     if not mine or not others:
         return
     if name in _INDEXING:
@@ -207,7 +207,7 @@ def _check_devices(
             raise gpu.fault(
                 "indices should be either on cpu or on the same device as the indexed tensor (cpu)"
             )
-        others = [one for one in others if not any(one is index for index in args[1])]
+        others = [other for other in others if not any(other is index for index in args[1])]
     elif name in _MIXED:
         return
     first = func._schema.arguments[0].alias_info if func._schema.arguments else None
@@ -289,7 +289,7 @@ def _with_device(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     """Call a function that was told a device."""
     there = is_cuda(kwargs["device"])
     if not there:
-        mine = any(isinstance(one, GpuTensor) for one in tree_leaves((args, kwargs)))
+        mine = any(isinstance(leaf, GpuTensor) for leaf in tree_leaves((args, kwargs)))
         return unwrapped(func(*args, **kwargs)) if mine else func(*args, **kwargs)
     torch.cuda._lazy_init()
     needs_grad = kwargs.pop("requires_grad", False)

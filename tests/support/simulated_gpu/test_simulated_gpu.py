@@ -38,7 +38,7 @@ def small_network() -> nn.Module:
 
 def test_torch_is_as_it_was_afterwards() -> None:
     modules = (torch, torch.cuda, torch._C, torch.autocast, torch.accelerator, threading.Thread)
-    before = [{name: getattr(one, name) for name in dir(one)} for one in modules]
+    before = [{name: getattr(module, name) for name in dir(module)} for module in modules]
     precision = torch.backends.cuda.matmul.fp32_precision
     with simulated_gpu():
         assert torch.cuda.is_available()

@@ -60,8 +60,8 @@ class Mixed(nn.Module):
 def named(network: nn.Module, amp: AmpPolicy) -> dict[str, list[str]]:
     names = {module: name for name, module in network.named_modules()}
     return {
-        names[module]: [one.function._schema.name for one in found]
-        for module, found in record_operations(network, (3, 8, 8), amp).items()
+        names[module]: [one.function._schema.name for one in operation]
+        for module, operation in record_operations(network, (3, 8, 8), amp).items()
     }
 
 
@@ -82,7 +82,7 @@ def test_the_products_of_a_network_are_found(amp: AmpPolicy) -> None:
     assert all(torch.equal(one, before[name]) for name, one in network.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     assert network.training and network.dropout.training and not network.norm.training
-    assert not any(one._forward_hooks for one in network.modules())
+    assert not any(module._forward_hooks for module in network.modules())
 
 
 def test_equal_operations_have_one_name() -> None:
@@ -166,9 +166,9 @@ def test_gradients_of_small_maps_are_those_of_float32(groups: int, size: int) ->
             output = network(images)
         network.zero_grad()
         output.float().square().mean().backward()
-        for one, other in zip(network.parameters(), single.parameters(), strict=True):
-            assert one.grad is not None and other.grad is not None
-            assert (one.grad - other.grad).norm() < 0.03 * other.grad.norm()
+        for parameter, other in zip(network.parameters(), single.parameters(), strict=True):
+            assert parameter.grad is not None and other.grad is not None
+            assert (parameter.grad - other.grad).norm() < 0.03 * other.grad.norm()
 
 
 def test_only_what_is_wrong_stays_in_single_precision() -> None:

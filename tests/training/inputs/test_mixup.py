@@ -101,7 +101,7 @@ def test_the_training_is_mixed_and_the_validation_is_not(policy: dict[str, float
     before = state_of(other.network)
     losses = [[one.loss for one in run.run()] for run in (plain, other)]
     assert all(math.isfinite(one) for one in losses[1])
-    assert all(one != two for one, two in zip(*losses, strict=True))
+    assert all(loss != two for loss, two in zip(*losses, strict=True))
     after = state_of(other.network)
     assert all(torch.allclose(before[key], after[key], rtol=0, atol=1e-20) for key in before)
     assert plain.validation_logits is not None and other.validation_logits is not None

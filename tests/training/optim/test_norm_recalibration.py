@@ -28,8 +28,8 @@ def inputs(net: Network, name: str, images: list[Tensor]) -> list[Tensor]:
         lambda _, args: seen.append(args[0].detach().clone())
     )
     with torch.no_grad():
-        for one in images:
-            net(one)
+        for image in images:
+            net(image)
     hook.remove()
     return seen
 
@@ -72,7 +72,7 @@ def test_frozen_norms_and_weights_are_untouched_and_momenta_restored() -> None:
     stale = {
         f"{name}.{leaf}"
         for name, module in net.named_modules()
-        if any(module is one for one in net.stale_norms)
+        if any(module is norm for norm in net.stale_norms)
         for leaf in ("running_mean", "running_var", "num_batches_tracked")
     }
     changed = {key for key in before if not torch.equal(before[key], after[key])}
@@ -88,7 +88,7 @@ def test_stale_norms_are_those_up_to_the_deepest_reshaped_layer() -> None:
     names = {
         name
         for name, module in net.backbone.named_modules()
-        if any(module is one for one in net.stale_norms)
+        if any(module is norm for norm in net.stale_norms)
     }
     assert names and all(name.startswith(("layer3.", "layer4.")) for name in names)
     expected = {
@@ -128,9 +128,9 @@ def test_the_drawn_images_are_the_same_every_time() -> None:
 def test_images_come_in_batches() -> None:
     views = some_digits(130)
     normalize = Normalizer.from_config(backbone("test_resnet").data_config, CPU)
-    sizes = [len(one) for one in sample_batches(views, 129, normalize, 0)]
+    sizes = [len(batch) for batch in sample_batches(views, 129, normalize, 0)]
     assert sizes == [64, 65]  # never one alone
-    assert [len(one) for one in sample_batches(views, 130, normalize, 0)] == [64, 64, 2]
+    assert [len(batch) for batch in sample_batches(views, 130, normalize, 0)] == [64, 64, 2]
 
 
 def test_a_training_measures_before_its_first_epoch() -> None:

@@ -45,26 +45,26 @@ def find_files(
         The file of each cell, and the cells whose file is not there.
     """
     distinct = list(dict.fromkeys(cell for cell in cells if cell is not None))
-    found: dict[str, str] = {}
+    path_of: dict[str, str] = {}
     with ThreadPoolExecutor(_THREADS) as pool:
         chunks = [distinct[start : start + _CHUNK] for start in range(0, len(distinct), _CHUNK)]
         for number, paths in enumerate(
             pool.map(lambda chunk: _existing(folder, chunk), chunks), 1
         ):
-            found |= paths
+            path_of |= paths
             progress(INDEXING, min(number * _CHUNK, len(distinct)), len(distinct))
     listing = cache(_listing)
     missing = []
     for cell in distinct:
-        if cell not in found:
+        if cell not in path_of:
             spelled = next(
                 (path for text in _spellings(cell) if (path := _respelled(folder, text, listing))),
                 None,
             )
             if spelled is None:
                 missing.append(cell)
-            found[cell] = spelled or _path(folder, cell)
-    return [None if cell is None else found[cell] for cell in cells], missing
+            path_of[cell] = spelled or _path(folder, cell)
+    return [None if cell is None else path_of[cell] for cell in cells], missing
 
 
 def describe_missing(folder: str, missing: Sequence[str]) -> str:
@@ -150,8 +150,8 @@ class _Images:
             for parts in self._by_name.get(_form(stem).casefold(), ()):
                 found_stem, found_ending = os.path.splitext(parts[-1])
                 same = 0
-                for one, other in zip(reversed(folders), reversed(parts[:-1]), strict=False):
-                    if _form(one).casefold() != _form(other).casefold():
+                for folder, other in zip(reversed(folders), reversed(parts[:-1]), strict=False):
+                    if _form(folder).casefold() != _form(other).casefold():
                         break
                     same += 1
                 written = [*folders[len(folders) - same :], stem]

@@ -213,15 +213,15 @@ def _texts(column: pd.Series, role: str) -> list[str | None]:
 
 def _read_as_windows(path: str, texts: dict[str, list[str | None]]) -> None:
     """Replace labels, splits and groups that are not in UTF-8, and name one of them."""
-    shown = ""
+    example = ""
     for role, cells in texts.items():
         for row, cell in enumerate(cells):
             if role != "path" and (text := from_windows(cell or "")):
-                cells[row] = shown = text
-    if shown:
+                cells[row] = example = text
+    if example:
         warn_once(
-            f"{path}: it is not in UTF-8 and is read as Windows-1252, as in {shown!r}; save it as "
-            "UTF-8 if that is wrong"
+            f"{path}: it is not in UTF-8 and is read as Windows-1252, as in {example!r}; save it "
+            "as UTF-8 if that is wrong"
         )
 
 

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from autotune.search.extrapolation import Curve, FinalValuePredictor, last_value
+from autotune.search.study_view import Curve, FinalValuePredictor, last_value
 
 FEW = [({1: 0.5, 2: 0.6, 3: 0.9}, 0.9), ({1: 0.2, 2: 0.3, 3: 0.8}, 0.8), ({2: 0.5}, 0.5)]
 #: Who is behind gains more: half of what was missing at the first step is made good.
@@ -52,7 +52,7 @@ def test_what_pruning_left_out_does_not_bend_the_line() -> None:
     curves = [
         ({1: at}, 0.6 + 0.4 * at + rng.gauss(0, 0.02)) for at in [rng.random() for _ in range(400)]
     ]
-    survivors = [one for one in curves if one[0][1] > 0.5]
+    survivors = [curve for curve in curves if curve[0][1] > 0.5]
     assert FinalValuePredictor(survivors).predict({1: 0.2}) == pytest.approx(0.68, abs=0.02)
     gained = sorted(final - curve[1] for curve, final in survivors)[len(survivors) // 2]
     assert abs(0.2 + gained - 0.68) > 0.1  # the gain of the survivors is another one
