@@ -68,7 +68,10 @@ def run(
         _run_seeds(stdout, configs, with_options)
         return
     config = console.load_checked(study, overrides, name, storage)
-    result, problem = with_options(stdout, config)
+    try:
+        result, problem = with_options(stdout, config)
+    except ChangedStudyError as error:
+        raise StudyError(f"{error}\n  {_changed_command(error.changes)}") from None
     from autotune.display.summary import print_summary
 
     has_result = print_summary(stdout, result.handle, trained=result.trained)
@@ -92,12 +95,7 @@ def _run(
         # Within the view, because this imports torch, which takes seconds.
         from autotune.study.engine.launcher import run_study
 
-        try:
-            result = run_study(config, on_event=view, **options)
-        except ChangedStudyError as error:
-            if "--seeds" in sys.argv:  # another name of one of the studies is no way on
-                raise
-            raise StudyError(f"{error}\n  {_changed_command(error.changes)}") from None
+        result = run_study(config, on_event=view, **options)
     from autotune.results.report.formats import write_report
 
     try:
