@@ -33,7 +33,7 @@ def test_studies_of_several_seeds_end_in_a_table(tmp_path: Path) -> None:
     ("arguments", "why"),
     [
         (("--seeds", "1"), "Input should be greater than or equal to 2"),
-        (("--seeds", "2", "search.seed=2147483647"), "search.seed: must be at most 2147483647"),
+        (("--seeds", "2", "search.seed=2147483647"), "at most 2147483647, but got 2147483648"),
         (("--seeds", "2", "search.trails=4"), "did you mean 'trials'?"),
         (("--seeds", "2", "--name", "a" * 98), "a study's name has up to 100 letters"),
     ],
