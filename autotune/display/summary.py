@@ -182,7 +182,9 @@ def _print_next(console: Console, opened: OpenStudy, results: StudyResults) -> N
         verbs |= {"winning plan": "best", "over seeds": "confirm", "final model": "refit"}
     lines = {title: study_command(verb, opened.name, opened.url) for title, verb in verbs.items()}
     if report := _report_path(opened, results):
-        lines = {"report": shell_quote(relative_path(report)), **lines}
+        table = opened.files.predictions(opened.name)
+        wrong = {"wrong images": shell_quote(relative_path(table))} if table.exists() else {}
+        lines = {"report": shell_quote(relative_path(report)), **wrong, **lines}
     if "***" in lines["dashboard"]:
         lines[""] = "(write the password instead of ***)"
     console.print()

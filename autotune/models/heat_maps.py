@@ -19,6 +19,14 @@ from torch import Tensor, nn
 from autotune.models.network import Network
 from autotune.text import error_line
 
+#: Least side of a map: a smaller one, of images of a few pixels, is all one color.
+MIN_SIDE = 3
+#: Errors of networks that are built in another way, or do not fit: each fails in its own way.
+_ERRORS = (
+    *(RuntimeError, ValueError, TypeError, AttributeError, AssertionError),
+    *(ArithmeticError, LookupError),
+)
+
 
 class NoHeatMapError(Exception):
     """A network has no heat map; the message says why."""
@@ -57,13 +65,14 @@ def heat_maps(network: Network, images: Tensor, classes: Sequence[int]) -> Tenso
                 method.attribute(image[None], target=label, relu_attributions=True)[0, 0]
                 for image, label in zip(images, classes, strict=True)
             ]
-    except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
-        # A network that is built in another way fails in its own way; nobody waits for a picture.
+    except _ERRORS as error:
         raise NoHeatMapError(error_line(error)) from error
     finally:
         for module, mode in modes:
             module.training = mode
     found = torch.stack([one.detach().float().cpu() for one in maps])
+    if min(found.shape[1:]) < MIN_SIDE:
+        raise NoHeatMapError(f"its last map of features is {found.shape[1]} x {found.shape[2]}")
     largest = found.amax(dim=(1, 2), keepdim=True)
     if not bool(found.isfinite().all()) or not bool(largest.any()):
         raise NoHeatMapError("no place of its last map of features speaks for the class")

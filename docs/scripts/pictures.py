@@ -41,6 +41,7 @@ MOMENT = 0.7
 #: A part of the report -> the headings between which it lies; the top of the page, and its end.
 PARTS = {
     "report": (None, "Course of the study"),
+    "report-images": ("Your images", "Course of the study"),
     "report-parameters": ("Which parameters matter", "Timeline of the workers"),
 }
 _TOP = """title => [...document.querySelectorAll("h2")]

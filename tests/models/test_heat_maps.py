@@ -37,6 +37,8 @@ def test_a_heat_map_leaves_the_network_as_it_was(name: str) -> None:
 
 def test_a_network_without_a_map_says_so() -> None:
     network, images = network_of("test_resnet")
+    with pytest.raises(NoHeatMapError, match="is 1 x 1"):
+        heat_maps(network, images[..., :32, :32], [0, 1, 2])
     nn.init.zeros_(network.head[-1].weight)
     with pytest.raises(NoHeatMapError, match="speaks for the class"):
         heat_maps(network, images, [0, 1, 2])

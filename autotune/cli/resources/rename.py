@@ -25,7 +25,7 @@ def rename(
     """
     located = console.locate(study, overrides, name, storage)
     from autotune.errors import UserError
-    from autotune.results.report.formats import PREDICTIONS, write_report
+    from autotune.results.report.formats import write_predictions, write_report
     from autotune.storage.paths import EPOCHS, REPORT_FORMATS
     from autotune.study.setup.opening import open_existing
     from autotune.study.upkeep.renaming import rename_study
@@ -38,7 +38,7 @@ def rename(
                 write_report(opened, format=format)
     if opened.files.predictions(new).exists():
         with suppress(UserError):
-            write_report(opened, format=PREDICTIONS)
+            write_predictions(opened)
     console.stdout().print(
         f"the study {old!r} is now {new!r}; 'autotune run' continues it with --name "
         f"{shell_quote(new)}"

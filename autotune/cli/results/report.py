@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -46,9 +45,9 @@ def report(
     if output is not None and output != "-":
         console.check_writable(output)
     from autotune.results.report.formats import (
-        PREDICTIONS,
         render,
         resolve_format,
+        write_predictions,
         write_report,
     )
     from autotune.results.study_results import StudyResults
@@ -68,6 +67,6 @@ def report(
     path = write_report(opened, None if output is None else Path(output), chosen)
     console.stdout().print(f"report: {console.relative_path(path)}")
     if chosen == "html" and output is None:
-        with suppress(UserError):  # a study without predictions: the page says why
-            path = write_report(opened, format=PREDICTIONS)
-            console.stdout().print(f"predictions: {console.relative_path(path)}")
+        table = write_predictions(opened)
+        if table is not None:  # else the page says why
+            console.stdout().print(f"predictions: {console.relative_path(table)}")

@@ -76,7 +76,7 @@ def enqueue(
 def _describe_start(queued: EnqueuedTrial) -> str:
     if queued.needs:
         reason = queued.waits_for or "the trials before it take the rest"
-        return f"the budget of the study is used up ({reason}); this gives it one more trial:"
+        return f"the budget of the study is used up ({reason}); this makes room for it:"
     if queued.is_running:
         return "the next worker that is free trains it"
     return "no worker runs; this trains it:"

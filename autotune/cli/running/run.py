@@ -96,10 +96,11 @@ def _run(
         from autotune.study.engine.launcher import run_study
 
         result = run_study(config, on_event=view, **options)
-    from autotune.results.report.formats import write_report
+    from autotune.results.report.formats import write_predictions, write_report
 
     try:
         write_report(result.handle)
+        write_predictions(result.handle)
     except UserError as error:  # the summary is worth more
         return result, error
     return result, None

@@ -90,6 +90,20 @@ def write_report(
         return write_bytes(path, content)
 
 
+def write_predictions(handle: OpenStudy) -> Path | None:
+    """Write ``predictions.csv`` beside the reports; ``None`` where a study has no predictions.
+
+    Raises:
+        UserError: When it cannot be written.
+    """
+    results = StudyResults.from_study(handle.study, handle.files.artifacts)
+    path, text = handle.files.predictions(handle.name), predictions_csv(results)
+    if not text:
+        return None
+    with place_as_user_error(path):
+        return write_bytes(path, text.encode())
+
+
 def render(results: StudyResults, format: str, storage_url: str = "") -> bytes:
     """Return the report of a study in a format, as the bytes of a file.
 

@@ -10,7 +10,7 @@ import base64
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -200,7 +200,7 @@ class ImageResults:
 
 def find_image_results(results: StudyResults) -> ImageResults | None:
     """Return what the refitted plan predicted for the test split, else the best trial."""
-    return next(_all_image_results(results), None)
+    return next(iter(_all_image_results(results)), None)
 
 
 def describe_missing(results: StudyResults, storage_url: str = "") -> tuple[str, str]:
@@ -256,7 +256,12 @@ def images_json(results: StudyResults) -> dict[str, Any] | None:
     }
 
 
-def _all_image_results(results: StudyResults) -> Iterator[ImageResults]:
+@lru_cache(maxsize=1)  # a page asks several times
+def _all_image_results(results: StudyResults) -> tuple[ImageResults, ...]:
+    return tuple(_read_all(results))
+
+
+def _read_all(results: StudyResults) -> Iterator[ImageResults]:
     """Yield the predictions for the test split and for the validation split, where there are."""
     reads = results.attributes.get(attrs.TEST_READS, ())
     baseline = results.baseline

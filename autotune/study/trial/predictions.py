@@ -98,11 +98,8 @@ class Predicted:
                     inputs, targets = trainer.normalize(pixels), [one.predicted for one in own]
                     found = heat_maps(trainer.eval_model, inputs, targets)
                     maps |= {one.position: map for one, map in zip(own, found, strict=True)}
-        except NoHeatMapError as error:
+        except (NoHeatMapError, torch.OutOfMemoryError) as error:
             logger.info("no heat maps are drawn: %s", error)
-            return []
-        except torch.OutOfMemoryError as error:
-            logger.warning("no heat maps are drawn, for lack of memory: %s", error)
             return []
         finally:
             if self.trainers:

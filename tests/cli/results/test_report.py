@@ -62,11 +62,11 @@ def test_standard_output(folder: Path) -> None:
         (("-o", "a.txt"), "a.txt: the ending of a report must be one of html, md, json, csv"),
         (
             ("-o", "-"),
-            "--output -: standard output takes md, json, csv, yaml, predictions, but got html",
+            "--output -: standard output takes md, json, csv, yaml, epochs, predictions, but",
         ),
         (
             ("-o", "-", "--format", "parquet"),
-            "standard output takes md, json, csv, yaml, predictions, but got parq",
+            "standard output takes md, json, csv, yaml, epochs, predictions, but got parq",
         ),
         (("-o", "missing/a.md"), "missing must exist and be writable, to write missing/a.md"),
     ],

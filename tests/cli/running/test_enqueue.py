@@ -35,7 +35,7 @@ def test_a_plan_waits_for_a_trial_of_the_budget(folder: Path) -> None:
     assert first.startswith(f"trial 4 of photos is queued: {words}") and "lr 0.002" in first
     assert filled.startswith("as in the baseline: head.pool ") and "training.lr" not in filled
     assert why == (
-        "the budget of the study is used up (4 finished trials); this gives it one more trial:"
+        "the budget of the study is used up (4 finished trials); this makes room for it:"
     )
     assert commands[0].startswith("  autotune report photos -o photos-next.yaml")
     assert commands[1].startswith("  autotune run photos-next.yaml search.trials=5")

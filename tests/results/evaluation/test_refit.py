@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 from pathlib import Path
@@ -14,8 +15,11 @@ from autotune.errors import DiskFullError
 from autotune.results.evaluation import refit as fit_module
 from autotune.results.evaluation.refit import RefitResult, refit_study
 from autotune.results.model.model_folder import load_model
+from autotune.results.report.images import find_image_results, predictions_csv
+from autotune.results.study_results import StudyResults
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
+from autotune.study.state.predictions import WORST
 from tests.support.inline import Event, run
 from tests.support.inside import contents
 from tests.support.small import open_small
@@ -36,7 +40,9 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> OpenStudy:
 
 @pytest.fixture(scope="module")
 def fitted(opened: OpenStudy) -> RefitResult:
-    return refit_study(opened, trial=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("autotune.models.heat_maps.MIN_SIDE", 1)
+        return refit_study(opened, trial=1)
 
 
 def test_both_are_trained_alike_and_all_figures_are_kept(
@@ -62,6 +68,22 @@ def test_both_are_trained_alike_and_all_figures_are_kept(
     card = (fitted.folder / "README.md").read_text("utf-8")
     assert "| average of the weights | decay 0.5000 | decay 0.5000 |\n" in card
     assert "the plan of trial 1, as asked for:" in card
+
+
+def test_the_report_shows_the_images_of_the_test_split(
+    opened: OpenStudy, fitted: RefitResult
+) -> None:
+    results = StudyResults.from_study(opened.study, opened.files.artifacts)
+    found = find_image_results(results)
+    assert found is not None
+    assert (found.split, found.network) == ("test", "the refitted plan of trial 1")
+    assert len(found.predictions) == fitted.test_images
+    assert found.correct / fitted.test_images == pytest.approx(fitted.test.accuracy)
+    right = sum(recall.baseline_correct or 0 for recall in found.recalls)
+    assert right / fitted.test_images == pytest.approx(fitted.baseline.accuracy)
+    assert len(found.tiles) == len(found.heat_maps) == WORST
+    splits = {row["split"] for row in csv.DictReader(predictions_csv(results).splitlines())}
+    assert splits == {"test", "validation"}
 
 
 def test_settings_of_a_call_come_before_those_of_the_study(

@@ -19,6 +19,7 @@ from autotune.errors import StudyError
 from autotune.results.evaluation.refit import refit_study
 from autotune.study.setup.opening import OpenStudy, open_or_create
 from autotune.study.state import attrs
+from autotune.study.state.predictions import HEAT_MAPS, PREDICTIONS, read_predictions
 from autotune.study.trial import run as trial_module
 from autotune.study.trial.build import build_trial_trainer
 from autotune.study.trial.context import build_context
@@ -28,6 +29,7 @@ from tests.study.engine.test_worker import picture
 from tests.support.inline import run
 from tests.support.page import page_of
 from tests.support.small import defined, open_small, small_config
+from tests.support.studies import untimed_curves
 
 pytestmark = pytest.mark.usefixtures("idle_machine")
 
@@ -45,6 +47,7 @@ def test_a_study_in_folds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         return drawn[-1]
 
     monkeypatch.setattr(trial_module, "confusion", noted)
+    monkeypatch.setattr("autotune.models.heat_maps.MIN_SIDE", 1)
     handle = small(tmp_path, training__num_views=2, search__trials=3)
     events = run(handle)
     epochs = [(event["trial"], event["epoch"]) for event in events if event["event"] == "epoch"]
@@ -59,8 +62,11 @@ def test_a_study_in_folds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert attributes[attrs.EPOCHS] == 2
         assert set(attributes[attrs.DEVIATIONS]) == set(attributes[attrs.METRICS])
         with Image.open(BytesIO(picture(handle, "worst_images.jpg", trial.number))) as sheet:
-            assert (sheet.format, sheet.size) == ("JPEG", (656, 820))
-    # Every image is judged once.
+            assert (sheet.format, sheet.size) == ("JPEG", (656, 888))
+    # Every image is judged once, also in the table, with a heat map of the network that judged it.
+    images = read_predictions(picture(handle, PREDICTIONS, 0))
+    assert len({one.path for one in images}) == len(images) == dataset["validation"]
+    assert picture(handle, HEAT_MAPS, 0)[:2] == b"\xff\xd8"
     assert [matrix.sum() for matrix in drawn] == [dataset["validation"]] * 3
     # Whatever was cut: two views in training, one in validation, of all images at once.
     entries = ArrayCache(handle.files.cache).keys("features")
@@ -110,6 +116,7 @@ def test_a_trial_is_pruned_with_all_its_folds(tmp_path: Path) -> None:
         assert trial.state == TrialState.PRUNED
         assert list(trial.intermediate_values) == [1]
         assert trial.user_attrs[attrs.EPOCHS] == 1
+        assert len(untimed_curves(trial)["training_loss"]) == 1
         assert trial.user_attrs[attrs.DEVIATIONS]["accuracy"] >= 0
 
 
@@ -124,6 +131,7 @@ def test_an_interrupted_trial_goes_on_where_it_was(tmp_path: Path) -> None:
     (expected,) = undisturbed.study.trials
     _, second = handle.study.trials
     assert second.intermediate_values == expected.intermediate_values
+    assert untimed_curves(second) == untimed_curves(expected)
     for name in (attrs.METRICS, attrs.DEVIATIONS):
         assert second.user_attrs[name] == expected.user_attrs[name]
 
