@@ -274,7 +274,8 @@ def test_a_study_with_another_definition(finished: Path) -> None:
     # The command that it names works, and begins with the best plans of the first study.
     command = shlex.split(said[said.index("autotune run ") :])
     assert command[-2:] == ["--name", "tiny-2"] and "search.warm_start=[tiny]" in command
-    ended = call(*command[1:], "search.trials=1", cwd=finished)
+    wider = "space.training.lr={low: 0.001, high: 0.2, log: true}"
+    ended = call(*command[1:], "search.trials=1", wider, cwd=finished)
     assert (ended.code, ended.err) == (0, "")
     study = optuna.load_study(
         study_name="tiny-2", storage=f"sqlite:///{finished}/storage/autotune.db"

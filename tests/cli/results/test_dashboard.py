@@ -18,6 +18,7 @@ import pytest
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.setup.opening import open_existing
 from tests.support.browser import open_page, until
+from tests.support.databases import connections_closed
 from tests.support.runs import start, wait_for
 from tests.support.serving import free_port, other_addresses
 
@@ -138,11 +139,12 @@ def test_the_first_page_follows_the_storage(
 ) -> None:
     text = shown.look(f"{served.url}/", "document.querySelector('.studies .answer')")
     assert "1 study" in text and "tiny" in text and "3 of 3" in text and "ended" in text
-    storage = open_storage(f"sqlite:///{finished}/storage/autotune.db")
-    optuna.create_study(study_name="a <b>late</b> one", storage=storage)
-    shown.page.evaluate("refresh()")
-    until(shown.page, "document.body.innerText.includes('a <b>late</b> one')")
-    optuna.delete_study(study_name="a <b>late</b> one", storage=storage)
+    name, url = "a <b>late</b> one", f"sqlite:///{finished}/storage/autotune.db"
+    with connections_closed():
+        optuna.create_study(study_name=name, storage=open_storage(url))
+        shown.page.evaluate("refresh()")
+        until(shown.page, f"document.body.innerText.includes('{name}')")
+        optuna.delete_study(study_name=name, storage=open_storage(url))
     shown.page.evaluate("refresh()")
     until(shown.page, "document.querySelectorAll('.studies tbody tr').length == 1")
     shown.page.set_viewport_size({"width": 390, "height": 900})
