@@ -18,7 +18,7 @@ STUDY, MODEL, CONFIRMATION = "study", "model", "confirmation"
 #: Formats that this version writes, the latest that it reads. Raise them with every change of the
 #: stored fields, also for a new key (an earlier version must not drop it silently).
 #: ``tests/test_format_versions.py`` compares the names of all fields with these numbers.
-FORMATS = {STUDY: 5, MODEL: 1, CONFIRMATION: 2}
+FORMATS = {STUDY: 5, MODEL: 2, CONFIRMATION: 3}
 #: The user attribute in which a study stores the result of :func:`stamp`.
 ATTRIBUTE = "format"
 #: Errors of a reader that meets unknown values. pydantic's error is a ValueError.

@@ -9,7 +9,7 @@ Everything is in one folder beside the database, ``autotune.files/`` beside ``au
     logs/<study>/<worker>.log        one log a worker
     models/<study>/                  what ``autotune refit`` writes
     predictions/<study>.csv          single images, which ``autotune report`` writes too
-    reports/<study>.<format>         what ``autotune report`` writes; epochs/ has tables of epochs
+    reports/<study>.<format>         what ``autotune report`` writes; tables of epochs have folders
     trainings/<study>/<key>.*        trainings of ``confirm`` and ``refit``: states, locks, results
     tensorboard/<study>/<trial>/     curves for TensorBoard, with ``loggers: tensorboard``
 
@@ -32,6 +32,8 @@ from autotune.storage.url import database_path, is_sqlite, parse_url
 REPORT_FORMATS = ("html", "md", "json", "csv", "parquet", "yaml")
 #: The format of a report that is a table of epochs; its files end in ``.csv``.
 EPOCHS = "epochs"
+#: The same of the trainings of a confirmation, which ``autotune confirm`` writes.
+CONFIRMED_EPOCHS = "confirmed-epochs"
 #: The file in the folder of a model that says how to build it.
 MODEL_RECORD = "record.json"
 #: Ending of the default folder, where a database has ``.db``.
@@ -125,10 +127,10 @@ class StudyPaths:
     def report(self, study: str, format: str = REPORT_FORMATS[0]) -> Path:
         """Return the file of a study's report in a format.
 
-        Tables of epochs have a folder: no study shares their names, whatever it is called.
+        Tables of epochs have folders: no study shares their names, whatever it is called.
         """
-        if format == EPOCHS:
-            return self.root / "reports" / EPOCHS / f"{_file_name(study)}.csv"
+        if format in (EPOCHS, CONFIRMED_EPOCHS):
+            return self.root / "reports" / format / f"{_file_name(study)}.csv"
         return self.root / "reports" / f"{_file_name(study)}.{format}"
 
     def tensorboard(self, study: str) -> Path:
@@ -165,7 +167,10 @@ class StudyPaths:
         return (
             *(self.checkpoints(study), self.confirmed(study), self.logs(study), self.model(study)),
             self.trainings(study),
-            *(self.report(study, format) for format in (*REPORT_FORMATS, EPOCHS)),
+            *(
+                self.report(study, format)
+                for format in (*REPORT_FORMATS, EPOCHS, CONFIRMED_EPOCHS)
+            ),
             self.predictions(study),
             self.tensorboard(study),
         )

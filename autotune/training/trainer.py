@@ -278,7 +278,7 @@ class Trainer:
 
     def _mean_rates(self, factor: float) -> dict[int, float]:
         """Return the learning rate of each layer, as a share of its peak."""
-        peaks = self._peaks if self.policy.layer_decay != 1 else {0: self.policy.lr}
+        peaks = self._peaks if len(set(self._peaks.values())) > 1 else {0: self.policy.lr}
         is_head_only = self.phases.is_head_only(self.epoch)
         return {
             layer: 0.0 if layer and is_head_only else factor * peak

@@ -46,6 +46,7 @@ def test_the_files_in_it() -> None:
     assert files.report("s") == Path("/f/reports/s.html")
     assert files.report("s", "md") == Path("/f/reports/s.md")
     assert files.report("s", "epochs") == Path("/f/reports/epochs/s.csv")
+    assert files.report("s", "confirmed-epochs") == Path("/f/reports/confirmed-epochs/s.csv")
 
 
 def test_the_files_of_a_study_are_found_by_its_name(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage
 from optuna.study import Study
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import func, select
 
 from autotune.config.old_names import stored_init
@@ -371,6 +371,12 @@ def curves_of(
         curves.LEARNING_RATE: [0.01 * (1 - epoch / epochs) for epoch in range(epochs)],
         curves.SECONDS: [6.5] * epochs,
     }
+
+
+def untimed_curves(trial: FrozenTrial) -> dict[str, Any]:
+    """Return the stored curves of a trial without its seconds, which are never twice the same."""
+    stored: dict[str, Any] = trial.user_attrs[attrs.CURVES]
+    return {name: values for name, values in stored.items() if name != curves.SECONDS}
 
 
 def image_scores_of(value: float, images: int, seed: int, jitter: float = 0.02) -> dict[str, Any]:

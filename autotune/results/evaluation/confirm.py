@@ -10,9 +10,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from autotune.atomic import check_folder
+from autotune.atomic import check_folder, write_text
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.sources.registry import fetch_source
 from autotune.errors import StudyError
@@ -20,6 +20,7 @@ from autotune.format_versions import CONFIRMATION, reading
 from autotune.plan import TrialPlan
 from autotune.results.evaluation.plan_selection import plans_to_confirm
 from autotune.results.study_results import StudyResults
+from autotune.results.values.epoch_rows import epoch_rows, epochs_table
 from autotune.results.values.intervals import (
     CONFIDENCE_LEVEL,
     Interval,
@@ -27,6 +28,7 @@ from autotune.results.values.intervals import (
     t_interval,
 )
 from autotune.results.values.verdict import Verdict
+from autotune.storage.paths import CONFIRMED_EPOCHS
 from autotune.study.engine.trainings import Workers, train_all, train_here
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
@@ -34,6 +36,10 @@ from autotune.study.trial.confirmation import read_scores
 from autotune.study.trial.context import build_context
 from autotune.study.trial.run import EventCallback
 from autotune.study.trial.trainings import Training, TrainingFiles
+from autotune.training.curves import Stored
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,8 @@ class PlanResult:
         trial: Its trial; ``None`` for the baseline.
         search_value: Its value in the search, ``None`` where the baseline has none.
         values: The value under each seed, ``None`` where it diverged.
+        curves: Its losses, learning rates and seconds by epoch under each seed, see
+            :mod:`autotune.training.curves`; empty where an earlier version has trained it.
         failed: Why it diverged, where it did.
         mean: Mean of its values with an interval; ``None`` where a value is missing.
         gain: By how much it is better than the baseline. The intervals of all plans hold together.
@@ -54,6 +62,7 @@ class PlanResult:
     plan: TrialPlan
     search_value: float | None
     values: tuple[float | None, ...]
+    curves: tuple[Stored, ...] = ()
     failed: str = ""
     mean: Interval | None = None
     gain: Interval | None = None
@@ -71,6 +80,7 @@ class PlanResult:
             "plan": self.plan.to_json(),
             "searched": self.search_value,
             "values": list(self.values),
+            "curves": list(self.curves),
             "failed": self.failed,
             "mean": self.mean and self.mean.mean,
             "mean_interval": self.mean and [self.mean.low, self.mean.high],
@@ -97,6 +107,20 @@ class Confirmation:
     trained: int
     verdict: Verdict | None
 
+    def epochs(self) -> pd.DataFrame:
+        """Return a table with a row for each epoch of every training.
+
+        ``trial`` is missing for the baseline; the other columns are those of
+        :mod:`autotune.results.report.epoch_table`.
+        """
+        rows = [
+            {"trial": plan.trial, "seed": seed, **row}
+            for plan in (self.baseline, *self.plans)
+            for seed, stored in zip(self.seeds, plan.curves, strict=True)
+            for row in epoch_rows(stored)
+        ]
+        return epochs_table(rows, {"trial": "Int64", "seed": "int64"})
+
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
         verdict = self.verdict
@@ -115,6 +139,7 @@ class _SeedResult:
     value: float | None
     failed: str
     is_cached: bool
+    curves: Stored
 
 
 @dataclass(frozen=True)
@@ -193,6 +218,8 @@ def confirm_plans(
     for training, candidate in owners.items():
         candidate.results.append(trained[training.name])
     confirmation = _compare(results, first, plans, numbers)
+    table = confirmation.epochs().to_csv(index=False, lineterminator="\n")
+    write_text(handle.files.report(handle.name, CONFIRMED_EPOCHS), table)
     verdict = confirmation.verdict
     handle.study.set_user_attr(attrs.CONFIRMED, verdict and verdict.to_json())
     return confirmation
@@ -230,7 +257,7 @@ def _read(path: Path, training: Training, objective: str, is_cached: bool) -> _S
     assert scores is not None, "it was found intact a moment ago"
     with reading(str(path), CONFIRMATION):
         value = scores["metrics"] and scores["metrics"][objective]
-        return _SeedResult(value, scores["failed"], is_cached)
+        return _SeedResult(value, scores["failed"], is_cached, scores.get("curves", {}))
 
 
 def _compare(
@@ -256,6 +283,7 @@ def _compare(
             plan=candidate.plan,
             search_value=candidate.search_value,
             values=tuple(result.value for result in candidate.results),
+            curves=tuple(result.curves for result in candidate.results),
             failed=next((one.failed for one in candidate.results if one.failed), ""),
             mean=mean,
             gain=gain,

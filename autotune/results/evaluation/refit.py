@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optuna.trial import FrozenTrial
 
-from autotune.atomic import check_folder
+from autotune.atomic import check_folder, write_text
 from autotune.config.schema import RefitConfig
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.sources.registry import fetch_source
@@ -27,6 +27,7 @@ from autotune.results.evaluation.plan_selection import SelectedPlan, select_plan
 from autotune.results.model.model import ModelSpec
 from autotune.results.model.model_folder import replace_files, save_model
 from autotune.results.study_results import StudyResults
+from autotune.results.values.epoch_rows import epoch_rows, epochs_table
 from autotune.storage.artifacts import add_artifact
 from autotune.storage.rdb.retry import call_with_retry
 from autotune.storage.rdb.study_lock import study_lock
@@ -36,7 +37,7 @@ from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.state.predictions import HEAT_MAPS, test_file
 from autotune.study.trial.context import WorkerContext, build_context
-from autotune.study.trial.plots import draw_confusion
+from autotune.study.trial.plots import draw_confusion, draw_curve
 from autotune.study.trial.predictions import Predicted
 from autotune.study.trial.refit import (
     StoredRefit,
@@ -48,6 +49,9 @@ from autotune.study.trial.refit import (
 from autotune.study.trial.run import EventCallback
 from autotune.study.trial.trainings import Training, TrainingFiles
 from autotune.training.metrics import Metrics, compute_metrics, confusion
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,22 @@ class RefitResult:
     def is_baseline(self) -> bool:
         """Whether the plan is that of the baseline: then there was one training."""
         return self.summary is self.baseline_summary
+
+    def epochs(self) -> pd.DataFrame:
+        """Return a table with a row for each epoch of both trainings.
+
+        ``plan`` is ``best plan`` or ``baseline``; the other columns are those of
+        :mod:`autotune.results.report.epoch_table`.
+        """
+        trainings = {"baseline": self.baseline_summary, "best plan": self.summary}
+        if self.is_baseline:
+            trainings.pop("best plan")
+        rows = [
+            {"plan": name, **row}
+            for name, summary in trainings.items()
+            for row in epoch_rows(summary.curves)
+        ]
+        return epochs_table(rows, {"plan": "string"})
 
     def scores(self) -> dict[str, Any]:
         """Return choice and scores as JSON values: the keys of the record and of ``--json``."""
@@ -215,6 +235,9 @@ def refit_study(
     with place_as_user_error(result.folder), replace_files(result.folder) as new:
         record = save_model(new, model.training.eval_model, spec, facts)
         draw_confusion(new, matrix, classes)
+        draw_curve(new, {}, config.training.objective, model.summary.curves)
+        table = result.epochs().to_csv(index=False, lineterminator="\n")
+        write_text(new / "epochs.csv", table)
         write_model_card(new, record, matrix, comparison.model.bins)
         images = tests[selection.plan.backbone]
         predicted = Predicted(images, logits, classes, [(model.training, None)])

@@ -19,7 +19,7 @@ from autotune.study.trial.trainings import Training, TrainingFiles
 logger = logging.getLogger(__name__)
 
 #: Fields of the file of one training.
-FIELDS = ("format", "autotune", "plan", "seed", "metrics", "failed", "checksum")
+FIELDS = ("format", "autotune", "plan", "seed", "metrics", "failed", "curves", "checksum")
 
 
 def train_confirmation(
@@ -38,9 +38,9 @@ def train_confirmation(
         DiskFullError: When the scores cannot be stored.
         UserError: When not even two images fit into memory.
     """
-    metrics, failed = None, ""
+    metrics, failed, curves = None, "", {}
     try:
-        metrics = retrain(
+        trained = retrain(
             training.plan,
             ctx,
             on_epoch,
@@ -48,10 +48,12 @@ def train_confirmation(
             micro_batch_size=training.micro_batch_size,
             checkpoint=files.checkpoint,
             stopped=stopped,
-        ).metrics.to_json()
+        )
+        metrics, curves = trained.metrics.to_json(), dict(trained.curves)
     except DivergedError as error:
         failed = str(error)
-    write_scores(files.result, {**_expected(training), "metrics": metrics, "failed": failed})
+    values = {"metrics": metrics, "failed": failed, "curves": curves}
+    write_scores(files.result, {**_expected(training), **values})
     files.checkpoint.path.unlink(missing_ok=True)
 
 

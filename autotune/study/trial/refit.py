@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from autotune.study.trial.context import WorkerContext
 from autotune.study.trial.retrain import ResumableTraining, with_oom_as_user_error
 from autotune.study.trial.trainings import Training, TrainingFiles
 from autotune.training.checkpoint import Checkpoint
+from autotune.training.curves import Stored
 from autotune.training.trainer import Trainer, num_batches
 
 #: Share of the steps in which the trainable layers train that ``refit.ema: auto`` averages over.
@@ -45,6 +46,8 @@ class TrainingSummary:
         ema: Decay of the average of the weights, ``None`` if there is none.
         micro_batch_size: Images that went through the network at a time.
         seconds: Wall time; where it was interrupted, as if all epochs took as long as the last.
+        curves: Training loss, learning rates and seconds by epoch, see
+            :mod:`autotune.training.curves`.
     """
 
     images: int
@@ -53,6 +56,7 @@ class TrainingSummary:
     ema: float | None
     micro_batch_size: int
     seconds: float
+    curves: Stored = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, under the names of the first release."""
@@ -166,6 +170,7 @@ def train_refit(
         ema=ema,
         micro_batch_size=min(batch_size, trainer.micro_batch_size),
         seconds=round(seconds * config.training.epochs / max(1, len(trained)), 3),
+        curves=dict(trainer.curves),
     )
     return Refit(trainer, summary)
 

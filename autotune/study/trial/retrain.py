@@ -19,7 +19,7 @@ from autotune.study.trial.context import WorkerContext
 from autotune.study.trial.predictions import Predicted
 from autotune.study.trial.run import precision_record
 from autotune.training.checkpoint import Checkpoint
-from autotune.training.curves import EpochResult
+from autotune.training.curves import EpochResult, Stored
 from autotune.training.folds import trainers_of
 from autotune.training.metrics import Metrics
 
@@ -32,13 +32,15 @@ T = TypeVar("T")
 class Trained:
     """The result of a training: last metrics (means over folds), objective by epoch, precision.
 
-    ``predicted`` are the predictions for the validation images.
+    ``predicted`` are the predictions for the validation images, ``curves`` the losses and more by
+    epoch.
     """
 
     metrics: Metrics
     curve: dict[int, float]
     compute: dict[str, Any]
     predicted: Predicted
+    curves: Stored
 
 
 def retrain(
@@ -91,7 +93,7 @@ def retrain(
         metrics = training.metrics or training.validate()
         compute = precision_record(trainers_of(training)[0])
         predicted = Predicted.of_trial(training, ctx.resources.get(plan.backbone))
-        return Trained(metrics, curve, compute, predicted)
+        return Trained(metrics, curve, compute, predicted, training.curves)
 
     size = ctx.config.training.batch_size if micro_batch_size is None else micro_batch_size
     return with_oom_as_user_error(train, size, ctx.device, stopped)

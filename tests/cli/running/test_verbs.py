@@ -118,6 +118,7 @@ def test_fit_measures_twice_and_says_so(finished: Path, tmp_path: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {
         *("model.safetensors", "record.json", "README.md"),
         *("confusion_matrix.png", "confusion_matrix.csv", "reliability.png"),
+        *("epochs.csv", "learning_curve.png"),
         *("predictions.csv", "worst_images.jpg"),
     }
     values = json.loads((folder / "record.json").read_text(encoding="utf-8"))

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sqlalchemy
 from optuna.artifacts import get_all_artifact_meta
 from optuna.trial import TrialState
 from safetensors.torch import load_file
@@ -27,7 +28,7 @@ from autotune.study.engine import claimed_trial
 from autotune.study.engine import worker as worker_module
 from autotune.study.engine.job import worker_name
 from autotune.study.engine.worker import run_worker
-from autotune.study.setup.opening import OpenStudy
+from autotune.study.setup.opening import OpenStudy, open_existing
 from autotune.study.state import attrs
 from autotune.study.state.budget import StopReason
 from autotune.study.state.image_scores import decode_scores
@@ -41,6 +42,7 @@ from autotune.training.metrics import Metrics
 from tests.support.inline import Event, job, run
 from tests.support.runs import wait_for
 from tests.support.small import open_small
+from tests.support.studies import untimed_curves
 
 pytestmark = pytest.mark.usefixtures("idle_machine")
 
@@ -319,8 +321,23 @@ def test_a_stop_gives_the_trial_back_and_another_worker_resumes_it(tmp_path: Pat
     assert trials[1].state == TrialState.COMPLETE
     assert trials[1].value == expected.value
     assert trials[1].intermediate_values == expected.intermediate_values
+    assert untimed_curves(trials[1]) == untimed_curves(expected)
     assert trials[1].user_attrs[attrs.METRICS] == expected.user_attrs[attrs.METRICS]
     assert trials[1].user_attrs[attrs.SECONDS] > trials[0].user_attrs[attrs.SECONDS]
+
+
+def test_a_trial_that_an_earlier_version_began_has_curves_from_there_on(tmp_path: Path) -> None:
+    handle = open_small(tmp_path, search__trials=1, training__epochs=3)
+    run(handle, until=lambda event: event.get("epoch") == 1)
+    with handle.storage.engine.begin() as connection:
+        statement = f"DELETE FROM trial_user_attributes WHERE key = '{attrs.CURVES}'"
+        assert connection.execute(sqlalchemy.text(statement)).rowcount == 2
+    run(open_existing(handle.name, handle.url))
+    first, second = open_existing(handle.name, handle.url).study.trials
+    assert attrs.CURVES not in first.user_attrs
+    assert list(second.intermediate_values) == [1, 2, 3]
+    losses = untimed_curves(second)["training_loss"]
+    assert losses[0] is None and losses[1] > losses[2] > 0
 
 
 def test_a_trial_lost_after_its_last_epoch_is_only_told(

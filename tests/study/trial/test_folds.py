@@ -29,6 +29,7 @@ from tests.study.engine.test_worker import picture
 from tests.support.inline import run
 from tests.support.page import page_of
 from tests.support.small import defined, open_small, small_config
+from tests.support.studies import untimed_curves
 
 pytestmark = pytest.mark.usefixtures("idle_machine")
 
@@ -115,6 +116,7 @@ def test_a_trial_is_pruned_with_all_its_folds(tmp_path: Path) -> None:
         assert trial.state == TrialState.PRUNED
         assert list(trial.intermediate_values) == [1]
         assert trial.user_attrs[attrs.EPOCHS] == 1
+        assert len(untimed_curves(trial)["training_loss"]) == 1
         assert trial.user_attrs[attrs.DEVIATIONS]["accuracy"] >= 0
 
 
@@ -129,6 +131,7 @@ def test_an_interrupted_trial_goes_on_where_it_was(tmp_path: Path) -> None:
     (expected,) = undisturbed.study.trials
     _, second = handle.study.trials
     assert second.intermediate_values == expected.intermediate_values
+    assert untimed_curves(second) == untimed_curves(expected)
     for name in (attrs.METRICS, attrs.DEVIATIONS):
         assert second.user_attrs[name] == expected.user_attrs[name]
 

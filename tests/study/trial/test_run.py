@@ -20,6 +20,7 @@ from autotune.study.trial.context import build_context
 from tests.support.inline import run
 from tests.support.page import page_of
 from tests.support.small import open_small
+from tests.support.studies import untimed_curves
 
 TWO = ["accuracy", "latency_ms"]
 
@@ -167,6 +168,7 @@ def test_an_interrupted_trial_of_two_objectives_goes_on_where_it_was(tmp_path: P
     first, second = handle.study.trials
     assert second.state == TrialState.COMPLETE
     assert second.intermediate_values == expected.intermediate_values
+    assert untimed_curves(second) == untimed_curves(expected)
     assert second.values[0] == expected.values[0]
     # Measured once: a latency is never twice the same.
     assert second.user_attrs[attrs.COSTS] == first.user_attrs[attrs.COSTS]
