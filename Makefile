@@ -16,6 +16,7 @@ TRIALS   ?=
 TIMEOUT  ?=
 EPOCHS   ?=
 SEED     ?=
+SEEDS    ?=
 WEIGHTS  ?=
 NAME     ?=
 TO       ?=
@@ -41,7 +42,7 @@ POSTGRES_PORT ?= 5432
 export POSTGRES_PORT
 
 # make would ignore a variable that is not here: make study DATASETS=photos.
-variables := PYTHON VENV DATASET STUDY BACKBONE WEIGHTS INIT SAMPLER STRATEGY PRUNER TRIALS TIMEOUT EPOCHS SEED NAME TO STUDIES \
+variables := PYTHON VENV DATASET STUDY BACKBONE WEIGHTS INIT SAMPLER STRATEGY PRUNER TRIALS TIMEOUT EPOCHS SEED SEEDS NAME TO STUDIES \
 	WORKERS GPUS WORKERS_PER_GPU ENGINE GPUS_PER_WORKER STORAGE PORT PUBLIC OUTPUT FIX MODEL IMAGES FORMAT ARGS \
 	TORCH TAG INHERIT ORDER
 # What make and the programs below read themselves.
@@ -63,6 +64,7 @@ only_WORKERS := study confirm refit fit
 only_GPUS := study confirm refit fit
 only_WORKERS_PER_GPU := study confirm refit fit
 only_GPUS_PER_WORKER := study
+only_SEEDS := study confirm
 only_PORT := dashboard
 only_PUBLIC := dashboard
 only_OUTPUT := backup
@@ -130,7 +132,7 @@ export AUTOTUNE_MAKE := $(if $(filter command,$(origin STORAGE)),STORAGE,1)
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
 	@echo
-	@echo "variables: DATASET STUDY BACKBONE WEIGHTS INIT SAMPLER STRATEGY PRUNER TRIALS TIMEOUT EPOCHS SEED NAME TO STUDIES"
+	@echo "variables: DATASET STUDY BACKBONE WEIGHTS INIT SAMPLER STRATEGY PRUNER TRIALS TIMEOUT EPOCHS SEED SEEDS NAME TO STUDIES"
 	@echo "           WORKERS GPUS WORKERS_PER_GPU ENGINE GPUS_PER_WORKER STORAGE PORT PUBLIC OUTPUT FIX MODEL IMAGES FORMAT TORCH TAG ARGS"
 	@echo "e.g. make study DATASET=photos TRIALS=60; DATASET: a folder, or digits dogs caltech101 ... (docs/datasets.md)"
 
@@ -158,8 +160,8 @@ reader = $(if $(filter hf://%,$(DATASET)),$(VENV)/hf) $(if $(filter %.parquet,$(
 loggers = $(if $(findstring loggers=,$(ARGS)),$(foreach name,tensorboard mlflow wandb,\
 	$(if $(findstring $(name),$(ARGS)),$(VENV)/$(name))))
 
-study: $(BIN)/autotune $(reader) $(loggers) $(if $(filter ray,$(ENGINE)),$(VENV)/ray) ## run a study (DATASET=digits), or continue it
-	@$(BIN)/autotune run $(which) $(ARGS) $(workers)
+study: $(BIN)/autotune $(reader) $(loggers) $(if $(filter ray,$(ENGINE)),$(VENV)/ray) ## run a study (DATASET=digits), or continue it; SEEDS=5: over seeds, with a table
+	@$(BIN)/autotune run $(which) $(ARGS) $(workers) $(call with,SEEDS,--seeds)
 
 worker: $(BIN)/autotune $(reader) $(loggers) ## attach one more worker to a running study
 	@$(BIN)/autotune worker $(which) $(ARGS)
@@ -203,8 +205,8 @@ report: $(BIN)/autotune ## write the HTML report of a study (ARGS='--format md':
 dashboard: $(if $(PUBLIC),$(VENV)/public,$(BIN)/autotune) ## show all studies in the browser (PORT=8080), or the one that is named; PUBLIC=1: to others, read-only
 	@$(BIN)/autotune dashboard $(if $(is_named),$(which)) $(ARGS) $(call with,PORT,--port) $(if $(PUBLIC),--public)
 
-confirm: $(BIN)/autotune $(reader) ## train the best plans and the baseline over seeds (ARGS=--seeds 8)
-	@$(BIN)/autotune confirm $(which) $(ARGS) $(devices)
+confirm: $(BIN)/autotune $(reader) ## train the best plans and the baseline over SEEDS=5
+	@$(BIN)/autotune confirm $(which) $(ARGS) $(devices) $(call with,SEEDS,--seeds)
 
 refit: $(BIN)/autotune $(reader) ## train the best plan again and measure it on the test split
 	@$(BIN)/autotune refit $(which) $(ARGS) $(devices)

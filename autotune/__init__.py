@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from autotune.version import __version__
 
 if TYPE_CHECKING:
-    from autotune.api import Study
+    from autotune.api import Study, run_seeds
     from autotune.config.loading import load_study_file
     from autotune.config.schema import StudyConfig
     from autotune.errors import AutotuneError, UserError
@@ -31,6 +31,7 @@ _HOMES = {
     "inspect_layers": "autotune.models.inspection",
     "load": "autotune.results.model.model_folder:load_model",
     "load_study_file": "autotune.config.loading",
+    "run_seeds": "autotune.api",
 }
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "inspect_layers",
     "load",
     "load_study_file",
+    "run_seeds",
 ]
 
 

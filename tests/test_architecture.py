@@ -84,7 +84,7 @@ FLOORS = {
     "results": (
         ("values",),
         ("model", "study_results"),
-        ("comparison",),
+        ("comparison", "seeds"),
         ("evaluation", "figures"),
         ("diagnosis",),
         ("overview", "report"),

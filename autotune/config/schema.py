@@ -375,7 +375,7 @@ class SearchConfig(_Section):
     patience: _Count = None
     """Finished trials without improvement after which no new trial starts; null: no limit."""
     seed: Annotated[int, number(True, 0, 2**31 - 1)] = 0
-    """Seed of the sampler and of every training."""
+    """Seed of the sampler and of every training; `autotune run --seeds 5` runs five studies."""
 
 
 #: Keys of ``search`` that may change between two runs of the same study.

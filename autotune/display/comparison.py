@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from autotune.text import format_duration
+from autotune.text import format_duration, shell_quote
 
 if TYPE_CHECKING:
     from autotune.results.comparison import Comparison
+    from autotune.results.seeds import SeedComparison
+    from autotune.results.study_results import StudyResults
 
 #: Most settings in which the studies differ that are listed.
 MAX_SETTINGS = 20
@@ -39,6 +42,52 @@ def comparison_tables(comparison: Comparison) -> Iterator[Table]:
         if others := len(listed) - MAX_SETTINGS:
             table.caption = f"and {others} more; --json has all" if others > 0 else None
         yield table
+
+
+def seeds_table(comparison: SeedComparison) -> Table:
+    """Return a table with a row for each of the studies that differ in their seed alone."""
+    objective = comparison.objective
+    points = " (points)" if objective.is_share else ""
+    table = _table("study")
+    for name in ("seed", "baseline", "best", f"gain{points}", "trial"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("plan")
+    for study in comparison.studies:
+        gain = "–" if study.gain is None else objective.format_gain(study.gain, unit=False)
+        table.add_row(
+            Text(study.study),
+            str(study.seed),
+            objective.format_value(study.baseline),
+            objective.format_value(study.best),
+            gain,
+            "–" if study.trial is None else str(study.trial),
+            Text(study.plan),
+        )
+    return table
+
+
+def print_seeds(console: Console, results: Sequence[StudyResults], url: str) -> None:
+    """Print what studies of several seeds have found, and the command that compares them.
+
+    Args:
+        console: Where.
+        results: The studies that were run.
+        url: Their storage.
+    """
+    from autotune.results.seeds import SeedComparison
+    from autotune.storage.commands import program, storage_option
+
+    for each in results:
+        if each.no_result is not None:
+            console.print(Text(f"{each.name}: {each.no_result.describe()}"))
+    comparison = SeedComparison.of(results)
+    if comparison is None:  # the first was interrupted
+        return
+    console.print(seeds_table(comparison))
+    console.print(Text(comparison.describe()))
+    names = " ".join(shell_quote(each.name) for each in results)
+    command = f"{program()} compare {names}{storage_option(url)}"
+    console.print(Text(f"side by side   {command}"), soft_wrap=True)
 
 
 def _results_table(comparison: Comparison) -> Table:

@@ -209,6 +209,29 @@ def load_checked(
         raise with_later_problems(error, study, given, name) from None
 
 
+def load_seeds(
+    study: str,
+    overrides: Sequence[str] | None,
+    name: str | None,
+    storage: str | None,
+    seeds: int,
+) -> list[StudyConfig]:
+    """Load a study file once for each seed, from that of the file on.
+
+    The studies have the name of the study with ``-seed0`` and so on.
+    """
+    first = load_checked(study, overrides, name, storage)
+    return [
+        load_checked(
+            study,
+            [*(overrides or ()), f"search.seed={seed}"],
+            f"{first.name}-seed{seed}",
+            storage,
+        )
+        for seed in range(first.search.seed, first.search.seed + seeds)
+    ]
+
+
 def _all_overrides(overrides: Sequence[str] | None, storage: str | None) -> list[str]:
     return [*(overrides or ()), *([f"storage={storage}"] if storage else [])]
 

@@ -49,6 +49,9 @@ _TOP = """title => [...document.querySelectorAll("h2")]
 #: True once the pictures of a trial are there.
 _DRAWN = """() => [...document.images].filter(one => one.src.includes("/artifacts/")
     && one.naturalWidth).length >= 3"""
+#: Shows the usual place of a storage in the place of a temporary one.
+_RENAME = """place => { document.body.innerHTML =
+    document.body.innerHTML.replaceAll(place, "sqlite:///storage/autotune.db") }"""
 #: What rich writes to draw over the lines before.
 _CONTROLS = re.compile(r"(\x1b\[1A|\x1b\[2K|\x1b\[\?25[lh]|\r|\n)")
 #: The font of rich comes from another server; the reader's browser has one of its own.
@@ -140,6 +143,7 @@ def take_dashboard(page: Page, trial: int, study: Sequence[str], folder: Path) -
                 page.wait_for_function(_DRAWN)
             else:
                 page.goto(address)
+                page.evaluate(_RENAME, os.environ["AUTOTUNE_STORAGE"])
             page.wait_for_timeout(1500)  # until nothing fades in
             page.screenshot(path=folder / f"{name}.png")
         finally:

@@ -63,6 +63,8 @@ BLOCKED: list[tuple[str, Callable[[Path], None], tuple[str, ...]]] = [
     (f"{FILES}/models", as_file, ("refit", "made")),
     (f"{FILES}/models/made", as_file, ("refit", "made")),
     (f"{FILES}/confirmed/made", as_file, ("confirm", "made")),
+    (f"{FILES}/trainings/made", as_file, ("confirm", "made")),
+    (f"{FILES}/trainings", as_file, ("refit", "made")),
     ("out", as_file, ("refit", "made", "-o", "out/model")),
     ("out", as_file, ("report", "made", "-o", "out/page.html")),
     ("out", as_file, ("cp", "digits", "out/my.yaml")),

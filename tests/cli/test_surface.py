@@ -21,7 +21,7 @@ SURFACE = {
     "run": {
         *WHICH,
         *WORKERS,
-        *("--engine", "--gpus-per-worker", "--cpus-per-worker"),
+        *("--seeds", "--engine", "--gpus-per-worker", "--cpus-per-worker"),
     },
     "worker": {*WHICH, "--files", "--wait"},
     "status": {*WHICH, "--watch", "--every"},

@@ -261,7 +261,7 @@ def check_python(arguments: Sequence[str]) -> None:
 def check_pip(arguments: Sequence[str]) -> None:
     """Check the extra that is installed, and that torch never comes without torchvision."""
     extras = re.findall(r"^([a-z-]+) =$", (ROOT / "setup.cfg").read_text(), re.MULTILINE)
-    named = [one for one in arguments[1:] if "://" not in one or " @ " in one]
+    named = [one for one in arguments[1:] if not one.startswith("https://")]
     options = {"--dest": 2, "--constraint": 2, "--index-url": 1}
     while given := next((one for one in named if one in options), None):
         del named[named.index(given) : named.index(given) + options[given]]
@@ -270,7 +270,7 @@ def check_pip(arguments: Sequence[str]) -> None:
     for one in named:
         found = re.fullmatch(
             r"autotune(?:\[([\w-]+)\])?(?: @ git\+.+)?|\.(?:\[([\w-]+)\])?|(?:dist/.+\.whl)"
-            r"|setuptools|pip|onnxruntime|openvino|litert-torch|coremltools",
+            r"|git\+file:.+|setuptools|pip|onnxruntime|openvino|litert-torch|coremltools",
             one,
         )
         if found is None:

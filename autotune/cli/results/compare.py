@@ -23,6 +23,8 @@ def compare(
 ) -> None:
     """Compare studies: values by trials and by device time, best plans, settings that differ.
 
+    Studies that differ in their seed alone have a mean gain, with its interval.
+
     Where backbone or init vary inside a study, its trials are compared by these; so one study can
     be compared with itself.
     """
@@ -31,13 +33,15 @@ def compare(
         if not output.endswith((".html", ".htm")):
             raise UserError(f"--output: the figure is a file .html, but got {output!r}")
         console.check_writable(output)
-    from autotune.display.comparison import comparison_tables
+    from autotune.display.comparison import comparison_tables, seeds_table
     from autotune.results.comparison import Comparison
+    from autotune.results.seeds import SeedComparison
     from autotune.results.study_results import StudyResults
     from autotune.study.setup.opening import open_existing
 
     studies = [open_existing(each.name, each.storage, each.files) for each in located]
-    comparison = Comparison.of([StudyResults.from_study(opened.study) for opened in studies])
+    results = [StudyResults.from_study(opened.study) for opened in studies]
+    comparison, seeds = Comparison.of(results), SeedComparison.of(results)
     if len(comparison.groups) < 2:
         raise UserError(
             "compare needs two studies, or one in which backbone or init vary, but got "
@@ -53,11 +57,16 @@ def compare(
         with place_as_user_error(output):
             write_text(Path(output), page)
     if as_json:
-        typer.echo(json.dumps(comparison.to_json(), indent=2))
+        values = {**comparison.to_json(), "seeds": seeds and seeds.to_json()}
+        typer.echo(json.dumps(values, indent=2))
         return
     stdout = console.stdout()
     for sentence in comparison.caveats():
         stdout.print(sentence, style="yellow")
+    if seeds is not None:
+        stdout.print(seeds_table(seeds))
+        stdout.print(seeds.describe())
+        stdout.print()
     for table in comparison_tables(comparison):
         stdout.print(table)
         stdout.print()
