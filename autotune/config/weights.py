@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ def weights_rule() -> FieldRule:
     """Accept a value, a list of values, or a mapping of backbones to values."""
 
     def check(value: Any) -> Any:
+        value = _texts(value)
         is_mapping = isinstance(value, dict)
         members = list(value.values()) if is_mapping else value
         members = members if isinstance(members, list) else [members]
@@ -40,6 +42,18 @@ def weights_rule() -> FieldRule:
     return FieldRule(check, takes=takes)
 
 
+def _texts(value: Any) -> Any:
+    """Replace the paths of Python's ``pathlib`` by texts."""
+    match value:
+        case dict():
+            return {name: _texts(path) for name, path in value.items()}
+        case list() | tuple():
+            return [_texts(path) for path in value]
+        case os.PathLike():
+            return os.fspath(value)
+    return value
+
+
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
@@ -58,7 +72,7 @@ def weights_problem(weights: Weights, backbones: Sequence[str]) -> str:
             return ""
         return (
             f"must be hub or none, or a value for each of the {len(backbones)} backbones, but got "
-            f"{weights}; such as {format_yaml({backbones[0]: weights, backbones[1]: HUB})}"
+            f"{weights}; such as {{{backbones[0]}: {weights}, {backbones[1]}: {HUB}}}"
         )
     if isinstance(weights, list):
         if len(weights) == len(backbones):

