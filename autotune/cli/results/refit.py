@@ -68,6 +68,7 @@ def refit(
         )
     if as_json:
         typer.echo(json.dumps(result.to_json(), indent=2))
+        console.refresh_report(opened)
         return
     stdout = console.stdout()
     for sentence in (f"Refitted: {result.selection.describe()}.", *result.selection.remarks):
@@ -94,6 +95,7 @@ def refit(
             "validation split."
         )
     stdout.print(f"model: {console.relative_path(result.folder)}", soft_wrap=True)
+    console.refresh_report(opened, stdout)
 
 
 def _metrics_table(result: RefitResult, objective: Objective) -> Table:
@@ -101,7 +103,7 @@ def _metrics_table(result: RefitResult, objective: Objective) -> Table:
     comparison = result.comparison
     table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
-    for title in (f"trial {result.trial}", "95 %", "baseline", "95 %", "gain"):
+    for title in (f"trial {result.trial}", "95 % interval", "baseline", "95 % interval", "gain"):
         table.add_column(title, justify="right", no_wrap=True)
     for name, difference in comparison.difference.items():
         metric = objective.with_name(name)
@@ -112,5 +114,5 @@ def _metrics_table(result: RefitResult, objective: Objective) -> Table:
             low, high = (metric.format_value(end).removesuffix(" %") for end in ends)
             cells += [metric.format_value(estimate.value), f"{low} to {high}"]
         gain = metric.gain(difference.value, 0.0)
-        table.add_row(metric.label, *cells, metric.format_gain(gain, unit=False))
+        table.add_row(metric.label, *cells, metric.format_gain(gain))
     return table

@@ -75,7 +75,7 @@ def test_slice_of_one_parameter() -> None:
     results = make_results(space=ONE_PARAMETER)
     assert results.parameter_names == ("depth",)
     figure = some(slice_figure(results, "depth"))
-    assert figure.layout.xaxis.title.text == "depth"
+    assert figure.layout.xaxis.title.text == "trainable layers<br><sub>depth</sub>"
     assert "baseline" in traces(figure)
 
 
