@@ -94,8 +94,8 @@ def refit(
             f"The test split has now been read {result.reads} times; choosing by it makes it a "
             "validation split."
         )
-    stdout.print(f"model: {console.relative_path(result.folder)}", soft_wrap=True)
     console.refresh_report(opened, stdout)
+    stdout.print(f"model: {console.relative_path(result.folder)}", soft_wrap=True)
 
 
 def _metrics_table(result: RefitResult, objective: Objective) -> Table:
@@ -114,5 +114,5 @@ def _metrics_table(result: RefitResult, objective: Objective) -> Table:
             low, high = (metric.format_value(end).removesuffix(" %") for end in ends)
             cells += [metric.format_value(estimate.value), f"{low} to {high}"]
         gain = metric.gain(difference.value, 0.0)
-        table.add_row(metric.label, *cells, metric.format_gain(gain))
+        table.add_row(metric.label, *cells, metric.format_gain(gain, unit=False))
     return table

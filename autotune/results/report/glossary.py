@@ -75,6 +75,11 @@ GLOSSARY = (
         "Learning the training images by heart: better on them, and worse on others.",
     ),
     ("pruned", "Ended early, because others were better after as many passes over the images."),
+    (
+        "balanced accuracy, macro F1",
+        "Accuracies in which every class counts the same, however many images it has: the mean "
+        "recall, and a mean that also counts images wrongly taken for a class.",
+    ),
     ("recall", "The share of the images of a class that the network recognizes."),
     ("confirm", "Train the best plans and the baseline anew, several times, to rule out luck."),
     ("refit", "Train the chosen plan on all images but the test split, and measure it on that."),

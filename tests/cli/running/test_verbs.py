@@ -113,7 +113,9 @@ def test_fit_measures_twice_and_says_so(finished: Path, tmp_path: Path) -> None:
     assert "The test split has now been read" not in first.out
     assert first.out.startswith("Refitted: trial ")
     assert "The accuracy (top-1) is " in first.out or "the baseline: no trial" in first.out
-    assert first.out.endswith("model: storage/autotune.files/models/tiny\n")
+    report = "storage/autotune.files/reports/tiny.html"
+    assert first.out.endswith(f"report: {report}\nmodel: storage/autotune.files/models/tiny\n")
+    assert "on the test split" in (finished / report).read_text("utf-8")
     folder = finished / "storage/autotune.files/models/tiny"
     assert {path.name for path in folder.iterdir()} == {
         *("model.safetensors", "record.json", "README.md"),
