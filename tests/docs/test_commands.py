@@ -20,7 +20,7 @@ import typer
 
 from autotune.cli.main import app
 from autotune.config.loading import load_study_file, presets
-from tests.support.commands import ROOT, Step, commands, pages, steps
+from tests.support.commands import EXTRAS, ROOT, Step, commands, pages, steps
 
 #: Programs that are not ours and take nothing of ours.
 OTHERS = {
@@ -175,8 +175,7 @@ def check_make(arguments: Sequence[str]) -> None:
 @functools.cache
 def made_of(arguments: tuple[str, ...]) -> str:
     """Return what make would run, with everything installed."""
-    extras = ("test", "ray", "hf", "parquet", "public", "onnx", "postgres-local", "docs")
-    there = [".venv/bin/autotune", *(f".venv/{one}" for one in extras)]
+    there = [".venv/bin/autotune", *(f".venv/{one}" for one in EXTRAS)]
     told = subprocess.run(
         ["make", "--no-print-directory", "-n", *(f"-o{one}" for one in there), *arguments],
         cwd=ROOT,
