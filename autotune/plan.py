@@ -30,6 +30,8 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 
 #: Limits ratios of widths (0.5: half as many channels); from it on a width is a channel number.
 FIRST_ABSOLUTE = 8
+#: A linear head whose weights are computed from the features, and not trained from the start.
+SOLVED = "solved"
 #: Fields of a layer plan that make new weights; ``inherit`` says how those are initialized.
 INHERITING = ("kernel", "width", "bridge")
 
@@ -157,6 +159,10 @@ class TrainingPolicy:
             bias of its norms: Frankle et al. 2021, Training BatchNorm and Only BatchNorm) or
             ``biases`` (all of its biases: Ben Zaken et al. 2022, BitFit). Norm statistics follow
             the images in each case.
+        head_start: Initial weights of a linear head: ``random``, or ``solved``, those that fit the
+            features of the network best (see :mod:`autotune.training.linear_head`). With trainable
+            layers that is linear probing before fine-tuning without its epochs (Kumar et al.
+            2022); without any, nothing is left to train.
     """
 
     optimizer: str = "adamw"
@@ -171,6 +177,7 @@ class TrainingPolicy:
     cutmix: float = 0.0
     backbone_lr: float = 1.0
     parameters: str = "all"
+    head_start: str = "random"
 
     def describe(self, trainable: bool = True) -> str:
         """Describe the optimizer and the values that differ from the default.
@@ -183,7 +190,10 @@ class TrainingPolicy:
             'sgd lr 0.1, momentum 0.5, head alone for 3 epochs, mixup 0.2'
         """
         default = TrainingPolicy()
-        words = [f"{self.optimizer} lr {self.lr:.3g}"]
+        if self.head_start == SOLVED and not trainable:
+            return "solved"
+        words = ["solved first"] if self.head_start == SOLVED else []
+        words += [f"{self.optimizer} lr {self.lr:.3g}"]
         if self.optimizer == "sgd" and self.momentum != default.momentum:
             words.append(f"momentum {self.momentum:.3g}")
         if trainable and self.parameters != default.parameters:

@@ -58,7 +58,7 @@ FLOORS = {
         ("heat_maps", "inspection", "prefix"),
     ),
     "training": (
-        ("metrics", "inputs"),
+        ("linear_head", "metrics", "inputs"),
         ("curves",),
         ("checkpoint",),
         ("compute", "optim"),

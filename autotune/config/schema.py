@@ -38,12 +38,13 @@ from autotune.config.fields import (
 from autotune.config.notification import notification
 from autotune.config.old_names import VALUES, with_new_names, with_old_names
 from autotune.errors import Problem, did_you_mean, format_yaml, join_sentences
-from autotune.plan import KEEP
+from autotune.plan import KEEP, SOLVED
 
 SAMPLERS = ("gp", "tpe", "random")
 PRUNERS = ("percentile", "median", "hyperband", "none")
 OPTIMIZERS = ("adamw", "sgd", "adagrad")
 PARAMETERS = ("all", "norms", "biases")
+HEAD_STARTS = ("random", SOLVED)
 POOLS = (KEEP, "avg", "max", "avgmax")
 INIT = tuple(VALUES["init"].values())
 ACTIVATIONS = (
@@ -203,6 +204,9 @@ class PolicySpace(_Section):
     """Share of the label that is spread over all classes."""
     head_only_epochs: Annotated[Dimension, number_dimension(True, 0, 100000)] = 0
     """First epochs, in which only the head trains (LP-FT); fewer than `training.epochs`."""
+    head_start: Annotated[Dimension, choice_dimension(HEAD_STARTS)] = "random"
+    """Initial weights of a linear head: `random`, or `solved`: those that fit the features of the
+    training images best, found in seconds."""
     l2_sp: Annotated[Dimension, number_dimension(False, 0.0, 10.0)] = 0.0
     """Strength of L2-SP, which replaces weight decay in the trainable layers."""
     mixup: Annotated[Dimension, number_dimension(False, 0.0, 10.0)] = 0.0
@@ -244,6 +248,9 @@ class BaselineConfig(_Section):
     """Momentum of the baseline trial, for `sgd`."""
     label_smoothing: Annotated[float | None, number(False, 0, 0.9, optional=True)] = None
     """Label smoothing of the baseline trial."""
+    head_start: Annotated[str | None, choice(HEAD_STARTS, optional=True)] = None
+    """`solved`: the head of the baseline trial is solved, and needs no learning rate; `random`: it
+    is trained."""
 
 
 class DataConfig(_Section):

@@ -54,7 +54,21 @@ class Head(nn.Sequential):
         nn.init.normal_(output.weight, std=0.01)
         nn.init.zeros_(output.bias)
         super().__init__(*modules, output)
+        self.features = output.in_features
         self.classes = classes
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether there are no hidden layers."""
+        return len(self) == 1
+
+    @torch.no_grad()
+    def set_linear(self, weight: Tensor, bias: Tensor) -> None:
+        """Set the weights ``(classes, features)`` and biases ``(classes,)`` of a linear head."""
+        output = self[-1]
+        assert self.is_linear and isinstance(output, nn.Linear)
+        output.weight.copy_(weight)
+        output.bias.copy_(bias)
 
 
 class Network(nn.Module):
@@ -134,13 +148,16 @@ class Network(nn.Module):
             images: Normalized images ``(N, C, H, W)``, or the crossing tensors of the attached
                 split, each ``(N, *shape)``.
         """
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+    def features(self, images: Tensor | tuple[Tensor, ...]) -> Tensor:
+        """Return the pooled features ``(N, F)``, which the head takes; see :meth:`forward`."""
         if isinstance(images, tuple):
             assert self._split is not None, "crossing tensors need a split"
-            features = self._split.tail(self, images, self.training and not self._is_head_only)
-        else:
-            features = self.backbone(images)
-        logits: Tensor = self.head(features)
-        return logits
+            return self._split.tail(self, images, self.training and not self._is_head_only)
+        features: Tensor = self.backbone(images)
+        return features
 
     def layer_of_parameters(self) -> Iterator[tuple[str, nn.Parameter, int]]:
         """Yield every trainable parameter with its name and layer; the head counts as layer 0.

@@ -13,7 +13,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 
 from autotune.config.schema import BaselineConfig
-from autotune.plan import KEEP, TrialPlan
+from autotune.plan import KEEP, SOLVED, TrialPlan
 from autotune.search.dimensions import (
     contains,
     describe,
@@ -39,6 +39,8 @@ LAYER_DECAY = 0.7
 #: Share of the epochs in which the head trains alone before the rest joins (Kumar et al. 2022):
 #: enough for a linear layer, and most of the training is left for the network.
 HEAD_SHARE = 0.25
+_PROBED = "linear probing, then fine-tuning"
+_SOLVED = {"head_start": SOLVED}
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def default_plans(
     baseline's.
 
     Returns:
-        Up to four plans that differ from each other and from the baseline; none if the space
+        Up to five plans that differ from each other and from the baseline; none if the space
         trains no layer.
     """
     searched = space.distributions.get("depth")
@@ -80,38 +82,38 @@ def default_plans(
         return ()
     baseline = space.baseline(config)
     gentle = _fine_tuning_lr(space, baseline, config or BaselineConfig())
+    head, middle = (_as_written(factor * gentle) for factor in (HEAD_FACTOR, MIDDLE_FACTOR))
     few, last = {"depth": depths[0], "layer_decay": 1.0}, {"depth": depths[-1]}
     decayed, uniform = {**last, "layer_decay": LAYER_DECAY}, {**last, "layer_decay": 1.0}
-    head_first = {**decayed, "head_epochs": max(1, round(HEAD_SHARE * epochs))}
+    probed = {**decayed, "head_epochs": max(1, round(HEAD_SHARE * epochs))}
     if "training.backbone_lr" in space.distributions:
-        head = _as_written(HEAD_FACTOR * gentle)
-        low, middle = 1 / HEAD_FACTOR, MIDDLE_FACTOR / HEAD_FACTOR
-        wanted: list[dict[str, Any]] = [
-            {**few, "lr": head, "backbone_lr": middle},
-            {**decayed, "lr": head, "backbone_lr": middle},
-            {**uniform, "lr": head, "backbone_lr": low},
-            {**head_first, "lr": head, "backbone_lr": low},
-        ]
+        low, between = 1 / HEAD_FACTOR, MIDDLE_FACTOR / HEAD_FACTOR
+        few, decayed = ({**plan, "lr": head, "backbone_lr": between} for plan in (few, decayed))
+        uniform, probed = ({**plan, "lr": head, "backbone_lr": low} for plan in (uniform, probed))
     else:
-        middle = _as_written(MIDDLE_FACTOR * gentle)
-        wanted = [
-            {**few, "lr": middle},
-            {**decayed, "lr": gentle},
-            {**uniform, "lr": gentle},
-            # One rate for both phases: the head alone wants more, the trainable layers want less.
-            {**head_first, "lr": middle},
-        ]
+        few["lr"], decayed["lr"], uniform["lr"] = middle, gentle, gentle
+        # One rate for both phases: the head alone wants more, the trainable layers want less.
+        probed["lr"] = middle
+    # A solved head is as good as a head gets, and one low rate suffices for all that trains.
+    solved = {**decayed, **_SOLVED, "lr": gentle, "backbone_lr": 1.0}
+    searched_start = space.distributions.get("training.head_start")
+    can_solve = searched_start is not None and contains(searched_start, SOLVED)
+    wanted = [
+        ("{layers}", few),
+        ("{layers}", decayed),
+        ("{layers} at a low rate", uniform),
+        *(
+            [("solved head, {layers}", solved), ("solved head", {"depth": 0, **_SOLVED})]
+            if can_solve
+            else [(_PROBED, probed)]
+        ),
+    ]
     plans: list[InitialPlan] = []
-    for values in wanted:
-        initial = _nearest_plan(space, baseline, values)
-        title = _describe_depth(initial.plan)
-        if values == wanted[2]:
-            title += " at a low rate"
-        if "head_epochs" in values:
-            if not initial.plan.policy.head_epochs:
-                continue
-            title = "linear probing, then fine-tuning"
-        plans.append(replace(initial, title=f"known good: {title}"))
+    for title, values in wanted:
+        initial = _nearest_plan(space, baseline, {"head_start": "random", **values})
+        if title != _PROBED or initial.plan.policy.head_epochs:
+            title = title.format(layers=_describe_depth(initial.plan))
+            plans.append(replace(initial, title=f"known good: {title}"))
     return tuple(drop_duplicates(plans, [baseline])[0])
 
 

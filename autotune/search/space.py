@@ -36,6 +36,7 @@ from autotune.format_versions import refuse_unknown
 from autotune.plan import (
     INHERITING,
     KEEP,
+    SOLVED,
     HeadPlan,
     HiddenLayer,
     LayerPlan,
@@ -73,12 +74,8 @@ _PARAMETER = re.compile(
     rf"|layer\.\d+\.({'|'.join(LAYER_FIELDS)})|training\.({'|'.join(POLICY_FIELDS)})"
 )
 
-#: Fields of the policy that are inactive without trainable layers (``momentum``: without SGD),
-#: with the value that they have then.
-INACTIVE_POLICY = {
-    name: getattr(TrainingPolicy(), name)
-    for name in ("layer_decay", "momentum", "head_epochs", "l2_sp", "backbone_lr", "parameters")
-}
+#: Fields of the policy that are inactive without trainable layers.
+OF_LAYERS = ("layer_decay", "head_epochs", "l2_sp", "backbone_lr", "parameters")
 
 
 def num_shaped_layers(config: SpaceConfig) -> int:
@@ -279,10 +276,11 @@ class Space:
             HiddenLayer(int(values[f"head.units.{i}"]), float(values[f"head.dropout.{i}"]))
             for i in range(1, values["head.hidden_layers"] + 1)
         )
-        policy = {name: values[f"training.{name}"] for name in POLICY_FIELDS}
-        for name, value in INACTIVE_POLICY.items():
-            if not is_active(f"training.{name}", values):
-                policy[name] = value
+        policy = {
+            name: values[f"training.{name}"]
+            for name in POLICY_FIELDS
+            if is_active(f"training.{name}", values)
+        }
         layers = tuple(
             LayerPlan(**{name: values.get(f"layer.{i}.{name}", KEEP) for name in LAYER_FIELDS})
             for i in range(1, values["depth"] + 1)
@@ -350,11 +348,10 @@ class Space:
                 policy[name] = self.fixed[key]
             else:
                 policy[name] = nearest_in(self.distributions[key], default)
-        momentum = policy["momentum"]
-        policy |= INACTIVE_POLICY
-        if policy["optimizer"] == "sgd":
-            policy["momentum"] = momentum
-        return TrialPlan(self.backbone, policy=TrainingPolicy(**policy))
+        values = {f"training.{name}": value for name, value in policy.items()}
+        values |= {"depth": 0, "head.hidden_layers": 0}
+        active = {name: policy[name] for name in policy if is_active(f"training.{name}", values)}
+        return TrialPlan(self.backbone, policy=TrainingPolicy(**active))
 
 
 def plan_values(plan: TrialPlan) -> Params:
@@ -418,9 +415,15 @@ def is_active(name: str, values: Mapping[str, Any]) -> bool:
         return bool(values["head.hidden_layers"])
     if name.startswith(("head.units.", "head.dropout.")):
         return int(name.rsplit(".", 1)[1]) <= int(values["head.hidden_layers"])
-    if name == "training.momentum":
-        return bool(values["training.optimizer"] == "sgd")
-    return name.removeprefix("training.") not in INACTIVE_POLICY or bool(values["depth"])
+    if name == "training.head_start":
+        return not values["head.hidden_layers"]
+    if name.startswith("training.") and not values["depth"]:
+        is_linear = not values["head.hidden_layers"]
+        if is_linear and values["training.head_start"] == SOLVED:
+            return False  # nothing trains
+        if name.removeprefix("training.") in OF_LAYERS:
+            return False
+    return name != "training.momentum" or bool(values["training.optimizer"] == "sgd")
 
 
 def _changes(values: Mapping[str, Any], names: Sequence[str]) -> bool:

@@ -21,7 +21,7 @@ from autotune.config.schema import TrainingConfig
 from autotune.errors import DivergedError, TrialInterruptedError
 from autotune.models.network import Network
 from autotune.models.prefix.split import PrefixSplit
-from autotune.plan import TrainingPolicy
+from autotune.plan import SOLVED, TrainingPolicy
 from autotune.training.checkpoint import Checkpoint
 from autotune.training.compute.amp import AmpPolicy, keep_slow_convs_fp32
 from autotune.training.compute.cuda_graphs import (
@@ -44,6 +44,7 @@ from autotune.training.inputs.batches import (
     to_channels_last,
 )
 from autotune.training.inputs.placement import place_on_device, release_copy
+from autotune.training.linear_head import LinearHead, solve_head
 from autotune.training.metrics import LowestLoss, Metrics, compute_metrics
 from autotune.training.optim.ema import WeightAverage
 from autotune.training.optim.norm_recalibration import (
@@ -56,6 +57,8 @@ from autotune.training.optim.phases import Phases
 
 #: Training images on which stale norm statistics are measured.
 NORM_IMAGES = 512
+#: Most values of the features from which a head is solved, 2 GB.
+SOLVED_VALUES = 2**29
 #: Smallest batch of a norm that trains.
 MIN_BATCH = 2
 
@@ -208,12 +211,18 @@ class Trainer:
         """
         if checkpoint is not None and (state := checkpoint.load(self.state())) is not None:
             self.load_state(state)
+        start = time.perf_counter()
+        solved: LinearHead | None = None
         if self.epoch == 0:
             self.recalibrate_norms()
+            solved = self.solve_head()
         while self.epoch < self.config.epochs:
-            start = time.perf_counter()
-            loss, rates = self._train_epoch()
-            self.epoch += 1
+            if solved is not None and not self.network.depth:  # there is nothing left to train
+                loss, rates = solved.loss, {0: 0.0}
+                self.epoch = self.config.epochs
+            else:
+                loss, rates = self._train_epoch()
+                self.epoch += 1
             metrics = error = None
             if self.validation is not None:
                 metrics = self.validate()
@@ -228,6 +237,38 @@ class Trainer:
             # where the other order would lose its result.
             if checkpoint is not None:
                 checkpoint.save(self.state(), self.epoch)
+            start = time.perf_counter()
+
+    def solve_head(self) -> LinearHead | None:
+        """Solve the head for the features of the network as it is, if the policy says so.
+
+        The features are those of the evaluation view of each image. The validation images choose
+        the strength of the penalty; in a refit, a share of the training images does.
+        """
+        if self.policy.head_start != SOLVED or not self.network.head.is_linear:
+            return None
+        held_out = None if self.validation is None else self._features(self.validation)
+        solved = solve_head(
+            self._features(self.train),
+            held_out,
+            self.network.head.classes,
+            self.config.sampling == "balanced",
+        )
+        self.network.head.set_linear(solved.weight, solved.bias)
+        if self.ema is not None:
+            self.ema.reset()
+        return solved
+
+    def _features(self, views: Batches) -> tuple[Tensor, Tensor]:
+        """Return the inputs of the head, float32 ``(N, F)``, and the labels ``(N,)``.
+
+        Of more images than fit into :data:`SOLVED_VALUES`, every second, third, ... is taken.
+        """
+        step = math.ceil(len(views) * self.network.head.features / SOLVED_VALUES)
+        order = torch.arange(0, len(views), step)
+        network = self.network.eval()
+        features = torch.cat(list(self._evaluated(views, order, network.features)))
+        return features, views.labels[order].to(features.device)
 
     def recalibrate_norms(self) -> None:
         """Measure the norm statistics that the plan has made stale, on training images.
@@ -413,24 +454,29 @@ class Trainer:
     @torch.no_grad()
     def predict(self, views: Batches) -> tuple[Tensor, Tensor]:
         """Return logits ``(N, classes)`` and labels ``(N,)`` of the evaluation views."""
-        network = self.eval_model.eval()
-        outputs: list[Tensor] = []
+        order = torch.arange(len(views))
+        outputs = list(self._evaluated(views, order, self.eval_model.eval()))
+        return torch.cat(outputs), views.labels
+
+    @torch.no_grad()
+    def _evaluated(
+        self, views: Batches, order: Tensor, compute: Callable[[Inputs], Tensor]
+    ) -> Iterator[Tensor]:
+        """Yield what a network in evaluation mode makes of the evaluation views, as float32."""
 
         def evaluate(images: Inputs) -> Tensor:
             with self.amp.autocast():
-                logits: Tensor = network(self.to_inputs(images))
-            return logits.float()
+                return compute(self.to_inputs(images)).float()
 
         # Larger on GPUs; small batches stay in the caches of a CPU.
         batch_size = self.micro_batch_size * (4 if self.device.type == "cuda" else 1)
         placed = place_on_device(views, self.device, stays=False)
         for images, _ in placed.batches(
-            torch.arange(len(views)), views.views_for_epoch(None), batch_size, self.loader_workers
+            order, views.views_for_epoch(None), batch_size, self.loader_workers
         ):
             if self.stopped():
                 raise TrialInterruptedError(f"stopped in the validation of epoch {self.epoch}")
-            outputs += self._eval_batcher.run(evaluate, images)
-        return torch.cat(outputs), views.labels
+            yield from self._eval_batcher.run(evaluate, images)
 
     def eval_state(self) -> dict[str, Tensor]:
         """Return the tensors of the model to evaluate that training has changed."""

@@ -14,6 +14,7 @@ from autotune.config.loading import all_keys, apply_overrides, validate
 from autotune.config.schema import (
     ACTIVATIONS,
     COSTS,
+    HEAD_STARTS,
     INIT,
     LAYER_POOLS,
     OBJECTIVES,
@@ -135,6 +136,7 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
         [(0, 0), (3.0, 3), ([0, 2], [0, 2])],
         [-1, 1.5, 20, [0, 30]],
     ),
+    "space.training.head_start": (kept(*HEAD_STARTS), ["trained", None, []]),
     "space.training.l2_sp": ([(0, 0.0), ("1e-2", 0.01)], [-0.1, 11, True]),
     "space.training.mixup": ([(0, 0.0), ([0, 0.2], [0.0, 0.2])], [-0.1, 11]),
     "space.training.cutmix": ([(1, 1.0)], [-0.1, 11]),
@@ -144,6 +146,7 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     "baseline.weight_decay": ([(None, None), (0, 0.0)], [-1, 10.1, {"low": 0, "high": 1}]),
     "baseline.momentum": ([(None, None), (0.5, 0.5)], [1, True]),
     "baseline.label_smoothing": ([(None, None), (0.9, 0.9)], [1, True]),
+    "baseline.head_start": ([(None, None), ("solved", "solved")], ["trained", ["random"]]),
     "search.sampler": (
         [*kept(*SAMPLERS), ("../my.py:Mine", "../my.py:Mine")],
         ["grid", None, ["tpe", "gp"], 1, "my.py", "my.txt:Mine", "my.py:a b", "my.py:"],
@@ -206,6 +209,18 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     "cache.memory_gb": ([(None, None), (0, 0.0), (2, 2.0)], [-1, "half", [1, 2]]),
     "cache.features": ([("auto", "auto"), (False, "off")], ["on", True, None, ["auto", "off"]]),
     "cache.cuda_graphs": ([("auto", "auto"), (False, "off")], ["on", True, None]),
+    "loggers": (
+        [
+            (None, []),
+            ("mlflow", ["mlflow"]),
+            (["wandb", "tensorboard"], ["wandb", "tensorboard"]),
+        ],
+        ["tensorbord", 3, ["mlflow", "mlflow"]],
+    ),
+    "notify": (
+        [(None, None), ("https://host/hook", "https://host/hook"), ("say done", "say done")],
+        ["", 3],
+    ),
     "storage": ([("sqlite:///a.db", "sqlite:///a.db")], ["", None, 3]),
     "files": ([(None, None), ("/shared", "/shared")], [3]),
 }

@@ -71,6 +71,25 @@ def test_the_head_first_where_the_space_has_head_epochs() -> None:
     assert len(default_plans(without, epochs=20)) == 3
 
 
+def test_a_solved_head_comes_before_all_layers() -> None:
+    space = space_of(
+        trainable_layers=DEPTH,
+        training={
+            "lr": LR,
+            "layer_decay": {"low": 0.5, "high": 1.0},
+            "head_start": ["random", "solved"],
+        },
+    )
+    trained = short(default_plans(space))
+    assert trained[3:] == [
+        ("solved head, last 5 layers trainable with layer-wise decay", 5, 3e-4, 0.7, 0),
+        ("solved head", 0, 3e-3, 1.0, 0),
+    ]
+    solved = default_plans(space, BaselineConfig(head_start="solved"))
+    assert short(solved) == trained[:4]  # the baseline is the fifth
+    assert [one.plan.policy.head_start for one in solved] == [*["random"] * 3, "solved"]
+
+
 def test_the_head_keeps_its_rate_where_the_layers_have_their_own() -> None:
     space = space_of(
         trainable_layers={"low": 0, "high": 18},

@@ -45,6 +45,7 @@ def test_every_key_is_either_searched_or_fixed_under_its_dotted_name() -> None:
         "training.label_smoothing",
     ]
     off = {f"training.{name}": 0.0 for name in ("head_epochs", "l2_sp", "mixup", "cutmix")}
+    off["training.head_start"] = "random"
     off |= {"training.momentum": 0.9, "training.backbone_lr": 1.0, "training.parameters": "all"}
     assert space.fixed == {"head.activation": "relu", "head.batch_norm": True, **off}
     plain = space_of()
@@ -404,6 +405,11 @@ def test_the_baseline_takes_what_the_study_file_gives_it() -> None:
         ),
         ({"head_only_epochs": 3, "l2_sp": 0.1, "layer_decay": 0.5}, {}, TrainingPolicy()),
         ({"backbone_lr": 0.1, "parameters": ["norms", "all"]}, {}, TrainingPolicy()),
+        (
+            {"optimizer": "sgd", "lr": 0.5, "mixup": 0.2, "label_smoothing": 0.1},
+            {"head_start": "solved", "lr": 0.1},
+            TrainingPolicy(head_start="solved"),
+        ),
         ({"mixup": 0.2, "cutmix": [1, 0.5]}, {}, TrainingPolicy(mixup=0.2, cutmix=0.5)),
         ({"mixup": [0, 0.2], "cutmix": {"low": 0, "high": 1}}, {}, TrainingPolicy()),
     ],
@@ -476,3 +482,34 @@ def test_a_backbone_without_norms_trains_all_parameters() -> None:
     assert [plan.policy.parameters for plan in plans] == ["norms", "all"]
     alone = Space.from_candidates(both[1:], config, "weights")
     assert "training.parameters" not in alone.distributions
+
+
+def test_a_solved_head_on_frozen_layers_is_one_plan() -> None:
+    """Nothing trains, so no rate and no regularization makes another plan of it."""
+    space = space_of(
+        trainable_layers={"low": 0, "high": 2},
+        head={"hidden_layers": [0, 1], "units": 8},
+        training={
+            "optimizer": ["sgd", "adamw"],
+            "lr": {"low": 1e-3, "high": 0.1},
+            "mixup": [0.0, 0.2],
+            "head_start": ["random", "solved"],
+        },
+    )
+
+    def planned(**values: Any) -> TrialPlan:
+        given = {"depth": 0, "head.hidden_layers": 0, "training.head_start": "solved", **values}
+        drawn = {name: inactive_value(one) for name, one in space.distributions.items()}
+        return space.plan({**drawn, **given})
+
+    rates: list[dict[str, Any]] = [
+        {"training.lr": 0.01},
+        {"training.mixup": 0.2},
+        {"training.optimizer": "sgd"},
+    ]
+    assert {planned(**values) for values in rates} == {
+        TrialPlan("resnet18", policy=TrainingPolicy(head_start="solved"))
+    }
+    assert planned(depth=1, **rates[0]) != planned(depth=1, **rates[1])
+    hidden = planned(**{"head.hidden_layers": 1, "training.lr": 0.01})
+    assert (hidden.policy.head_start, hidden.policy.lr) == ("random", 0.01)

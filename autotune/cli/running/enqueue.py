@@ -1,4 +1,4 @@
-"""``autotune enqueue``: queue a plan of one's own."""
+"""``autotune enqueue``: queue a plan that is given by hand."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ class LossCurves:
         """By how much the validation loss has risen from its lowest point to the end."""
         value = self.validation[self.last] - self.validation[self.lowest]
         jump = _jump(self.validation)
-        luck = jump * math.sqrt(2 * math.log(self.last))  # of the lowest of so many epochs
+        luck = jump * math.sqrt(2 * math.log(self.last))  # of the lowest of these epochs
         error = math.hypot(self.errors.get(self.last, math.inf), jump)
         return Change(value, luck + _ERRORS_FROM_LOWEST * error)
 

@@ -89,7 +89,7 @@ def run_training_worker(job: Job, stop: threading.Event, on_event: EventCallback
 
 
 def with_unreadable_share(config: StudyConfig, share: float) -> StudyConfig:
-    """Return a configuration under which so many images may be unreadable."""
+    """Return a configuration under which that share of images may be unreadable."""
     share = max(share, config.data.max_unreadable_share)
     return config.model_copy(
         update={"data": config.data.model_copy(update={"max_unreadable_share": share})}

@@ -64,7 +64,7 @@ class Training:
 
 
 def idle_files(folder: Path, age_s: float) -> tuple[Path, ...]:
-    """Return the files of trainings that no process has, and that are so many seconds old."""
+    """Return the files of trainings of at least this age that no process has."""
     files = []
     for path in sorted(folder.glob("*")):
         lock = path.with_name(f"{path.name.partition('.')[0]}.lock")

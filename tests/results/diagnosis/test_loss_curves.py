@@ -33,7 +33,7 @@ def trial_with(
     ("training", "validation", "error", "text"),
     [
         (FALLING, RISING, 0.02, "Overfits: the validation loss was lowest after epoch 3."),
-        (FALLING, RISING, 0.2, "Neither overfits nor still learns"),  # chance explains it
+        (FALLING, RISING, 0.2, "Cannot tell: the validation loss has risen, by no more"),
         (RISING, RISING, 0.02, "Got worse: the validation loss has risen, and the training"),
         (FALLING, FALLING, 0.004, "Still learns at its end: both losses fall."),
         (FALLING, FALLING, 0.1, "Neither overfits nor still learns"),
