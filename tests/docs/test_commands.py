@@ -33,9 +33,10 @@ OTHERS = {
     "docker": "of the system; what it runs is started by tests/repository/test_container.py",
 }
 #: Studies of the examples, made by ``make study DATASET=...`` of what is there called.
-EXAMPLES = ("photos", "photos.yaml", "my.yaml", "photos-tpe", "flowers")
+EXAMPLES = ("photos", "photos.yaml", "my.yaml", "photos-tpe", "flowers", "digits-seed0")
+EXAMPLES += ("digits-seed1", "digits-seed2")
 #: What a command in a sentence has in the place of a value.
-PLACEHOLDERS = {"N": "1", "DATASET=...": "DATASET=photos"}
+PLACEHOLDERS = {"N": "1", "DATASET=...": "DATASET=photos", "...": "digits-seed2"}
 #: Variables of the environment that are not in the sources of autotune.
 FOREIGN = {
     "PIP_NO_INDEX",
