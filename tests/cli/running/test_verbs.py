@@ -18,8 +18,8 @@ from autotune.results.model.model_folder import load_model
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.setup.opening import open_existing
 from autotune.study.state import attrs
+from autotune.training.inputs.normalizer import Normalizer
 from autotune.training.metrics import compute_metrics
-from autotune.training.trainer import Normalizer
 from tests.support.inside import call, contents
 from tests.support.runs import trials_of
 from tests.support.studies import make_study
