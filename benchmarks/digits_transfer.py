@@ -30,7 +30,8 @@ from autotune.models.layers import list_layers
 from autotune.models.network import build_network
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
 from autotune.runtime import available_cpus
-from autotune.training.trainer import Normalizer, Trainer
+from autotune.training.inputs.normalizer import Normalizer
+from autotune.training.trainer import Trainer
 
 SEEDS = (0, 1, 2)
 HEAD_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)

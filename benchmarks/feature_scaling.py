@@ -36,8 +36,9 @@ from autotune.models.network import build_network
 from autotune.models.prefix.split import PrefixSplit, split_network
 from autotune.plan import LayerPlan, TrialPlan
 from autotune.training.features import FeatureCache, Features, bytes_per_image
+from autotune.training.inputs.normalizer import Normalizer
 from autotune.training.optim.norm_recalibration import sample_batches
-from autotune.training.trainer import Normalizer, Trainer
+from autotune.training.trainer import Trainer
 
 NAME = "resnet18"
 SIZE = 64

@@ -36,8 +36,9 @@ from autotune.models.network import build_network
 from autotune.models.surgery.probing import cached_capabilities
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
 from autotune.study.setup.definition import define
+from autotune.training.inputs.normalizer import Normalizer
 from autotune.training.optim.norm_recalibration import sample_batches
-from autotune.training.trainer import Normalizer, Trainer
+from autotune.training.trainer import Trainer
 
 AFTER = (0, 1, 3, 10)
 CHANGES: tuple[tuple[str, Any], ...] = (

@@ -44,7 +44,8 @@ from autotune.plan import TrialPlan
 from autotune.runtime import available_cpus, single_threaded
 from autotune.search.space import Space
 from autotune.study.setup.definition import Definition, define
-from autotune.training.trainer import Normalizer, Trainer
+from autotune.training.inputs.normalizer import Normalizer
+from autotune.training.trainer import Trainer
 
 HERE = Path(__file__).parent
 #: The values of the searched ranges that are trained; a simulated trial takes the nearest.

@@ -31,6 +31,7 @@ from autotune.runtime import available_cpus, single_threaded
 from autotune.training.compute.amp import AmpPolicy, describe_compute
 from autotune.training.compute.micro_batches import MicroBatcher
 from autotune.training.inputs.batches import Inputs, to_channels_last
+from autotune.training.inputs.normalizer import Normalizer
 from autotune.training.inputs.transfer import (
     Layout,
     allocate_resident,
@@ -38,7 +39,6 @@ from autotune.training.inputs.transfer import (
     prefetch,
     upload,
 )
-from autotune.training.trainer import Normalizer
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -41,8 +40,8 @@ from autotune.training.inputs.batches import (
     epoch_order,
     make_mixing,
     micro_batches,
-    to_channels_last,
 )
+from autotune.training.inputs.normalizer import Normalizer
 from autotune.training.inputs.placement import place_on_device, release_copy
 from autotune.training.linear_head import LinearHead, solve_head
 from autotune.training.metrics import LowestLoss, Metrics, compute_metrics
@@ -61,28 +60,6 @@ NORM_IMAGES = 512
 SOLVED_VALUES = 2**29
 #: Smallest batch of a norm that trains.
 MIN_BATCH = 2
-
-
-@dataclass(frozen=True)
-class Normalizer:
-    """Normalizes uint8 images for the backbone; ``(1, C, 1, 1)`` each, between 0 and 255."""
-
-    mean: Tensor
-    std: Tensor
-
-    @staticmethod
-    def from_config(data_config: Mapping[str, Any], device: torch.device) -> Normalizer:
-        """Take mean and std from timm's data configuration."""
-        mean, std = (
-            torch.tensor(data_config[key], device=device).view(1, -1, 1, 1) * 255.0
-            for key in ("mean", "std")
-        )
-        return Normalizer(mean, std)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Normalize ``(N, C, H, W)`` uint8 images on their way to the device."""
-        images = images.to(self.mean.device, non_blocking=True)
-        return to_channels_last((images.float() - self.mean) / self.std)
 
 
 class Trainer:

@@ -20,7 +20,7 @@ import typer
 
 from autotune.cli.main import app
 from autotune.config.loading import load_study_file, presets
-from tests.support.commands import ROOT, Step, commands, pages, steps
+from tests.support.commands import EXTRAS, ROOT, Step, commands, pages, steps
 
 #: Programs that are not ours and take nothing of ours.
 OTHERS = {
@@ -33,9 +33,10 @@ OTHERS = {
     "docker": "of the system; what it runs is started by tests/repository/test_container.py",
 }
 #: Studies of the examples, made by ``make study DATASET=...`` of what is there called.
-EXAMPLES = ("photos", "photos.yaml", "my.yaml", "photos-tpe", "flowers")
+EXAMPLES = ("photos", "photos.yaml", "my.yaml", "photos-tpe", "flowers", "digits-seed0")
+EXAMPLES += ("digits-seed1", "digits-seed2")
 #: What a command in a sentence has in the place of a value.
-PLACEHOLDERS = {"N": "1", "DATASET=...": "DATASET=photos"}
+PLACEHOLDERS = {"N": "1", "DATASET=...": "DATASET=photos", "...": "digits-seed2"}
 #: Variables of the environment that are not in the sources of autotune.
 FOREIGN = {
     "PIP_NO_INDEX",
@@ -175,8 +176,7 @@ def check_make(arguments: Sequence[str]) -> None:
 @functools.cache
 def made_of(arguments: tuple[str, ...]) -> str:
     """Return what make would run, with everything installed."""
-    extras = ("test", "ray", "hf", "parquet", "public", "onnx", "postgres-local", "docs")
-    there = [".venv/bin/autotune", *(f".venv/{one}" for one in extras)]
+    there = [".venv/bin/autotune", *(f".venv/{one}" for one in EXTRAS)]
     told = subprocess.run(
         ["make", "--no-print-directory", "-n", *(f"-o{one}" for one in there), *arguments],
         cwd=ROOT,

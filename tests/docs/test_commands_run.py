@@ -33,7 +33,7 @@ from tests.support.archives import (
     dogs_archives,
     sums_of,
 )
-from tests.support.commands import ROOT, commands, pages
+from tests.support.commands import EXTRAS, ROOT, commands, pages
 from tests.support.databases import Server
 from tests.support.images import photo
 from tests.support.runs import environment
@@ -53,6 +53,7 @@ NOT_RUN = {
     r"ENGINE=ray|--engine ray": "starts a cluster: tests/study/engine/test_ray.py",
     r"^sbatch|^install |docker|postgres-(up|down)": "needs SLURM or Docker",
     r"PUBLIC=1|--public": "opens a port to others: tests/cli/results/test_dashboard_public.py",
+    r"loggers=.*mlflow": "needs MLflow: tests/loggers/",
     r"flowers102": "torchvision fetches it from its publisher alone",
     r"weights fetch": "needs the hub: tests/cli/resources/test_data.py",
     r"leaves|climb\.py|floor\.py": "of a file on the page: tests/docs/test_extending.py",
@@ -176,6 +177,8 @@ def checkout(postgres: Server) -> Iterator[Checkout]:
         publisher = stack.enter_context(running_publisher())
         data = publish(publisher, root)
         extra = {"AUTOTUNE_DATA": str(data), "AUTOTUNE_MIRROR": publisher.url}
+        # Whatever a command may install goes here, not into the environment of the tests.
+        extra["PIP_TARGET"] = str(root / "installed")
         given = environment(PYTHONPATH=str(root), HOME=str(root), **extra)
         given["PATH"] = f"{root}/.venv/bin:{given['PATH']}"
         made = Checkout(root, postgres.fresh_database(), given)
@@ -259,7 +262,7 @@ def make_environment(root: Path) -> None:
         program = programs / name
         program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {what} "$@"\n')
         program.chmod(0o755)
-    for extra in ("ray", "hf", "parquet", "public", "onnx", "postgres-local", "docs"):
+    for extra in EXTRAS:
         (root / ".venv" / extra).touch()
 
 

@@ -24,8 +24,9 @@ from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, Tria
 from autotune.training.curves import CHECKPOINT_KEY, SECONDS
 from autotune.training.folds import CrossValidationTrainer
 from autotune.training.inputs.batches import SubsetBatches
+from autotune.training.inputs.normalizer import Normalizer
 from autotune.training.optim.norm_recalibration import sample_batches
-from autotune.training.trainer import Normalizer, Trainer
+from autotune.training.trainer import Trainer
 
 SIZE = 32
 CPU = torch.device("cpu")

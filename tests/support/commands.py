@@ -23,6 +23,9 @@ PROGRAMS = (
     "python",
     "sbatch",
 )
+#: What setup.cfg offers to install: pip install 'autotune[onnx]'.
+_SETUP = (ROOT / "setup.cfg").read_text().split("[options.extras_require]")[1]
+EXTRAS = tuple(re.findall(r"^([a-z][a-z-]*) =$", _SETUP.split("\n[")[0], re.MULTILINE))
 _ASSIGNMENT = re.compile(r"[A-Z][A-Z0-9_]*=\S*")
 _FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 _INNER = re.compile(r"\$\(([^()]*)\)")

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from autotune.errors import DivergedError, TrialInterruptedError
 from autotune.models.network import build_network
 from autotune.training.checkpoint import Checkpoint
+from autotune.training.inputs.normalizer import Normalizer
 from autotune.training.metrics import compute_metrics
-from autotune.training.trainer import Normalizer, Trainer, num_batches, num_micro_batches
+from autotune.training.trainer import Trainer, num_batches, num_micro_batches
 from tests.support.backbones import (
     CPU,
     backbone,

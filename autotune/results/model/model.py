@@ -23,7 +23,7 @@ from autotune.errors import (
 from autotune.models.network import Network
 from autotune.plan import TrialPlan
 from autotune.study.state import oom
-from autotune.training.trainer import Normalizer
+from autotune.training.inputs.normalizer import Normalizer
 
 #: An image of Pillow, or the path of an image file.
 ImageOrPath = Image.Image | str | os.PathLike[str]

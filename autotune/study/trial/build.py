@@ -18,8 +18,9 @@ from autotune.study.trial.context import WorkerContext
 from autotune.study.trial.feature_reuse import use_features
 from autotune.training.folds import CrossValidationTrainer
 from autotune.training.inputs.batches import Batches, SubsetBatches
+from autotune.training.inputs.normalizer import Normalizer
 from autotune.training.optim.norm_recalibration import sample_batches
-from autotune.training.trainer import Normalizer, Trainer
+from autotune.training.trainer import Trainer
 
 #: Training images on which `init: activations` measures how active channels are.
 ACTIVITY_IMAGES = 64

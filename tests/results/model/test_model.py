@@ -16,7 +16,7 @@ from autotune.errors import UserError
 from autotune.results.model.model import Model
 from autotune.results.model.model_folder import load_model
 from autotune.study.state import oom
-from autotune.training.trainer import Normalizer
+from autotune.training.inputs.normalizer import Normalizer
 from tests.support.images import make_class_folders, photo
 from tests.support.surgery import kept, pictures, saved
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from autotune.study.state.failures import FailureKind as Failure
 from autotune.study.state.failures import classify, device_responds
 from autotune.study.state.oom import measure_shortage
-from autotune.training.trainer import Normalizer
+from autotune.training.inputs.normalizer import Normalizer
 from tests.support.simulated_gpu import GpuTensor, Kind, SimulatedGpu, simulated_gpu
 from tests.support.simulated_gpu.traffic import COPIES
 

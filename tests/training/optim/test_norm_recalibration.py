@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from autotune.models.network import Network, build_network
+from autotune.training.inputs.normalizer import Normalizer
 from autotune.training.optim.norm_recalibration import recalibrate_batch_norms, sample_batches
-from autotune.training.trainer import NORM_IMAGES, Normalizer
+from autotune.training.trainer import NORM_IMAGES
 from tests.support.backbones import CPU, backbone, plan, some_digits, state_of, training
 from tests.support.surgery import built, change, pictures
 
