@@ -50,7 +50,7 @@ def test_the_text_keys_are_those_of_the_model() -> None:
     assert {"dataset", "weights", "storage", "description", "search.sampler"} <= keys.keys()
     assert {"name", "files", "data.group", "data.protocol", "space.custom"} <= optional
     assert {key for key, kind in keys.items() if kind.is_list} == {
-        *("backbone", "weights", "search.warm_start", "objectives")
+        *("backbone", "weights", "search.warm_start", "objectives", "loggers")
     }
     numbers = ("search.trials", "training.num_views", "refit.ema", "init", "space.layers.width")
     assert not keys.keys() & set(numbers)
