@@ -19,7 +19,7 @@ from autotune.storage.admin.copy_study import Copied, add_study, copy_studies
 from autotune.storage.admin.read_only import connect_read_only
 from autotune.storage.admin.schema import back_up_sqlite
 from autotune.storage.admin.study_rows import read_study
-from autotune.storage.paths import REPORT_FORMATS, StudyPaths
+from autotune.storage.paths import CONFIRMED_EPOCHS, EPOCHS, REPORT_FORMATS, StudyPaths
 from autotune.storage.rdb.connection import open_storage
 from autotune.storage.rdb.heartbeat import read_heartbeat_ages
 from tests.storage.conftest import NewUrl
@@ -338,7 +338,10 @@ def fill_files(url: str, name: str, root: Path | None = None) -> StudyPaths:
         files.confirmed(name) / "plan.json",
         files.log(name, "worker-0"),
         files.model(name) / "best.safetensors",
-        *(files.report(name, form) for form in REPORT_FORMATS),
+        *(files.report(name, form) for form in (*REPORT_FORMATS, EPOCHS, CONFIRMED_EPOCHS)),
+        files.trainings(name) / "training.json",
+        files.predictions(name),
+        files.tensorboard(name) / "curves",
     )
     for path in (files.artifacts / artifact, *own, files.cache / "images"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -375,7 +378,7 @@ def test_files_go_along(
         assert path.exists()
     assert (goal.artifacts / "rich-artifact").read_text() == "rich-artifact of rich"
     assert not goal.cache.exists()
-    assert (copied.files.count, copied.files.folder, copied.files.missing) == (11, goal.root, 1)
+    assert (copied.files.count, copied.files.folder, copied.files.missing) == (16, goal.root, 1)
 
 
 def test_artifacts_of_an_earlier_copy_are_left_as_they_are(
