@@ -389,6 +389,14 @@ def relative_path(path: Path) -> str:
     return str(absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute)
 
 
+def refresh_report(opened: OpenStudy, stdout: Console | None = None) -> None:
+    """Write the report beside a study anew where there is one, and print its path."""
+    from autotune.results.report.formats import refresh_report
+
+    if (path := refresh_report(opened)) and stdout is not None:
+        stdout.print(f"report: {relative_path(path)}", soft_wrap=True)
+
+
 #: Checks of a place before anything is computed for it.
 check_writable, check_folder = atomic.check_file, atomic.check_folder
 

@@ -77,7 +77,9 @@ def _remarks(results: StudyResults) -> Iterator[str]:
         yield reason.text if reason.is_request else f"ended: {reason.text}"
     for trial in results.trials:
         if trial.state == TrialState.WAITING and attrs.is_enqueued(trial):
-            yield f"waiting: trial {trial.number}, {_describe_plan(results, trial)}"
+            yield f"queued: trial {trial.number}, {_describe_plan(results, trial)}"
+    if results.never_started:
+        yield "What was queued and not started is trained first when search.trials is raised."
     if saved := describe_saved_epochs(results):
         yield saved
     for failure in failures(results):

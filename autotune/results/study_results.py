@@ -28,10 +28,12 @@ from autotune.search import space as search_space
 from autotune.search.space import Space
 from autotune.storage.artifacts import find_artifacts
 from autotune.study.state import attrs
-from autotune.study.state.budget import Budget, StopReason
+from autotune.study.state.budget import Budget, StopReason, startable_queue
 from autotune.study.state.outcome import NoResult, find_no_result
 from autotune.text import count_of
 
+#: State of a queued trial of an ended study.
+NEVER_STARTED = "not started"
 _STATES = ("complete", "pruned", "infeasible", "failed", "retried", "running", "waiting")
 
 
@@ -185,9 +187,23 @@ class StudyResults:
         """
         named = ("complete", "pruned", "failed") if with_zeros else ()
         counts = {state: getattr(self.progress, state) for state in _STATES}
+        counts["waiting"] -= (left := len(self.never_started))
+        counts[NEVER_STARTED] = left
         return ", ".join(
             f"{count:,} {state}" for state, count in counts.items() if count or state in named
         )
+
+    @cached_property
+    def never_started(self) -> frozenset[int]:
+        """Numbers of the queued trials of an ended study, which nothing will start.
+
+        A study that was asked to stop has none: the next run goes on with its queue.
+        """
+        reason = self.stop_reason
+        if reason is None or reason.is_request:
+            return frozenset()
+        queued = {trial.number for trial in self.trials if trial.state == TrialState.WAITING}
+        return frozenset(queued - {t.number for t in startable_queue(self.trials, reason)})
 
     @property
     def stop_reason(self) -> StopReason | None:

@@ -20,6 +20,7 @@ from autotune.search.backbone_limits import BackboneLimits
 from autotune.search.space import Space
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.state import attrs
+from autotune.study.state.budget import STOPPED, TRIALS, StopReason
 from tests.support.studies import make_results, make_study
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
@@ -40,6 +41,17 @@ def test_a_reading_does_not_change() -> None:
     ]
     later = replace(results, trials=tuple(study.trials))
     assert later.best is later.trials[-1] is not results.best
+
+
+@pytest.mark.parametrize(
+    ("kind", "queued"), [(TRIALS, "2 not started"), (STOPPED, "2 waiting"), (None, "2 waiting")]
+)
+def test_the_queue_of_an_ended_study_is_not_waiting(kind: str | None, queued: str) -> None:
+    study = make_study(trials=3, running=0, failed=0, retried=0, waiting=2)
+    if kind:
+        study.set_user_attr(attrs.ENDED, StopReason(kind, "").to_json())
+    counts = StudyResults.from_study(study).format_counts()
+    assert counts.endswith(f"0 failed, {queued}")
 
 
 def test_values_follow_from_the_trials() -> None:

@@ -50,6 +50,7 @@ def confirm(
         )
     if as_json:
         typer.echo(json.dumps(confirmation.to_json(), indent=2))
+        console.refresh_report(opened)
         return
     stdout = console.stdout()
     from autotune.study.state import attrs
@@ -69,6 +70,7 @@ def confirm(
         f"These are the {images} validation images by which the search has chosen; "
         "'autotune refit' measures on others."
     )
+    console.refresh_report(opened, stdout)
 
 
 def _table(confirmation: Confirmation, name: str, objective: Objective) -> Table:

@@ -68,6 +68,7 @@ def refit(
         )
     if as_json:
         typer.echo(json.dumps(result.to_json(), indent=2))
+        console.refresh_report(opened)
         return
     stdout = console.stdout()
     for sentence in (f"Refitted: {result.selection.describe()}.", *result.selection.remarks):
@@ -93,6 +94,7 @@ def refit(
             f"The test split has now been read {result.reads} times; choosing by it makes it a "
             "validation split."
         )
+    console.refresh_report(opened, stdout)
     stdout.print(f"model: {console.relative_path(result.folder)}", soft_wrap=True)
 
 
@@ -101,7 +103,7 @@ def _metrics_table(result: RefitResult, objective: Objective) -> Table:
     comparison = result.comparison
     table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
-    for title in (f"trial {result.trial}", "95 %", "baseline", "95 %", "gain"):
+    for title in (f"trial {result.trial}", "95 % interval", "baseline", "95 % interval", "gain"):
         table.add_column(title, justify="right", no_wrap=True)
     for name, difference in comparison.difference.items():
         metric = objective.with_name(name)

@@ -25,6 +25,7 @@ from autotune.results.overview import (
 from autotune.results.report.html import environment, render_html
 from autotune.results.study_results import StudyResults
 from autotune.storage.commands import command_line, full_storage_option
+from autotune.storage.paths import StudyPaths
 from autotune.storage.rdb.connection import storage_errors
 from autotune.storage.rdb.retry import RetryingStorage
 from autotune.storage.url import redact
@@ -107,7 +108,8 @@ class LandingPage:
                     text = f"The study {name!r} was not made by autotune: it has no report."
                     return "404 Not Found", self._message("No report", text)
                 attrs.check_version(study)
-                return "200 OK", render_html(StudyResults.from_study(study), redact(self._url))
+                results = StudyResults.from_study(study, StudyPaths.from_url(self._url).artifacts)
+                return "200 OK", render_html(results, redact(self._url))
         except FormatError as error:
             return "500 Internal Server Error", self._message("No report", str(error))
         except UserError as error:

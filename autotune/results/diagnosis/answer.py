@@ -168,8 +168,8 @@ def _searched(results: StudyResults) -> Answer:
             return Answer("search", text, plain, None, best)
         plain += f" It is the best of {tries}, so a part of the difference is luck."
         return Answer("search", text, plain, True, best)
-    others = (trial for trial in results.trials if trial is not baseline)
-    second = ranking.best_trial(others, results.direction)
+    rest = (trial for trial in results.trials if trial is not baseline)
+    second = ranking.best_trial(rest, results.direction)
     if second is None:
         text = f"only the baseline is complete: {value}"
         plain = f"So far only {_AS_IT_IS}, has been tried: it gets {_in_words(objective, base)}."
@@ -182,8 +182,9 @@ def _searched(results: StudyResults) -> Answer:
             f"; the nearest is trial {second.number} with {results.format_values(second)} "
             f"({difference}){front}"
         )
+    others = plural(results.progress.finished - 1, "other plan")
     plain = (
-        f"None of {tries} was better than {_AS_IT_IS}, which gets {_in_words(objective, base)}. "
+        f"None of {others} was better than {_AS_IT_IS}, which gets {_in_words(objective, base)}. "
         "So far, re-training more of the network does not help on these images."
     )
     text = f"no trial is better than the baseline: {value}{nearest}"

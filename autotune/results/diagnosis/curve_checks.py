@@ -9,7 +9,7 @@ from statistics import median
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune.results.diagnosis.facts import NO_NOISE, Facts, Finding, unknown
-from autotune.results.diagnosis.loss_curves import END, MIN_EPOCHS, LossCurves
+from autotune.results.diagnosis.loss_curves import END, MIN_EPOCHS, LossCurves, is_solved
 from autotune.search.study_view import MIN_FOR_LINE, FinalValuePredictor
 from autotune.text import plural
 
@@ -59,10 +59,16 @@ def _describe_divergence(facts: Facts) -> str:
     return f"; those that diverged had a learning rate of {min(diverged):.2g} or more"
 
 
+#: What is missing where the best trial has no epochs.
+_SOLVED = "the head of trial {}, the best one, was solved, not trained over epochs"
+
+
 def check_overfitting(facts: Facts) -> Finding:
     """Examining the training curves: does any of the best overfit?"""
     if facts.best is None:
         return unknown("no trial is complete")
+    if is_solved(facts.best):
+        return unknown(_SOLVED.format(facts.best.number))
     losses = LossCurves.from_trial(facts.best)
     if losses is None:
         return _check_metric_alone(facts, facts.best)
@@ -155,6 +161,8 @@ def check_epochs(facts: Facts) -> Finding:
     curve, good = _curve(facts.best), facts.good
     last = max(curve, default=0)
     back = max(1, round(last * END))
+    if facts.best is not None and is_solved(facts.best):
+        return unknown(_SOLVED.format(facts.best.number))
     if facts.best is None or len(curve) < 4 or last - back not in curve:
         return unknown("the best trial has no values of four epochs")
     gain = facts.gain(curve[last], curve[last - back])
@@ -183,6 +191,8 @@ def check_epochs(facts: Facts) -> Finding:
                 f"chance explains {_nats(fall.chance)}"
             )
             return Finding(f"Perhaps not: {text}.", "warning", advice)
+        if gains:
+            return unknown(f"{text}. Its losses did not fall then by more than chance, or little")
     if facts.noise is None and gain > 0:
         return unknown(f"{text}, and {NO_NOISE}")
     if gains:

@@ -11,8 +11,22 @@ from autotune.results.diagnosis.noise import noise_between
 from autotune.results.figures.history import last_moment
 from autotune.results.study_results import StudyResults
 from autotune.study.state import attrs
-from autotune.study.state.budget import device_hours_used
+from autotune.study.state.budget import (
+    EXHAUSTED,
+    STOPPED,
+    TIMEOUT,
+    TRIALS,
+    device_hours_used,
+)
 from autotune.text import format_duration
+
+#: What ended a study, as a budget is called -> in words, where that says more.
+_ENDED_BY = {
+    TRIALS: "number of trials",
+    TIMEOUT: "time limit",
+    EXHAUSTED: "no further plan",
+    STOPPED: "request",
+}
 
 
 def key_figures(results: StudyResults) -> list[tuple[str, str, str]]:
@@ -41,7 +55,8 @@ def key_figures(results: StudyResults) -> list[tuple[str, str, str]]:
         passes = f"{images - computed:,} of {images:,} passes of an image through frozen layers"
         figures.append(("features reused", share, passes))
     if results.stop_reason is not None:
-        figures.append(("ended by", results.stop_reason.kind, results.stop_reason.text))
+        reason = results.stop_reason
+        figures.append(("ended by", _ENDED_BY.get(reason.kind, reason.kind), reason.text))
     return figures
 
 
@@ -119,11 +134,14 @@ def caveats(results: StudyResults) -> list[str]:
     if best is None:
         return []
     value = best.values[0]
-    texts = [
+    text = (
         "The values of trials are validation values. The best of many is chosen by the very value "
-        "that is shown, so it is optimistic; autotune confirm trains the best plans under "
-        "other seeds, and autotune refit measures the test split, which no trial has seen, once."
-    ]
+        "that is shown, so it is optimistic"
+    )
+    missing = [] if results.verdict else ["autotune confirm trains the best plans anew"]
+    if last_test(results) is None:
+        missing.append("autotune refit measures the test split, which no trial has seen, once")
+    texts = [f"{text}; {', and '.join(missing)}." if missing else f"{text}."]
     if folds := results.dataset.get("folds"):
         texts.append(
             f"Every value is a mean over {len(folds)} folds, and ± the standard deviation over "

@@ -30,6 +30,7 @@ from autotune.results.diagnosis.space_checks import (
 )
 from autotune.results.diagnosis.space_edges import Edge, wider_range
 from autotune.results.study_results import StudyResults, describe_excess
+from autotune.results.values.parameter_words import parameter_words
 from autotune.storage.commands import command_line, full_storage_option
 from autotune.study.state import attrs
 from autotune.text import format_duration, plural, shell_quote
@@ -254,7 +255,10 @@ def _widen(results: StudyResults, commands: _Commands) -> Iterator[NextStep]:
 
 
 def _describe_edges(edges: Sequence[Edge]) -> str:
-    ends = (f"the {edge.side} end of {edge.parameter} ({edge.bound})" for edge in edges)
+    ends = (
+        f"the {edge.side} end of the {parameter_words(edge.parameter)} ({edge.bound})"
+        for edge in edges
+    )
     return " and ".join(ends)
 
 

@@ -13,6 +13,7 @@ from autotune.results.diagnosis.facts import NO_NOISE, Facts, Finding, unknown
 from autotune.results.diagnosis.space_edges import Edge, space_edges
 from autotune.results.figures.parameters import importances
 from autotune.results.study_results import is_active
+from autotune.results.values.parameter_words import label_parameter
 from autotune.study.state import attrs
 from autotune.study.state.budget import EXHAUSTED
 from autotune.text import join_some, plural
@@ -56,7 +57,8 @@ def check_edges(facts: Facts) -> Finding:
     edges, where = edges_of_best(facts), facts.describe_candidate()
     if outwards := [edge for edge in edges if edge.can_be_widened]:
         named = ", ".join(
-            f"{edge.parameter} = {edge.value} at the {edge.side} end ({edge.bound})"
+            f"{label_parameter(edge.parameter)} = {edge.value} at the {edge.side} end "
+            f"({edge.bound})"
             for edge in outwards
         )
         advice = (
@@ -65,7 +67,7 @@ def check_edges(facts: Facts) -> Finding:
         )
         return Finding(f"Yes: {named}, in {where}.", "action", advice)
     if edges:
-        named = ", ".join(edge.parameter for edge in edges)
+        named = ", ".join(label_parameter(edge.parameter) for edge in edges)
         return Finding(f"Only where there is nothing beyond: {named}, in {where}.", "ok")
     return Finding(f"No: {where} lies inside the space in every parameter.", "ok")
 

@@ -196,6 +196,7 @@ def _add_curves(
     """Add curves as one trace, with gaps between them: a trace per trial makes a page slow."""
     if not trials:
         return
+    has_point = any(len(trial.intermediate_values) == 1 for trial in trials)
 
     def points() -> Iterator[tuple[int | None, float | None, list[int] | None]]:
         for trial in trials:
@@ -208,9 +209,10 @@ def _add_curves(
         x=list(x),
         y=list(y),
         customdata=list(numbers),
-        # A trial that was pruned after its first epoch is a point, and no line.
-        mode="lines" if name.startswith(("complete", "baseline", "best")) else "lines+markers",
-        marker={"size": 4},
+        # A trial with one value is a point, and no line: it was pruned after its first epoch, or
+        # its head was solved.
+        mode="lines+markers" if name == "pruned" or has_point else "lines",
+        marker={"size": 4 if len(trials) > 1 else 9},
         name=name,
         line=line,
         opacity=opacity,

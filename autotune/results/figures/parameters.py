@@ -35,6 +35,7 @@ from autotune.results.figures.style import (
 from autotune.results.figures.thinning import MAX_SLICE_POINTS, drawn_suffix, thin
 from autotune.results.study_results import StudyResults, is_active
 from autotune.results.values.objective import Objective
+from autotune.results.values.parameter_words import parameter_words
 from autotune.study.state import attrs
 
 #: Complete trials in which a parameter must have had an effect for its importance to be shown.
@@ -150,9 +151,10 @@ def slice_figure(results: StudyResults, parameter: str) -> go.Figure | None:
                 x = escape(str(value)) if is_text else value
                 points.append((x, trial.values[0], [trial.number]))
         add_points(figure, name, points, marker, hover_text)
-    label_axes(
-        figure, escape(parameter) + drawn_suffix(len(drawn), len(active)), results.objective
-    )
+    words = parameter_words(parameter)
+    key = "" if words == parameter else f"<br><sub>{escape(parameter)}</sub>"
+    title = escape(words) + drawn_suffix(len(drawn), len(active)) + key
+    label_axes(figure, title, results.objective)
     figure.update_layout(showlegend=False, height=250)
     figure.update_xaxes(**_parameter_axis(distribution))
     values = [trial.values[0] for trial in drawable(results.trials, TrialState.COMPLETE)]

@@ -104,6 +104,21 @@ def write_predictions(handle: OpenStudy) -> Path | None:
         return write_bytes(path, text.encode())
 
 
+def refresh_report(handle: OpenStudy) -> Path | None:
+    """Write the page and the table beside a study anew, if ``run`` has written the page.
+
+    Returns:
+        Path of the page; ``None`` where there is none.
+
+    Raises:
+        UserError: When a file cannot be written.
+    """
+    if not handle.files.report(handle.name, REPORT_FORMATS[0]).exists():
+        return None
+    write_predictions(handle)
+    return write_report(handle)
+
+
 def render(results: StudyResults, format: str, storage_url: str = "") -> bytes:
     """Return the report of a study in a format, as the bytes of a file.
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 #: What the answer of a study rests on, in words.
 EVIDENCE = {
-    "test": "Evidence: the test split, images that neither search nor training has used",
-    "confirmed": "Evidence: the validation split, over several seeds",
-    "search": "Evidence: the search alone, one training of each plan",
+    "test": "Evidence: {metric} on the test split, images that no search or training has used",
+    "confirmed": "Evidence: {metric} on the validation split, over several seeds",
+    "search": "Evidence: {metric} in the search alone, one training of each plan",
     "none": "",
 }
 GLOSSARY = (
@@ -26,6 +26,30 @@ GLOSSARY = (
         "A frozen layer keeps its pretrained weights; a trainable one learns from the images; a "
         "reshaped one also gets another form, for example fewer channels.",
     ),
+    (
+        "layer 1, layer 2, ...",
+        "The layers of the backbone, counted from its end: layer 1 is the last one, just before "
+        "the head. Names like layer4 or blocks.6 are those of the network itself.",
+    ),
+    (
+        "kernel, width",
+        "The size of the window that a layer looks through, and its number of channels relative "
+        "to the pretrained one.",
+    ),
+    ("linear head", "A last layer without hidden layers. Head 256 has a hidden one of 256 units."),
+    (
+        "solved",
+        "The weights of the head are computed directly from the features of the frozen network, "
+        "instead of being trained over epochs. Solved first: so it starts, and then all trains.",
+    ),
+    (
+        "lr, backbone x0.3, layer decay",
+        "The learning rate: how far a step of the training goes. With backbone x0.3 the layers "
+        "before the head take steps 0.3 times as long; with layer decay 0.7 each layer takes 0.7 "
+        "times those of the layer after it.",
+    ),
+    ("epoch", "A training pass over all training images."),
+    ("seed", "The number from which all chance follows: order of images, first weights."),
     (
         "training, validation and test split",
         "Three groups of the images: networks learn from the first, plans are chosen by the "
@@ -51,6 +75,11 @@ GLOSSARY = (
         "Learning the training images by heart: better on them, and worse on others.",
     ),
     ("pruned", "Ended early, because others were better after as many passes over the images."),
+    (
+        "balanced accuracy, macro F1",
+        "Accuracies in which every class counts the same, however many images it has: the mean "
+        "recall, and a mean that also counts images wrongly taken for a class.",
+    ),
     ("recall", "The share of the images of a class that the network recognizes."),
     ("confirm", "Train the best plans and the baseline anew, several times, to rule out luck."),
     ("refit", "Train the chosen plan on all images but the test split, and measure it on that."),

@@ -69,6 +69,7 @@ from autotune.results.report.trial_table import (
     trial_rows,
 )
 from autotune.results.study_results import StudyResults
+from autotune.results.values.parameter_words import label_parameter
 from autotune.results.values.precision import describe_precisions
 from autotune.runtime import gc_paused
 from autotune.storage.commands import command_line, full_storage_option
@@ -106,7 +107,7 @@ def _context(results: StudyResults, storage_url: str) -> dict[str, Any]:
         "objective": objective,
         "headline": answer.text,
         "answer": answer,
-        "evidence": EVIDENCE[answer.evidence],
+        "evidence": EVIDENCE[answer.evidence].format(metric=objective.label),
         "glossary": GLOSSARY,
         "next_steps": next_steps(results, storage_url),
         "progress": results.progress,
@@ -122,6 +123,7 @@ def _context(results: StudyResults, storage_url: str) -> dict[str, Any]:
         "min_for_importances": MIN_FOR_IMPORTANCES,
         "min_active": MIN_ACTIVE,
         "edges": edges_of_best(facts),
+        "label_parameter": label_parameter,
         "edge_of": facts.describe_candidate(),
         "utilization": measure_utilization(results.trials),
         "diagnostics": diagnostics,
@@ -227,15 +229,17 @@ def _images(results: StudyResults, storage_url: str) -> dict[str, Any]:
 
 def _describe_size(trial: FrozenTrial) -> str:
     stored, parts = trial.user_attrs, []
+    costs = dict(stored.get(attrs.COSTS, {}))
     if attrs.TRAINABLE_PARAMETERS in stored:
-        parts.append(
-            f"{format_count(int(stored[attrs.TRAINABLE_PARAMETERS]))} trainable parameters"
-        )
+        trainable = format_count(int(stored[attrs.TRAINABLE_PARAMETERS]))
+        total = costs.pop("parameters", None)
+        of = "" if total is None else f" of {format_count(int(total))}"
+        parts.append(f"{trainable}{of} parameters trainable")
     if attrs.SECONDS in stored:
         parts.append(f"{format_duration(attrs.own_seconds(trial))} of training")
     if attrs.PEAK_MEMORY_MB in stored:
         parts.append(f"{float(stored[attrs.PEAK_MEMORY_MB]):,.0f} MB of memory at most")
-    if costs := stored.get(attrs.COSTS, {}):
+    if costs:
         measured = ", ".join(
             f"{COST_LABELS[name]} {format_cost(name, cost)}" for name, cost in costs.items()
         )

@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 from autotune.config.schema import COSTS
 from autotune.errors import join_sentences
 from autotune.results.figures.history import describe_state
-from autotune.results.study_results import StudyResults
+from autotune.results.study_results import NEVER_STARTED, StudyResults
 from autotune.search import ranking
 from autotune.study.state import attrs
 
@@ -107,7 +107,11 @@ def _row(
     origin = join_sentences(f"retry of {earlier}" if earlier else "", attrs.trial_origin(trial))
     return TrialRow(
         number=trial.number,
-        state=describe_state(trial, results.superseded),
+        state=(
+            NEVER_STARTED
+            if trial.number in results.never_started
+            else describe_state(trial, results.superseded)
+        ),
         mark=_mark(trial is results.best, attrs.is_baseline(trial)),
         value=cell(
             objective.name, attrs.metric_value(trial) if trial.state.is_finished() else None

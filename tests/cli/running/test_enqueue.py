@@ -41,7 +41,7 @@ def test_a_plan_waits_for_a_trial_of_the_budget(folder: Path) -> None:
     assert commands[1].startswith("  autotune run photos-next.yaml search.trials=5")
     with connections_closed():
         shown = call("status", "photos", cwd=folder).out
-    assert f"waiting: trial 4, {words}" in shown and "(enqueued by hand)" in shown
+    assert f"queued: trial 4, {words}" in shown and "(enqueued by hand)" in shown
 
 
 def test_a_plan_from_a_file(folder: Path) -> None:

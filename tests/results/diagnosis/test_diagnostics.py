@@ -92,17 +92,20 @@ def answered(study: Study, question: str) -> tuple[Severity, str]:
     return found.severity, found.answer
 
 
+LR = "learning rate (training.lr)"
+
+
 @pytest.mark.parametrize(
     ("value", "lr", "found"),
     [
-        (0.9, 0.9, ("action", "Yes: training.lr = 0.9 at the upper end (1), in trial 5.")),
-        (0.9, 1.1e-4, ("action", "Yes: training.lr = 0.00011 at the lower end (0.0001), in ")),
+        (0.9, 0.9, ("action", f"Yes: {LR} = 0.9 at the upper end (1), in trial 5.")),
+        (0.9, 1.1e-4, ("action", f"Yes: {LR} = 0.00011 at the lower end (0.0001), in ")),
         (0.9, 0.01, ("ok", "No: trial 5 lies inside the space in every parameter.")),
         # The baseline is best.
         (
             0.7,
             0.9,
-            ("action", "Yes: training.lr = 0.9 at the upper end (1), in trial 5, the best "),
+            ("action", f"Yes: {LR} = 0.9 at the upper end (1), in trial 5, the best "),
         ),
     ],
 )

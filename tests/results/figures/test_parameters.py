@@ -75,7 +75,7 @@ def test_slice_of_one_parameter() -> None:
     results = make_results(space=ONE_PARAMETER)
     assert results.parameter_names == ("depth",)
     figure = some(slice_figure(results, "depth"))
-    assert figure.layout.xaxis.title.text == "depth"
+    assert figure.layout.xaxis.title.text == "trainable layers<br><sub>depth</sub>"
     assert "baseline" in traces(figure)
 
 
@@ -105,6 +105,6 @@ def test_slices_of_a_policy_show_the_trials_in_which_it_is_active() -> None:
     for name, numbers in expected.items():
         assert drawn_numbers(results, f"training.{name}") == numbers, name
         axis = some(slice_figure(results, f"training.{name}")).layout.xaxis
-        assert axis.title.text == f"training.{name}"
+        assert f"training.{name}" in axis.title.text
         assert (axis.type == "log") == (name == "l2_sp")
         assert (axis.dtick == 1) == (name == "head_epochs" or axis.type == "log")

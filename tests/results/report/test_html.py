@@ -47,11 +47,9 @@ def test_the_networks_of_baseline_and_best_are_drawn(page: Parsed) -> None:
 
 
 def test_edges_of_the_space_are_named(page: Parsed) -> None:
-    assert "head.units.1 = 512" in page.of("b")
-    text = (
-        "Does the best plan lie at an edge of the space? Yes: head.hidden_layers = 2 at the upper"
-    )
-    assert text in page.text
+    assert "units of hidden layer 1 (head.units.1) = 512" in page.of("b")
+    question = "Does the best plan lie at an edge of the space? Yes: "
+    assert f"{question}hidden layers of the head (head.hidden_layers) = 2 at the " in page.text
 
 
 def test_every_figure_is_json_of_its_own() -> None:
