@@ -257,6 +257,7 @@ def test_a_copy_that_breaks_off_leaves_no_half_study(
     assert [one.name for one in told] == names_in(new) == ["whole"]
     assert {path.name for path in target.rglob("*") if path.is_file()} == {
         *("whole-artifact", "1.pt", "plan.json", "worker-0.log", "best.safetensors"),
+        *("training.json", "curves", "whole.csv"),
         *(f"whole.{form}" for form in REPORT_FORMATS),
     }
     with open_storage(new).engine.connect() as connection:
@@ -408,7 +409,7 @@ def test_a_folder_that_somebody_chose_stays_until_another_is_chosen(
     (copied,) = copy(old, new, files=str(tmp_path / chosen) if chosen else None)
     folder = tmp_path / (chosen or "shared")
     assert folder_of(new) == str(folder)
-    count = 5 + len(REPORT_FORMATS) if chosen else 0
+    count = 10 + len(REPORT_FORMATS) if chosen else 0
     assert (copied.files.count, copied.files.folder) == (count, folder)
     assert (folder / "artifacts/rich-artifact").exists()
     assert not StudyPaths.from_url(new).root.exists()
@@ -421,7 +422,7 @@ def test_files_of_a_database_that_was_moved_with_them(new_url: NewUrl, tmp_path:
     files.root.parent.rename(tmp_path / "moved")
     (copied,) = copy(f"sqlite:///{tmp_path}/moved/study.db", new)
     assert (copied.files.count, copied.files.folder) == (
-        5 + len(REPORT_FORMATS),
+        10 + len(REPORT_FORMATS),
         StudyPaths.from_url(new).root,
     )
 
