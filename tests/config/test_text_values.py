@@ -48,7 +48,7 @@ def test_the_text_keys_are_those_of_the_model() -> None:
     keys = text_keys()
     optional = {key for key, kind in keys.items() if kind.is_optional}
     assert {"dataset", "weights", "storage", "description", "search.sampler"} <= keys.keys()
-    assert {"name", "files", "data.group", "data.protocol", "space.custom"} <= optional
+    assert {"name", "files", "notify", "data.group", "data.protocol", "space.custom"} <= optional
     assert {key for key, kind in keys.items() if kind.is_list} == {
         *("backbone", "weights", "search.warm_start", "objectives", "loggers")
     }
