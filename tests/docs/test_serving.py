@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from autotune.results.model.export import FORMATS, export, random_images
-from autotune.results.model.model import load_model
+from autotune.results.model.model_folder import load_model
 from tests.support.images import photo
 from tests.support.surgery import RESHAPED, saved
 
