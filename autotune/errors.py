@@ -11,7 +11,8 @@
     │   │   ├── SchemaError       its tables belong to another version of Optuna
     │   │   ├── LockedError       another process holds the lock of a study for too long
     │   │   └── DatabaseLostError its file was deleted, moved or replaced while it was in use
-    │   ├── StudyError            no such study, or one with another definition
+    │   ├── StudyError            no such study, or none that can be used so
+    │   │   └── ChangedStudyError it was made with another definition
     │   ├── FormatError           stored by another version of autotune, unreadable here
     │   ├── ModelError            a folder is not a model that this version can use
     │   ├── PlaceError            a file or folder cannot be written, or is in the way

@@ -257,7 +257,7 @@ def test_a_study_without_a_complete_trial(verb: str, tmp_path: Path) -> None:
 
 def test_a_trial_that_is_not_there(finished: Path) -> None:
     said = refused("refit", "tiny", "--trial", "7", cwd=finished)
-    assert "--trial: the study 'tiny' has the trials 0 to 2, but got 7" in said
+    assert "--trial: the study 'tiny' has the trials 0 to 3, but got 7" in said
 
 
 @pytest.mark.slow

@@ -48,9 +48,9 @@ def test_the_text_keys_are_those_of_the_model() -> None:
     keys = text_keys()
     optional = {key for key, kind in keys.items() if kind.is_optional}
     assert {"dataset", "weights", "storage", "description", "search.sampler"} <= keys.keys()
-    assert {"name", "files", "data.group", "data.protocol", "space.custom"} <= optional
+    assert {"name", "files", "notify", "data.group", "data.protocol", "space.custom"} <= optional
     assert {key for key, kind in keys.items() if kind.is_list} == {
-        *("backbone", "search.warm_start", "objectives")
+        *("backbone", "search.warm_start", "objectives", "loggers")
     }
     numbers = ("search.trials", "training.num_views", "refit.ema", "init", "space.layers.width")
     assert not keys.keys() & set(numbers)

@@ -85,7 +85,7 @@ def test_fit_takes_the_best_of_the_front_or_a_trial_of_one_s_choice(folder: Path
     best = ranking.best_trial(trials, attrs.metric_direction(opened.study))
     assert best is not None
     ended = call("refit", "two", cwd=folder)
-    assert ended.code == 0 and "trained for 3 epochs" in ended.err
+    assert ended.code == 0, ended.err
     assert f"trial {best.number} " in ended.out
 
 

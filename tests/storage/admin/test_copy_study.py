@@ -19,7 +19,7 @@ from autotune.storage.admin.copy_study import Copied, add_study, copy_studies
 from autotune.storage.admin.read_only import connect_read_only
 from autotune.storage.admin.schema import back_up_sqlite
 from autotune.storage.admin.study_rows import read_study
-from autotune.storage.paths import REPORT_FORMATS, StudyPaths
+from autotune.storage.paths import CONFIRMED_EPOCHS, EPOCHS, REPORT_FORMATS, StudyPaths
 from autotune.storage.rdb.connection import open_storage
 from autotune.storage.rdb.heartbeat import read_heartbeat_ages
 from tests.storage.conftest import NewUrl
@@ -257,6 +257,7 @@ def test_a_copy_that_breaks_off_leaves_no_half_study(
     assert [one.name for one in told] == names_in(new) == ["whole"]
     assert {path.name for path in target.rglob("*") if path.is_file()} == {
         *("whole-artifact", "1.pt", "plan.json", "worker-0.log", "best.safetensors"),
+        *("training.json", "curves", "whole.csv"),
         *(f"whole.{form}" for form in REPORT_FORMATS),
     }
     with open_storage(new).engine.connect() as connection:
@@ -338,7 +339,10 @@ def fill_files(url: str, name: str, root: Path | None = None) -> StudyPaths:
         files.confirmed(name) / "plan.json",
         files.log(name, "worker-0"),
         files.model(name) / "best.safetensors",
-        *(files.report(name, form) for form in REPORT_FORMATS),
+        *(files.report(name, form) for form in (*REPORT_FORMATS, EPOCHS, CONFIRMED_EPOCHS)),
+        files.trainings(name) / "training.json",
+        files.predictions(name),
+        files.tensorboard(name) / "curves",
     )
     for path in (files.artifacts / artifact, *own, files.cache / "images"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -375,7 +379,7 @@ def test_files_go_along(
         assert path.exists()
     assert (goal.artifacts / "rich-artifact").read_text() == "rich-artifact of rich"
     assert not goal.cache.exists()
-    assert (copied.files.count, copied.files.folder, copied.files.missing) == (11, goal.root, 1)
+    assert (copied.files.count, copied.files.folder, copied.files.missing) == (16, goal.root, 1)
 
 
 def test_artifacts_of_an_earlier_copy_are_left_as_they_are(
@@ -405,7 +409,7 @@ def test_a_folder_that_somebody_chose_stays_until_another_is_chosen(
     (copied,) = copy(old, new, files=str(tmp_path / chosen) if chosen else None)
     folder = tmp_path / (chosen or "shared")
     assert folder_of(new) == str(folder)
-    count = 5 + len(REPORT_FORMATS) if chosen else 0
+    count = 10 + len(REPORT_FORMATS) if chosen else 0
     assert (copied.files.count, copied.files.folder) == (count, folder)
     assert (folder / "artifacts/rich-artifact").exists()
     assert not StudyPaths.from_url(new).root.exists()
@@ -418,7 +422,7 @@ def test_files_of_a_database_that_was_moved_with_them(new_url: NewUrl, tmp_path:
     files.root.parent.rename(tmp_path / "moved")
     (copied,) = copy(f"sqlite:///{tmp_path}/moved/study.db", new)
     assert (copied.files.count, copied.files.folder) == (
-        5 + len(REPORT_FORMATS),
+        10 + len(REPORT_FORMATS),
         StudyPaths.from_url(new).root,
     )
 

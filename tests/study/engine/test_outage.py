@@ -17,6 +17,7 @@ from autotune.errors import DatabaseLostError, StorageError
 from autotune.storage.rdb import retry
 from autotune.study.setup.opening import OpenStudy, open_existing
 from autotune.study.state import attrs
+from autotune.study.state.starting import TrialStarter
 from autotune.study.state.trial_queue import Claim
 from tests.support.databases import Server, start_server
 from tests.support.inline import Event, run
@@ -114,7 +115,7 @@ def test_a_trial_that_somebody_else_has_taken_is_not_run(
     handle = open_small(tmp_path, search__trials=2)
     claims = handle.trial_queue()
     taken = []
-    original = type(claims)._pop
+    original = TrialStarter._pop
 
     def take_first(self: Any, queued: Any) -> Any:
         if not taken:
@@ -123,7 +124,7 @@ def test_a_trial_that_somebody_else_has_taken_is_not_run(
             self.storage.set_trial_user_attr(queued._trial_id, attrs.WORKER, "other/1/0")
         return original(self, queued)
 
-    monkeypatch.setattr(type(claims), "_pop", take_first)
+    monkeypatch.setattr(TrialStarter, "_pop", take_first)
     claim = claims.claim("host/1/0")
     assert isinstance(claim, Claim)
     assert taken == [0]

@@ -86,7 +86,7 @@ def test_the_space_has_to_fit_one_of_them(tmp_path: Path) -> None:
         Problem(
             "space.trainable_layers",
             f"must be at most 6, the number of layers of {EFFICIENTNET!r}, which has most, but "
-            "got 7",
+            "got 7; 'all' takes what the backbone has",
         ),
         Problem(
             "space.layers.dropout",

@@ -84,6 +84,7 @@ def test_what_is_judged_is_the_average_and_frozen_layers_are_untouched(ctx: Work
     assert training.eval_model is not training.network
     summary = found.summary.to_json()
     assert summary.pop("seconds") > 0
+    assert len(summary.pop("curves")["training_loss"]) == 2
     assert summary == {"images": len(training.train), "views": "online", "epochs": 2, "ema": 0.9,
                       "part": 64}  # fmt: skip
     pretrained = ctx.resources.get(PLAN.backbone).backbone.pretrained.state_dict()
