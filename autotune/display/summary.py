@@ -14,7 +14,7 @@ from rich.text import Text
 
 from autotune.display.console import lines_of_text, relative_path
 from autotune.display.worker_table import WorkersTable, format_failures
-from autotune.results.diagnosis.answer import PLAN_TITLES, find_answer
+from autotune.results.diagnosis.answer import find_answer
 from autotune.results.diagnosis.headline import (
     describe_confirmation,
     describe_refit,
@@ -57,8 +57,9 @@ def print_summary(console: Console, opened: OpenStudy, *, trained: bool) -> bool
     answer = find_answer(results)
     if answer.trial is not None and (plan := attrs.trial_plan(answer.trial)) is not None:
         if answer.trial is not results.best:  # the plan that was refitted or confirmed
-            title = PLAN_TITLES[answer.evidence]
-            console.print(Text(f"{title}: trial {answer.trial.number}, {plan.describe()}"))
+            console.print(
+                Text(f"{answer.plan_title}: trial {answer.trial.number}, {plan.describe()}")
+            )
         console.print(lines_of_text(as_text(layer_rows(results.layers_of(answer.trial), plan))))
         console.print()
     if stages := stage_rows(results):

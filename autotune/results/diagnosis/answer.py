@@ -22,7 +22,7 @@ from autotune.text import plural
 Evidence = Literal["test", "confirmed", "search", "none"]
 
 #: Evidence -> how the plan that it is about is called.
-PLAN_TITLES: Mapping[Evidence, str] = {
+_PLAN_TITLES: Mapping[Evidence, str] = {
     "test": "Refitted",
     "confirmed": "Confirmed",
     "search": "Best",
@@ -53,6 +53,13 @@ class Answer:
     plain: str
     is_better: bool | None
     trial: FrozenTrial | None
+
+    @property
+    def plan_title(self) -> str:
+        """How the plan is called that the answer is about."""
+        if self.evidence == "confirmed" and not self.is_better:
+            return "Not confirmed"
+        return _PLAN_TITLES[self.evidence]
 
 
 def find_answer(results: StudyResults) -> Answer:

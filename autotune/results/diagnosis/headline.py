@@ -100,7 +100,8 @@ def describe_confirmation(results: StudyResults) -> str:
     verdict, best = results.verdict, results.best
     if verdict is None:
         return ""
-    text = f"Confirmed over seeds: {verdict.describe(results.objective)}"
+    confirmed = "Confirmed" if verdict.is_better else "Not confirmed"
+    text = f"{confirmed} over seeds: {verdict.describe(results.objective)}"
     if best is not None and best.number not in verdict.trials and not attrs.is_baseline(best):
         text += f"; trial {best.number}, the best one now, was not among them"
     return f"{text}."

@@ -22,7 +22,7 @@ from plotly.offline import get_plotlyjs
 
 from autotune.config.loading import slug
 from autotune.data.quality.checks import duplicate_summary
-from autotune.results.diagnosis.answer import PLAN_TITLES, Answer, find_answer
+from autotune.results.diagnosis.answer import Answer, find_answer
 from autotune.results.diagnosis.diagnostics import diagnose
 from autotune.results.diagnosis.facts import Facts
 from autotune.results.diagnosis.headline import (
@@ -190,7 +190,7 @@ def _networks(results: StudyResults, answer: Answer) -> list[dict[str, str]]:
     score = f"validation {results.objective.label}"
     titles = {"Baseline": baseline}
     if trial is not None and trial is not baseline:
-        titles[f"{PLAN_TITLES[answer.evidence]}: trial {trial.number}"] = trial
+        titles[f"{answer.plan_title}: trial {trial.number}"] = trial
     return [
         {
             "title": f"{title}, {score} {results.format_values(trial)}",

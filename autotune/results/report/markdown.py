@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 
-from autotune.results.diagnosis.answer import PLAN_TITLES, find_answer
+from autotune.results.diagnosis.answer import find_answer
 from autotune.results.diagnosis.diagnostics import diagnose
 from autotune.results.diagnosis.headline import (
     caveats,
@@ -66,7 +66,7 @@ def _blocks(results: StudyResults, storage_url: str) -> Iterator[str]:
         yield "\n".join(f"- {escape(note)}" for note in notes)
     plan = attrs.trial_plan(answer.trial) if answer.trial is not None else None
     if answer.trial is not None and plan is not None:
-        yield f"## {PLAN_TITLES[answer.evidence]} plan: trial {answer.trial.number}"
+        yield f"## {answer.plan_title} plan: trial {answer.trial.number}"
         yield escape(plan.describe(named=True))
         yield fenced(as_text(layer_rows(results.layers_of(answer.trial), plan)))
     yield from _images(results, storage_url)

@@ -124,7 +124,7 @@ def test_the_study_remembers_the_verdict(opened: OpenStudy) -> None:
     assert verdict is not None and verdict == found.verdict
     assert verdict.trial == found.plans[0].trial
     said = describe_confirmation(StudyResults.from_study(opened.study))
-    assert said.startswith("Confirmed over seeds: ")
+    assert said.startswith("Confirmed over" if verdict.is_better else "Not confirmed over")
     assert "2 seeds, corrected for choosing among 2" in said
     assert said in page_of(opened.study).of("p")
 

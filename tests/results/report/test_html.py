@@ -158,7 +158,7 @@ def test_the_page_works_in_a_browser(browser: Browser, tmp_path: Path) -> None:
     page, messages, requests = report_page(browser, study, tmp_path, viewport=viewport)
     assert messages == []
     assert requests == [(tmp_path / "report.html").as_uri()]
-    assert page.locator(".plot").count() == 13
+    assert page.locator(".plot").count() == 17
     drawn = "document.querySelectorAll('.plot .main-svg .trace path, .plot .points path').length"
     assert page.evaluate(drawn) > 100
     # Wide things scroll by themselves; the page does not.
