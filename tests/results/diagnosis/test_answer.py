@@ -119,7 +119,7 @@ def test_where_nothing_helped_there_are_steps_with_commands() -> None:
     study = ended_study(gain=-0.05, trials=24)
     answer = find_answer(StudyResults.from_study(study))
     assert answer.is_better is False
-    assert answer.plain.startswith("None of 23 other plans was better than the pretrained network")
+    assert answer.plain.startswith("None of 23 other plans was better than the unchanged pre")
     steps = next_steps(StudyResults.from_study(study), URL)
     text = " ".join(step.text for step in steps)
     assert "Search beyond the " in text and "the best plan besides the baseline lies" in text
