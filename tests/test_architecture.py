@@ -34,7 +34,7 @@ LEVELS = (
 FLOORS = {
     "config": (
         ("fields", "old_names", "safe_yaml"),
-        ("notification",),
+        ("notification", "weights"),
         ("schema",),
         ("text_values",),
         ("loading",),

@@ -37,6 +37,7 @@ from autotune.config.fields import (
 )
 from autotune.config.notification import notification
 from autotune.config.old_names import VALUES, with_new_names, with_old_names
+from autotune.config.weights import Weights, weights_of, weights_problem, weights_rule
 from autotune.errors import Problem, did_you_mean, format_yaml, join_sentences
 from autotune.plan import KEEP, SOLVED
 
@@ -484,9 +485,9 @@ class StudyConfig(_Section):
     backbone: Annotated[str | list[str], names("backbones"), BeforeValidator(_timm_names)]
     """timm model, best with its pretrained tag (`resnet50.a1_in1k`), or a list of models;
     `hf-hub:owner/name` and `local-dir:folder` are models that timm saved."""
-    weights: Name = "hub"
+    weights: Annotated[Weights, weights_rule()] = "hub"
     """`hub`, the path of a file or folder ([weights from a file](#weights-from-a-file)), or
-    `none`."""
+    `none`; one for all backbones, a list in their order, or a mapping, where `hub` is left out."""
     init: Annotated[Dimension, choice_dimension(INIT)] = "pretrained"
     """Initial weights of changed layers. `pretrained`: the pretrained ones, channels chosen by
     magnitude; `activations`: the same, channels chosen by activity on training images; `random`:
@@ -533,6 +534,10 @@ class StudyConfig(_Section):
     def backbones(self) -> tuple[str, ...]:
         """Names of the backbones, one or more."""
         return tuple([self.backbone] if isinstance(self.backbone, str) else self.backbone)
+
+    def weights_of(self, backbone: str) -> str:
+        """Return ``hub``, ``none`` or the path of the weights of one of the backbones."""
+        return weights_of(self.weights, self.backbones, backbone)
 
     @property
     def directions(self) -> dict[str, Literal["maximize", "minimize"]]:
@@ -603,10 +608,7 @@ class StudyConfig(_Section):
             "space.custom": len(self.backbones) > 1
             and self.space.custom
             and f"must be left out where there are several backbones, but got {self.space.custom}",
-            "weights": len(self.backbones) > 1
-            and self.weights not in ("hub", "none")
-            and f"must be hub or none where there are several backbones, but got {self.weights}; "
-            "make a study for each backbone",
+            "weights": weights_problem(self.weights, self.backbones),
         }
         return [Problem(key, message) for key, message in rules.items() if message]
 

@@ -28,7 +28,7 @@ from autotune.config.schema import all_fields
 from autotune.errors import Problem, format_yaml
 
 _TEXT = "tag:yaml.org,2002:str"
-_MAPPING = dict[str, list[str]]
+_MAPPINGS = (dict[str, list[str]], dict[str, str])
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,9 @@ def text_keys() -> dict[str, TextKey]:
         types = set(get_args(info.annotation))
         if info.annotation in (str, list[str]):
             types = {info.annotation}
-        if types and types <= {str, NoneType, list[str], _MAPPING}:
-            keys[key] = TextKey(NoneType in types, list[str] in types, _MAPPING in types)
+        if types and types <= {str, NoneType, list[str], *_MAPPINGS}:
+            is_mapping = not types.isdisjoint(_MAPPINGS)
+            keys[key] = TextKey(NoneType in types, list[str] in types, is_mapping)
     return keys
 
 
@@ -72,7 +73,7 @@ def parse_override(key: str, text: str) -> Any:
     opening = text.lstrip()[:1]
     if (kind.is_list and opening == "[") or (kind.is_mapping and opening == "{"):
         return parse_yaml(text, only_text=True)
-    can_be_null = kind.is_optional or kind.is_mapping
+    can_be_null = kind.is_optional or (kind.is_mapping and not kind.is_list)
     if (can_be_null and text in ("", "null")) or (kind.is_list and not text):
         return None
     return text

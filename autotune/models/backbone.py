@@ -1,7 +1,8 @@
 """Backbones: timm models by name, with the weights they start from.
 
-Weights come from the hub (the pretrained tag), from a file, from the package for the tags it
-ships itself, or not at all.
+Weights come from the hub (the pretrained tag), from a file, from autotune itself for the tags
+that it ships, or not at all. Where the hub cannot be reached, some come from packages of the
+package index.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from autotune.models.pretrained.names import (
     source_weights,
     split_source,
 )
+from autotune.models.pretrained.packages import WeightsPackage, find_package, offer
+from autotune.models.pretrained.reading import find_file
 from autotune.models.pretrained.state_dict import check_finite, load_weights
 from autotune.text import error_line, first_line
 
@@ -40,6 +43,10 @@ _SIZE_ERRORS = (
     *(AssertionError, ValueError, TypeError, RuntimeError),
     *(ArithmeticError, LookupError),
 )
+
+
+class _HubError(BackboneError):
+    """The hub has failed, and its cache has nothing."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,8 @@ class Backbone:
         data_config: timm's data configuration: input size, mean, std, interpolation, crop.
         weights_hash: Fingerprint of all parameters and buffers, hexadecimal.
         notes: What a user should know of name and weights, a sentence each.
+        package: The package of the package index that has the weights, with its version; empty
+            where they come from somewhere else.
     """
 
     name: str
@@ -59,13 +68,16 @@ class Backbone:
     data_config: Mapping[str, Any]
     weights_hash: str
     notes: tuple[str, ...] = ()
+    package: str = ""
 
     def fresh(self) -> nn.Module:
         """Return a copy of the pretrained module that may be changed."""
         return copy.deepcopy(self.pretrained)
 
 
-def load_backbone(name: str, weights: str = "hub", image_size: int | None = None) -> Backbone:
+def load_backbone(
+    name: str, weights: str = "hub", image_size: int | None = None, prefer_package: bool = False
+) -> Backbone:
     """Build a backbone and load its weights.
 
     Args:
@@ -73,25 +85,58 @@ def load_backbone(name: str, weights: str = "hub", image_size: int | None = None
             ``local-dir:folder``.
         weights: ``hub`` for its own weights, ``none``, or the path of a file or folder.
         image_size: Side of the square input in pixels; ``None`` for its default size.
+        prefer_package: Whether an installed package with its weights comes before the hub. It
+            comes after it otherwise: where the hub cannot be reached and its cache has nothing.
 
     Raises:
         BackboneError: When the backbone is unknown, the hub cannot be reached, or the file
             cannot be read or belongs to another architecture.
     """
     check_name(name)
-    current, notes = resolve(name), [describe_former(name)]
+    current, notes, package = resolve(name), [describe_former(name)], None
     if weights == "hub" and current not in PACKAGED_WEIGHTS and not split_source(current):
-        model = _from_hub(current, image_size)
-        check_finite(model, f"the file of {name!r} on the hub")
+        model, package, note = _of_timm(current, image_size, prefer_package)
+        notes.append(note)
     else:
         model = build_backbone(name, image_size)
         if weights != "none":
             file = _own_weights(current) if weights == "hub" else Path(weights).expanduser()
-            keys = partial(classifier_keys, name, image_size)
-            notes.append(load_weights(model, file, name, keys))
+            notes.append(_load_file(model, file, name, image_size))
     model.eval().requires_grad_(False)
-    used = tuple(note for note in notes if note)
-    return Backbone(name, model, data_config(model, image_size), hash_weights(model), used)
+    return Backbone(
+        name,
+        model,
+        data_config(model, image_size),
+        hash_weights(model),
+        tuple(note for note in notes if note),
+        package.name if package else "",
+    )
+
+
+def _of_timm(
+    name: str, image_size: int | None, prefer_package: bool
+) -> tuple[nn.Module, WeightsPackage | None, str]:
+    """Return a backbone with the weights of its tag, their package if they are of one, a note."""
+    package, reason = find_package(name), "as before in this study"
+    if package is None or not prefer_package:
+        try:
+            model = _from_hub(name, image_size)
+        except _HubError as error:
+            if package is None:
+                raise
+            assert error.__cause__ is not None
+            reason = f"because the hub has failed ({error_line(error.__cause__)})"
+        else:
+            check_finite(model, f"the file of {name!r} on the hub")
+            return model, None, ""
+    model = build_backbone(name, image_size)
+    _load_file(model, package.folder, name, image_size)
+    return model, package, f"weights: took {package.describe()}, {reason}"
+
+
+def _load_file(model: nn.Module, file: Path, name: str, image_size: int | None) -> str:
+    """Load a file of weights, and return a sentence on what was taken of it."""
+    return load_weights(model, file, name, partial(classifier_keys, name, image_size))
 
 
 def _own_weights(name: str) -> Path:
@@ -184,17 +229,19 @@ def _from_hub(name: str, image_size: int | None) -> nn.Module:
                 answer.raise_for_status()
         return _create(name, image_size, pretrained=True)
     except Exception as error:  # of the HTTP client of huggingface_hub, which changes over time
-        raise BackboneError(
-            f"weights: cannot load the pretrained weights of {name!r} from the hub "
-            f"({error_line(error)}); {way_out}"
-        ) from error
+        said = f"weights: cannot load the pretrained weights of {name!r} from the hub"
+        said += f" ({error_line(error)})"
+        if config.hf_hub_id and _cached(config.hf_hub_id) is not None:  # a damaged file
+            raise BackboneError(f"{said}; {way_out}") from error
+        raise _HubError(f"{said}; {offer(name)}; or {way_out}") from error
 
 
 def fetch_weights(name: str) -> Path | None:
     """Download the weights of a backbone's pretrained tag unless the hub's cache has them.
 
     Returns:
-        Their file; ``None`` where the repository has an unusual name for it.
+        Their file, or that of an installed package where the hub has failed; ``None`` where the
+        repository has an unusual name for it.
 
     Raises:
         BackboneError: When the backbone is unknown, has no weights on the hub, or the download
@@ -208,7 +255,9 @@ def fetch_weights(name: str) -> Path | None:
     if config is None or not config.has_weights or not config.hf_hub_id:
         raise BackboneError(f"timm has no pretrained weights for {name!r} on the hub")
     if _cached(config.hf_hub_id) is None:
-        load_backbone(name)  # timm knows which of the repository's files it reads
+        found = load_backbone(name)  # timm knows which of the repository's files it reads
+        if found.package and (package := find_package(name)):
+            return find_file(package.folder)
     return _cached(config.hf_hub_id)
 
 

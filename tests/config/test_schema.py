@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,7 +50,14 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
         [("resnet18", "resnet18"), (["a", "b"], ["a", "b"]), (["a"], "a")],
         ["", None, 18, [], ["a", "a"], ["a", 18], {"low": "a", "high": "b"}],
     ),
-    "weights": ([("none", "none"), ("my.pth", "my.pth")], ["", None, False]),
+    "weights": (
+        [
+            *kept("none", "my.pth", ["x"]),
+            (Path("my.pth"), "my.pth"),
+            ({"timm/resnet18": Path("x")}, {"resnet18": "x"}),
+        ],
+        ["", None, False, 3, [], {}, [" "], ["a", 3], [["a"]], {"resnet18": None}, {3: "a"}],
+    ),
     "init": (
         [*kept(*INIT), (["activations", "random"], ["activations", "random"])],
         ["weight", None, True, [], ["none", "none"], {"low": 1, "high": 2}],
@@ -342,6 +350,10 @@ def test_ranges(key: str, value: dict[str, Any], becomes: dict[str, Any] | None)
         ({"objectives": PARETO, "search.strategy": "greedy"}, ["search.strategy"]),
         ({"backbone": ["a", "b"], "search.strategy": "greedy"}, ["search.strategy"]),
         ({"backbone": ["a", "b"], "weights": "my.pth"}, ["weights"]),
+        ({"backbone": ["a", "b"], "weights": ["my.pth"]}, ["weights"]),
+        ({"backbone": "a", "weights": ["my.pth", "hub"]}, ["weights"]),
+        ({"backbone": ["a", "b"], "weights": {"a": "x", "bb": "y"}}, ["weights"]),
+        ({"backbone": "a", "weights": {"b": "y"}}, ["weights"]),
         ({"search.strategy": "greedy", "search.default_plans": True}, ["search.default_plans"]),
         ({"search.strategy": "greedy", "search.warm_start": "other"}, ["search.warm_start"]),
     ],
@@ -351,6 +363,21 @@ def test_keys_that_do_not_go_together(values: dict[str, Any], keys: list[str]) -
         load(**values)
     assert [problem.key for problem in caught.value.problems] == keys
     assert all("but got" in problem.message for problem in caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("weights", "each"),
+    [
+        ("none", ["none", "none"]),
+        (["x", "hub"], ["x", "hub"]),
+        ({"timm/b": "x"}, ["hub", "x"]),
+        ({"b": "none", "a": "x"}, ["x", "none"]),
+    ],
+)
+def test_every_backbone_has_its_weights(weights: Any, each: list[str]) -> None:
+    config = load(backbone=["a", "b"], weights=weights)
+    assert [config.weights_of(name) for name in config.backbones] == each
+    assert StudyConfig.model_validate(config.identity()) == config
 
 
 def test_what_is_left_out_goes_with_what_is_given() -> None:

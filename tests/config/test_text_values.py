@@ -50,7 +50,7 @@ def test_the_text_keys_are_those_of_the_model() -> None:
     assert {"dataset", "weights", "storage", "description", "search.sampler"} <= keys.keys()
     assert {"name", "files", "notify", "data.group", "data.protocol", "space.custom"} <= optional
     assert {key for key, kind in keys.items() if kind.is_list} == {
-        *("backbone", "search.warm_start", "objectives", "loggers")
+        *("backbone", "weights", "search.warm_start", "objectives", "loggers")
     }
     numbers = ("search.trials", "training.num_views", "refit.ema", "init", "space.layers.width")
     assert not keys.keys() & set(numbers)
@@ -60,7 +60,11 @@ def test_the_text_keys_are_those_of_the_model() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_text_on_the_command_line_is_taken_as_it_is(key: str, name: str) -> None:
     is_null = key == "files" and name == "null"
-    is_list = key in ("backbone", "search.warm_start") and name.startswith("[")
+    is_list = key in ("backbone", "weights", "search.warm_start") and name.startswith("[")
+    if key == "weights" and name.startswith("{"):
+        with pytest.raises(ConfigError, match="must be a YAML value"):
+            parse_overrides([f"{key}={name}"])
+        return
     expected = None if is_null else ["x"] if is_list else name
     assert parse_overrides([f"{key}={name}"]) == {key: expected}
 
@@ -79,6 +83,8 @@ def test_text_on_the_command_line_is_taken_as_it_is(key: str, name: str) -> None
         ("data={group: '^(a)'}", {"group": "^(a)"}),
         ("data.splits={train: 01, test: [on, 1_0]}", {"train": "01", "test": ["on", "1_0"]}),
         ("data.splits=null", None),
+        ("weights={a.b: 01, c: none}", {"a.b": "01", "c": "none"}),
+        ("weights=null", "null"),
         *((f"{key}={text}", None) for key in ("data.group", "files") for text in ("", "null")),
     ],
 )

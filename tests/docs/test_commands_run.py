@@ -55,6 +55,7 @@ NOT_RUN = {
     r"PUBLIC=1|--public": "opens a port to others: tests/cli/results/test_dashboard_public.py",
     r"loggers=.*mlflow": "needs MLflow: tests/loggers/",
     r"flowers102": "torchvision fetches it from its publisher alone",
+    r"tf_efficientnet_lite0": "needs the package index: tests/models/pretrained/test_packages.py",
     r"weights fetch": "needs the hub: tests/cli/resources/test_data.py",
     r"leaves|climb\.py|floor\.py": "of a file on the page: tests/docs/test_extending.py",
     r"cuda\.device_count": "says what torch is there",

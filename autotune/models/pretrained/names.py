@@ -19,6 +19,7 @@ from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
 from autotune.config.fields import timm_name
 from autotune.errors import BackboneError, did_you_mean, join_sentences, nearest_names
+from autotune.models.pretrained.packages import offer
 from autotune.models.pretrained.reading import FOLDER_FILES, find_file
 from autotune.text import error_line, join_some
 
@@ -197,6 +198,6 @@ def _fetch(name: str, file: str) -> Path:
     except Exception as error:  # of the HTTP client of huggingface_hub, which changes over time
         raise BackboneError(
             f"the backbone {name!r}: cannot get {file} of {repository!r} from the hub "
-            f"({error_line(error)}); download the repository elsewhere, and give its folder with "
-            "local-dir:FOLDER"
+            f"({error_line(error)}); {offer(name)}; or download the repository elsewhere, and "
+            "give its folder with local-dir:FOLDER"
         ) from error

@@ -312,6 +312,8 @@ def _converted(model: nn.Module, state: State) -> Iterator[State]:
     Most families of timm have ``checkpoint_filter_fn`` for it, some a function of another name,
     with or without the model.
     """
+    if renamed := _renamed_efficientnet(model, state):
+        yield renamed
     module = sys.modules[type(model).__module__]
     for name, convert in inspect.getmembers(module, inspect.isfunction):
         if not ("filter" in name and convert.__module__ == module.__name__):
@@ -324,6 +326,19 @@ def _converted(model: nn.Module, state: State) -> Iterator[State]:
             continue
         if isinstance(converted, Mapping):
             yield dict(converted)
+
+
+def _renamed_efficientnet(model: nn.Module, state: State) -> State:
+    """Give an EfficientNet of the package ``efficientnet_pytorch`` the names of timm.
+
+    Both have the same tensors in the same order. The result is empty where that is not so.
+    """
+    own = model.state_dict()
+    kept = {key: value for key, value in state.items() if not key.startswith("_fc.")}
+    is_same = "_conv_stem.weight" in kept and [
+        (key.rpartition(".")[2], value.shape) for key, value in kept.items()
+    ] == [(key.rpartition(".")[2], value.shape) for key, value in own.items()]
+    return dict(zip(own, kept.values(), strict=True)) if is_same else {}
 
 
 def _hint(model: nn.Module, candidate: Candidate) -> str:

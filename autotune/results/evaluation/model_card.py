@@ -105,11 +105,15 @@ def weights_origin(backbone: Backbone, weights: str) -> dict[str, str]:
         weights: The value of the study file: ``hub``, ``none`` or a file.
 
     Returns:
-        ``weights`` (``hub``, ``shipped``, ``file`` or ``none``) and ``hash``; for the hub also
-        ``source`` and ``licence`` where timm states them.
+        ``weights`` (``hub``, ``package``, ``shipped``, ``file`` or ``none``) and
+        ``hash``; for the hub also ``source`` and ``licence`` where timm states them, for a package
+        both.
     """
     kind = weights if weights in ("hub", "none") else "file"
     origin = {"hash": backbone.weights_hash}
+    if backbone.package:
+        origin |= {"source": f"the package {backbone.package}", "licence": "apache-2.0"}
+        return {"weights": "package", **origin}
     if kind == "hub" and split_source(backbone.name) is not None:
         return {"weights": "hub", **origin, "source": backbone.name}
     if kind == "hub" and resolve(backbone.name) in PACKAGED_WEIGHTS:
@@ -286,6 +290,8 @@ def _license(name: str, pretrained: Mapping[str, str]) -> str:
             )
         case "shipped":
             return f"{name} started from the weights that autotune ships (Apache-2.0)."
+        case "package":
+            return f"{name} started from the weights of {source} (Apache-2.0)."
     license_name = pretrained.get("licence", "no license")
     return f"{name} started from the weights of {source}; timm states {license_name}."
 

@@ -228,7 +228,9 @@ def refit_study(
         "objective": config.training.objective,
         "is_baseline": result.is_baseline,
         "trained_on": {"parts": ["train", "validation"], **scores["trained_on"]},
-        "pretrained": weights_origin(resources.backbone, config.weights),
+        "pretrained": weights_origin(
+            resources.backbone, config.weights_of(resources.backbone.name)
+        ),
         "definition": config.identity(),
     }
     matrix = confusion(logits, labels, classes)

@@ -194,7 +194,9 @@ def run_study(
         backend = stack.enter_context(chosen) if engine == "local" else None
         if backend is not None and not existing.has_ended:
             backend.prepare()
-        definition = define(config, existing.manifest, _throttled(on_event), fetch=True)
+        definition = define(
+            config, existing.manifest, _throttled(on_event), fetch=True, packaged=existing.packaged
+        )
         if definition.notes:
             on_event({"event": "notes", "notes": definition.notes})
         if backend is not None:

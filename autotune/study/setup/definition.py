@@ -6,7 +6,7 @@ backbones and their weights reveal.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -60,7 +60,8 @@ class DefinedBackbone:
     """A checked backbone of a study, without its weights: workers load those again.
 
     Layers are counted from the last one; ``offers`` has as many as the space may reshape.
-    ``notes`` says what a user should know of it, a sentence each.
+    ``notes`` says what a user should know of it, a sentence each. ``package`` is the package that
+    has the weights, if any.
     """
 
     name: str
@@ -69,6 +70,7 @@ class DefinedBackbone:
     offers: tuple[LayerCapabilities, ...]
     spec: ImageSpec
     notes: tuple[str, ...] = ()
+    package: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ def define(
     manifest: Manifest | None = None,
     progress: ProgressCallback = no_progress,
     fetch: bool = False,
+    packaged: Collection[str] = (),
 ) -> Definition:
     """Check everything that a study file names.
 
@@ -105,6 +108,7 @@ def define(
         progress: Called with the progress of downloading and opening the images.
         fetch: Whether a registered dataset that is missing is downloaded once no other problem is
             left; otherwise it is a problem that it is missing.
+        packaged: Backbones whose weights are of packages in the study, if it has been made.
 
     Raises:
         ConfigError: With every problem.
@@ -120,7 +124,9 @@ def define(
 
     to_fetch = fetch and needs_download(config.dataset)
     dataset = None if to_fetch else problems.attempt("dataset", open_images)
-    inspected = [_inspect_backbone(name, config, problems) for name in config.backbones]
+    inspected = [
+        _inspect_backbone(name, config, problems, name in packaged) for name in config.backbones
+    ]
     metas = [meta for meta, _ in inspected if meta is not None]
     backbones = tuple(backbone for _, backbone in inspected if backbone is not None)
     if len(metas) == len(config.backbones):  # else a missing one might support what others do not
@@ -256,7 +262,7 @@ def _customize(config: StudyConfig, space: Space, metas: Sequence[_MetaBackbone]
 
 
 def _inspect_backbone(
-    name: str, config: StudyConfig, problems: ProblemCollector
+    name: str, config: StudyConfig, problems: ProblemCollector, is_packaged: bool
 ) -> tuple[_MetaBackbone | None, DefinedBackbone | None]:
     """Check a backbone without its weights, then with them."""
     where = name if len(config.backbones) > 1 else ""
@@ -268,12 +274,17 @@ def _inspect_backbone(
     spec = problems.attempt("backbone", lambda: ImageSpec.from_data_config(images, size), where)
     if spec is None:
         return meta, None
-    loaded = problems.attempt("weights", lambda: load_backbone(name, config.weights, size), where)
+    weights = config.weights_of(name)
+    loaded = problems.attempt(
+        "weights", lambda: load_backbone(name, weights, size, is_packaged), where
+    )
     if loaded is None:
         return meta, None
     border = describe_unseen_border(loaded, size)
     notes = (*loaded.notes, border) if border else loaded.notes
-    return meta, DefinedBackbone(name, loaded.weights_hash, meta.layers, meta.offers, spec, notes)
+    return meta, DefinedBackbone(
+        name, loaded.weights_hash, meta.layers, meta.offers, spec, notes, loaded.package
+    )
 
 
 def _depth_problems(space: SpaceConfig, metas: Sequence[_MetaBackbone]) -> Iterator[Problem]:

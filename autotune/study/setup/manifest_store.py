@@ -108,12 +108,14 @@ def find_study(name: str | None, url: str) -> tuple[Study, RetryingStorage] | No
 class ExistingStudy:
     """The split of a study, if it can be read, its folder, and whether the study has ended.
 
-    A larger budget lets it continue all the same. ``files`` is the folder that somebody chose.
+    A larger budget lets it continue all the same. ``files`` is the folder that somebody chose,
+    ``packaged`` the backbones whose weights are of packages.
     """
 
     manifest: Manifest | None = None
     has_ended: bool = False
     files: str | None = None
+    packaged: tuple[str, ...] = ()
 
 
 def look_up_existing(config: StudyConfig) -> ExistingStudy:
@@ -131,5 +133,10 @@ def look_up_existing(config: StudyConfig) -> ExistingStudy:
                 read_manifest(study, files),
                 reason is not None and not reason.is_request,
                 remembered_root(config.storage, files),
+                tuple(
+                    name
+                    for name, facts in study.user_attrs.get(attrs.BACKBONES, {}).items()
+                    if facts.get("package")
+                ),
             )
     return ExistingStudy()

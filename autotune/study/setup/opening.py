@@ -21,8 +21,10 @@ from autotune import optuna_private
 from autotune.config.fields import is_plugin_ref
 from autotune.config.loading import apply_overrides, get_dotted, slug
 from autotune.config.schema import LIMITS, StudyConfig
+from autotune.config.weights import weights_of
 from autotune.errors import ChangedStudyError, StudyError, did_you_mean, join_sentences
 from autotune.format_versions import STUDY, reading, stamp
+from autotune.models.pretrained.packages import INSTALL
 from autotune.search.plugins import PluginRef, plugin_refs
 from autotune.storage.filesystem import check_not_network
 from autotune.storage.paths import StudyPaths, remembered_root
@@ -309,6 +311,7 @@ def _store_definition(
             "weights_hash": backbone.weights_hash,
             "parameters": sum(layer.parameters for layer in backbone.layers),
             "layers": [layer.to_json() for layer in backbone.layers],
+            **({"package": backbone.package} if backbone.package else {}),
         }
         for backbone in definition.backbones
     }
@@ -337,13 +340,9 @@ def check_same(study: Study, definition: Definition) -> None:
     unlimited = dict.fromkeys(LIMITS)
     stored, current = (apply_overrides(values, unlimited) for values in (stored, current))
     changes, stored = _compare_plugins(study, stored, definition.config)
-    paths = [
-        {key: values.pop(key) for key in ("dataset", "weights")} for values in (stored, current)
-    ]
-    for key, name, old, new in _content_hashes(study, definition):
-        if old != new:
-            before, now = (values[key] for values in paths)
-            changes.append((key, f"{before}{name} (hash {old})", f"{now}{name} (hash {new})"))
+    changes += _content_changes(study, definition, stored, current)
+    compared = dict.fromkeys(("dataset", "weights"))
+    stored, current = (apply_overrides(values, compared) for values in (stored, current))
     changes += differences(stored, current)
     if changes:
         other = _unused_name(study)
@@ -351,6 +350,8 @@ def check_same(study: Study, definition: Definition) -> None:
         is_other_dataset = "dataset" in (key for key, *_ in changes)
         if is_other_dataset and (text := describe_changes(study, definition.dataset)):
             lines.append(f"  dataset: {text}")
+        if package := _missing_package(study, definition):
+            lines.append(f"  weights: {INSTALL} gives {package}")
         start = _warm_start(study, definition)
         lines.append(
             "continue it with its own definition, or start another one with --name "
@@ -362,6 +363,17 @@ def check_same(study: Study, definition: Definition) -> None:
             f"the study {study.study_name!r} exists with another definition:\n" + "\n".join(lines),
             {"--name": other, **({"search.warm_start": start} if start else {})},
         )
+
+
+def _missing_package(study: Study, definition: Definition) -> str:
+    """Return the first package whose weights the study has and this machine has not."""
+    stored = study.user_attrs[attrs.BACKBONES]
+    missing = (
+        stored.get(backbone.name, {}).get("package", "")
+        for backbone in definition.backbones
+        if not backbone.package
+    )
+    return next(filter(None, missing), "")
 
 
 def _unused_name(study: Study) -> str:
@@ -392,15 +404,36 @@ def _with_defaults(stored: Mapping[str, Any]) -> dict[str, Any]:
         return dict(stored)
 
 
-def _content_hashes(study: Study, definition: Definition) -> Iterator[tuple[str, str, str, str]]:
-    """Yield the key, the backbone where there are several, the stored and the current hash."""
-    dataset = study.user_attrs[attrs.DATASET]
-    yield "dataset", "", dataset["fingerprint"], definition.dataset.fingerprint
-    stored = study.user_attrs[attrs.BACKBONES]
+def _content_changes(
+    study: Study, definition: Definition, stored: Mapping[str, Any], current: Mapping[str, Any]
+) -> Iterator[Difference]:
+    """Yield the images and weights whose hashes differ, with their paths before and now."""
+    before, now = study.user_attrs[attrs.DATASET]["fingerprint"], definition.dataset.fingerprint
+    if before != now:
+        yield (
+            "dataset",
+            f"{stored['dataset']} (hash {before})",
+            f"{current['dataset']} (hash {now})",
+        )
+    remembered = study.user_attrs[attrs.BACKBONES]
     for backbone in definition.backbones:
-        if backbone.name in stored:  # else the lists of backbones differ, which is shown as well
-            name = f" of {backbone.name}" if len(definition.backbones) > 1 else ""
-            yield "weights", name, stored[backbone.name]["weights_hash"], backbone.weights_hash
+        name = backbone.name
+        if name in remembered:  # else the lists of backbones differ, which is shown as well
+            facts = remembered[name]
+            old = _weights(stored, name, facts.get("package"), facts["weights_hash"])
+            new = _weights(current, name, backbone.package, backbone.weights_hash)
+            if facts["weights_hash"] != backbone.weights_hash:
+                yield "weights", old, new
+
+
+def _weights(values: Mapping[str, Any], backbone: str, package: str | None, digest: str) -> str:
+    """Describe the weights of a backbone, which is named where there are several."""
+    names = values["backbone"]
+    backbones = [names] if isinstance(names, str) else names
+    text = weights_of(values["weights"], backbones, backbone)
+    text += f" of {backbone}" if len(backbones) > 1 else ""
+    text += f" from the package {package}" if package else ""
+    return f"{text} (hash {digest})"
 
 
 def _compare_plugins(

@@ -13,6 +13,7 @@ from autotune.data.views.study_data import StudyData
 from autotune.data.views.views import Views
 from autotune.errors import StudyError, join_sentences
 from autotune.models.backbone import Backbone, load_backbone
+from autotune.models.pretrained.packages import INSTALL
 from autotune.study.setup.manifest_store import describe_changes, read_manifest
 from autotune.study.state import attrs
 
@@ -79,12 +80,19 @@ class ResourceCache:
     def _load(self, name: str, memory_bytes: int) -> BackboneResources:
         handle, config = self._handle, self._config
         attributes, size = handle.study.user_attrs, config.data.image_size
-        backbone = load_backbone(name, config.weights, size)
-        weights_hash = attributes[attrs.BACKBONES][name]["weights_hash"]
-        if backbone.weights_hash != weights_hash:
+        facts = attributes[attrs.BACKBONES][name]
+        weights, package = config.weights_of(name), facts.get("package", "")
+        backbone = load_backbone(name, weights, size, prefer_package=bool(package))
+        if backbone.weights_hash != facts["weights_hash"]:
             raise StudyError(
-                f"the weights {config.weights!r} of {name!r} have changed since the study "
-                f"{handle.name!r} was made (hash {weights_hash} then, {backbone.weights_hash} now)"
+                join_sentences(
+                    f"the weights {weights!r} of {name!r} have changed since the study "
+                    f"{handle.name!r} was made (hash {facts['weights_hash']} then, "
+                    f"{backbone.weights_hash} now)",
+                    f"those of the study are of the package {package}" if package else "",
+                    INSTALL if package and not backbone.package else "",
+                    *(note for note in backbone.notes if backbone.package),
+                )
             )
         data = StudyData.open(
             config.dataset,

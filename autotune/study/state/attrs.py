@@ -37,7 +37,8 @@ ENDED = "ended"  # dict: StopReason.to_json(); None until the study has ended
 DATASET = "dataset"  # dict: DatasetInfo.to_json()
 SPLIT = "split"  # str: id of the artifact that holds the Manifest of its images
 SURVEY = "survey"  # dict: the results of the checks of its images, see data/quality/checks.py
-# dict: name -> {"weights_hash", "parameters", "layers": [Layer.to_json()]}, the baseline's first
+# dict: name -> {"weights_hash", "parameters", "layers": [Layer.to_json()]}, the baseline's first;
+# also "package", the package that has the weights, where they are of one
 BACKBONES = "backbones"
 SPACE = "space"  # dict: Space.to_json()
 FILES = (

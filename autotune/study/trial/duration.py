@@ -55,7 +55,7 @@ def trial_durations(
         device: The device that trains.
     """
     config = definition.config
-    backbone = load_backbone(name, config.weights, config.data.image_size)
+    backbone = load_backbone(name, config.weights_of(name), config.data.image_size)
     layers = next(len(known.layers) for known in definition.backbones if known.name == name)
     deepest = min(definition.space.max_depth, layers)
     depths = sorted({round(deepest * part / (_DEPTHS - 1)) for part in range(_DEPTHS)})

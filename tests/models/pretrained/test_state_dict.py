@@ -308,3 +308,19 @@ def test_the_filter_of_a_family_may_have_another_name() -> None:
     state = {key.replace("head.fc", "classifier.6"): value for key, value in state.items()}
     keys = functools.partial(classifier_keys, "vgg11")
     assert find_state(model, {"": state}, keys).problems == {}
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "tf_efficientnet_b0"])
+def test_an_efficientnet_with_the_names_of_its_package(name: str) -> None:
+    """Its tensors are in the order of timm; a state dict in another order is refused."""
+    model = build_backbone(name, None, "meta")
+    own = model.state_dict()
+    names = {key: f"_{i}.{key.rpartition('.')[2]}" for i, key in enumerate(own)}
+    names["conv_stem.weight"] = "_conv_stem.weight"
+    theirs = {names[key]: tensor.clone() for key, tensor in own.items()}
+    theirs["_fc.weight"] = torch.empty(1000, 1280, device="meta")
+    found = find_state(model, {"": theirs}, frozenset)
+    assert not found.problems
+    assert all(found.state[key] is theirs[names[key]] for key in own)
+    first, second, *others = theirs.items()
+    assert find_state(model, {"": dict([second, first, *others])}, frozenset).problems

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +165,5 @@ def test_where_weights_come_from() -> None:
     assert weights_origin(backbone, "none") == {"weights": "none", "hash": backbone.weights_hash}
     assert weights_origin(backbone, "a.pth")["weights"] == "file"
     assert weights_origin(backbone, "hub")["source"].startswith("timm/")
+    origin = weights_origin(replace(backbone, package="x 0.1"), "hub")
+    assert (origin["weights"], origin["source"]) == ("package", "the package x 0.1")

