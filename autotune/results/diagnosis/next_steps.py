@@ -268,7 +268,7 @@ def _more_trials(results: StudyResults, commands: _Commands) -> NextStep:
     trials = max(2 * finished, finished + MIN_TRAINED, results.progress.budget)
     more = trials - finished
     queued = len(results.never_started)
-    first = f", first the {plural(queued, 'plan')} still queued" if queued else ""
+    first = f", beginning with {plural(queued, 'queued plan')}" if queued else ""
     text = (
         f"Run {more:,} more trials{first}{_describe_time(results, more)}; the study continues "
         "where it ended."
