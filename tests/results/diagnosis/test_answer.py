@@ -184,3 +184,8 @@ def test_a_wider_range_holds_the_old_one(seed: int) -> None:
                 assert value != part
             else:
                 assert set(part) < set(value)
+
+
+def test_plans_still_queued_are_a_reason_for_more_trials() -> None:
+    steps = next_steps(StudyResults.from_study(ended_study(trials=12, waiting=2)), URL)
+    assert any("more trials, beginning with 2 queued plans (" in step.text for step in steps)
