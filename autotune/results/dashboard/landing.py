@@ -44,7 +44,7 @@ _REPORT = re.compile(r"/report/(\d{1,18})/?")
 #: A folder of a web server, as it names it in a header.
 _PREFIX = re.compile(r"(/[\w.~-]+)+/?")
 _VERDICTS = {True: ("better", "yes"), False: ("not better", "no"), None: ("not known", "unknown")}
-_EVIDENCE = {"test": "test split", "confirmed": "confirmed over seeds", "search": "search alone"}
+_EVIDENCE = {"test": "test split", "confirmed": "several seeds", "search": "search alone"}
 #: State -> class of its row.
 _KINDS = {"running": "running", "ended": "ended", "stopped": "ended", OTHER_PROGRAM: "ended"}
 

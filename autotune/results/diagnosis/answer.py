@@ -32,7 +32,7 @@ _OF_IMAGES = {
     "accuracy": "",
     "balanced_accuracy": ", every class counting the same",
 }
-_AS_IT_IS = "the pretrained network as it is, with a new last layer"
+_AS_IT_IS = "the unchanged pretrained network, with a new classifier at its end"
 
 
 @dataclass(frozen=True)
@@ -223,11 +223,11 @@ def _name_plan(results: StudyResults, trial: FrozenTrial) -> str:
     if plan is None:
         return f"trial {trial.number}"
     if not plan.depth:
-        return "the network with only a new last layer, trained in another way,"
+        return "the unchanged network, with a classifier that was made in another way,"
     if plan.depth >= layers:
         return "the network re-trained as a whole"
     last = "layer" if plan.depth == 1 else f"{plan.depth} layers"
-    return f"the network with its last {last} re-trained"
+    return f"the network with its last {last} and its classifier re-trained"
 
 
 def _compare_in_words(objective: Objective, name: str, value: float, base: float) -> str:

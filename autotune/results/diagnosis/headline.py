@@ -101,7 +101,7 @@ def describe_confirmation(results: StudyResults) -> str:
     if verdict is None:
         return ""
     confirmed = "Confirmed" if verdict.is_better else "Not confirmed"
-    text = f"{confirmed} over seeds: {verdict.describe(results.objective)}"
+    text = f"{confirmed} over seeds, on validation images: {verdict.describe(results.objective)}"
     if best is not None and best.number not in verdict.trials and not attrs.is_baseline(best):
         text += f"; trial {best.number}, the best one now, was not among them"
     return f"{text}."

@@ -187,7 +187,7 @@ def _after_gain(results: StudyResults, answer: Answer, commands: _Commands) -> I
         case _:
             yield NextStep(*_use(results, commands))
     yield from _widen(results, commands)
-    if saturation(Facts(results)).state == "rising":
+    if results.never_started or saturation(Facts(results)).state == "rising":
         yield _more_trials(results, commands)
 
 
@@ -267,9 +267,11 @@ def _more_trials(results: StudyResults, commands: _Commands) -> NextStep:
     finished = results.progress.finished
     trials = max(2 * finished, finished + MIN_TRAINED, results.progress.budget)
     more = trials - finished
+    queued = len(results.never_started)
+    first = f", beginning with {plural(queued, 'queued plan')}" if queued else ""
     text = (
-        f"Run {more:,} more trials{_describe_time(results, more)}; the study continues where it "
-        "ended."
+        f"Run {more:,} more trials{first}{_describe_time(results, more)}; the study continues "
+        "where it ended."
     )
     return NextStep(text, commands.run({"search.trials": trials}))
 

@@ -106,6 +106,7 @@ def _context(results: StudyResults, storage_url: str) -> dict[str, Any]:
         "name": results.name,
         "objective": objective,
         "headline": answer.text,
+        "plan_text": results.describe_plan(answer.trial) if answer.trial is not None else "",
         "answer": answer,
         "evidence": EVIDENCE[answer.evidence].format(metric=objective.label),
         "glossary": GLOSSARY,

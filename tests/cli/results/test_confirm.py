@@ -52,7 +52,7 @@ def test_confirm(opened: OpenStudy) -> None:
     for verb in ("best", "status"):
         ended = said(opened, verb, "small")
         assert (ended.code, ended.err) == (0, "")
-        assert "onfirmed over seeds: " in ended.out
+        assert "onfirmed over seeds, on validation images: " in ended.out
     best = yaml.safe_load(said(opened, "best", "small").out)
     assert list(best) == ["study", "trial", "accuracy", "confirmed", "plan"]
 

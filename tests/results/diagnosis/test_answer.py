@@ -119,7 +119,7 @@ def test_where_nothing_helped_there_are_steps_with_commands() -> None:
     study = ended_study(gain=-0.05, trials=24)
     answer = find_answer(StudyResults.from_study(study))
     assert answer.is_better is False
-    assert answer.plain.startswith("None of 23 other plans was better than the pretrained network")
+    assert answer.plain.startswith("None of 23 other plans was better than the unchanged pre")
     steps = next_steps(StudyResults.from_study(study), URL)
     text = " ".join(step.text for step in steps)
     assert "Search beyond the " in text and "the best plan besides the baseline lies" in text
@@ -184,3 +184,8 @@ def test_a_wider_range_holds_the_old_one(seed: int) -> None:
                 assert value != part
             else:
                 assert set(part) < set(value)
+
+
+def test_plans_still_queued_are_a_reason_for_more_trials() -> None:
+    steps = next_steps(StudyResults.from_study(ended_study(trials=12, waiting=2)), URL)
+    assert any("more trials, beginning with 2 queued plans (" in step.text for step in steps)
