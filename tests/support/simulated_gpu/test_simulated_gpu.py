@@ -212,7 +212,7 @@ def test_copies_are_told_apart_and_name_who_asked(gpu: SimulatedGpu) -> None:
     pageable, pinned = gpu.traffic.of(*COPIES)
     assert pageable.kind == Kind.PAGEABLE_TO_DEVICE and pinned.kind == Kind.PINNED_TO_DEVICE
     assert (pageable.nbytes, pinned.nbytes) == (96, 48)
-    assert pageable.callers[0].startswith("training/trainer.py:")
+    assert pageable.callers[0].startswith("training/inputs/normalizer.py:")
     assert pageable.is_within("Normalizer.__call__") and not pageable.is_within("recalibrate")
     assert gpu.traffic.of(Kind.WAIT) == []  # both do not block
     there = torch.ones(2, device=CUDA)
