@@ -6,6 +6,7 @@ import functools
 import gc
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,9 +25,11 @@ from tests.support.databases import Server, connections_closed, start_server
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# 'make test' hands its own variables on, and users set ours: a test sets what it needs itself.
+# 'make test ARGS=-x' hands its variables on, and users set ours: a test sets what it needs itself.
+given_to_make = re.findall(r"(?:^|\s)(\w+)=", os.environ.get("MAKEFLAGS", ""))
 for name in list(os.environ):
-    if name.startswith(("AUTOTUNE_", "MAKE")) or name in ("MFLAGS", "GNUMAKEFLAGS"):
+    is_make = name.startswith("MAKE") or name in ("MFLAGS", "GNUMAKEFLAGS", *given_to_make)
+    if is_make or name.startswith("AUTOTUNE_"):
         del os.environ[name]
 
 # Examples are the same on every run, and a slow machine is no failure.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -459,7 +460,9 @@ def test_no_verb_falls_back_to_the_cpu(verb: str, tmp_path: Path) -> None:
     more = ("0",) if verb == "reproduce" else ()
     ended = autotune(verb, "tiny", *more, cwd=work, **environment)
     assert ended.returncode == 2, ended.stdout
-    assert "error: the GPU of this machine cannot be used: Found no NVIDIA driver" in ended.stderr
+    assert re.search("error: the GPUs? .*cannot be used: Found no NVIDIA driver", ended.stderr), (
+        ended.stderr
+    )
     assert 'CUDA_VISIBLE_DEVICES=""' in ended.stderr
 
 

@@ -36,7 +36,10 @@ _NAMED: tuple[tuple[str, str, str], ...] = (
 _BEGINNINGS = ("events.out.tfevents.", "models--", "datasets--")
 #: Folders in the files of studies, see ``autotune/storage/paths.py``.
 _FILES = frozenset(
-    ("artifacts", "cache", "checkpoints", "confirmed", "logs", "models", "predictions", "reports")
+    (
+        *("artifacts", "cache", "checkpoints", "confirmed", "logs", "models", "predictions"),
+        *("reports", "tensorboard", "trainings"),
+    )
 )
 #: Names of folders, in lower case, that are output where they hold no image.
 _IMAGELESS = {

@@ -54,7 +54,7 @@ def test_a_study_moves_to_postgres_and_goes_on_there(
         )
     )
     (folder,) = (tmp_path / "storage").iterdir()
-    found = re.fullmatch(r"copied 'tiny': 3 trials and (\d+) files \(.* [kM]B\) to (.*)", said[0])
+    found = re.fullmatch(r"copied 'tiny': 4 trials and (\d+) files \(.* [kM]B\) to (.*)", said[0])
     assert found is not None and found[2] == str(folder) and int(found[1]) >= 8
     assert said[1].startswith("continue with --storage postgresql+psycopg://fritz:***@")
     assert said[1].endswith(f"; {source} is unchanged") and len(said) == 2

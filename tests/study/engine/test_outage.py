@@ -82,7 +82,7 @@ def test_a_claim_whose_lock_was_lost_is_made_anew(
         first = claims.claim("host/1/0")
         assert isinstance(first, Claim)
         claims.finish(first, TrialState.FAIL)
-    original = type(claims)._start
+    original = TrialStarter.start
     drops = []
 
     def drop_and_start(self: Any, *given: Any, **named: Any) -> Any:
@@ -95,7 +95,7 @@ def test_a_claim_whose_lock_was_lost_is_made_anew(
             )
         return started
 
-    monkeypatch.setattr(type(claims), "_start", drop_and_start)
+    monkeypatch.setattr(TrialStarter, "start", drop_and_start)
     claim = claims.claim("host/1/1")
     assert isinstance(claim, Claim)
     (broken,) = drops

@@ -465,9 +465,7 @@ def test_the_trials_of_silent_workers_are_reclaimed(url: str) -> None:
     trial = claim(queue)
     queue.storage.record_heartbeat(trial._trial_id)
     with queue.storage.engine.begin() as connection:
-        connection.exec_driver_sql(
-            "UPDATE trial_heartbeats SET heartbeat = datetime('now', '-1 hour')"
-        )
+        connection.exec_driver_sql("UPDATE trial_heartbeats SET heartbeat = '2001-01-01'")
     assert queue.reclaim_stale() == 1
     assert states(queue) == ["FAIL", "WAITING"]
     assert attrs.earlier_attempts(queue.study.trials[1]) == [0]
