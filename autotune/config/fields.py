@@ -188,14 +188,8 @@ def depth_dimension() -> FieldRule:
             return _check_each(value, check_scalar)
         if value.get("high") != ALL:
             return _check_range(value, end, integer=True)
-        # Whether whole steps lead to the last layer depends on the backbone.
-        step = value.get("step")
-        checked = _check_range({**value, "high": high, "step": None}, end, integer=True)
-        if step is None:
-            return {**checked, "high": ALL}
-        if "log" in checked:
-            raise ValueError("a range has either log or step, but got both")
-        return {**checked, "high": ALL, "step": _check_step(0, 0, step, integer=True)}
+        checked = _check_range({**value, "high": high}, end, integer=True, is_open=True)
+        return {**checked, "high": ALL}
 
     return FieldRule(check, takes=f"{scalar.takes}; a list or a range of them")
 
@@ -416,7 +410,10 @@ def _check_different(values: list[Any]) -> list[Any]:
     return values
 
 
-def _check_range(value: dict[str, Any], check_end: Check, integer: bool) -> dict[str, Any]:
+def _check_range(
+    value: dict[str, Any], check_end: Check, integer: bool, is_open: bool = False
+) -> dict[str, Any]:
+    """Check a range; the steps of an open one lead to an end that is not known yet."""
     keys = ("low", "high", "step", "log")
     if unknown := next((repr(key) for key in value if key not in keys), None):
         rule = f"a range has the keys {', '.join(keys)}, but got {unknown}"
@@ -442,7 +439,7 @@ def _check_range(value: dict[str, Any], check_end: Check, integer: bool) -> dict
     if log:
         result["log"] = True
     if step is not None:
-        result["step"] = _check_step(low, high, step, integer)
+        result["step"] = _check_step(low, low if is_open else high, step, integer)
     return result
 
 

@@ -68,7 +68,7 @@ def _describe_durations(definition: Definition) -> list[str]:
         return []
     lines = []
     for backbone in definition.backbones:
-        durations = trial_durations(definition, backbone.name, device)
+        durations = trial_durations(definition, backbone, device)
         words = [f"{_seconds(one.trial)} with {_layers(one.depth)}" for one in durations]
         name = f"{backbone.name}: " if len(definition.backbones) > 1 else ""
         epochs = plural(definition.config.training.epochs, "epoch")

@@ -16,7 +16,7 @@ from autotune.models.backbone import Backbone, load_backbone
 from autotune.models.network import Network, build_network
 from autotune.models.prefix.split import split_network
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
-from autotune.study.setup.definition import Definition
+from autotune.study.setup.definition import DefinedBackbone, Definition
 from autotune.training.compute.amp import AmpPolicy
 from autotune.training.optim.optimizer import make_optimizer
 
@@ -43,7 +43,7 @@ class TrialDuration:
 
 
 def trial_durations(
-    definition: Definition, name: str, device: torch.device
+    definition: Definition, defined: DefinedBackbone, device: torch.device
 ) -> tuple[TrialDuration, ...]:
     """Time steps on random images, and multiply by the steps of a trial.
 
@@ -51,13 +51,12 @@ def trial_durations(
 
     Args:
         definition: The study.
-        name: One of its backbones.
+        defined: One of its backbones.
         device: The device that trains.
     """
-    config = definition.config
+    config, name = definition.config, defined.name
     backbone = load_backbone(name, config.weights_of(name), config.data.image_size)
-    layers = next(len(known.layers) for known in definition.backbones if known.name == name)
-    deepest = min(definition.space.max_depth, layers)
+    deepest = min(definition.space.max_depth, len(defined.layers))
     depths = sorted({round(deepest * part / (_DEPTHS - 1)) for part in range(_DEPTHS)})
     amp = AmpPolicy.from_mode(config.training.precision, device)
     return tuple(_measure(definition, backbone, depth, amp) for depth in depths)
@@ -83,9 +82,8 @@ def _measure(
         if prefix is not None:
             inputs = prefix(images)
             seconds = _timed(lambda: prefix(images), device) / batch
-            views = config.training.num_views
-            kept = config.training.view_count if isinstance(views, str) else views
-            features = seconds * (kept * len(definition.dataset.split.train) + validation)
+            views = config.training.view_count * len(definition.dataset.split.train)
+            features = seconds * (views + validation)
         network.eval()
         forward = _timed(lambda: network(inputs), device) / batch
     network.train()
