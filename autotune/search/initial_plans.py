@@ -87,9 +87,8 @@ def default_plans(
     decayed, uniform = {**last, "layer_decay": LAYER_DECAY}, {**last, "layer_decay": 1.0}
     probed = {**decayed, "head_epochs": max(1, round(HEAD_SHARE * epochs))}
     if "training.backbone_lr" in space.distributions:
-        low, between = 1 / HEAD_FACTOR, MIDDLE_FACTOR / HEAD_FACTOR
-        few, decayed = ({**plan, "lr": head, "backbone_lr": between} for plan in (few, decayed))
-        uniform, probed = ({**plan, "lr": head, "backbone_lr": low} for plan in (uniform, probed))
+        for plan in (few, decayed, uniform, probed):
+            plan |= {"lr": head, "backbone_lr": 1 / HEAD_FACTOR}
     else:
         few["lr"], decayed["lr"], uniform["lr"] = middle, gentle, gentle
         # One rate for both phases: the head alone wants more, the trainable layers want less.
