@@ -20,6 +20,7 @@ from autotune.data.sources.base import DigitsSource, FileSource, open_folder
 from autotune.data.sources.caltech import CALTECH101, CALTECH256, read_caltech101, read_caltech256
 from autotune.data.sources.folders import holds_images, wrapped_folder
 from autotune.data.sources.hub import SCHEME, HubSource
+from autotune.data.sources.oxford import OXFORD_DATASETS
 from autotune.data.sources.split_names import AUTO, SplitNames
 from autotune.data.sources.stanford_dogs import STANFORD_DOGS
 from autotune.data.sources.tables.table import TABLE_ENDINGS, open_table
@@ -65,6 +66,7 @@ _REGISTRY: dict[str, RegisteredDataset] = {
     "caltech101-background": _archived(CALTECH101),
     "caltech256": _archived(CALTECH256, partial(read_caltech256, clutter=False)),
     "caltech256-clutter": _archived(CALTECH256),
+    **{dataset.name: _archived(dataset) for dataset in OXFORD_DATASETS},
     **{dataset.name: RegisteredDataset(dataset.open, dataset) for dataset in TORCHVISION_DATASETS},
 }
 

@@ -1,4 +1,4 @@
-"""Data sets that torchvision downloads and reads.
+"""Data sets that torchvision reads; some of them it downloads as well.
 
 Addresses, checksums and layouts are torchvision's. Added here: a data set appears when it is
 complete, one process downloads it, and its images have keys as those of any other source.
@@ -31,12 +31,69 @@ from autotune.text import first_line
 #: Seconds between two counts of the downloaded bytes.
 _PROGRESS_S = 0.5
 #: Split -> options of the loader; the split ``None`` is all images.
-_Splits = Mapping[str | None, Mapping[str, Any]]
+Splits = Mapping[str | None, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class TorchvisionReader:
+    """Reads a data set by a loader of torchvision.
+
+    Args:
+        name: Its name in study files.
+        title: Its name in messages.
+        loader: The loader's name in ``torchvision.datasets``.
+        splits: Split -> options of the loader; the split ``None`` is all images.
+        in_memory: Whether the loader holds the images themselves, and no files of them.
+    """
+
+    name: str
+    title: str
+    loader: str
+    splits: Splits
+    in_memory: bool = False
+
+    def load(self, root: Path, options: Mapping[str, Any], download: bool = False) -> Any:
+        """Make the loader of a split."""
+        from torchvision import datasets
+
+        loader = getattr(datasets, self.loader)
+        if not download:  # what it would compare with checksums has been compared
+            loader = type(self.loader, (loader,), {"_check_integrity": lambda self: True})
+        if not self.in_memory and self.loader != "OxfordIIITPet":
+            options = {**options, "loader": os.fspath}  # the path, instead of the image
+        return loader(root, download=download, **options)
+
+    def __call__(self, root: Path, progress: ProgressCallback = no_progress) -> Source:
+        """Open the unpacked data set.
+
+        Raises:
+            DatasetError: When its layout is not the published one.
+        """
+        try:
+            loaded = {split: self.load(root, options) for split, options in self.splits.items()}
+        except (OSError, RuntimeError, LookupError, ValueError, TypeError) as error:
+            raise DatasetError(
+                f"torchvision cannot read {self.title} in {root} ({type(error).__name__}: "
+                f"{first_line(error)}); remove the folder and the archives beside it, and they "
+                "are downloaded again"
+            ) from error
+        classes = list(next(iter(loaded.values())).classes)
+        if self.in_memory:
+            return ArraySource(self.name, classes, loaded)
+        files = []
+        for split, dataset in loaded.items():
+            for path, label in _labeled_paths(dataset):
+                if not os.path.exists(path):
+                    raise DatasetError(f"{self.title} needs {path}, but it is not there")
+                key = Path(path).relative_to(root).as_posix()
+                files.append(ImageFile(key, os.fspath(path), classes[label], split))
+        files.sort(key=lambda file: file.key)
+        return FileSource(self.name, files, labeled=True, progress=progress)
 
 
 @dataclass(frozen=True)
 class TorchvisionDataset(Downloadable):
-    """A data set that torchvision has a loader for.
+    """A data set that a loader of torchvision downloads and reads.
 
     Args:
         loader: The loader's name in ``torchvision.datasets``.
@@ -48,7 +105,7 @@ class TorchvisionDataset(Downloadable):
     """
 
     loader: str
-    splits: _Splits
+    splits: Splits
     folder_name: str = field(kw_only=True)
     images: int = field(kw_only=True)
     megabytes: int = field(kw_only=True)
@@ -66,14 +123,18 @@ class TorchvisionDataset(Downloadable):
 
     def open(self, progress: ProgressCallback = no_progress) -> Source:
         """Open the downloaded data set."""
-        return self._read(self.folder(), progress)
+        return self._reader(self.folder(), progress)
+
+    @property
+    def _reader(self) -> TorchvisionReader:
+        return TorchvisionReader(self.name, self.title, self.loader, self.splits, self.in_memory)
 
     def _fill(self, staging: Path, progress: ProgressCallback) -> None:
         self._copy_archives(staging / self.folder_name)
         try:
             with _watched(staging, f"fetching {self.name}", progress):
                 for options in self.splits.values():
-                    self._load(staging, options, download=True)
+                    self._reader.load(staging, options, download=True)
         except Exception as error:  # of a loader, its HTTP client, and readers of archives
             if isinstance(error, OSError) and is_disk_full(error):
                 raise
@@ -82,7 +143,7 @@ class TorchvisionDataset(Downloadable):
                 f"{first_line(error)}); try again later, or get its archives from {self.page} by "
                 f"hand and put them into {self.paths.root}"
             ) from error
-        count = len(self._read(staging).samples)
+        count = len(self._reader(staging).samples)
         if count != self.images:
             raise DatasetError(
                 f"{self.title} has {self.images} images, but torchvision's loader finds {count}; "
@@ -98,29 +159,6 @@ class TorchvisionDataset(Downloadable):
         for path in self.paths.root.iterdir():
             if path.is_file() and not path.name.startswith("."):
                 shutil.copyfile(path, target / path.name)
-
-    def _load(self, root: Path, options: Mapping[str, Any], download: bool = False) -> Any:
-        from torchvision import datasets
-
-        loader = getattr(datasets, self.loader)
-        if not self.in_memory and self.loader != "OxfordIIITPet":
-            options = {**options, "loader": os.fspath}  # the path, instead of the image
-        return loader(root, download=download, **options)
-
-    def _read(self, root: Path, progress: ProgressCallback = no_progress) -> Source:
-        loaded = {split: self._load(root, options) for split, options in self.splits.items()}
-        classes = list(next(iter(loaded.values())).classes)
-        if self.in_memory:
-            return ArraySource(self.name, classes, loaded)
-        files = []
-        for split, dataset in loaded.items():
-            for path, label in _labeled_paths(dataset):
-                if not os.path.exists(path):
-                    raise DatasetError(f"{self.title} needs {path}, but it is not there")
-                key = Path(path).relative_to(root).as_posix()
-                files.append(ImageFile(key, path, classes[label], split))
-        files.sort(key=lambda file: file.key)
-        return FileSource(self.name, files, labeled=True, progress=progress)
 
 
 class ArraySource(Source):
@@ -188,33 +226,11 @@ def _watched(folder: Path, step: str, progress: ProgressCallback) -> Iterator[No
         thread.join()
 
 
-_OXFORD = "https://www.robots.ox.ac.uk/~vgg/data"
-_SPLITS: _Splits = {"train": {"split": "train"}, "test": {"split": "test"}}
-_SPLITS_AND_VALIDATION: _Splits = {**_SPLITS, "validation": {"split": "val"}}
-_TRAIN_OR_NOT: _Splits = {"train": {"train": True}, "test": {"train": False}}
+_SPLITS: Splits = {"train": {"split": "train"}, "test": {"split": "test"}}
+_TRAIN_OR_NOT: Splits = {"train": {"train": True}, "test": {"train": False}}
 
-#: The registered data sets of torchvision.
+#: The data sets that torchvision downloads.
 TORCHVISION_DATASETS = (
-    TorchvisionDataset(
-        "flowers102",
-        "Oxford 102 Flowers",
-        f"{_OXFORD}/flowers/102/",
-        "Flowers102",
-        _SPLITS_AND_VALIDATION,
-        folder_name="flowers-102",
-        images=8_189,
-        megabytes=345,
-    ),
-    TorchvisionDataset(
-        "pets",
-        "Oxford-IIIT Pet",
-        f"{_OXFORD}/pets/",
-        "OxfordIIITPet",
-        {"train": {"split": "trainval"}, "test": {"split": "test"}},
-        folder_name="oxford-iiit-pet",
-        images=7_349,
-        megabytes=811,
-    ),
     TorchvisionDataset(
         "food101",
         "Food-101",
@@ -224,16 +240,6 @@ TORCHVISION_DATASETS = (
         folder_name="",
         images=101_000,
         megabytes=4_997,
-    ),
-    TorchvisionDataset(
-        "dtd",
-        "Describable Textures",
-        f"{_OXFORD}/dtd/",
-        "DTD",
-        _SPLITS_AND_VALIDATION,
-        folder_name="dtd",
-        images=5_640,
-        megabytes=625,
     ),
     TorchvisionDataset(
         "eurosat",
@@ -266,16 +272,6 @@ TORCHVISION_DATASETS = (
         images=60_000,
         megabytes=169,
         in_memory=True,
-    ),
-    TorchvisionDataset(
-        "aircraft",
-        "FGVC-Aircraft (variants)",
-        f"{_OXFORD}/fgvc-aircraft/",
-        "FGVCAircraft",
-        _SPLITS_AND_VALIDATION,
-        folder_name="",
-        images=10_000,
-        megabytes=2_753,
     ),
     TorchvisionDataset(
         "stl10",
