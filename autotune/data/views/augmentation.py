@@ -66,23 +66,24 @@ def make_augmentation(spec: ImageSpec, augment: AugmentConfig) -> v2.Compose:
         steps.append(v2.RandomHorizontalFlip(augment.flip))
     if augment.jitter > 0:
         steps.append(v2.ColorJitter(augment.jitter, augment.jitter, augment.jitter))
+    assert not isinstance(augment.strength, list), "which strength?"
     if augment.policy != "none" and augment.strength > 0:
-        steps.append(_make_policy(augment, mean))
+        steps.append(_make_policy(augment.policy, augment.strength, mean))
     if augment.erasing > 0:
         steps.append(v2.RandomErasing(augment.erasing, value=mean))
     return v2.Compose(steps)
 
 
-def _make_policy(augment: AugmentConfig, fill: list[float]) -> torch.nn.Module:
-    """Return the policy at a strength; fill what moves into the image from outside."""
+def _make_policy(name: str, strength: float, fill: list[float]) -> Any:
+    """Return a policy at a strength; fill what moves into the image from outside."""
     options: dict[str, Any] = {"interpolation": v2.InterpolationMode.BILINEAR, "fill": fill}
-    if augment.policy == "rand":
-        magnitude = round(augment.strength * (_STRENGTHS - 1))
+    if name == "rand":
+        magnitude = round(strength * (_STRENGTHS - 1))
         return v2.RandAugment(2, magnitude, _STRENGTHS, **options)
     policy = v2.TrivialAugmentWide(_STRENGTHS, **options)
     policy._AUGMENTATION_SPACE = {
-        name: (_up_to(augment.strength, strengths, name.startswith("Translate")), is_signed)
-        for name, (strengths, is_signed) in v2.TrivialAugmentWide._AUGMENTATION_SPACE.items()
+        kind: (_up_to(strength, strengths, kind.startswith("Translate")), is_signed)
+        for kind, (strengths, is_signed) in v2.TrivialAugmentWide._AUGMENTATION_SPACE.items()
     }
     return policy
 
