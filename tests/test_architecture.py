@@ -104,6 +104,7 @@ FLOORS = {
         ("run_display", "summary"),
         ("trainings_display", "watch"),
     ),
+    "api": (("reader",), ("plots",), ("study",), ("seeds",)),
     "cli": (("sigint",), ("resources", "results", "running"), ("main",)),
 }
 MODULES = sorted(
