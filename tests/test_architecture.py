@@ -37,6 +37,7 @@ FLOORS = {
         ("notification", "weights"),
         ("schema",),
         ("text_values",),
+        ("validation",),
         ("loading",),
     ),
     "data": (

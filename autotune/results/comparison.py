@@ -17,7 +17,7 @@ from autotune.config.old_names import VALUES, new_key
 from autotune.plan import INHERITING, TrainingPolicy, TrialPlan
 from autotune.results.study_results import StudyResults
 from autotune.search import ranking
-from autotune.study.setup.opening import differences
+from autotune.study.setup.definition_changes import differences
 from autotune.study.state import attrs
 
 #: Most numbers of trials and most device times at which values are compared.
