@@ -45,13 +45,7 @@ class TrialSummary:
 
 
 class StudyReader:
-    """A study that can be read.
-
-    Args:
-        name: Name of the study.
-        storage: Its storage URL.
-        files: Folder of its files, if they were moved.
-    """
+    """A study that can be read."""
 
     def __init__(self, name: str, storage: str, files: str | None) -> None:
         self._name = name

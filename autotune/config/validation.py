@@ -32,11 +32,6 @@ def validate(
 ) -> StudyConfig:
     """Check the values of a study file.
 
-    Args:
-        values: Nested values as the file has them.
-        source: Origin of the values, for the message.
-        misread: Texts that YAML reads as something else.
-
     Raises:
         ConfigError: With every mistake.
     """

@@ -43,13 +43,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Group:
-    """The trials of a study, or those of them with one backbone or one init.
-
-    Args:
-        label: The study, and what the trials have in common.
-        results: The study.
-        trials: All attempts, in order.
-    """
+    """The trials of a study, or those of them with one backbone or one init."""
 
     label: str
     results: StudyResults

@@ -50,11 +50,6 @@ def trial_durations(
     """Time steps on random images, and multiply by the steps of a trial.
 
     The images are not read: what reading them takes beside the training is not included.
-
-    Args:
-        definition: The study.
-        backbone: One of its backbones.
-        device: The device that trains.
     """
     deepest = min(definition.space.max_depth, len(list_layers(backbone.fresh())))
     depths = sorted({round(deepest * part / (_DEPTHS - 1)) for part in range(_DEPTHS)})
