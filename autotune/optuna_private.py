@@ -119,7 +119,7 @@ class StorageProxy:
 
 
 class StudyProxy(ABC):
-    """A study that presents other trials to a sampler or a pruner, and forwards everything else."""
+    """A study that presents other trials to a sampler or a pruner, and forwards all else."""
 
     def __init__(self, study: Study, storage: StorageProxy | None = None) -> None:
         self._study = study

@@ -13,6 +13,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
+from autotune.config.loading import get_dotted
 from autotune.config.old_names import VALUES, new_key
 from autotune.plan import INHERITING, TrainingPolicy, TrialPlan
 from autotune.results.study_results import StudyResults
@@ -130,7 +131,7 @@ class Comparison:
             for definition in definitions[1:]
             for key, _, _ in differences(definitions[0], definition)
         }
-        return {key: tuple(_get(each, key) for each in definitions) for key in sorted(keys)}
+        return {key: tuple(get_dotted(each, key) for each in definitions) for key in sorted(keys)}
 
     @property
     def _with_values(self) -> list[Group]:
@@ -248,12 +249,6 @@ def _describe_images(results: StudyResults) -> str:
 
 def _pairs(texts: Mapping[str, str]) -> str:
     return ", ".join(f"{text} in {name}" for name, text in texts.items())
-
-
-def _get(values: Mapping[str, Any], key: str) -> Any:
-    for part in key.split("."):
-        values = values.get(part) if isinstance(values, Mapping) else None  # type: ignore[assignment]
-    return values
 
 
 def _value(trial: FrozenTrial | None) -> float | None:
