@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Container, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +31,7 @@ from autotune.storage.artifacts import find_artifacts
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget, StopReason, startable_queue
 from autotune.study.state.outcome import NoResult, find_no_result
+from autotune.study.state.predictions import VALIDATION_LOGITS, ValidationLogits
 from autotune.text import count_of
 
 #: State of a queued trial of an ended study.
@@ -224,6 +226,16 @@ class StudyResults:
             return None if id_ is None else (self.artifacts / id_).read_bytes()
         except OSError:
             return None
+
+    def read_logits(self, trial: FrozenTrial) -> ValidationLogits | None:
+        """Return what a complete trial predicted for the validation images.
+
+        ``None`` for one of an earlier version, and where the file is lost or damaged.
+        """
+        with suppress(ValueError):
+            content = self.read_artifact(trial, VALIDATION_LOGITS)
+            return None if content is None else ValidationLogits.read(content)
+        return None
 
     @cached_property
     def verdict(self) -> Verdict | None:
