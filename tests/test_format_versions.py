@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from autotune import format_versions
-from autotune.config.loading import all_keys
+from autotune.config.validation import all_keys
 from autotune.errors import FormatError
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, TrialPlan
 from autotune.results.model import model_folder

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.config.fields import KERNELS
-from autotune.config.loading import all_keys, apply_overrides, validate
+from autotune.config.loading import apply_overrides
 from autotune.config.schema import (
     ACTIVATIONS,
     COSTS,
@@ -27,6 +27,7 @@ from autotune.config.schema import (
     LayerSpace,
     StudyConfig,
 )
+from autotune.config.validation import all_keys, validate
 from autotune.errors import ConfigError
 from autotune.plan import LayerPlan
 
