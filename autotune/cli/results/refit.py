@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from autotune.display import console
-from autotune.text import plural
+from autotune.text import plural, relative_path
 
 if TYPE_CHECKING:
     from autotune.results.evaluation.refit import RefitResult
@@ -97,7 +97,7 @@ def refit(
             "validation split."
         )
     console.refresh_report(opened, stdout)
-    stdout.print(f"model: {console.relative_path(result.folder)}", soft_wrap=True)
+    stdout.print(f"model: {relative_path(result.folder)}", soft_wrap=True)
 
 
 def _metrics_table(result: RefitResult, objective: Objective) -> Table:

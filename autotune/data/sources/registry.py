@@ -41,12 +41,7 @@ _READING = b" 2"
 
 @dataclass(frozen=True)
 class RegisteredDataset:
-    """A data set that has a name.
-
-    Args:
-        open: Opens it.
-        download: What has to be downloaded before; ``None`` for nothing.
-    """
+    """A data set that has a name."""
 
     open: Callable[[ProgressCallback], Source]
     download: Downloadable | None = None
@@ -104,11 +99,6 @@ def open_source(
     name: str, progress: ProgressCallback = no_progress, splits: SplitNames = AUTO
 ) -> Source:
     """Open a data set: a registered name, or what :func:`open_local` takes. No image is decoded.
-
-    Args:
-        name: The data set as the user names it.
-        progress: Called while files are listed and read.
-        splits: What ``data.splits`` says of the names of its splits.
 
     Raises:
         DatasetError: When there is no such data set, its layout is wrong, or it must be
