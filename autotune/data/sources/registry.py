@@ -20,11 +20,10 @@ from autotune.data.sources.base import DigitsSource, FileSource, open_folder
 from autotune.data.sources.caltech import CALTECH101, CALTECH256, read_caltech101, read_caltech256
 from autotune.data.sources.folders import holds_images, wrapped_folder
 from autotune.data.sources.hub import SCHEME, HubSource
-from autotune.data.sources.oxford import OXFORD_DATASETS
 from autotune.data.sources.split_names import AUTO, SplitNames
 from autotune.data.sources.stanford_dogs import STANFORD_DOGS
 from autotune.data.sources.tables.table import TABLE_ENDINGS, open_table
-from autotune.data.sources.torchvision_datasets import TORCHVISION_DATASETS
+from autotune.data.sources.torchvision_datasets import OXFORD_DATASETS, TORCHVISION_DATASETS
 from autotune.errors import DatasetError, did_you_mean, join_sentences
 from autotune.file_kinds import PARQUET, file_kind
 from autotune.text import join_some

@@ -17,7 +17,6 @@ from autotune.data.download.archived_dataset import ArchivedDataset
 from autotune.data.progress import no_progress
 from autotune.data.source import Source
 from autotune.data.sources.caltech import CALTECH101, CALTECH256
-from autotune.data.sources.oxford import OXFORD_DATASETS
 from autotune.data.sources.registry import (
     dataset_names,
     downloadable,
@@ -28,6 +27,7 @@ from autotune.data.sources.registry import (
 from autotune.data.sources.stanford_dogs import STANFORD_DOGS as DOGS
 from autotune.data.sources.stanford_dogs import imagenet_overlap_warning
 from autotune.data.sources.torchvision_datasets import (
+    OXFORD_DATASETS,
     TORCHVISION_DATASETS,
     TorchvisionDataset,
     TorchvisionReader,
