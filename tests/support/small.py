@@ -92,6 +92,7 @@ def _split_once(trainer: Trainer, network: Network) -> PrefixSplit:
         tuple(name for name, module in network.named_modules() if is_kept_fp32(module)),
         trainer.raw_train.shape,
         trainer.amp,
+        feature_reuse.split_network,  # a test may have its own
     )
     if key not in _SPLITS:
         _SPLITS[key] = _split(trainer, network)
