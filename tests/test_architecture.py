@@ -37,6 +37,7 @@ FLOORS = {
         ("notification", "weights"),
         ("schema",),
         ("text_values",),
+        ("validation",),
         ("loading",),
     ),
     "data": (
@@ -104,6 +105,7 @@ FLOORS = {
         ("run_display", "summary"),
         ("trainings_display", "watch"),
     ),
+    "api": (("reader",), ("plots",), ("study",), ("seeds",)),
     "cli": (("sigint",), ("resources", "results", "running"), ("main",)),
 }
 MODULES = sorted(

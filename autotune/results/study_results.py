@@ -314,11 +314,6 @@ def is_active(space: Space | None, trial: FrozenTrial, parameter: str) -> bool:
     """Tell whether a parameter has an effect in a trial, under the trial's other parameters.
 
     An inactive parameter has the same canonical form whatever its value.
-
-    Args:
-        space: The space of the study, if it is known.
-        trial: The trial.
-        parameter: Name of a searched parameter.
     """
     return search_space.has_effect(space, trial.params, parameter)
 

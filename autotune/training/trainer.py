@@ -183,9 +183,6 @@ class Trainer:
     def run(self, checkpoint: Checkpoint | None = None) -> Iterator[EpochResult]:
         """Train to the last epoch, yielding after each; resume where a checkpoint ends.
 
-        Args:
-            checkpoint: Stores the state after the last finished epoch.
-
         Raises:
             DivergedError: When the loss or the validation logits are not finite.
             TrialInterruptedError: When a stop was asked for; the checkpoint has the epochs before.

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from torch import nn
 
-from autotune.config.loading import apply_overrides, presets, read_yaml, validate
+from autotune.config.loading import apply_overrides, presets, read_yaml
 from autotune.config.schema import StudyConfig
+from autotune.config.validation import validate
 from autotune.data.views.study_data import StudyData
 from autotune.models import inspection
 from autotune.models.layers import Layer

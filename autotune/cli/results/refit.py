@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from autotune.display import console
-from autotune.text import plural
+from autotune.text import plural, relative_path
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -126,7 +126,7 @@ def refit(
             "validation split."
         )
     console.refresh_report(opened, stdout)
-    stdout.print(f"model: {console.relative_path(result.folder)}", soft_wrap=True)
+    stdout.print(f"model: {relative_path(result.folder)}", soft_wrap=True)
 
 
 def print_combination(stdout: Console, combination: Combination, objective: Objective) -> None:

@@ -62,12 +62,7 @@ class Predicted:
         return Predicted(resources.validation, logits, data.classes, trainers)
 
     def write(self, folder: Path, baseline: Tensor | None = None) -> list[Path]:
-        """Write all files into a folder: table, worst images and, if they can be drawn, heat maps.
-
-        Args:
-            folder: The folder.
-            baseline: Logits of the baseline for the same images.
-        """
+        """Write all files into a folder: table, worst images, heat maps if they can be drawn."""
         table = folder / PREDICTIONS
         table.write_text(self.to_csv(baseline), "utf-8")
         return [table, self.draw_worst(folder), *self.draw_heat_maps(folder)]

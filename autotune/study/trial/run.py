@@ -87,12 +87,6 @@ def run_trial(
     retry starts with the size that fitted, unless other processes forced that size. A plan of
     which not even two images fit is infeasible, unless other processes hold the memory.
 
-    Args:
-        trial: A claimed trial.
-        ctx: The worker's context.
-        stopped: Called after every batch; true interrupts the trial.
-        on_event: Called with the start and every epoch.
-
     Raises:
         PlanError: When the plan does not fit the backbone.
         DivergedError: When the training diverges.
