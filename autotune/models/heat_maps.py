@@ -122,10 +122,6 @@ class _Mapped(nn.Module):
 
     The places of a square image are the largest square of tokens; class token and registers are
     before them.
-
-    Args:
-        norm: The norm.
-        layer: Gets the map.
     """
 
     def __init__(self, norm: nn.Module, layer: nn.Module) -> None:

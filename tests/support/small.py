@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import nn
 
-from autotune.config.loading import apply_overrides, presets, read_yaml, validate
+from autotune.config.loading import apply_overrides, presets, read_yaml
 from autotune.config.schema import DataConfig, StudyConfig
+from autotune.config.validation import validate
 from autotune.data.source import Source
 from autotune.data.sources.base import DigitsSource
 from autotune.data.splits import dataset as dataset_module

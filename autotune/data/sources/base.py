@@ -141,12 +141,6 @@ def open_folder(
 ) -> FileSource:
     """Open the image files of a folder of class folders, already split or not.
 
-    Args:
-        name: The data set as the user named it.
-        root: The folder.
-        progress: Called while files are listed and read.
-        splits: What ``data.splits`` says of its folders.
-
     Raises:
         DatasetError: When the folder is not laid out as a data set.
     """

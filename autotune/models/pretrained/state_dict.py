@@ -179,10 +179,6 @@ def find_state(
 def check_finite(model: nn.Module, source: str) -> None:
     """Check that no parameter or buffer of a model is infinite or not a number.
 
-    Args:
-        model: The model, after its weights were loaded.
-        source: What they were loaded from, for the message.
-
     Raises:
         BackboneError: With the names of the tensors.
     """

@@ -89,12 +89,7 @@ def _minimized_metric(objective: Objective) -> Callable[[FrozenTrial], float]:
 def importances_figure(
     results: StudyResults, measured: Mapping[str, float] | None = None
 ) -> go.Figure | None:
-    """Draw how much each parameter matters.
-
-    Args:
-        results: The study.
-        measured: Its :func:`importances`, if they are known.
-    """
+    """Draw how much each parameter matters."""
     shares = importances(results) if measured is None else measured
     if not shares:
         return None
