@@ -35,7 +35,6 @@ from autotune.study.setup.definition import Definition, define
 from autotune.study.setup.opening import OpenStudy, open_or_create
 from autotune.study.trial import feature_reuse
 from autotune.training.compute.amp import is_kept_fp32
-from autotune.training.trainer import Trainer
 
 OVERRIDES: dict[str, Any] = {
     "name": "small",
@@ -77,13 +76,13 @@ def probe_once(model: nn.Module, layers: Sequence[Layer], input_size: tuple[int,
 
 
 _SPLITS: dict[object, PrefixSplit] = {}
-_split = feature_reuse._split
+_split_network = feature_reuse.split_network
 
 
-def _split_once(trainer: Trainer, network: Network) -> PrefixSplit:
+def _split_network_once(network: Network, images: torch.Tensor) -> PrefixSplit:
     """Split a network; one with the layers and the weights of an earlier one is as that one."""
-    if trainer.device.type != "cpu":
-        return _split(trainer, network)
+    if images.device.type != "cpu":
+        return _split_network(network, images)
     digest = hashlib.sha256(repr(network.backbone).encode())
     for tensor in network.backbone.state_dict().values():
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
@@ -91,12 +90,11 @@ def _split_once(trainer: Trainer, network: Network) -> PrefixSplit:
         digest.digest(),
         tuple(network.trainable_state()),
         tuple(name for name, module in network.named_modules() if is_kept_fp32(module)),
-        trainer.raw_train.shape,
-        trainer.amp,
-        feature_reuse.split_network,  # a test may have its own
+        images.shape[1:],
+        torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
     )
     if key not in _SPLITS:
-        _SPLITS[key] = _split(trainer, network)
+        _SPLITS[key] = _split_network(network, images)
     return _SPLITS[key]
 
 
@@ -123,7 +121,7 @@ def backbones_analyzed_once() -> Iterator[None]:
     holds for the split of the digits.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(feature_reuse, "_split", _split_once)
+        patch.setattr(feature_reuse, "split_network", _split_network_once)
         patch.setattr(dataset_module, "make_split", _make_split_once)
         for module in (definition_module, inspection, probing):
             patch.setattr(module, "probe_layers", probe_once)
