@@ -64,6 +64,7 @@ class RefitResult:
         baseline: Scores of the baseline on the test split.
         comparison: All metrics of both with their intervals.
         summary: How the plan was trained.
+        name: What its training is called: ``best plan``, ``baseline``, or ``trial 5``.
         reads: How often the test split has been read, this time included.
     """
 
@@ -76,6 +77,7 @@ class RefitResult:
     test_images: int
     reads: int
     folder: Path
+    name: str = "best plan"
 
     @property
     def trial(self) -> int:
@@ -100,12 +102,12 @@ class RefitResult:
     def epochs(self) -> pd.DataFrame:
         """Return a table with a row for each epoch of both trainings.
 
-        ``plan`` is ``best plan`` or ``baseline``; the other columns are those of
+        ``plan`` is :attr:`name` or ``baseline``; the other columns are those of
         :mod:`autotune.results.report.epoch_table`.
         """
-        trainings = {"baseline": self.baseline_summary, "best plan": self.summary}
-        if self.is_baseline:
-            trainings.pop("best plan")
+        trainings = {"baseline": self.baseline_summary}
+        if not self.is_baseline:
+            trainings[self.name] = self.summary
         rows = [
             {"plan": name, **row}
             for name, summary in trainings.items()
@@ -188,7 +190,9 @@ def refit_study(
         size = None if trial is None else trial.user_attrs.get(attrs.MICRO_BATCH)
         return Training(name, plan, micro_batch_size=size, refit=settings)
 
-    trainings = [training_of("best plan", selection.plan, results.trials[selection.trial])]
+    chosen = "best plan" if trial is None else f"trial {trial}"
+    name = "baseline" if is_baseline else chosen
+    trainings = [training_of(name, selection.plan, results.trials[selection.trial])]
     if not is_baseline:
         trainings.append(training_of("baseline", baseline_plan, results.baseline))
     # With workers, this process leaves the devices to them.
@@ -210,6 +214,7 @@ def refit_study(
         test_images=len(labels),
         reads=_record_read(handle, selection.trial, comparison),
         folder=folder or handle.files.model(handle.name),
+        name=name,
     )
     resources = ctx.resources.get(selection.plan.backbone)
     classes = resources.data.classes

@@ -132,6 +132,8 @@ def test_what_is_stopped_in_training_has_read_nothing_and_continues(
     epochs = [(one["training"], one["epoch"]) for one in events if one["event"] == "epoch"]
     assert epochs == [("baseline", 2)]
     assert found.summary.epochs == found.baseline_summary.epochs == 2
+    assert set(found.epochs()["plan"]) == {"baseline", "trial 1"}
     events.clear()
     refit_study(opened, 0, tmp_path / "b", events.append, settings=settings)
-    assert [one["is_cached"] for one in events if one["event"] == "result"] == [True]
+    results = [one for one in events if one["event"] == "result"]
+    assert [(one["training"], one["is_cached"]) for one in results] == [("baseline", True)]
