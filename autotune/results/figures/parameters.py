@@ -108,7 +108,7 @@ def importances_figure(
         hovertemplate="%{customdata}: %{x:.2f}<extra></extra>",
     )
     figure.update_layout(showlegend=False, height=70 + 28 * len(names))
-    top = 1.15 * max(values)  # room for the number beside the longest bar
+    top = 1.25 * max(values)  # room for the number beside the longest bar, also on a phone
     figure.update_xaxes(title="importance", range=[0, top])
     return figure
 
