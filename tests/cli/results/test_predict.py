@@ -79,7 +79,7 @@ def test_heat_maps(
     ended = call(*arguments, cwd=tmp_path)
     assert ended.code == 0 and "5 heat maps: maps\n" in ended.err
     classes = [slug(row["class"]) for row in rows((tmp_path / "out.csv").read_text("utf-8"))]
-    stems = ["1-a", "2-b", "3-e-n", "4-a", "5-c-d"]
+    stems = ["1-a", "2-b", "3-e", "4-a", "5-c-d"]
     expected = [f"{stem}-{name}.jpg" for stem, name in zip(stems, classes, strict=True)]
     assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == sorted(expected)
     with Image.open(tmp_path / "maps" / expected[0]) as drawn:
