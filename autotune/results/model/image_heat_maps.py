@@ -13,6 +13,7 @@ from autotune.data.drawing import draw_heat, draw_tile
 from autotune.data.image_files import read_image
 from autotune.errors import UserError, place_as_user_error
 from autotune.models.heat_maps import NoHeatMapError, can_draw, heat_maps
+from autotune.models.network import Network
 from autotune.results.model.model import Model
 from autotune.results.model.prediction import Prediction
 from autotune.study.state.predictions import INSTALL_HEAT_MAPS
@@ -55,6 +56,8 @@ class HeatMapFolder:
         view = model.crop(image)
         device = next(model.parameters()).device
         try:
+            if not isinstance(model.network, Network):
+                raise NoHeatMapError("the model is an ensemble")
             heat = heat_maps(model.network, model.transform(image)[None].to(device), [best])[0]
         except (NoHeatMapError, torch.OutOfMemoryError) as error:
             self._reasons[str(error).splitlines()[0]] += 1
