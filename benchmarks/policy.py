@@ -274,7 +274,7 @@ def _render_task(task: str, rows: Sequence[Row]) -> Iterator[str]:
         pairs = list(zip(values["after"], values["before"], strict=True))
         differences = [after - before for after, before in pairs]
         means = [100 * sum(values[side]) / len(rows) for side in SIDES]
-        text = "–"
+        text = f"{100 * differences[0]:+.1f}"
         if len(rows) > 1:
             interval = gain(differences, images)
             text = f"{interval.mean:+.1f} ({interval.low:+.1f} to {interval.high:+.1f})"
