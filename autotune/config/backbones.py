@@ -19,8 +19,8 @@ Backbones = str | list[str] | dict[str, Any]
 RACE = "race"
 #: Names of the default lists; ``auto`` takes the one that suits the device.
 SMALL, LARGE, AUTO = "small", "large", "auto"
-#: Backbones that enter the study, unless the study file says how many.
-KEEP = 2
+#: Most backbones that enter the study, unless the study file says how many.
+MOST_KEPT = 2
 _KEYS = (RACE, "keep")
 _MOST = 5
 
@@ -31,11 +31,11 @@ class Race:
 
     Args:
         entrants: ``auto``, ``small``, ``large``, or the names of the backbones.
-        keep: Most backbones that enter the study.
+        keep: Most backbones that enter the study; ``None`` where the study file does not say.
     """
 
     entrants: str | tuple[str, ...] = AUTO
-    keep: int = KEEP
+    keep: int | None = None
 
     @staticmethod
     def from_value(value: Any) -> Race | None:
@@ -45,12 +45,13 @@ class Race:
         if not isinstance(value, dict):
             return None
         entrants = value[RACE]
-        return Race(tuple(entrants) if isinstance(entrants, list) else entrants, value["keep"])
+        return Race(tuple(entrants) if isinstance(entrants, list) else entrants, value.get("keep"))
 
     def to_json(self) -> dict[str, Any]:
         """Return what the study file asks for, however it is written."""
         own = self.entrants
-        return {RACE: own if isinstance(own, str) else list(own), "keep": self.keep}
+        keep = {} if self.keep is None else {"keep": self.keep}
+        return {RACE: own if isinstance(own, str) else list(own), **keep}
 
     def names(self, size: str = "") -> tuple[str, ...]:
         """Return the backbones that may take part.
@@ -96,39 +97,48 @@ def backbones_rule() -> FieldRule:
             )
         return _check_race(value, check_names) if isinstance(value, dict) else check_names(value)
 
-    takes = f"`{RACE}`, {several.takes}, or `{{{RACE}: names, keep: {KEEP}}}`"
+    takes = f"`{RACE}`, {several.takes}, or `{{{RACE}: names, keep: {MOST_KEPT}}}`"
     return FieldRule(check, takes=takes)
 
 
 def _check_race(value: dict[str, Any], check_names: Check) -> dict[str, Any]:
-    rule = f"a race reads {{{RACE}: names, keep: {KEEP}}}"
+    rule = f"a race reads {{{RACE}: names, keep: {MOST_KEPT}}}"
     if unknown := next((str(key) for key in value if key not in _KEYS), None):
         hint = did_you_mean(unknown, _KEYS)
         raise ValueError(join_sentences(f"{rule}, but got the key {unknown!r}", hint))
     if RACE not in value:
         raise ValueError(f"{rule}, but got {format_yaml(value)}")
-    keep = value.get("keep", KEEP)
+    return {RACE: _check_entrants(rule, value[RACE], check_names), **_check_keep(rule, value)}
+
+
+def _check_keep(rule: str, value: dict[str, Any]) -> dict[str, int]:
+    keep = value.get("keep")
+    if keep is None:
+        return {}
     keep = int(keep) if isinstance(keep, str) and keep.isdigit() else keep
     if not isinstance(keep, int) or isinstance(keep, bool) or not 1 <= keep <= _MOST:
         raise ValueError(
             f"{rule}, where keep is a whole number of at least 1 and at most {_MOST}, but got "
             f"{format_yaml(keep)}"
         )
-    entrants = value[RACE]
-    if not isinstance(entrants, list):
-        lists = (AUTO, SMALL, LARGE)
-        if entrants not in lists:
-            raise ValueError(
-                join_sentences(
-                    f"{rule}, where the names are a list such as [resnet18, resnet50] or one of "
-                    f"{', '.join(lists)}, but got {format_yaml(entrants)}",
-                    did_you_mean(str(entrants), lists),
-                )
+    return {"keep": keep}
+
+
+def _check_entrants(rule: str, entrants: Any, check_names: Check) -> Any:
+    if isinstance(entrants, list):
+        if len(entrants) < 2:
+            raise ValueError(f"{rule}, with two or more names, but got {format_yaml(entrants)}")
+        return check_names(entrants)
+    lists = (AUTO, SMALL, LARGE)
+    if entrants not in lists:
+        raise ValueError(
+            join_sentences(
+                f"{rule}, where the names are a list such as [resnet18, resnet50] or one of "
+                f"{', '.join(lists)}, but got {format_yaml(entrants)}",
+                did_you_mean(str(entrants), lists),
             )
-        return {RACE: entrants, "keep": keep}
-    if len(entrants) < 2:
-        raise ValueError(f"{rule}, with two or more names, but got {format_yaml(entrants)}")
-    return {RACE: check_names(entrants), "keep": keep}
+        )
+    return entrants
 
 
 def _shorten(value: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
-from autotune.config.backbones import Backbones, Race, backbones_rule
+from autotune.config.backbones import MOST_KEPT, Backbones, Race, backbones_rule
 from autotune.config.fields import (
     Dimension,
     FieldRule,
@@ -478,7 +478,7 @@ class StudyConfig(_Section):
     backbone: Annotated[Backbones, backbones_rule()]
     """timm model, best with its pretrained tag (`resnet50.a1_in1k`), or a list of models;
     `hf-hub:owner/name` and `local-dir:folder` are models that timm saved. `race`: the best of a
-    list enter the study, see [the race](models.md#a-race-among-backbones); `{race: ...}` has names
+    list enter the study, see [the race](search.md#a-race-among-backbones); `{race: ...}` has names
     of your own, or `small` or `large`."""
     weights: Annotated[Weights, weights_rule()] = "hub"
     """`hub`, the path of a file or folder ([weights from a file](#weights-from-a-file)), or
@@ -529,6 +529,13 @@ class StudyConfig(_Section):
     def race(self) -> Race | None:
         """The race that chooses the backbones; ``None`` where they are named."""
         return Race.from_value(self.backbone)
+
+    @property
+    def kept(self) -> int:
+        """Most backbones that the race lets into the study: one where it can have only one."""
+        if self.race is not None and self.race.keep is not None:
+            return self.race.keep
+        return 1 if self.search.strategy == "greedy" or self.space.custom else MOST_KEPT
 
     @property
     def backbones(self) -> tuple[str, ...]:
@@ -593,8 +600,7 @@ class StudyConfig(_Section):
         search, objectives = self.search, self.objectives
         greedy = search.strategy == "greedy"
         head_epochs = largest(self.space.training.head_only_epochs)
-        race = self.race
-        has_several = race.keep > 1 if race is not None else len(self.backbones) > 1
+        has_several = len(self.backbones) > 1 if self.race is None else self.kept > 1
         rules = {
             "objectives": objectives
             and objectives[0] != self.training.objective
@@ -624,9 +630,18 @@ class StudyConfig(_Section):
             "space.custom": has_several
             and self.space.custom
             and f"must be left out where there are several backbones, but got {self.space.custom}",
-            "weights": weights_problem(self.weights, self.backbones),
+            "weights": self._weights_problem(),
         }
         return [Problem(key, message) for key, message in rules.items() if message]
+
+    def _weights_problem(self) -> str:
+        is_file = isinstance(self.weights, str) and self.weights not in (HUB, NONE)
+        if self.race is not None and is_file:
+            return (
+                f"must be hub or none in a race, or name its backbone, but got {self.weights}; "
+                "backbone=resnet18 (make: BACKBONE=resnet18) says whose weights they are"
+            )
+        return weights_problem(self.weights, self.backbones)
 
 
 def all_fields(

@@ -118,18 +118,17 @@ def _space(config: StudyConfig, epochs: int) -> dict[str, Any]:
     return {"trainable_layers": tuned_depth(config), "training": policy}
 
 
-def tunings(config: StudyConfig, backbones: int, keep: int) -> list[tuple[int, int]]:
+def tunings(config: StudyConfig, backbones: int) -> list[tuple[int, int]]:
     """Return backbones and epochs of each round of tunings; none where only heads may train.
 
     Args:
         config: The study.
         backbones: Backbones that can take part.
-        keep: Most backbones that enter the study.
     """
     if tuned_depth(config) == 0:
         return []
     rounds = [
-        (max(most, keep + 1), max(1, round(share * config.training.epochs)))
+        (max(most, config.kept + 1), max(1, round(share * config.training.epochs)))
         for most, share in TUNINGS
     ]
     *earlier, last = rounds

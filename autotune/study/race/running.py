@@ -114,14 +114,12 @@ class _Race:
     _notes: set[str] = field(default_factory=set)
 
     def run(self) -> RaceRecord | RunResult:
-        race = self.config.race
-        assert race is not None
         record = self._stored() or self._entrants()
         names = [entry.backbone for entry in record.running]
         if len(names) == 1:
             self.on_event(_lines(f"race: {names[0]} alone can take part"))
             return replace(record, kept=tuple(names))
-        rounds = [(len(names), 0), *tunings(self.config, len(names), race.keep)]
+        rounds = [(len(names), 0), *tunings(self.config, len(names))]
         scores = {}
         for number, (most, epochs) in enumerate(rounds):
             names = names[:most]
@@ -141,7 +139,7 @@ class _Race:
             names = ranked
             values = (f"{name} {scores[name].value:.4g}" for name in names)
             self.on_event(_lines(f"race: validation {record.metric}: {', '.join(values)}"))
-        kept = choose(names, scores, race.keep)
+        kept = choose(names, scores, self.config.kept)
         enter = "enters" if len(kept) == 1 else "enter"
         self.on_event(_lines(f"race: {join_some(kept)} {enter} the study"))
         return replace(record, kept=tuple(kept), entries=_sorted(record))

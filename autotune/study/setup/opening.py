@@ -376,7 +376,10 @@ def refuse_race(study: Study, now: Any) -> ChangedStudyError:
     """Return the error for a study whose backbones were not chosen by the race asked for now."""
     race = study.user_attrs.get(attrs.RACE)
     before = race["asked"] if race else attrs.definition(study.user_attrs)["backbone"]
-    return _changed(study, [f"  backbone: {before!r} in the study, {now!r} now"])
+    lines = [f"  backbone: {before!r} in the study, {now!r} now"]
+    if isinstance(before, str):
+        lines.append(f"  backbone={before} (make: BACKBONE={before}) continues it")
+    return _changed(study, lines)
 
 
 def _missing_package(study: Study, definition: Definition) -> str:

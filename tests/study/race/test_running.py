@@ -141,7 +141,7 @@ def test_the_race_is_reported(raced: tuple[StudyConfig, list[dict[str, Any]]]) -
             {"weights": "hub"},
             UserError,
             "no backbone of the race can be had:\n"
-            r"  test_resnet, test_convnext and test_efficientnet: the hub .* \(ConnectionError.*\n"
+            r"  test_resnet, test_convnext, test_efficientnet: the hub .* \(ConnectionError.*\n"
             "without the hub, .* backbone=tf_efficientnet_lite0 .* weights=path/to/file",
         ),
         (
