@@ -99,7 +99,10 @@ def round_config(
             "folds": None,
             "duplicates": "group" if config.data.duplicates == "group" else "off",
         },
-        "constraints": {**limits, "max_latency_ms": limits["max_latency_ms"] or _NO_LIMIT},
+        # What a network costs is measured with its solved head; tunings do not change it.
+        "constraints": {"max_memory_mb": limits["max_memory_mb"]}
+        if epochs
+        else {**limits, "max_latency_ms": limits["max_latency_ms"] or _NO_LIMIT},
     }
     made = StudyConfig.model_validate(values)
     return made.model_copy(update={"cache": config.cache, "files": config.files})
