@@ -37,6 +37,7 @@ FLOORS = {
         ("backbones", "notification", "weights"),
         ("schema",),
         ("text_values",),
+        ("validation",),
         ("loading",),
     ),
     "data": (
@@ -55,7 +56,7 @@ FLOORS = {
         ("backbone",),
         ("flops", "image_border", "surgery"),
         ("network",),
-        ("heat_maps", "inspection", "prefix"),
+        ("ensemble", "heat_maps", "inspection", "prefix"),
     ),
     "training": (
         ("linear_head", "metrics", "inputs"),
@@ -110,6 +111,7 @@ FLOORS = {
         ("run_display", "summary"),
         ("trainings_display", "watch"),
     ),
+    "api": (("reader",), ("plots",), ("study",), ("seeds",)),
     "cli": (("sigint",), ("resources", "results", "running"), ("main",)),
 }
 MODULES = sorted(

@@ -22,8 +22,9 @@ from autotune.study.race.rounds import (
     round_name,
     tunings,
 )
+from autotune.study.setup.definition_changes import refuse_race
 from autotune.study.setup.manifest_store import find_study
-from autotune.study.setup.opening import find_existing, refuse_race
+from autotune.study.setup.opening import find_existing
 from autotune.study.state import attrs
 from autotune.study.state.race_record import RaceEntry, RaceRecord
 from autotune.study.trial.run import EventCallback
