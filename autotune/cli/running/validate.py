@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from autotune.data.image_formats import describe_passed_over
 from autotune.display import console
 from autotune.errors import DeviceError
-from autotune.study.state.constraints import format_cost
 from autotune.text import format_duration, plural
 
 if TYPE_CHECKING:
@@ -76,6 +75,8 @@ def validate(
 
 def _print_race(stdout: Console, entrants: Entrants) -> None:
     """Print who takes part in a race, and who does not; nothing is downloaded."""
+    from autotune.study.state.constraints import format_cost
+
     for entry in entrants.running:
         size = format_cost("parameters", entry.parameters or 0)
         facts = (f"{size} parameters", entry.license, entrants.describe_source(entry))
