@@ -37,7 +37,7 @@ SURFACE = {
     "reproduce": {*WHICH, "trial", "--predictions"},
     "refit": {*WHICH, *WORKERS, "--trial", "--combine", "--members", "--output", "-o", "--json"},
     "predict": {
-        *("model", "images", "--output", "-o", "--top", "--all", "--batch-size"),
+        *("model", "images", "--output", "-o", "--top", "--all", "--batch-size", "--heatmaps"),
         *("--set", "--name", "--storage"),
     },
     "export": {"model", "--format", "--output", "-o", "--images", "--set", "--name", "--storage"},
