@@ -53,7 +53,7 @@ FLOORS = {
     "models": (
         ("pretrained", "device_errors", "layers"),
         ("backbone",),
-        ("flops", "image_border", "surgery"),
+        ("flops", "image_border", "surgery", "fitting"),
         ("network",),
         ("heat_maps", "inspection", "prefix"),
     ),
@@ -61,7 +61,7 @@ FLOORS = {
         ("linear_head", "metrics", "inputs"),
         ("curves",),
         ("checkpoint",),
-        ("compute", "optim"),
+        ("compute", "optim", "fitted_start"),
         ("trainer",),
         ("cost_profile", "features", "folds"),
     ),
