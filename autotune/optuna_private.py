@@ -119,12 +119,7 @@ class StorageProxy:
 
 
 class StudyProxy(ABC):
-    """A study that presents other trials to a sampler or a pruner, and forwards everything else.
-
-    Args:
-        study: The study.
-        storage: The storage to present; default: that of the study.
-    """
+    """A study that presents other trials to a sampler or a pruner, and forwards all else."""
 
     def __init__(self, study: Study, storage: StorageProxy | None = None) -> None:
         self._study = study

@@ -184,9 +184,6 @@ class TrainingPolicy:
     def describe(self, trainable: bool = True) -> str:
         """Describe the optimizer and the values that differ from the default.
 
-        Args:
-            trainable: Whether layers besides the head are trainable.
-
         Example:
             >>> TrainingPolicy("sgd", 0.1, momentum=0.5, head_epochs=3, mixup=0.2).describe()
             'sgd lr 0.1, momentum 0.5, head alone for 3 epochs, mixup 0.2'

@@ -61,10 +61,6 @@ def cpu_quotas(membership: str, root: Path) -> Iterator[float]:
 
     Version 2 writes quota and period into ``cpu.max``, version 1 into two files
     (https://docs.kernel.org/admin-guide/cgroup-v2.html, https://docs.kernel.org/scheduler/sched-bwc.html).
-
-    Args:
-        membership: Content of ``/proc/self/cgroup``.
-        root: Where the groups are mounted.
     """
     for folder, version in control_groups(membership, root, "cpu"):
         with suppress(OSError, ValueError):  # no limit, or "max"

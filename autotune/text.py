@@ -15,6 +15,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Collection
+from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
@@ -201,3 +202,9 @@ def _show_error(
 def _escape(match: re.Match[str]) -> str:
     code = ord(match.group())
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+
+def relative_path(path: Path) -> str:
+    """Write a path relative to the working directory where it lies below it."""
+    absolute, folder = path.absolute(), Path.cwd()
+    return str(absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute)

@@ -52,7 +52,8 @@ from optuna_dashboard import wsgi
 from optuna_dashboard._note import note_ver_key, split_body
 from rich.console import Console
 
-from autotune.config.loading import apply_overrides, presets, read_yaml, validate
+from autotune.config.loading import apply_overrides, presets, read_yaml
+from autotune.config.validation import validate
 from autotune.data.views.study_data import StudyData
 from autotune.results.dashboard.notes import study_note, trial_note
 from autotune.results.study_results import StudyResults

@@ -42,8 +42,8 @@ from optuna.samplers import RandomSampler
 from optuna.storages import RDBStorage
 from optuna.trial import Trial, TrialState
 
-from autotune.config.loading import validate
 from autotune.config.schema import StudyConfig
+from autotune.config.validation import validate
 from autotune.search.dimensions import suggest
 from autotune.search.pruners import make_pruner
 from autotune.search.samplers import make_sampler

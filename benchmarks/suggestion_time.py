@@ -20,8 +20,8 @@ import optuna
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import TrialState, create_trial
 
-from autotune.config.loading import validate
 from autotune.config.schema import StudyConfig
+from autotune.config.validation import validate
 from autotune.runtime import single_threaded
 from autotune.search.samplers import CanonicalSampler, make_sampler
 from autotune.search.space import Space

@@ -15,7 +15,7 @@ import pytest
 from optuna.trial import TrialState
 
 import autotune
-from autotune import api
+from autotune.api import plots, reader, seeds, study
 from autotune.errors import ConfigError, StorageError, StudyError, UserError
 from autotune.storage.rdb.connection import open_storage
 from tests.support.databases import connections_closed
@@ -52,9 +52,13 @@ def test_every_example_is_true() -> None:
     names: dict[str, Any] = {}
     page = doctest.DocTestParser().get_doctest(text, names, PAGE.name, str(PAGE), 0)
     assert len(page.examples) > 15
-    study = run_examples(page)["study"]
-    names = {"study": study, "autotune": autotune}
-    tests = doctest.DocTestFinder().find(api, globs={}, extraglobs=names)
+    names = {"study": run_examples(page)["study"], "autotune": autotune}
+    finder = doctest.DocTestFinder()
+    tests = [
+        test
+        for module in (reader, plots, study, seeds)
+        for test in finder.find(module, globs={}, extraglobs=names)
+    ]
     documented = [test for test in tests if test.examples]
     assert len(documented) > 12
     for test in documented:

@@ -37,6 +37,7 @@ FLOORS = {
         ("notification", "weights"),
         ("schema",),
         ("text_values",),
+        ("validation",),
         ("loading",),
     ),
     "data": (
@@ -55,7 +56,7 @@ FLOORS = {
         ("backbone",),
         ("flops", "image_border", "surgery", "fitting"),
         ("network",),
-        ("heat_maps", "inspection", "prefix"),
+        ("ensemble", "heat_maps", "inspection", "prefix"),
     ),
     "training": (
         ("linear_head", "metrics", "inputs"),
@@ -104,6 +105,7 @@ FLOORS = {
         ("run_display", "summary"),
         ("trainings_display", "watch"),
     ),
+    "api": (("reader",), ("plots",), ("study",), ("seeds",)),
     "cli": (("sigint",), ("resources", "results", "running"), ("main",)),
 }
 MODULES = sorted(

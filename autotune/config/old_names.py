@@ -44,10 +44,6 @@ def with_new_names(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the values of a study file under new names, and what was renamed.
 
-    Args:
-        values: Nested values; keys may be dotted, as in overrides.
-        source: Origin of the values, for the message.
-
     Raises:
         ConfigError: When a key is given under both of its names.
     """

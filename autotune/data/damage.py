@@ -39,12 +39,7 @@ _MAX_TEXT_BYTES = 1 << 16
 
 
 def find_damage(image: Image.Image, content: bytes) -> str:
-    """Return why a decoded image lacks pixels; empty where it lacks none.
-
-    Args:
-        image: The decoded image, of any size.
-        content: The file.
-    """
+    """Return why a decoded image lacks pixels; empty where it lacks none."""
     match image.format:
         case "JPEG" | "MPO":
             return _jpeg_damage(image, content)

@@ -140,9 +140,6 @@ class PassedOver(Counter[tuple[str, str]]):
 def describe_passed_over(counts: Mapping[str, Mapping[str, int]]) -> str:
     """Describe how many files of which kinds are passed over; empty where there are none.
 
-    Args:
-        counts: The result of :meth:`PassedOver.by_kind`.
-
     Example:
         >>> describe_passed_over({"videos": {".mp4": 2, ".mov": 1}, "other files": {"": 1}})
         '4 files are passed over: videos 3 (.mp4, .mov), other files 1'

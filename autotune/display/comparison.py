@@ -67,13 +67,7 @@ def seeds_table(comparison: SeedComparison) -> Table:
 
 
 def print_seeds(console: Console, results: Sequence[StudyResults], url: str) -> None:
-    """Print what studies of several seeds have found, and the command that compares them.
-
-    Args:
-        console: Where.
-        results: The studies that were run.
-        url: Their storage.
-    """
+    """Print what studies of several seeds have found, and the command that compares them."""
     from autotune.results.seeds import SeedComparison
     from autotune.storage.commands import program, storage_option
 

@@ -17,10 +17,10 @@ from autotune.config.loading import (
     read_study_file,
     resolve_plugin_paths,
     study_name,
-    validate,
 )
 from autotune.config.old_names import with_new_names
 from autotune.config.schema import StudyConfig
+from autotune.config.validation import validate
 from autotune.errors import ConfigError, Problem
 
 

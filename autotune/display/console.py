@@ -28,7 +28,7 @@ from autotune.errors import (
     StudyError,
     UserError,
 )
-from autotune.text import visible
+from autotune.text import relative_path, visible
 
 if TYPE_CHECKING:
     from autotune.study.setup.opening import OpenStudy
@@ -381,12 +381,6 @@ def find_model(
             "refit), or name the folder of a model"
         )
     return folder
-
-
-def relative_path(path: Path) -> str:
-    """Write a path relative to the working directory where it lies below it."""
-    absolute, folder = path.absolute(), Path.cwd()
-    return str(absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute)
 
 
 def refresh_report(opened: OpenStudy, stdout: Console | None = None) -> None:

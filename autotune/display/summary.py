@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from autotune.display.console import lines_of_text, relative_path
+from autotune.display.console import lines_of_text
 from autotune.display.worker_table import WorkersTable, format_failures
 from autotune.results.diagnosis.answer import find_answer
 from autotune.results.diagnosis.headline import (
@@ -30,7 +30,7 @@ from autotune.search import ranking
 from autotune.storage.commands import study_command
 from autotune.study.doctor.collect import take_snapshot
 from autotune.study.state import attrs
-from autotune.text import shell_quote
+from autotune.text import relative_path, shell_quote
 
 if TYPE_CHECKING:
     from autotune.study.setup.opening import OpenStudy

@@ -71,12 +71,7 @@ class WorkerStates:
                 row.state = "replaced" if event.get("replaced") else "ended"
 
     def table(self, value: str, format_value: Callable[[float | None], str]) -> Table:
-        """Return a table with a row per worker.
-
-        Args:
-            value: Title of the column of values.
-            format_value: Writes a value.
-        """
+        """Return a table with a row per worker."""
         table = Table("worker", self.noun, "epoch", value, "plan", box=None)
         for slot, row in self.rows.items():
             text = row.plan if row.state == "training" else row.state

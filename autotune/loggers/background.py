@@ -86,11 +86,7 @@ class _Thread:
 
 
 class Loggers:
-    """The loggers of one run.
-
-    Args:
-        loggers: Each with its name in messages.
-    """
+    """The loggers of one run."""
 
     def __init__(self, loggers: Iterable[tuple[str, Logger]] = ()) -> None:
         self._warnings: queue.SimpleQueue[str] = queue.SimpleQueue()

@@ -25,10 +25,6 @@ MAX_SHARE = 0.01
 def unseen_border(model: nn.Module, size: int) -> int:
     """Return how many rows at the bottom of an image change nothing in the features.
 
-    Args:
-        model: A backbone in evaluation mode.
-        size: Side of the images in pixels.
-
     Returns:
         0 where the last row matters. Columns at the right are treated alike by all backbones.
     """

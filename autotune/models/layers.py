@@ -78,13 +78,7 @@ def list_layers(backbone: nn.Module) -> tuple[Layer, ...]:
 
 
 def trained_names(backbone: nn.Module, layer: Layer, parameters: str) -> tuple[str, ...]:
-    """Return the names of the parameters of a layer that train.
-
-    Args:
-        backbone: The module of the layer.
-        layer: The layer.
-        parameters: ``all``, ``norms`` or ``biases``, see :class:`autotune.plan.TrainingPolicy`.
-    """
+    """Return the names of the parameters of a layer that train."""
     names = [name for name, _ in backbone.named_parameters() if name in set(layer.names)]
     if parameters == "norms":
         return tuple(name for name in names if _is_of_norm(backbone, name))

@@ -13,11 +13,12 @@ from typing import Any
 
 from optuna.trial import FrozenTrial
 
+from autotune.config.loading import get_dotted
 from autotune.config.old_names import VALUES, new_key
 from autotune.plan import INHERITING, TrainingPolicy, TrialPlan
 from autotune.results.study_results import StudyResults
 from autotune.search import ranking
-from autotune.study.setup.opening import differences
+from autotune.study.setup.definition_changes import differences
 from autotune.study.state import attrs
 
 #: Most numbers of trials and most device times at which values are compared.
@@ -43,13 +44,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Group:
-    """The trials of a study, or those of them with one backbone or one init.
-
-    Args:
-        label: The study, and what the trials have in common.
-        results: The study.
-        trials: All attempts, in order.
-    """
+    """The trials of a study, or those of them with one backbone or one init."""
 
     label: str
     results: StudyResults
@@ -136,7 +131,7 @@ class Comparison:
             for definition in definitions[1:]
             for key, _, _ in differences(definitions[0], definition)
         }
-        return {key: tuple(_get(each, key) for each in definitions) for key in sorted(keys)}
+        return {key: tuple(get_dotted(each, key) for each in definitions) for key in sorted(keys)}
 
     @property
     def _with_values(self) -> list[Group]:
@@ -254,12 +249,6 @@ def _describe_images(results: StudyResults) -> str:
 
 def _pairs(texts: Mapping[str, str]) -> str:
     return ", ".join(f"{text} in {name}" for name, text in texts.items())
-
-
-def _get(values: Mapping[str, Any], key: str) -> Any:
-    for part in key.split("."):
-        values = values.get(part) if isinstance(values, Mapping) else None  # type: ignore[assignment]
-    return values
 
 
 def _value(trial: FrozenTrial | None) -> float | None:

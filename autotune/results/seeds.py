@@ -10,7 +10,7 @@ from typing import Any
 from autotune.results.study_results import StudyResults
 from autotune.results.values.intervals import CONFIDENCE_LEVEL, Interval, t_interval
 from autotune.results.values.objective import Objective
-from autotune.study.setup.opening import differences
+from autotune.study.setup.definition_changes import differences
 from autotune.study.state import attrs
 
 #: The key of the study file in which the studies may differ.

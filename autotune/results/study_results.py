@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Container, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +31,7 @@ from autotune.storage.artifacts import find_artifacts
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget, StopReason, startable_queue
 from autotune.study.state.outcome import NoResult, find_no_result
+from autotune.study.state.predictions import VALIDATION_LOGITS, ValidationLogits
 from autotune.text import count_of
 
 #: State of a queued trial of an ended study.
@@ -225,6 +227,16 @@ class StudyResults:
         except OSError:
             return None
 
+    def read_logits(self, trial: FrozenTrial) -> ValidationLogits | None:
+        """Return what a complete trial predicted for the validation images.
+
+        ``None`` for one of an earlier version, and where the file is lost or damaged.
+        """
+        with suppress(ValueError):
+            content = self.read_artifact(trial, VALIDATION_LOGITS)
+            return None if content is None else ValidationLogits.read(content)
+        return None
+
     @cached_property
     def verdict(self) -> Verdict | None:
         """The verdict of ``autotune confirm``, or ``None``."""
@@ -302,11 +314,6 @@ def is_active(space: Space | None, trial: FrozenTrial, parameter: str) -> bool:
     """Tell whether a parameter has an effect in a trial, under the trial's other parameters.
 
     An inactive parameter has the same canonical form whatever its value.
-
-    Args:
-        space: The space of the study, if it is known.
-        trial: The trial.
-        parameter: Name of a searched parameter.
     """
     return search_space.has_effect(space, trial.params, parameter)
 

@@ -14,7 +14,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from autotune.config.fields import values_of_dimension
-from autotune.config.schema import PARAMETERS, POOLS
+from autotune.config.schema import PARAMETERS
 from autotune.format_versions import refuse_unknown
 from autotune.plan import KEEP
 
@@ -33,14 +33,14 @@ class Candidate:
         name: timm model name with its pretrained tag.
         layers: Number of its layers.
         offers: What its last layers can become; a layer that is not listed keeps its shape.
-        pools: The global poolings that it supports.
+        pool_problem: Returns why it cannot have a global pooling, "" if it can.
         parameters: What can train of its layers.
     """
 
     name: str
     layers: int
     offers: Sequence[LayerCapabilities]
-    pools: Sequence[str] = POOLS
+    pool_problem: Callable[[str], str] = lambda pool: ""
     parameters: Sequence[str] = PARAMETERS
 
     def resolve_layer_value(self, index: int, name: str, value: Any) -> Any:
@@ -58,7 +58,7 @@ class Candidate:
 
     def resolve_pool(self, pool: str) -> str | None:
         """Return a global pooling, ``None`` if the backbone does not support it."""
-        return pool if pool in self.pools else None
+        return None if self.pool_problem(pool) else pool
 
     def resolve_parameters(self, parameters: str) -> str | None:
         """Return what is to train of a layer, ``None`` if the backbone has no such parameters."""

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from optuna.exceptions import StorageInternalError
 from optuna.pruners import BasePruner
@@ -22,17 +22,12 @@ from optuna.samplers import BaseSampler
 
 from autotune.config.fields import is_plugin_ref
 from autotune.config.loading import get_dotted
-from autotune.config.schema import (
-    PLUGIN_KEYS,
-    StudyConfig,
-)
+from autotune.config.schema import PLUGIN_KEYS, StudyConfig
 from autotune.errors import UserError, did_you_mean, join_sentences
+from autotune.search.backbone_limits import Candidate
 from autotune.search.dimensions import contains, describe
 from autotune.search.space import Space
 from autotune.search.space_checks import find_space_problem
-
-if TYPE_CHECKING:
-    from autotune.models.surgery.capabilities import LayerCapabilities
 
 
 @dataclass(frozen=True)
@@ -229,17 +224,17 @@ def load_pruner_plugin(reference: str, epochs: int, workers: int) -> BasePruner:
     return pruner
 
 
-def load_space_plugin(reference: str, space: Space, offers: Sequence[LayerCapabilities]) -> Space:
+def load_space_plugin(reference: str, space: Space, candidates: Sequence[Candidate]) -> Space:
     """Have a custom function change a space: ``function(space)`` returns another one.
 
     It may replace distributions and fix or free parameters. The parameters stay the same, and
-    their values keep to the rules of the study file and to what each layer can take.
+    their values keep to the rules of the study file and to what the backbone can take.
 
     Raises:
         UserError: When the function fails, or with the first problem of its space.
     """
     ref = PluginRef.from_text(reference)
     changed: Space = ref.check(ref.load()(space), Space, "autotune.search.space.Space")
-    if problem := find_space_problem(changed, space, offers):
+    if problem := find_space_problem(changed, space, candidates):
         raise UserError(f"the space of {ref}: {problem}")
     return changed

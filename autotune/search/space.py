@@ -373,12 +373,7 @@ def plan_values(plan: TrialPlan) -> Params:
 
 
 def active_params(space: Space | None, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters of a trial that have an effect under its other ones.
-
-    Args:
-        space: The space of the study, if it is known.
-        params: Searched parameters by name.
-    """
+    """Return the parameters of a trial that have an effect under its other ones."""
     return {name: value for name, value in params.items() if has_effect(space, params, name)}
 
 

@@ -1,26 +1,29 @@
-"""Whether a space is valid: the rules of the study file, and what layers can take."""
+"""Whether a space is valid: the rules of the study file, and what backbones can take."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from autotune.config.fields import choice_dimension, largest
+from autotune.config.fields import choice_dimension, largest, values_of_dimension, without_all
 from autotune.config.old_names import VALUES
 from autotune.config.schema import (
+    POOLS,
     HeadSpace,
     LayerSpace,
     PolicySpace,
     SpaceConfig,
     StudyConfig,
 )
-from autotune.errors import did_you_mean, join_sentences
+from autotune.errors import Problem, did_you_mean, format_yaml, join_sentences
 from autotune.plan import KEEP
+from autotune.search.backbone_limits import Candidate
 from autotune.search.dimensions import to_dimension
-from autotune.search.space import KEY_NAMES, Space
+from autotune.search.space import KEY_NAMES, LAYER_FIELDS, Space
+from autotune.text import join_some
 
 if TYPE_CHECKING:
     from autotune.models.surgery.capabilities import LayerCapabilities
@@ -29,7 +32,87 @@ if TYPE_CHECKING:
 _INTEGERS = ("depth", "head.hidden_layers", "training.head_epochs")
 
 
-def find_space_problem(changed: Space, space: Space, offers: Sequence[LayerCapabilities]) -> str:
+def file_problems(space: SpaceConfig, candidates: Sequence[Candidate]) -> Iterator[Problem]:
+    """Yield what no backbone can do of the space of a study file."""
+    yield from _depth_problems(space, candidates)
+    yield from _layer_problems(space, candidates)
+    yield from _pool_problems(space, candidates)
+    yield from _parameter_problems(space, candidates)
+
+
+def _depth_problems(space: SpaceConfig, candidates: Sequence[Candidate]) -> Iterator[Problem]:
+    deepest = max(candidates, key=lambda backbone: backbone.layers)
+    layers = deepest.layers
+    largest_depth = int(largest(without_all(space.trainable_layers, layers)))
+    if largest_depth > layers:
+        most = ", which has most" if len(candidates) > 1 else ""
+        yield Problem(
+            "space.trainable_layers",
+            f"must be at most {layers}, the number of layers of {deepest.name!r}{most}, but got "
+            f"{largest_depth}; 'all' takes what the backbone has",
+        )
+    changed = [name for name, _ in _changes(space)]
+    if not largest_depth and changed:
+        yield Problem(
+            "space.trainable_layers",
+            f"must be above 0 in some trials because space.layers.{changed[0]} changes trainable "
+            f"layers alone, but got {format_yaml(space.trainable_layers)}; give a range such as "
+            "{low: 0, high: 4}",
+        )
+
+
+def _changes(space: SpaceConfig) -> Iterator[tuple[str, Any]]:
+    """Yield the name and the value of every layer field that is not ``keep``."""
+    for name in LAYER_FIELDS:
+        for value in values_of_dimension(getattr(space.layers, KEY_NAMES.get(name, name))):
+            if value != KEEP:
+                yield name, value
+
+
+def _layer_problems(space: SpaceConfig, candidates: Sequence[Candidate]) -> Iterator[Problem]:
+    """Find the values that no layer supports; a value that some layers support is fine."""
+    for name, value in _changes(space):
+        reasons = [_unsupported_reason(name, value, backbone.offers) for backbone in candidates]
+        if all(reasons):
+            if len(candidates) > 1:
+                pairs = zip(candidates, reasons, strict=True)
+                reasons = [f"{backbone.name!r} {reason}" for backbone, reason in pairs]
+            yield Problem(f"space.layers.{name}", "; ".join(reasons))
+
+
+def _unsupported_reason(name: str, value: Any, offers: Sequence[LayerCapabilities]) -> str:
+    """Say why no layer of a backbone supports a value; empty if one does, or none is trainable."""
+    if not offers or not all(offer.reason_unsupported(name, value) for offer in offers):
+        return ""
+    others = {1: "", 2: "; nor can layer 2 take it"}.get(
+        len(offers), f"; nor can layers 2 to {len(offers)} take it"
+    )
+    return f"{offers[0].reason_unsupported(name, value)} (layer 1{others})"
+
+
+def _pool_problems(space: SpaceConfig, candidates: Sequence[Candidate]) -> Iterator[Problem]:
+    for pool in values_of_dimension(space.head.pool):
+        reasons = [backbone.pool_problem(pool) for backbone in candidates]
+        if all(reasons):
+            allowed = "; ".join(_describe_pools(backbone) for backbone in candidates)
+            yield Problem("space.head.pool", f"{reasons[0]}; {allowed}")
+
+
+def _describe_pools(backbone: Candidate) -> str:
+    return f"{backbone.name!r} allows {', '.join(filter(backbone.resolve_pool, POOLS))}"
+
+
+def _parameter_problems(space: SpaceConfig, candidates: Sequence[Candidate]) -> Iterator[Problem]:
+    for kind in values_of_dimension(space.training.parameters):
+        if not any(kind in backbone.parameters for backbone in candidates):
+            names = join_some([repr(backbone.name) for backbone in candidates])
+            yield Problem(
+                "space.training.parameters",
+                f"{names} has no {kind} that could train alone; 'all' always works",
+            )
+
+
+def find_space_problem(changed: Space, space: Space, candidates: Sequence[Candidate]) -> str:
     """Describe the first problem of a changed space; empty if there is none."""
     before = {*space.fixed, *space.distributions}
     names = [*changed.fixed, *changed.distributions]
@@ -44,7 +127,7 @@ def find_space_problem(changed: Space, space: Space, offers: Sequence[LayerCapab
         return f"{', '.join(missing)} must be fixed or searched, but is missing"
     if changed.backbone != space.backbone:
         return f"the backbone must stay {space.backbone!r}, but is {changed.backbone!r}"
-    offer_by_index = {offer.index: offer for offer in offers}
+    offer_by_index = {offer.index: offer for offer in candidates[0].offers}
     for name in names:
         dimension = dimension_of(changed, name)
         problem = rule_problem(name, dimension) or _offer_problem(name, dimension, offer_by_index)
@@ -61,9 +144,16 @@ def find_space_problem(changed: Space, space: Space, offers: Sequence[LayerCapab
         reread = Space.from_json(json.loads(json.dumps(changed.to_json())))
     except (TypeError, ValueError) as error:
         return f"must be plain JSON values, but {error}"
-    return (
-        "" if reread == changed else "must be plain JSON values: lists for tuples, texts for keys"
+    if reread != changed:
+        return "must be plain JSON values: lists for tuples, texts for keys"
+    as_file = SpaceConfig(
+        trainable_layers=dimension_of(changed, "depth"),
+        head=HeadSpace(pool=dimension_of(changed, "head.pool")),
+        training=PolicySpace(parameters=dimension_of(changed, "training.parameters")),
     )
+    for unsupported in file_problems(as_file, candidates):
+        return f"{unsupported.key.removeprefix('space.')}: {unsupported.message}"
+    return ""
 
 
 def dimension_of(space: Space, name: str) -> Any:

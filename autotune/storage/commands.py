@@ -14,7 +14,7 @@ from pathlib import Path
 from autotune.config.schema import StudyConfig
 from autotune.errors import StorageError
 from autotune.storage.url import absolute_url, database_path, is_sqlite, redact
-from autotune.text import shell_quote
+from autotune.text import relative_path, shell_quote
 
 #: Environment variable with the storage that a command uses.
 STORAGE = "AUTOTUNE_STORAGE"
@@ -74,7 +74,7 @@ def program() -> str:
         return "autotune"
     if shutil.which(called.name) == str(called):
         return shell_quote(called.name)
-    return shell_quote(_relative(called))
+    return shell_quote(relative_path(called))
 
 
 def _is_unusual(study: str) -> bool:
@@ -85,10 +85,5 @@ def _is_unusual(study: str) -> bool:
 def _quoted_url(url: str) -> str:
     text = redact(url)
     if is_sqlite(url):
-        text = f"sqlite:///{_relative(database_path(url))}"
+        text = f"sqlite:///{relative_path(database_path(url))}"
     return shell_quote(text)
-
-
-def _relative(path: Path) -> str:
-    absolute, folder = path.absolute(), Path.cwd()
-    return str(absolute.relative_to(folder) if absolute.is_relative_to(folder) else absolute)

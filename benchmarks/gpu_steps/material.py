@@ -6,8 +6,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from autotune.config.loading import apply_overrides, presets, read_yaml, validate
+from autotune.config.loading import apply_overrides, presets, read_yaml
 from autotune.config.schema import StudyConfig
+from autotune.config.validation import validate
 from autotune.data.views.study_data import StudyData
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
 from autotune.storage.paths import StudyPaths

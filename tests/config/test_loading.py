@@ -10,7 +10,6 @@ import pytest
 import yaml
 
 from autotune.config.loading import (
-    all_keys,
     apply_overrides,
     find_study_file,
     load_study_file,
@@ -22,6 +21,7 @@ from autotune.config.loading import (
     study_name,
 )
 from autotune.config.schema import SearchConfig, StudyConfig
+from autotune.config.validation import all_keys
 from autotune.errors import ConfigError, StudyError
 from tests.support.archives import tar_bytes, zip_bytes
 

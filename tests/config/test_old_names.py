@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from autotune.config import loading
-from autotune.config.loading import load_study_file, validate
+from autotune.config.loading import load_study_file
 from autotune.config.old_names import KEYS, VALUES, with_new_names, with_old_names
 from autotune.config.schema import StudyConfig
+from autotune.config.validation import validate
 from autotune.errors import ConfigError
 from tests.support.inside import call
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.config.fields import KERNELS
-from autotune.config.loading import all_keys, apply_overrides, validate
+from autotune.config.loading import apply_overrides
 from autotune.config.schema import (
     ACTIVATIONS,
     COSTS,
@@ -27,6 +27,7 @@ from autotune.config.schema import (
     LayerSpace,
     StudyConfig,
 )
+from autotune.config.validation import all_keys, validate
 from autotune.errors import ConfigError
 from autotune.plan import LayerPlan
 
@@ -193,6 +194,9 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     "training.augment.flip": ([(0, 0.0), (1, 1.0)], [-0.1, 1.1, True]),
     "training.augment.rotate": ([(180, 180.0)], [-1, 181]),
     "training.augment.jitter": ([(1, 1.0)], [-0.1, 1.1]),
+    "training.augment.policy": ([("rand", "rand"), (None, "none")], ["auto", True, ["rand"]]),
+    "training.augment.strength": ([(1, 1.0)], [-0.1, 1.1]),
+    "training.augment.erasing": ([(1, 1.0)], [-0.1, 1.1]),
     "objectives": (
         [(None, None), *kept(*(["accuracy", cost] for cost in COSTS))],
         [

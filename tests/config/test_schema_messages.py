@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.config.loading import validate
+from autotune.config.validation import validate
 from autotune.errors import ConfigError
 from tests.config.test_schema import KEYS, MINIMAL, UNKNOWN, load
 

@@ -8,8 +8,8 @@ import pytest
 from pydantic import BaseModel
 
 from autotune.config.fields import FieldRule
-from autotune.config.loading import all_keys
 from autotune.config.schema import StudyConfig
+from autotune.config.validation import all_keys
 from docs.scripts.study_file import PAGE, render, row, sections
 
 

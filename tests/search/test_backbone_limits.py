@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -32,6 +33,12 @@ CONFIG: dict[str, Any] = {
     "layers": {"kernel": ["keep", 3, 5], "dropout": {"low": 0, "high": 0.5}, "max_layers": 2},
     "head": {"pool": ["keep", "avg", "max"]},
 }
+
+
+def refused_pools(*pools: str) -> Callable[[str], str]:
+    return lambda pool: "cannot pool" if pool in pools else ""
+
+
 SMALL = Candidate(
     "small",
     2,
@@ -39,7 +46,7 @@ SMALL = Candidate(
         FakeCapabilities(1, present={"kernel": 3}, reasons={"dropout": "it has none"}),  # type: ignore[arg-type]
         FakeCapabilities(2, refused={"kernel": (3, 5)}, reasons={"dropout": "it has none"}),
     ),
-    ("keep", "avg"),
+    refused_pools("max", "avgmax"),
 )
 LARGE = Candidate("large", 5, fake_capabilities(2))  # type: ignore[arg-type]
 
@@ -145,7 +152,7 @@ def test_where_keep_is_no_choice_the_first_possible_value_is_taken() -> None:
     picky = replace(
         SMALL,
         offers=(FakeCapabilities(1, refused={"kernel": (1,)}),),  # type: ignore[arg-type]
-        pools=("avg",),
+        pool_problem=refused_pools("keep", "max", "avgmax"),
     )
     space = Space.from_candidates(
         [picky, LARGE],
@@ -274,8 +281,8 @@ def candidates(draw: st.DrawFn) -> list[Candidate]:
             )
             for index in range(1, min(layers, 3) + 1)
         )
-        pools = ("keep", *draw(_some(("avg", "max"))))
-        found.append(Candidate(name, layers, of, pools))  # type: ignore[arg-type]
+        refused = refused_pools(*draw(_some(("avg", "max"))))
+        found.append(Candidate(name, layers, of, refused))  # type: ignore[arg-type]
     return found
 
 

@@ -13,6 +13,7 @@ from optuna.trial import TrialState
 
 from autotune.config.schema import StudyConfig
 from autotune.errors import UserError
+from autotune.search.backbone_limits import Candidate
 from autotune.search.plugins import (
     PluginRef,
     load_pruner_plugin,
@@ -36,6 +37,13 @@ SPACE = space_of(
     layers={"kernel": ["keep", 5]},
     head={"hidden_layers": [0, 1], "units": [64, 128]},
     training={"lr": {"low": 1e-3, "high": 0.1, "log": True}},
+)
+BACKBONE = Candidate(
+    "resnet18",
+    3,
+    OFFERS,
+    pool_problem=lambda pool: "cannot pool with 'max'" if pool == "max" else "",
+    parameters=("all", "norms"),
 )
 SAMPLER = """
 from optuna.samplers import RandomSampler
@@ -226,7 +234,7 @@ def test_what_is_made_must_be_what_was_asked_for(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"of optuna\.pruners\.BasePruner, but made dict"):
         load_pruner_plugin(f"{path}:make", 5, 1)
     with pytest.raises(UserError, match=r"of autotune\.search\.space\.Space, but made dict"):
-        load_space_plugin(f"{path}:make", SPACE, OFFERS)
+        load_space_plugin(f"{path}:make", SPACE, [BACKBONE])
 
 
 # Spaces
@@ -244,7 +252,7 @@ def make(space):
 
 def changed(folder: Path, body: str) -> Space:
     path = write(folder, HEADER.replace("BODY", "\n    ".join(body.split("; "))))
-    return load_space_plugin(f"{path}:make", SPACE, OFFERS)
+    return load_space_plugin(f"{path}:make", SPACE, [BACKBONE])
 
 
 def test_a_space_can_be_narrowed_and_given_other_values(tmp_path: Path) -> None:
@@ -289,6 +297,18 @@ def test_a_space_can_be_narrowed_and_given_other_values(tmp_path: Path) -> None:
         (
             "searched['head.hidden_layers'] = IntDistribution(0, 2)",
             "head.hidden_layers: must be at most 1, that of space.head.hidden_layers, but got 2",
+        ),
+        (
+            "searched['depth'] = IntDistribution(0, 4)",
+            "trainable_layers: must be at most 3, the number of layers of 'resnet18', but got 4",
+        ),
+        (
+            "fixed['head.pool'] = 'max'",
+            "head.pool: cannot pool with 'max'; 'resnet18' allows keep, avg, avgmax",
+        ),
+        (
+            "fixed['training.parameters'] = 'biases'",
+            "training.parameters: 'resnet18' has no biases that could train alone",
         ),
     ],
 )

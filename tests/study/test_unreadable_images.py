@@ -20,7 +20,8 @@ from autotune.data.views.study_data import check_test_images
 from autotune.errors import AutotuneError, DatasetError, StudyError
 from autotune.results.evaluation.refit import refit_study
 from autotune.study.engine import training_worker
-from autotune.study.setup.opening import OpenStudy, check_same, open_or_create
+from autotune.study.setup.definition_changes import check_same
+from autotune.study.setup.opening import OpenStudy, open_or_create
 from autotune.study.state import attrs
 from autotune.study.trial.context import build_context
 from autotune.study.trial.identity import checkpoint_for

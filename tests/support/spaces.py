@@ -15,8 +15,8 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from autotune.config.loading import validate
 from autotune.config.schema import SpaceConfig
+from autotune.config.validation import validate
 from autotune.plan import KEEP
 from autotune.search.dimensions import contains
 from autotune.search.samplers import CanonicalSampler, make_sampler

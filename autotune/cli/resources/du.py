@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.display import console
-from autotune.text import format_bytes
+from autotune.text import format_bytes, relative_path
 
 _KINDS = ("artifacts", "checkpoints", "logs", "confirmed", "reports", "predictions", "models")
 
@@ -61,7 +61,7 @@ def _measure(url: str) -> dict[str, Any]:
     folders = [("cache", files.cache) for files in sorted(roots, key=lambda files: files.root)]
     for what, folder in (*folders, ("downloaded data sets", data_folder())):
         if folder.is_dir():
-            shared.append((what, console.relative_path(folder), size_of([folder])))
+            shared.append((what, relative_path(folder), size_of([folder])))
     return {
         "studies": [
             {

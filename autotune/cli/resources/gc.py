@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.display import console
-from autotune.text import format_bytes
+from autotune.text import format_bytes, relative_path
 
 
 def gc(
@@ -41,7 +41,7 @@ def gc(
         table = Table("files", "size", "where", "", box=None)
         for entry in sorted(garbage, key=lambda entry: bool(entry.why_kept)):
             outcome = f"stays: {entry.why_kept}" if entry.why_kept else "goes"
-            where = console.relative_path(entry.folder)
+            where = relative_path(entry.folder)
             table.add_row(entry.kind, format_bytes(entry.size_bytes), Text(where), Text(outcome))
         stdout.print(table)
     goes = [entry for entry in garbage if not entry.why_kept]

@@ -10,6 +10,7 @@ import typer
 
 from autotune.display import console
 from autotune.errors import UserError, place_as_user_error
+from autotune.text import relative_path
 
 
 def compare(
@@ -71,4 +72,4 @@ def compare(
         stdout.print(table)
         stdout.print()
     if output is not None:
-        stdout.print(f"figure: {console.relative_path(Path(output))}")
+        stdout.print(f"figure: {relative_path(Path(output))}")

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from autotune.display import console
+from autotune.text import relative_path
 
 
 class Format(StrEnum):
@@ -60,6 +61,6 @@ def export(
         f"compared with PyTorch on {parity.images} {source}:",
         f"  largest difference of a logit {parity.difference:.1e} (allowed "
         f"{parity.allowed:.1e}), same class for {parity.same_class} of {parity.images}",
-        f"{format}: {console.relative_path(target)}",
+        f"{format}: {relative_path(target)}",
     ):
         stdout.print(line, soft_wrap=True)

@@ -10,6 +10,7 @@ import typer
 
 from autotune.display import console
 from autotune.errors import UserError
+from autotune.text import relative_path
 
 #: Formats that a terminal or a pipe can take.
 _STREAMED = ("md", "json", "csv", "yaml", "epochs", "predictions")
@@ -65,8 +66,8 @@ def report(
         sys.stdout.write(render(results, chosen, redact(opened.url)).decode())
         return
     path = write_report(opened, None if output is None else Path(output), chosen)
-    console.stdout().print(f"report: {console.relative_path(path)}")
+    console.stdout().print(f"report: {relative_path(path)}")
     if chosen == "html" and output is None:
         table = write_predictions(opened)
         if table is not None:  # else the page says why
-            console.stdout().print(f"predictions: {console.relative_path(table)}")
+            console.stdout().print(f"predictions: {relative_path(table)}")

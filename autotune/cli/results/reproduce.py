@@ -11,7 +11,7 @@ import typer
 from autotune.atomic import write_bytes
 from autotune.display import console
 from autotune.errors import place_as_user_error
-from autotune.text import join_some
+from autotune.text import join_some, relative_path
 
 if TYPE_CHECKING:
     from autotune.results.evaluation.reproduce import Reproduction
@@ -60,7 +60,7 @@ def reproduce(
     for line in _differences(result):
         stdout.print(line)
     if predictions is not None:
-        stdout.print(f"predictions: {console.relative_path(predictions)}")
+        stdout.print(f"predictions: {relative_path(predictions)}")
     for change in result.changes:
         stdout.print(f"changed since then: {change}")
     if result.first_difference is not None:

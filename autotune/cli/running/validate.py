@@ -10,6 +10,7 @@ from autotune.errors import DeviceError
 from autotune.text import format_duration, plural
 
 if TYPE_CHECKING:
+    from autotune.models.backbone import Backbone
     from autotune.study.setup.definition import Definition
 
 
@@ -27,8 +28,9 @@ def validate(
     from autotune.search.dimensions import describe
     from autotune.study.setup.definition import define
 
+    loaded: list[Backbone] = []
     with console.stderr().status("checking the images and the backbone") as status:
-        definition = define(config, progress=status.on_progress)
+        definition = define(config, progress=status.on_progress, on_backbone=loaded.append)
     open_loggers(config.loggers)  # they may be missing here
     samples, classes = definition.dataset.source.samples, definition.dataset.source.classes
     backbones = ", ".join(
@@ -48,7 +50,7 @@ def validate(
         note = "; the validation split of the data set is in the folds" if has_validation else ""
         stdout.print(f"  split     {config.data.folds} folds and a test split{note}")
     with console.stderr().status("measuring how long trials take"):
-        lines = _describe_durations(definition)
+        lines = _describe_durations(definition, loaded)
     for line in lines:
         stdout.print(f"  seconds   {line}", soft_wrap=True)
     for key, distribution in definition.space.distributions.items():
@@ -57,7 +59,7 @@ def validate(
         stdout.print(f"  fixed     {key}: {value}")
 
 
-def _describe_durations(definition: Definition) -> list[str]:
+def _describe_durations(definition: Definition, backbones: list[Backbone]) -> list[str]:
     """Say how long a trial takes by its number of trainable layers, for each backbone."""
     from autotune.study.devices import find_device
     from autotune.study.trial.duration import trial_durations
@@ -67,10 +69,10 @@ def _describe_durations(definition: Definition) -> list[str]:
     except DeviceError:  # which 'autotune run' reports
         return []
     lines = []
-    for backbone in definition.backbones:
+    for backbone in backbones:
         durations = trial_durations(definition, backbone, device)
         words = [f"{_seconds(one.trial)} with {_layers(one.depth)}" for one in durations]
-        name = f"{backbone.name}: " if len(definition.backbones) > 1 else ""
+        name = f"{backbone.name}: " if len(backbones) > 1 else ""
         epochs = plural(definition.config.training.epochs, "epoch")
         lines.append(f"{name}a trial of {epochs} takes about {', '.join(words)}")
         if longest := max(one.features for one in durations):

@@ -332,12 +332,7 @@ def _next_content(stream: IO[bytes]) -> int | None:
 
 
 class _Limited(io.RawIOBase):
-    """A stream that raises an error beyond a limit.
-
-    Args:
-        stream: The stream, decompressed on the way.
-        limit: Its most bytes.
-    """
+    """A stream that raises an error beyond a limit."""
 
     def __init__(self, stream: IO[bytes], limit: int) -> None:
         self._stream = stream

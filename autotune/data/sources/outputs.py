@@ -62,11 +62,6 @@ def leave_out(folders: Iterable[Path]) -> None:
 def written_by(path: str, names: Collection[str], has_images: bool) -> str:
     """Tell by what is in a folder whether a program has written it, its images too.
 
-    Args:
-        path: The folder.
-        names: Names of the files and folders in it.
-        has_images: Whether images lie directly in it.
-
     Returns:
         :data:`OWN`, :data:`OTHERS`, or an empty text where nothing speaks for that.
     """

@@ -23,7 +23,7 @@ from autotune.data.sources.hub import SCHEME, HubSource
 from autotune.data.sources.split_names import AUTO, SplitNames
 from autotune.data.sources.stanford_dogs import STANFORD_DOGS
 from autotune.data.sources.tables.table import TABLE_ENDINGS, open_table
-from autotune.data.sources.torchvision_datasets import TORCHVISION_DATASETS
+from autotune.data.sources.torchvision_datasets import OXFORD_DATASETS, TORCHVISION_DATASETS
 from autotune.errors import DatasetError, did_you_mean, join_sentences
 from autotune.file_kinds import PARQUET, file_kind
 from autotune.text import join_some
@@ -40,12 +40,7 @@ _READING = b" 2"
 
 @dataclass(frozen=True)
 class RegisteredDataset:
-    """A data set that has a name.
-
-    Args:
-        open: Opens it.
-        download: What has to be downloaded before; ``None`` for nothing.
-    """
+    """A data set that has a name."""
 
     open: Callable[[ProgressCallback], Source]
     download: Downloadable | None = None
@@ -65,6 +60,7 @@ _REGISTRY: dict[str, RegisteredDataset] = {
     "caltech101-background": _archived(CALTECH101),
     "caltech256": _archived(CALTECH256, partial(read_caltech256, clutter=False)),
     "caltech256-clutter": _archived(CALTECH256),
+    **{dataset.name: _archived(dataset) for dataset in OXFORD_DATASETS},
     **{dataset.name: RegisteredDataset(dataset.open, dataset) for dataset in TORCHVISION_DATASETS},
 }
 
@@ -102,11 +98,6 @@ def open_source(
     name: str, progress: ProgressCallback = no_progress, splits: SplitNames = AUTO
 ) -> Source:
     """Open a data set: a registered name, or what :func:`open_local` takes. No image is decoded.
-
-    Args:
-        name: The data set as the user names it.
-        progress: Called while files are listed and read.
-        splits: What ``data.splits`` says of the names of its splits.
 
     Raises:
         DatasetError: When there is no such data set, its layout is wrong, or it must be

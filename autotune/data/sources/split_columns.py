@@ -122,11 +122,6 @@ def splits_of_rows(
 def without_unlabeled(rows: Cells, labels: Cells, passed_over: PassedOver) -> list[str | None]:
     """Leave out the rows of a split without labels.
 
-    Args:
-        rows: The split of each row.
-        labels: The label of each row.
-        passed_over: Counts the rows that are left out.
-
     Returns:
         The split of each row, :data:`LEFT_OUT` for those that are left out.
     """

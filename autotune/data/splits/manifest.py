@@ -33,12 +33,7 @@ class ManifestRow:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The images of a study, in the order of its source, those in no split included.
-
-    Args:
-        classes: Names of the classes.
-        rows: A row for every image.
-    """
+    """The images of a study, in the order of its source, those in no split included."""
 
     classes: tuple[str, ...]
     rows: tuple[ManifestRow, ...]

@@ -21,11 +21,6 @@ def apply_protocol(source: Source, protocol: str, seed: int) -> Source:
     testing. A validation split is carved from the training split as usual, or folds are cut from
     it: the search uses nothing else, and the final fit trains on all of it.
 
-    Args:
-        source: The images, without splits and groups.
-        protocol: Such as ``30-per-class``.
-        seed: Seed of the draw.
-
     Raises:
         DatasetError: When the images have splits or groups already, or a class has too few.
     """

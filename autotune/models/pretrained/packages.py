@@ -29,12 +29,7 @@ def _package_of(backbone: str) -> str:
 
 @dataclass(frozen=True)
 class WeightsPackage:
-    """An installed package with the weights of a backbone.
-
-    Args:
-        name: Its name on the package index, with its version.
-        folder: The folder of its file of weights.
-    """
+    """An installed package with the weights of a backbone."""
 
     name: str
     folder: Path

@@ -64,11 +64,6 @@ def activation_scores(
     the readers: the measure of Wanda (Sun et al. 2023, arXiv 2306.11695, equation 1) for whole
     channels.
 
-    Args:
-        model: The network.
-        group: The channels.
-        norms: See :func:`channel_norms`.
-
     Returns:
         One score a channel, ``(group.size,)``; :func:`magnitude_scores` where nothing reads them.
     """

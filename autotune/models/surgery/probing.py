@@ -93,13 +93,7 @@ class _MetaProbe:
 def probe_layers(
     model: nn.Module, layers: Sequence[Layer], input_size: tuple[int, int, int]
 ) -> tuple[LayerCapabilities, ...]:
-    """Find out what the last layers of a backbone on the meta device can become.
-
-    Args:
-        model: The backbone without a classifier.
-        layers: Its last layers, the last one first.
-        input_size: Channels, height and width of its images.
-    """
+    """Find out what the last layers of a backbone on the meta device can become."""
     model = copy.deepcopy(model).eval()
     image = torch.zeros(1, *input_size, device="meta")
     probe = _MetaProbe(model, image)

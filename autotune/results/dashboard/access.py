@@ -109,9 +109,6 @@ class Passwords:
 
     The first wrong ones are free, because people mistype. During the wait no password is checked,
     not even the right one.
-
-    Args:
-        clock: Monotonic seconds.
     """
 
     #: Wrong passwords without a wait, and the longest wait.

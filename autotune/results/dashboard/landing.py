@@ -86,11 +86,7 @@ class LandingPage:
         return respond
 
     def page(self, base: str = "") -> tuple[str, str]:
-        """Return the HTTP status and the page with all studies.
-
-        Args:
-            base: What the addresses of its links begin with.
-        """
+        """Return the HTTP status and the page with all studies."""
         try:
             studies = self._overviews.read(READ_S)
         except UserError as error:

@@ -106,12 +106,7 @@ def _images(dataset: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def trial_note(trial: FrozenTrial, results: StudyResults) -> str:
-    """Describe a trial: how it ended, its plan in words and as a diagram, what it took.
-
-    Args:
-        trial: The trial, at any stage.
-        results: Its study.
-    """
+    """Describe a trial: how it ended, its plan in words and as a diagram, what it took."""
     texts = [f"**{escape(_outcome(trial, results))}**"]
     if (plan := attrs.trial_plan(trial)) is not None:
         texts.append(escape(results.describe_plan(trial)))

@@ -46,10 +46,6 @@ def diagnose(
     """Answer the questions about a study.
 
     Of two objectives, the metric is diagnosed.
-
-    Args:
-        results: The study, at any stage.
-        measured: The importances of its parameters, if they are known.
     """
     facts = Facts(results, measured)
     return tuple(Diagnostic(question, *check(facts)) for question, check in _CHECKS.items())

@@ -40,12 +40,7 @@ def unknown(missing: str, advice: str = "") -> Finding:
 
 @dataclass(frozen=True, eq=False)
 class Facts:
-    """What the checks of a study have in common.
-
-    Args:
-        results: The study.
-        measured: The importances of its parameters, if they are known.
-    """
+    """What the checks of a study have in common."""
 
     results: StudyResults
     measured: Mapping[str, float] | None = None

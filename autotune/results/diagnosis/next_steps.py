@@ -61,12 +61,7 @@ class NextStep:
 
 
 def next_steps(results: StudyResults, storage_url: str = "") -> tuple[NextStep, ...]:
-    """Return what to do next, the most useful step first.
-
-    Args:
-        results: The study, at any stage.
-        storage_url: URL of its storage, for the commands.
-    """
+    """Return what to do next, the most useful step first."""
     if not results.definition:  # a study of another program
         return ()
     commands = _Commands(results, storage_url)

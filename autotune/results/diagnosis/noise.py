@@ -78,12 +78,7 @@ def noise_between(results: StudyResults, first: FrozenTrial, other: FrozenTrial)
 
 
 def noise_of_study(results: StudyResults, ranked: Sequence[FrozenTrial]) -> Noise | None:
-    """Return the usual noise between the best trial of a study and those that follow it.
-
-    Args:
-        results: The study.
-        ranked: Its complete trials, the best one first.
-    """
+    """Return the usual noise between the best trial of a study and those that follow it."""
     pairs = (noise_between(results, ranked[0], rival) for rival in ranked[1 : 1 + _RIVALS])
     measured = [noise for noise in pairs if noise is not None]
     if not measured:

@@ -80,11 +80,7 @@ class _Attempt:
 
 
 def measure_utilization(trials: Sequence[FrozenTrial]) -> Utilization | None:
-    """Measure how busy the workers of a study were; ``None`` before a trial has ended.
-
-    Args:
-        trials: All trials of the study.
-    """
+    """Measure how busy the workers of a study were; ``None`` before a trial has ended."""
     by_worker = _attempts_by_worker(trials)
     if not by_worker:
         return None

@@ -267,12 +267,7 @@ def timeline_figure(results: StudyResults) -> go.Figure | None:
 
 
 def describe_state(trial: FrozenTrial, superseded: Collection[int]) -> str:
-    """Name the state of a trial: ``complete``, ``pruned``, ``infeasible``, ``failed``, ...
-
-    Args:
-        trial: The trial.
-        superseded: Numbers of the attempts that have a successor.
-    """
+    """Name the state of a trial: ``complete``, ``pruned``, ``infeasible``, ``failed``, ..."""
     if trial.state == TrialState.FAIL:
         return "retried" if trial.number in superseded else "failed"
     return attrs.INFEASIBLE if attrs.ended_infeasible(trial) else trial.state.name.lower()

@@ -97,9 +97,6 @@ def as_text(rows: Sequence[LayerRow]) -> str:
     """Draw layers for a terminal, as aligned lines without a line break at the end.
 
     Filled squares are trainable, those with a rim also reshaped.
-
-    Args:
-        rows: What :func:`layer_rows` returned.
     """
     lines = [
         (
@@ -125,9 +122,6 @@ def as_text(rows: Sequence[LayerRow]) -> str:
 
 def as_html(rows: Sequence[LayerRow]) -> Markup:
     """Draw layers for a page; a joined run opens to its layers.
-
-    Args:
-        rows: What :func:`layer_rows` returned.
 
     Returns:
         An ordered list of class ``network``. Labels are escaped.

@@ -66,15 +66,7 @@ def add_points(
     marker: dict[str, Any],
     hover_text: str,
 ) -> None:
-    """Add points as one trace; nothing where there are none.
-
-    Args:
-        figure: The figure.
-        name: Name of the trace in the legend.
-        points: x, y and custom data of each point.
-        marker: How a point looks.
-        hover_text: What plotly shows beside a point.
-    """
+    """Add points as one trace; nothing where there are none."""
     if points:
         x, y, data = zip(*points, strict=True)
         figure.add_scatter(
@@ -89,14 +81,7 @@ def add_points(
 
 
 def hover(title: str, objective: Objective, *more: str, of: str = "y") -> str:
-    """Return what plotly shows beside a point.
-
-    Args:
-        title: The first line.
-        objective: The second line is its value.
-        more: Further lines.
-        of: Where plotly finds the value.
-    """
+    """Return what plotly shows beside a point."""
     value = f"{objective.label} %{{{of}:{objective.tick_format}}}"
     return "<br>".join([title, value, *more]) + "<extra></extra>"
 

@@ -69,12 +69,7 @@ class WorkerRow:
 
 
 def worker_rows(results: StudyResults, snapshot: Snapshot) -> tuple[WorkerRow, ...]:
-    """List the workers that run a trial, and those that ended one a moment ago, by name.
-
-    Args:
-        results: The study.
-        snapshot: The same study with its heartbeats.
-    """
+    """List the workers that run a trial, and those that ended one a moment ago, by name."""
     busy = [_busy_row(trial, results, snapshot) for trial in snapshot.running]
     names = {row.worker for row in busy}
     idle = () if snapshot.ended else _idle_rows(results, snapshot.heartbeats.now)

@@ -16,12 +16,7 @@ _LAYER = "learning_rate.layer"
 def epoch_rows(
     stored: curves.Stored, values: Mapping[int, float] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Yield what is known of each epoch of a training, by the names of the columns.
-
-    Args:
-        stored: Its curves.
-        values: Its objective by epoch, where that is known.
-    """
+    """Yield what is known of each epoch of a training, by the names of the columns."""
     by_name = {name: curves.series(stored, name) for name in curves.SERIES}
     rates = curves.layer_rates(stored)
     by_name |= {f"{_LAYER}{layer}": rate for layer, rate in rates.items()}
@@ -34,13 +29,7 @@ def epoch_rows(
 def epochs_table(
     rows: Iterable[Mapping[str, Any]], first: Mapping[str, str], values: bool = False
 ) -> pd.DataFrame:
-    """Return rows of epochs as a table; the columns of layers come last, in their order.
-
-    Args:
-        rows: The rows.
-        first: The columns that come first, with their types.
-        values: Whether there is a column of the objective.
-    """
+    """Return rows of epochs as a table; the columns of layers come last, in their order."""
     import pandas as pd  # here, because a report without a table needs none
 
     rows = list(rows)

@@ -106,13 +106,7 @@ def compare_with_baseline(
 
 
 def t_interval(values: Sequence[float], level: float, least: float = 0.0) -> Interval:
-    """Return Student's t interval of the mean of some values.
-
-    Args:
-        values: At least two.
-        level: Its confidence.
-        least: The smallest standard deviation that is believed.
-    """
+    """Return Student's t interval of the mean of some values."""
     deviation = max(statistics.stdev(values), least)
     width = _quantile(len(values) - 1, (1 + level) / 2)
     return Interval(statistics.fmean(values), width * deviation / math.sqrt(len(values)))

@@ -24,13 +24,7 @@ def escape(text: str) -> str:
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]], right: int = 0) -> str:
-    """Write a table.
-
-    Args:
-        titles: The heads of the columns.
-        rows: The cells.
-        right: Number of leading columns that hold numbers.
-    """
+    """Write a table."""
     rule = ("---:" if column < right else "---" for column in range(len(titles)))
     head, *body = (f"| {' | '.join(map(escape, row))} |" for row in (titles, *rows))
     return "\n".join([head, f"| {' | '.join(rule)} |", *body])

@@ -15,11 +15,7 @@ _MAX_NAMED = 3
 
 
 def describe_precision(compute: Mapping[str, Any]) -> str:
-    """Describe in which precision a trial computed.
-
-    Args:
-        compute: What :func:`autotune.study.trial.run.precision_record` returned.
-    """
+    """Describe in which precision a trial computed."""
     half, kept = compute["half"], compute.get("kept", [])
     single = "float32" if compute["float32"] == "ieee" else "float32 with products in TF32"
     text = single if half == "off" else f"{half}, the rest in {single}"

@@ -65,9 +65,6 @@ class Verdict:
     def describe(self, objective: Objective) -> str:
         """Describe the verdict in a sentence.
 
-        Args:
-            objective: How values of the study are written.
-
         Example:
             ``trial 12 beats the baseline by 2.1 points (95 % interval 0.9 to 3.3, 5 seeds,
             corrected for choosing among 5); its mean is 0.8 points worse than its value in the

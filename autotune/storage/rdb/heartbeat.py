@@ -32,12 +32,6 @@ class Heartbeat:
 
     A write that fails is logged and soon retried: who looks for dead workers when the storage is
     back must not find an old heartbeat.
-
-    Args:
-        storage: The storage of the trial.
-        trial_id: Id of the trial.
-        on_beat: Called with every heartbeat.
-        interval_s: Seconds between two heartbeats.
     """
 
     def __init__(

@@ -57,12 +57,7 @@ class IndexedStudy:
 
 
 def read_study_index(storage: RetryingStorage, keys: Collection[str]) -> list[IndexedStudy]:
-    """Read all studies, the oldest first, in four statements.
-
-    Args:
-        storage: Their storage.
-        keys: The user attributes to read.
-    """
+    """Read all studies, the oldest first, in four statements."""
     attributes = select(_ATTRIBUTES.c.study_id, _ATTRIBUTES.c.key, _ATTRIBUTES.c.value_json)
     columns = _TRIALS.c.study_id, _TRIALS.c.state
     moments = func.max(_TRIALS.c.datetime_start), func.max(_TRIALS.c.datetime_complete)

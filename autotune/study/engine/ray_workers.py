@@ -86,10 +86,6 @@ def ray_backend(url: str, request: ResourceRequest) -> Iterator[RayWorkers]:
     ``RAY_ADDRESS`` names the cluster; else it is the one that runs on this machine, or a Ray that
     this run starts and ends.
 
-    Args:
-        url: Storage URL of the study.
-        request: What is asked of the cluster.
-
     Raises:
         UserError: When Ray is not installed or cannot be reached, has no such GPUs, or the storage
             serves one machine alone.

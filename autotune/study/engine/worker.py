@@ -63,11 +63,6 @@ def check_plugins(handle: OpenStudy, config: StudyConfig) -> None:
 def run_worker(job: Job, stop: threading.Event, on_event: EventCallback) -> StopReason | None:
     """Run trials until no further one starts, or a stop is requested.
 
-    Args:
-        job: What to do.
-        stop: Set to interrupt; the running trial is queued again.
-        on_event: Called with every event.
-
     Returns:
         Why no further trial starts; ``None`` after a stop.
 
@@ -127,13 +122,7 @@ def run_worker(job: Job, stop: threading.Event, on_event: EventCallback) -> Stop
 
 
 class StopRequest:
-    """Tells a trial to stop: by the event of its process, or by a request in the study.
-
-    Args:
-        claim: The claim of the trial.
-        queue: The queue of the study.
-        stop: Set to interrupt the whole process.
-    """
+    """Tells a trial to stop: by the event of its process, or by a request in the study."""
 
     def __init__(self, claim: Claim, queue: TrialQueue, stop: threading.Event) -> None:
         self._claim, self._queue, self._stop = claim, queue, stop

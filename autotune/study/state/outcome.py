@@ -52,12 +52,7 @@ class NoResult:
 def find_no_result(
     trials: Sequence[FrozenTrial], attributes: Mapping[str, Any]
 ) -> NoResult | None:
-    """Tell why a study has no result; ``None`` if it has one, or has not ended.
-
-    Args:
-        trials: All trials of the study.
-        attributes: Its user attributes.
-    """
+    """Tell why a study has no result; ``None`` if it has one, or has not ended."""
     ended = StopReason.from_attributes(attributes)
     if ended is None or ended.is_request:
         return None

@@ -3,22 +3,33 @@
 The baseline, and every trial that was the best when it ended, have that file as an artifact. A
 refit leaves it in the folder of its model, and as an artifact of the study. The highest loss comes
 first: images with a wrong label are among the first rows.
+
+Every complete trial keeps the logits of all its validation images, :class:`ValidationLogits`.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from autotune.text import as_cell
 
 #: Names of the artifacts of a trial, and of the files beside a model.
 PREDICTIONS, WORST_IMAGES, HEAT_MAPS = "predictions.csv", "worst_images.jpg", "heat_maps.jpg"
+#: Name of the artifact of every complete trial, see :class:`ValidationLogits`.
+VALIDATION_LOGITS = "validation_logits.npz"
+#: Most logits that are stored in full; more are stored in half precision, a megabyte or more.
+MAX_FULL_LOGITS = 2**20
 #: How captum is installed, which heat maps need.
 INSTALL_HEAT_MAPS = "pip install 'autotune[heatmaps]'"
 #: Most likely classes that are named.
@@ -100,6 +111,56 @@ class ImagePrediction:
             tuple(top),
             baseline,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class ValidationLogits:
+    """What a complete trial predicted for every validation image.
+
+    With folds these are all images outside the test split, each predicted by the network that has
+    not trained on it.
+
+    Args:
+        ids: The images as the data set names them, ``(N,)``; the same in every trial of a study,
+            unless other images can be read.
+        labels: Class indices, int64 ``(N,)``.
+        logits: float32 ``(N, classes)``.
+    """
+
+    ids: npt.NDArray[np.str_]
+    labels: npt.NDArray[np.int64]
+    logits: npt.NDArray[np.float32]
+
+    @property
+    def probabilities(self) -> npt.NDArray[np.float64]:
+        """Probabilities of the classes, ``(N, classes)``."""
+        logits = self.logits.astype(np.float64)
+        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return np.asarray(shares / shares.sum(axis=1, keepdims=True))
+
+    def write(self, path: Path) -> Path:
+        """Write it as a compressed file of NumPy; return its path."""
+        logits = self.logits
+        if logits.size > MAX_FULL_LOGITS:  # small numbers are the precise ones in float16
+            logits = (logits - logits.max(axis=1, keepdims=True)).clip(-6e4).astype(np.float16)
+        np.savez_compressed(path, ids=self.ids, labels=self.labels, logits=logits)
+        return path
+
+    @staticmethod
+    def read(content: bytes) -> ValidationLogits:
+        """Read the content of a file that :meth:`write` has written.
+
+        Raises:
+            ValueError: When it is something else, or damaged.
+        """
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as file:
+                ids, labels, logits = (file[name] for name in ("ids", "labels", "logits"))
+        except (KeyError, OSError, EOFError, BadZipFile, zlib.error) as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+        if logits.ndim != 2 or not len(ids) == len(labels) == len(logits):
+            raise ValueError(f"{len(ids)} images have logits of the shape {logits.shape}")
+        return ValidationLogits(ids, labels.astype(np.int64), logits.astype(np.float32))
 
 
 def test_file(reading: int, name: str) -> str:

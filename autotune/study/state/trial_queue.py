@@ -275,9 +275,6 @@ class TrialQueue:
 
         A worker that trains sees it at its next heartbeat, any other one at its next claim. A
         study whose budget is used up keeps that reason. The next run forgets the request.
-
-        Args:
-            text: Who asks, for the user.
         """
         with self._lock() as attributes:
             trials = self.study.get_trials(deepcopy=False)

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from autotune.config.fields import largest
 from autotune.config.schema import StudyConfig
 from autotune.errors import SplitError
-from autotune.models.backbone import Backbone, load_backbone
+from autotune.models.backbone import Backbone
+from autotune.models.layers import list_layers
 from autotune.models.network import Network, build_network
-from autotune.models.prefix.split import split_network
+from autotune.models.prefix.split import Prefix
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
-from autotune.study.setup.definition import DefinedBackbone, Definition
+from autotune.study.setup.definition import Definition
+from autotune.study.trial.feature_reuse import find_split
 from autotune.training.compute.amp import AmpPolicy
 from autotune.training.optim.optimizer import make_optimizer
 
@@ -43,22 +45,15 @@ class TrialDuration:
 
 
 def trial_durations(
-    definition: Definition, defined: DefinedBackbone, device: torch.device
+    definition: Definition, backbone: Backbone, device: torch.device
 ) -> tuple[TrialDuration, ...]:
     """Time steps on random images, and multiply by the steps of a trial.
 
     The images are not read: what reading them takes beside the training is not included.
-
-    Args:
-        definition: The study.
-        defined: One of its backbones.
-        device: The device that trains.
     """
-    config, name = definition.config, defined.name
-    backbone = load_backbone(name, config.weights_of(name), config.data.image_size)
-    deepest = min(definition.space.max_depth, len(defined.layers))
+    deepest = min(definition.space.max_depth, len(list_layers(backbone.fresh())))
     depths = sorted({round(deepest * part / (_DEPTHS - 1)) for part in range(_DEPTHS)})
-    amp = AmpPolicy.from_mode(config.training.precision, device)
+    amp = AmpPolicy.from_mode(definition.config.training.precision, device)
     return tuple(_measure(definition, backbone, depth, amp) for depth in depths)
 
 
@@ -78,7 +73,7 @@ def _measure(
     inputs: Tensor | tuple[Tensor, ...] = images
     features = 0.0
     with torch.no_grad(), amp.autocast():
-        prefix = _attach_split(network, images, config)
+        prefix = _attach_split(network, images, config, amp)
         if prefix is not None:
             inputs = prefix(images)
             seconds = _timed(lambda: prefix(images), device) / batch
@@ -110,17 +105,16 @@ def _images_per_epoch(definition: Definition) -> tuple[int, int]:
 
 
 def _attach_split(
-    network: Network, images: Tensor, config: StudyConfig
-) -> Callable[[Tensor], tuple[Tensor, ...]] | None:
+    network: Network, images: Tensor, config: StudyConfig, amp: AmpPolicy
+) -> Prefix | None:
     """Let a network start from features, where trials do; return what computes them."""
     policy = config.space.training
-    if config.cache.features == "off" or largest(policy.mixup) or largest(policy.cutmix):
-        return None
+    is_mixed = bool(largest(policy.mixup) or largest(policy.cutmix))
     try:
-        split = split_network(network, images)
+        split = find_split(network, lambda: images, config, amp, is_mixed=is_mixed)
     except SplitError:
         return None
-    if split.is_trivial:
+    if split is None:
         return None
     network.attach(split)
     return split.prefix()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from math import prod
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from autotune.config.schema import ONLINE
+from autotune.config.schema import ONLINE, StudyConfig
 from autotune.errors import SplitError
 from autotune.models.layers import list_layers
 from autotune.models.network import Network, build_network
@@ -16,6 +18,7 @@ from autotune.models.prefix.split import PrefixSplit, split_network
 from autotune.plan import LayerPlan, TrialPlan
 from autotune.study.trial.amp_choice import keep_in_float32
 from autotune.study.trial.context import CountingArrayCache, WorkerContext
+from autotune.training.compute.amp import AmpPolicy
 from autotune.training.features import FeatureCache, Features, bytes_per_image
 from autotune.training.folds import CrossValidationTrainer, trainers_of
 from autotune.training.optim.norm_recalibration import sample_batches
@@ -41,23 +44,26 @@ def use_features(
 ) -> str:
     """Let a training start from cached features if its network can be split.
 
-    Mixed images (mixup, CutMix) differ in every step, so their features are not cached. Folds
-    share the features of all images, which are computed together.
+    Folds share the features of all images, which are computed together.
 
     Returns:
         Why the backbone cannot be split, or an empty string.
     """
     trainer = trainers_of(training)[0]
-    if ctx.config.cache.features == "off" or trainer.mixing is not None:
-        return ""
     try:
-        split = _split(trainer, trainer.network)
+        split = find_split(
+            trainer.network,
+            lambda: _sample(trainer),
+            ctx.config,
+            trainer.amp,
+            is_mixed=trainer.mixing is not None,
+        )
     except SplitError as error:
         if plan.backbone not in ctx.root_splits:
             logger.warning("%s trains whole: %s", plan.backbone, error)
             ctx.root_splits[plan.backbone] = None
         return str(error)
-    if split.is_trivial:
+    if split is None:
         return ""
     if plan.backbone not in ctx.root_splits:
         ctx.root_splits[plan.backbone] = _find_root(trainer, plan, resources, ctx)
@@ -81,10 +87,39 @@ def use_features(
     return ""
 
 
-def _split(trainer: Trainer, network: Network) -> PrefixSplit:
-    images = next(sample_batches(trainer.raw_train, _IMAGES, trainer.normalize, seed=0))
-    with trainer.amp.autocast():  # so that the types at the cut are those of the training
-        return split_network(network, images)
+def find_split(
+    network: Network,
+    images: Callable[[], Tensor],
+    config: StudyConfig,
+    amp: AmpPolicy,
+    *,
+    is_mixed: bool,
+) -> PrefixSplit | None:
+    """Split a network whose trainings start from cached features; ``None`` if they do not.
+
+    Mixed images (mixup, CutMix) differ in every step, so their features are not cached.
+
+    Args:
+        network: The network.
+        images: Returns normalized images ``(N, C, H, W)``, from which the split learns what
+            crosses it.
+        config: The study.
+        amp: Mixed precision of the training.
+        is_mixed: Whether the training mixes its images.
+
+    Raises:
+        SplitError: When the network cannot be split.
+    """
+    if config.cache.features == "off" or is_mixed:
+        return None
+    sample = images()
+    with amp.autocast():  # so that the types at the cut are those of the training
+        split = split_network(network, sample)
+    return None if split.is_trivial else split
+
+
+def _sample(trainer: Trainer) -> Tensor:
+    return next(sample_batches(trainer.raw_train, _IMAGES, trainer.normalize, seed=0))
 
 
 def _find_root(
@@ -99,11 +134,13 @@ def _find_root(
         network.to(trainer.device).to(memory_format=torch.channels_last)
         keep_in_float32(network, ctx, resources, trainer.amp)
         try:
-            split = _split(trainer, network)
+            split = find_split(
+                network, lambda: _sample(trainer), ctx.config, trainer.amp, is_mixed=False
+            )
         except SplitError as error:
             logger.info("%s has no root at depth %d: %s", plan.backbone, depth, error)
         else:
-            if not split.is_trivial and bytes_per_image(split) <= _LARGEST_ROOT * prod(
+            if split is not None and bytes_per_image(split) <= _LARGEST_ROOT * prod(
                 (3, size, size)
             ):
                 return split

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -15,7 +16,14 @@ from autotune.data.views.views import Views
 from autotune.models.heat_maps import NoHeatMapError, can_draw, heat_maps
 from autotune.study.setup.resources import BackboneResources
 from autotune.study.state import oom
-from autotune.study.state.predictions import PREDICTIONS, TOP, ImagePrediction, to_csv
+from autotune.study.state.predictions import (
+    PREDICTIONS,
+    TOP,
+    VALIDATION_LOGITS,
+    ImagePrediction,
+    ValidationLogits,
+    to_csv,
+)
 from autotune.study.trial.build import AnyTrainer
 from autotune.study.trial.plots import draw_heat_maps, draw_worst, worst
 from autotune.training.folds import trainers_of
@@ -54,12 +62,7 @@ class Predicted:
         return Predicted(resources.validation, logits, data.classes, trainers)
 
     def write(self, folder: Path, baseline: Tensor | None = None) -> list[Path]:
-        """Write all files into a folder: table, worst images and, if they can be drawn, heat maps.
-
-        Args:
-            folder: The folder.
-            baseline: Logits of the baseline for the same images.
-        """
+        """Write all files into a folder: table, worst images, heat maps if they can be drawn."""
         table = folder / PREDICTIONS
         table.write_text(self.to_csv(baseline), "utf-8")
         return [table, self.draw_worst(folder), *self.draw_heat_maps(folder)]
@@ -69,6 +72,15 @@ class Predicted:
         views = self.views
         rows = predict_rows(views.keys, self.logits, views.labels, self.classes, baseline)
         return to_csv([row.to_row() for row in rows])
+
+    def write_logits(self, folder: Path) -> Path:
+        """Write the logits of all images, see :class:`ValidationLogits`."""
+        values = ValidationLogits(
+            np.array(self.views.keys),
+            self.views.labels.cpu().numpy(),
+            self.logits.float().cpu().numpy(),
+        )
+        return values.write(folder / VALIDATION_LOGITS)
 
     def draw_worst(self, folder: Path) -> Path:
         """Draw the images with the highest loss."""
@@ -80,9 +92,10 @@ class Predicted:
     def draw_heat_maps(self, folder: Path) -> list[Path]:
         """Draw what speaks for the predicted class in the images with the highest loss.
 
-        Nothing is drawn where captum is not installed, or the network has no heat map.
+        Nothing is drawn where captum is not installed, or the network, such as an ensemble, has no
+        heat map.
         """
-        if not can_draw():
+        if not can_draw() or not self.trainers:
             return []
         images = worst(self.logits, self.views.labels)
         maps: dict[int, Tensor] = {}
@@ -102,8 +115,7 @@ class Predicted:
             logger.info("no heat maps are drawn: %s", error)
             return []
         finally:
-            if self.trainers:
-                oom.release_memory(self.trainers[0][0].device)
+            oom.release_memory(self.trainers[0][0].device)
         views = [self.views.view(image.position, 0) for image in images]
         return [draw_heat_maps(folder, images, views, [maps[one.position] for one in images])]
 

@@ -87,12 +87,6 @@ def run_trial(
     retry starts with the size that fitted, unless other processes forced that size. A plan of
     which not even two images fit is infeasible, unless other processes hold the memory.
 
-    Args:
-        trial: A claimed trial.
-        ctx: The worker's context.
-        stopped: Called after every batch; true interrupts the trial.
-        on_event: Called with the start and every epoch.
-
     Raises:
         PlanError: When the plan does not fit the backbone.
         DivergedError: When the training diverges.
@@ -373,8 +367,9 @@ def store_artifacts(
     """Store the plots of a trial, and its weights and predictions if it is the best so far.
 
     With two objectives, the best trials are those of the Pareto front. A pruned trial has its
-    learning curve alone; a complete one also has a confusion matrix and its worst images. The
-    baseline has predictions too: the best trial is compared with it image by image.
+    learning curve alone; a complete one also has a confusion matrix, its worst images and the
+    logits of all validation images. The baseline has predictions too: the best trial is compared
+    with it image by image.
 
     Raises:
         DiskFullError: When there is no space left.
@@ -395,6 +390,7 @@ def store_artifacts(
             matrix = confusion(training.validation_logits, labels, classes)
             paths.append(draw_confusion(folder, matrix, classes))
             predicted = Predicted.of_trial(training, resources)
+            paths.append(predicted.write_logits(folder))
             direction = attrs.metric_direction(study)
             is_best = not ranking.is_infeasible(frozen) and not ranking.is_dominated(
                 outcome.values, trials, direction

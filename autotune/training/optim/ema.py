@@ -24,10 +24,6 @@ class WeightAverage:
     they are their own average. Integer buffers (the counters of batch norms) are copied, by one
     more operation.
 
-    Args:
-        network: The network; its tensors must stay the same objects.
-        decay: Largest share of the average that a step keeps.
-
     Attributes:
         module: The network with averaged weights, in evaluation mode.
     """

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sqlalchemy
+import torch
 from optuna.artifacts import get_all_artifact_meta
 from optuna.trial import TrialState
 from safetensors.torch import load_file
@@ -38,7 +39,7 @@ from autotune.study.trial import build
 from autotune.study.trial import run as trial_module
 from autotune.study.trial.build import build_trainer
 from autotune.study.trial.context import build_context
-from autotune.training.metrics import Metrics
+from autotune.training.metrics import Metrics, compute_metrics
 from tests.support.inline import Event, job, run
 from tests.support.runs import wait_for
 from tests.support.small import open_small
@@ -91,11 +92,17 @@ def test_a_study_from_start_to_end(tmp_path: Path) -> None:
         # Short attributes: the dashboard reads them all.
         assert len(json.dumps(attributes)) < 2000
     results = StudyResults.from_study(handle.study, handle.files.artifacts)
+    for trial in trials:
+        kept = results.read_logits(trial)
+        assert kept is not None
+        scores = compute_metrics(torch.from_numpy(kept.logits), torch.from_numpy(kept.labels))
+        assert scores.to_json() == pytest.approx(trial.user_attrs[attrs.METRICS])
     images = read_predictions(results.read_artifact(trials[0], PREDICTIONS) or b"")
     assert (
         len({one.path for one in images}) == handle.study.user_attrs[attrs.DATASET]["validation"]
     )
     assert all(one.path.startswith("digits/") for one in images)
+    assert kept is not None and {*kept.ids.tolist()} == {one.path for one in images}
     assert sum(one.is_correct for one in images) / len(images) == trials[0].value
     losses = [one.loss for one in images]
     assert losses == sorted(losses, reverse=True)
@@ -481,14 +488,6 @@ def test_a_greedy_search_ends_with_its_last_stage(tmp_path: Path) -> None:
     ended = StopReason.from_study(handle.study)
     assert ended is not None and ended.kind == "exhausted"
     assert "all of its stages" in ended.text
-
-
-@pytest.mark.slow  # test_run.py has them with limits
-@pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
-def test_samplers_run_a_study_past_their_start(tmp_path: Path, sampler: str) -> None:
-    handle = open_small(tmp_path, search__sampler=sampler, search__trials=13, training__epochs=1)
-    run(handle)
-    assert handle.progress().finished == 13
 
 
 OWN = """

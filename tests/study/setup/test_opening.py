@@ -20,13 +20,9 @@ from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
 from autotune.search.space import Space
 from autotune.study.setup import opening
 from autotune.study.setup.definition import define
+from autotune.study.setup.definition_changes import differences
 from autotune.study.setup.manifest_store import look_up_existing
-from autotune.study.setup.opening import (
-    check_existing,
-    differences,
-    open_existing,
-    wait_for_existing,
-)
+from autotune.study.setup.opening import check_existing, open_existing, wait_for_existing
 from autotune.study.setup.resources import ResourceCache
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget, StopReason

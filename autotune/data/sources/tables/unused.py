@@ -27,13 +27,7 @@ _BOXES = re.compile(
 def describe_unused(
     role_of: Mapping[str, str], others: Mapping[str, pd.Series], has_splits: bool
 ) -> Iterator[str]:
-    """Name columns without a role that matter for what is learned.
-
-    Args:
-        role_of: Role -> column.
-        others: The other columns.
-        has_splits: Whether the table says the splits.
-    """
+    """Name columns without a role that matter for what is learned."""
     if "group" not in role_of and not has_splits:
         groups = [
             name
