@@ -66,7 +66,8 @@ def fit_start(
         fit_layers(student, teacher, sites, batches)
     except RuntimeError as error:
         network.load_trainable_state(before)
-        if isinstance(error, torch.linalg.LinAlgError):  # features that are not finite
+        if isinstance(error, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+            # Features that are not finite.
             logger.warning("changed layers are not fitted: %s", error)
             return False
         raise  # does not fit into memory: it starts over

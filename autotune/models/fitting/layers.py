@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,11 +14,9 @@ from autotune.models.fitting.regression import (
     STRENGTHS,
     Fit,
     Moments,
-    affine_maps,
+    Response,
     low_rank,
-    means,
     ridge,
-    variances,
 )
 from autotune.models.fitting.rows import measure
 from autotune.models.fitting.sites import Runner, Site
@@ -74,14 +72,22 @@ def _fit_site(
     bias = torch.zeros_like(prior[..., 0])
     if module is not norm and last.bias is not None:
         bias = _double(last.bias).view_as(bias)
-    fits = _candidates(module, site, norm is not None, has_intercept, moments, prior, bias)
-    best, least = fits[0], fits[0].errors(check)
-    plain = float(least.sum())
-    for fit in fits[1:]:
-        errors = fit.errors(check)
-        if site.bridge:  # its outputs share their factors
-            errors, least = (part.mean().expand_as(part) for part in (errors, least))
-        best, least = fit.where(errors < least, best), torch.minimum(errors, least)
+    best, least, plain = None, torch.zeros(()), 0.0
+    for number, weights in enumerate(_weights(module, site, moments, prior)):
+        seen, judged = (Response.from_weights(weights, part) for part in (moments, check))
+        if norm is not None:
+            fits = seen.maps(weights, bias, moments)
+        else:
+            offset = moments.targets - seen.mean if has_intercept and number else bias
+            fits = [Fit(weights, torch.ones_like(bias), offset)]
+        for fit in fits:
+            errors = judged.errors(fit, check)
+            if site.bridge:  # its outputs share their factors
+                errors = errors.mean().expand_as(errors)
+            if best is None:
+                best, least, plain = fit, errors, float(errors.sum())
+            best, least = fit.where(errors < least, best), torch.minimum(errors, least)
+    assert best is not None
     if site.bridge and not torch.equal(best.weights, prior):
         back, reduced = low_rank(best.weights[0], moments, module.weight.shape[0])
         module.weight.copy_(reduced.view_as(module.weight))
@@ -105,31 +111,15 @@ def _prior(module: Any, last: Any, groups: int) -> Tensor:
     return prior.view(groups, -1, prior.shape[1])
 
 
-def _candidates(
-    module: Any,
-    site: Site,
-    is_normed: bool,
-    has_intercept: bool,
-    moments: Moments,
-    prior: Tensor,
-    bias: Tensor,
-) -> list[Fit]:
-    """Return the layer as it is, and fits of several strengths."""
-    weights = [prior]
-    if not isinstance(module, _BatchNorm):
-        weights += [ridge(moments, prior, strength) for strength in STRENGTHS]
-    if site.bridge:
-        rank = module.weight.shape[0]
-        factors = [low_rank(fitted[0], moments, rank) for fitted in weights[1:]]
-        weights[1:] = [(back @ reduced)[None] for back, reduced in factors]
-    if is_normed:
-        return [fit for own in weights for fit in affine_maps(own, bias, moments)]
-    ones = torch.ones_like(bias)
-    fits = [Fit(prior, ones, bias)]
-    for own in weights[1:]:
-        offset = moments.targets - means(own, moments) if has_intercept else bias
-        fits.append(Fit(own, ones, offset))
-    return fits
+def _weights(module: Any, site: Site, moments: Moments, prior: Tensor) -> Iterator[Tensor]:
+    """Yield the weights that a layer has, and those of fits of several strengths."""
+    yield prior
+    for strength in () if isinstance(module, _BatchNorm) else STRENGTHS:
+        fitted = ridge(moments, prior, strength)
+        if site.bridge:
+            back, reduced = low_rank(fitted[0], moments, module.weight.shape[0])
+            fitted = (back @ reduced)[None]
+        yield fitted
 
 
 def _set_norm(norm: Any, old: Any, site: Site, fit: Fit, bias: Tensor, moments: Moments) -> None:
@@ -140,7 +130,8 @@ def _set_norm(norm: Any, old: Any, site: Site, fit: Fit, bias: Tensor, moments: 
     """
     every = slice(None) if site.channels is None else site.channels
     deviation = (_double(old.running_var)[every] + old.eps).sqrt()
-    mean, variance = means(fit.weights, moments), variances(fit.weights, moments)
+    response = Response.from_weights(fit.weights, moments)
+    mean, variance = response.mean, response.variance
     center = (fit.scale * mean + fit.offset).flatten() - _double(old.running_mean)[every]
     norm.running_mean.copy_((mean + bias).flatten())
     norm.running_var.copy_(variance.flatten() * moments.count / max(1, moments.count - 1))

@@ -91,13 +91,6 @@ class Fit:
     scale: Tensor
     offset: Tensor
 
-    def errors(self, moments: Moments) -> Tensor:
-        """Return the mean squared error of each output, ``(G, O)``."""
-        bias = self.scale * means(self.weights, moments) + self.offset - moments.targets
-        spread = self.scale.square() * variances(self.weights, moments)
-        shared = 2 * self.scale * covariances(self.weights, moments)
-        return moments.squares - shared + spread + bias.square()
-
     def where(self, chosen: Tensor, other: Fit) -> Fit:
         """Take the chosen outputs, ``(G, O)``, and the rest from another fit."""
         return Fit(
@@ -105,6 +98,51 @@ class Fit:
             torch.where(chosen, self.scale, other.scale),
             torch.where(chosen, self.offset, other.offset),
         )
+
+
+@dataclass(frozen=True)
+class Response:
+    """What weights make of the rows of some moments, without scale and offset.
+
+    Args:
+        mean: Of ``W x``, ``(G, O)``.
+        variance: Of ``W x``.
+        covariance: Of ``W x`` and the targets.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    covariance: Tensor
+
+    @staticmethod
+    def from_weights(weights: Tensor, moments: Moments) -> Response:
+        """Compute the response of weights ``(G, O, K)``."""
+        return Response(
+            (weights @ moments.inputs[..., None])[..., 0],
+            ((weights @ moments.gram) * weights).sum(2),
+            (weights * moments.cross.mT).sum(2),
+        )
+
+    def errors(self, fit: Fit, moments: Moments) -> Tensor:
+        """Return the mean squared error of each output with the scale and offset of a fit."""
+        bias = fit.scale * self.mean + fit.offset - moments.targets
+        spread = fit.scale.square() * self.variance - 2 * fit.scale * self.covariance
+        return moments.squares + spread + bias.square()
+
+    def maps(self, weights: Tensor, bias: Tensor, moments: Moments) -> list[Fit]:
+        """Return what a norm behind a layer can make of its outputs.
+
+        The statistics of the pretrained norm (the outputs as they are), those of the images (mean
+        and deviation of the targets), and what is nearest to the targets, which lies between the
+        two where the layer computes about the same.
+        """
+        fits = [Fit(weights, torch.ones_like(bias), bias)]
+        safe = self.variance.clamp_min(_TINY)
+        measured = (moments.squares.clamp_min(0) / safe).sqrt()
+        for scale in (measured, self.covariance / safe):
+            scale = torch.where(self.variance > _TINY, scale, 1.0)
+            fits.append(Fit(weights, scale, moments.targets - scale * self.mean))
+        return fits
 
 
 def ridge(moments: Moments, prior: Tensor, strength: float) -> Tensor:
@@ -135,38 +173,3 @@ def low_rank(weights: Tensor, moments: Moments, rank: int) -> tuple[Tensor, Tens
     reduced = back.T @ weights
     size = reduced.norm(dim=1).clamp_min(_TINY).sqrt()  # the factors get the same size
     return back * size, reduced / size[:, None]
-
-
-def means(weights: Tensor, moments: Moments) -> Tensor:
-    """Return the mean of ``W x``, ``(G, O)``."""
-    return (weights @ moments.inputs[..., None])[..., 0]
-
-
-def variances(weights: Tensor, moments: Moments) -> Tensor:
-    """Return the variance of ``W x``, ``(G, O)``."""
-    return ((weights @ moments.gram) * weights).sum(2)
-
-
-def covariances(weights: Tensor, moments: Moments) -> Tensor:
-    """Return the covariance of ``W x`` and the targets, ``(G, O)``."""
-    return (weights * moments.cross.mT).sum(2)
-
-
-def affine_maps(weights: Tensor, bias: Tensor, moments: Moments) -> list[Fit]:
-    """Return what a norm behind a layer can make of its outputs.
-
-    The statistics of the pretrained norm (the outputs as they are), those of the images (mean and
-    deviation of the targets), and what is nearest to the targets, which lies between the two
-    where the layer computes about the same.
-    """
-    mean, spread = means(weights, moments), variances(weights, moments)
-    safe = spread.clamp_min(_TINY)
-    kept = Fit(weights, torch.ones_like(bias), bias)
-    fits = [kept]
-    for scale in (
-        (moments.squares.clamp_min(0) / safe).sqrt(),
-        covariances(weights, moments) / safe,
-    ):
-        scale = torch.where(spread > _TINY, scale, 1.0)
-        fits.append(Fit(weights, scale, moments.targets - scale * mean))
-    return fits
