@@ -54,7 +54,8 @@ FLOORS = {
     "models": (
         ("pretrained", "device_errors", "layers"),
         ("backbone",),
-        ("flops", "image_border", "surgery", "fitting"),
+        ("flops", "image_border", "surgery"),
+        ("fitting",),
         ("network",),
         ("ensemble", "heat_maps", "inspection", "prefix"),
     ),

@@ -32,7 +32,7 @@ SLOW = {
     "resnext50_32x4d": ("kernel", "width"),
     "densenet121": ("kernel", "width"),
     "test_convnext": ("kernel", "width"),
-    "test_nfnet": ("kernel",),
+    "test_nfnet": ("width", "bridge"),
     "vgg11": ("kernel",),
 }
 VALUES: dict[str, Any] = {"kernel": 1, "width": 0.5, "bridge": 0.25}

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from autotune.models.surgery.kernels import kernel_problem, without_standardization
+
 #: Limits the inputs of a layer: the matrix of their products is solved in memory.
 _MAX_INPUTS = 6144
 
@@ -109,7 +111,7 @@ def find_sites(
             if all(site.norm != name for site in sites):
                 sites.append(Site(name, target, _of_norm(channels, name), norm=name))
             continue
-        if bridge == name or _inputs(module) > _MAX_INPUTS:
+        if bridge == name or not _is_plain(module) or _inputs(module) > _MAX_INPUTS:
             continue
         norm = ours.norms.get(bridge or name)
         sites.append(
@@ -147,6 +149,13 @@ def _is_same(module: Any, old: Any, given: Tensor, old_given: Tensor) -> bool:
 
 def _of_norm(channels: Mapping[str, Tensor], name: str) -> Tensor | None:
     return channels.get(f"{name}.weight", channels.get(f"{name}.running_mean"))
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Tell whether a layer computes with its weight as it is."""
+    if isinstance(module, nn.Conv2d):
+        return without_standardization(module) is module and not kernel_problem(module)
+    return type(module).forward is nn.Linear.forward and "weight" in module._parameters
 
 
 def _inputs(module: Any) -> int:
