@@ -282,7 +282,8 @@ def verdicts(runs: list[dict[Key, Course]], keys: Iterable[Key]) -> Iterator[str
                 error = statistics.stdev(found) / len(found) ** 0.5
                 ahead += mean >= 0
                 if mean < -EQUAL * error:
-                    behind.append(f"{change} {head} after {epoch} ({mean:.1f} ± {error:.1f})")
+                    named = change.replace("bridge", "low rank")
+                    behind.append(f"{named} {head} after {epoch} ({mean:.1f} ± {error:.1f})")
         if total:
             named = VALUES["init"].get(other, other)
             yield (
