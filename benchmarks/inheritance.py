@@ -11,8 +11,8 @@ learning rates.
     python benchmarks/inheritance.py report results.jsonl
 
 Every course is a line of the file of results. What it has is not trained again, so a run that was
-ended continues. ``letters`` needs a ViT that was trained on printed letters; it is made with
-``python benchmarks/letters_weights.py --architecture test_vit2 --size 64 --out FILE``.
+ended continues. ``letters`` needs weights of timm's ``test_vit2`` at 64 px, which has none of its
+own: train it on the letters of ``letters_weights.py``.
 ``report`` writes a dated report under ``benchmarks/results/``.
 """
 
