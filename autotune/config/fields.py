@@ -52,6 +52,18 @@ def largest(dimension: Any) -> Any:
     return dimension["high"] if is_range else max(values_of_dimension(dimension))
 
 
+def all_values(dimension: Any) -> list[Any]:
+    """List every value of a dimension of whole numbers.
+
+    Example:
+        >>> all_values({"low": 128, "high": 224, "step": 32}), all_values([96, 64]), all_values(8)
+        ([128, 160, 192, 224], [96, 64], [8])
+    """
+    if isinstance(dimension, dict):
+        return list(range(dimension["low"], dimension["high"] + 1, dimension.get("step", 1)))
+    return values_of_dimension(dimension)
+
+
 def without_all(dimension: Any, layers: int) -> Any:
     """Replace ``all`` in a dimension of layers by the number of layers of a backbone.
 
@@ -174,6 +186,40 @@ def number_dimension(
         return _check_each(value, check_scalar)
 
     return FieldRule(check, takes=f"{scalar.takes}; a list or a range of them")
+
+
+def size_dimension(low: int, high: int, most: int) -> FieldRule:
+    """Accept a dimension of few sizes, or null: each has its own cache of images."""
+    dimension = number_dimension(True, low, high)
+    check_dimension: Any = dimension.func
+
+    def check(value: Any) -> Any:
+        if value is None:
+            return None
+        checked = check_dimension(value)
+        if (
+            isinstance(checked, dict)
+            and "step" not in checked
+            and checked["low"] < checked["high"]
+        ):
+            raise ValueError(
+                "a range of sizes needs a step, such as {low: 128, high: 224, step: 32}, because "
+                "images are decoded once for each size"
+            )
+        if (count := len(all_values(checked))) > most:
+            raise ValueError(
+                f"must be at most {most} sizes, because images are decoded once for each, but got "
+                f"{count}"
+            )
+        return checked
+
+    return FieldRule(check, takes=f"{dimension.takes} with a `step`; or `null`")
+
+
+def number_choice(low: float, high: float) -> FieldRule:
+    """Accept a number between two bounds, or a list of numbers."""
+    scalar: Any = number(False, low, high)
+    return _list_rule(scalar.func, "a number or a list of numbers", scalar.takes)
 
 
 def depth_dimension() -> FieldRule:

@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from autotune.config.fields import (
     Dimension,
     FieldRule,
+    all_values,
     bool_dimension,
     boolean,
     choice,
@@ -28,9 +29,11 @@ from autotune.config.fields import (
     largest,
     names,
     number,
+    number_choice,
     number_dimension,
     plugin_ref,
     protocol_name,
+    size_dimension,
     split_names,
     timm_name,
     width_dimension,
@@ -85,6 +88,8 @@ SAMPLING = ("uniform", "balanced")
 POLICIES = ("none", "trivial", "rand")
 #: What a study can be logged to, besides objects in Python.
 LOGGERS = ("tensorboard", "mlflow", "wandb")
+#: Limits the image sizes of a study: each has its own decoded images and features.
+MAX_SIZES = 8
 MAX_NAME = 100
 NAME_RULE = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._+-]{{0,{MAX_NAME - 1}}}")
 
@@ -282,8 +287,9 @@ class DataConfig(_Section):
     the mean over the folds. null: one validation split."""
     seed: Annotated[int, number(True, 0, 2**32 - 1)] = 0
     """Seed of the split."""
-    image_size: Annotated[int | None, number(True, 8, 4096, optional=True)] = None
-    """Side of the square input in pixels; null: the size of the backbone."""
+    image_size: Annotated[Dimension | None, size_dimension(8, 4096, MAX_SIZES)] = None
+    """Side of the square input in pixels; null: the size of the backbone. With several sizes each
+    trial trains, and is evaluated, at its own."""
     max_unreadable_share: Annotated[float, number(False, 0, 1, high_open=True)] = 0.01
     """Largest share of unreadable images; with more the study does not start."""
     decode: Annotated[str, choice(("exact", "fast"))] = "exact"
@@ -310,8 +316,9 @@ class AugmentConfig(_Section):
     policy: Annotated[str, choice(POLICIES)] = "none"
     """`trivial`: TrivialAugment, one change of fourteen kinds of a random strength; `rand`:
     RandAugment, two changes of the same strength; `none`: neither."""
-    strength: Annotated[float, number(False, 0, 1)] = 0.3
-    """Strength of `policy`, of `trivial` the greatest; 0: no change, 1: as strong as it gets."""
+    strength: Annotated[float | list[float], number_choice(0, 1)] = 0.3
+    """Strength of `policy`, of `trivial` the greatest; 0: no change, 1: as strong as it gets. With
+    several strengths each trial has its own."""
     erasing: Annotated[float, number(False, 0, 1)] = 0.0
     """Probability that a rectangle of 2 to 33 % of the image is erased."""
 
@@ -545,6 +552,37 @@ class StudyConfig(_Section):
         """Names of the backbones, one or more."""
         return tuple([self.backbone] if isinstance(self.backbone, str) else self.backbone)
 
+    @property
+    def image_sizes(self) -> tuple[int | None, ...]:
+        """Sizes of the images, the largest, which is that of the baseline, first."""
+        sizes = all_values(self.data.image_size)
+        return tuple(sorted(sizes, reverse=True)) if len(sizes) > 1 else tuple(sizes)
+
+    @property
+    def image_size(self) -> int | None:
+        """The size of all images; of several, the configuration of a plan has one."""
+        (size,) = self.image_sizes
+        return size
+
+    @property
+    def image_dimensions(self) -> dict[str, Dimension]:
+        """What a study searches of how its images look, by the field of a plan."""
+        values: dict[str, Any] = {
+            "image_size": self.data.image_size,
+            "augment_strength": self.training.augment.strength,
+        }
+        return {name: value for name, value in values.items() if len(all_values(value)) > 1}
+
+    def for_images(self, image_size: int | None, augment_strength: float | None) -> StudyConfig:
+        """Return a copy with the size and the strength of a plan; ``None`` keeps the study's."""
+        data, training = self.data, self.training
+        if image_size is not None:
+            data = data.model_copy(update={"image_size": image_size})
+        if augment_strength is not None:
+            augment = training.augment.model_copy(update={"strength": augment_strength})
+            training = training.model_copy(update={"augment": augment})
+        return self.model_copy(update={"data": data, "training": training})
+
     def weights_of(self, backbone: str) -> str:
         """Return ``hub``, ``none`` or the path of the weights of one of the backbones."""
         return weights_of(self.weights, self.backbones, backbone)
@@ -589,6 +627,7 @@ class StudyConfig(_Section):
         search, objectives = self.search, self.objectives
         greedy = search.strategy == "greedy"
         head_epochs = largest(self.space.training.head_only_epochs)
+        augment = self.training.augment
         rules = {
             "objectives": objectives
             and objectives[0] != self.training.objective
@@ -618,6 +657,11 @@ class StudyConfig(_Section):
             "space.custom": len(self.backbones) > 1
             and self.space.custom
             and f"must be left out where there are several backbones, but got {self.space.custom}",
+            "training.augment.strength": "augment_strength" in self.image_dimensions
+            and (augment.policy == "none" or self.training.num_views == 1)
+            and f"must be one number without {'views' if augment.policy != 'none' else 'a policy'}"
+            f", which it is the strength of, but got {format_yaml(augment.strength)}; set "
+            f"{'training.num_views' if augment.policy != 'none' else 'training.augment.policy'}",
             "weights": weights_problem(self.weights, self.backbones),
         }
         return [Problem(key, message) for key, message in rules.items() if message]

@@ -21,6 +21,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune.config.schema import GreedyConfig
+from autotune.plan import OF_IMAGES
 from autotune.search import ranking
 from autotune.search.deduplication import nearest_unseen, seen_keys
 from autotune.search.dimensions import integer_values
@@ -38,7 +39,7 @@ class Stage:
     """One part of the network, or of its training.
 
     Args:
-        name: ``layer 3``, ``layers 3-4``, ``head`` or ``training``.
+        name: ``layer 3``, ``layers 3-4``, ``head``, ``training`` or ``images``.
         free: The parameters that it varies.
         depth: How many layers it trains; ``None`` leaves the depth as it is.
     """
@@ -119,6 +120,8 @@ def list_stages(space: Space) -> tuple[Stage, ...]:
     for part in ("head", "training"):
         if free := tuple(name for name in names if name.startswith(f"{part}.")):
             stages.append(Stage(part, free))
+    if free := tuple(name for name in OF_IMAGES if name in names):
+        stages.append(Stage("images", free))
     return tuple(stages)
 
 

@@ -31,6 +31,10 @@ _ALIASES = {
     **dict.fromkeys(("layers", "trainable_layers", "num_layers"), "depth"),
     "init": "inherit",
     "head.layers": "head.hidden_layers",
+    "data.image_size": "image_size",
+    **dict.fromkeys(
+        ("strength", "augment.strength", "training.augment.strength"), "augment_strength"
+    ),
     **{key: name for name, key in KEY_NAMES.items()},
 }
 #: Hidden layer of a head that is given without its units: the value of most studies.

@@ -19,6 +19,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 from optuna.distributions import (
@@ -36,6 +37,7 @@ from autotune.format_versions import refuse_unknown
 from autotune.plan import (
     INHERITING,
     KEEP,
+    OF_IMAGES,
     SOLVED,
     HeadPlan,
     HiddenLayer,
@@ -70,7 +72,8 @@ KEY_NAMES = {"bridge": "low_rank", "head_epochs": "head_only_epochs"}
 
 #: The name of any parameter of a space.
 _PARAMETER = re.compile(
-    r"backbone|depth|inherit|head\.(pool|hidden_layers|activation|batch_norm|(units|dropout)\.\d+)"
+    rf"backbone|depth|inherit|{'|'.join(OF_IMAGES)}"
+    r"|head\.(pool|hidden_layers|activation|batch_norm|(units|dropout)\.\d+)"
     rf"|layer\.\d+\.({'|'.join(LAYER_FIELDS)})|training\.({'|'.join(POLICY_FIELDS)})"
 )
 
@@ -131,9 +134,14 @@ class Space:
 
     @staticmethod
     def from_candidates(
-        candidates: Sequence[Candidate], config: SpaceConfig, inherit: Dimension
+        candidates: Sequence[Candidate],
+        config: SpaceConfig,
+        inherit: Dimension,
+        images: Mapping[str, Dimension] = MappingProxyType({}),
     ) -> Space:
         """Build the space of a study file.
+
+        ``images`` are the dimensions of :attr:`StudyConfig.image_dimensions`.
 
         Parameters that are inactive in every trial (the units of a hidden layer that no head has,
         a field that the layer has to keep) are left out.
@@ -179,6 +187,8 @@ class Space:
             config.training.parameters, kinds
         )
         dimensions["training.parameters"] = (trained, False)
+        for name, dimension in images.items():
+            dimensions[name] = (dimension, name == "image_size")
         fixed: Params = {}
         distributions: dict[str, BaseDistribution] = {}
         for name, (dimension, is_integer) in dimensions.items():
@@ -298,6 +308,7 @@ class Space:
             head=head,
             policy=TrainingPolicy(**policy),
             inherit=values["inherit"] if inherits else "weights",
+            **{name: values[name] for name in OF_IMAGES if name in values},
         )
 
     def params(self, plan: TrialPlan) -> Params | None:
@@ -332,7 +343,8 @@ class Space:
         """Return the plan of trial 0: the unchanged backbone, only a linear head trained.
 
         This is step 1 of AutoTune (Basha et al. 2020): replace the softmax layer, train it
-        alone. Of several backbones it is the first one.
+        alone. Of several backbones it is the first one, of several image sizes the largest, of
+        several strengths of augmentation the smallest: what one would take without a search.
 
         Args:
             config: The ``baseline`` section of the study file. For a key that it omits, the value
@@ -351,7 +363,20 @@ class Space:
         values = {f"training.{name}": value for name, value in policy.items()}
         values |= {"depth": 0, "head.hidden_layers": 0}
         active = {name: policy[name] for name in policy if is_active(f"training.{name}", values)}
-        return TrialPlan(self.backbone, policy=TrainingPolicy(**active))
+        images = {name: self._of_baseline(name) for name in OF_IMAGES if self._has(name)}
+        return TrialPlan(self.backbone, policy=TrainingPolicy(**active), **images)
+
+    def _has(self, name: str) -> bool:
+        return name in self.distributions or name in self.fixed
+
+    def _of_baseline(self, name: str) -> Any:
+        """Return the image size or the strength of augmentation of the baseline."""
+        if name in self.fixed:
+            return self.fixed[name]
+        distribution: Any = self.distributions[name]
+        is_choice = isinstance(distribution, CategoricalDistribution)
+        values = distribution.choices if is_choice else (distribution.low, distribution.high)
+        return max(values) if name == "image_size" else min(values)
 
 
 def plan_values(plan: TrialPlan) -> Params:
@@ -369,6 +394,8 @@ def plan_values(plan: TrialPlan) -> Params:
         values |= {f"layer.{index}.{name}": getattr(planned, name) for name in LAYER_FIELDS}
     for index, layer in enumerate(plan.head.hidden, start=1):
         values |= {f"head.units.{index}": layer.units, f"head.dropout.{index}": layer.dropout}
+    given = {name: getattr(plan, name) for name in OF_IMAGES}
+    values |= {name: value for name, value in given.items() if value is not None}
     return values | {f"training.{name}": getattr(plan.policy, name) for name in POLICY_FIELDS}
 
 

@@ -20,7 +20,7 @@ from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.sources.registry import fetch_source
 from autotune.data.views.views import Views
 from autotune.errors import disk_full_as_user_error, place_as_user_error
-from autotune.plan import TrialPlan
+from autotune.plan import Images, TrialPlan
 from autotune.results.evaluation.bootstrap import Comparison, compare
 from autotune.results.evaluation.model_card import weights_origin, write_model_card
 from autotune.results.evaluation.plan_selection import SelectedPlan, select_plan
@@ -193,9 +193,9 @@ def refit_study(
         trainings.append(training_of("baseline", baseline_plan, results.baseline))
     # With workers, this process leaves the devices to them.
     ctx = build_context(handle, gpu=None if workers is None else "", config=config)
-    data = {each.plan.backbone: ctx.resources.get(each.plan.backbone).data for each in trainings}
+    data = {each.plan.images: ctx.resources.of(each.plan).data for each in trainings}
     # Opened before hours of training, measured after them.
-    tests = {name: open_refit_tests(handle, config, opened.spec) for name, opened in data.items()}
+    tests = {key: open_refit_tests(handle, config, opened.spec) for key, opened in data.items()}
     stored = _train(ctx, trainings, tests, on_event, workers)
     model, baseline = stored[0], stored[-1]
     logits, labels = model.logits, model.labels
@@ -211,13 +211,13 @@ def refit_study(
         reads=_record_read(handle, selection.trial, comparison),
         folder=folder or handle.files.model(handle.name),
     )
-    resources = ctx.resources.get(selection.plan.backbone)
+    resources = ctx.resources.of(selection.plan)
     classes = resources.data.classes
     spec = ModelSpec(
         selection.plan,
         classes,
         resources.backbone.data_config,
-        config.data.image_size,
+        config.for_images(*selection.plan.images[1:]).image_size,
         fast_decode=config.data.decode == "fast",
     )
     scores = result.scores()
@@ -241,7 +241,7 @@ def refit_study(
         table = result.epochs().to_csv(index=False, lineterminator="\n")
         write_text(new / "epochs.csv", table)
         write_model_card(new, record, matrix, comparison.model.bins)
-        images = tests[selection.plan.backbone]
+        images = tests[selection.plan.images]
         predicted = Predicted(images, logits, classes, [(model.training, None)])
         written = {path.name for path in predicted.write(new, baseline.logits)}
     if HEAT_MAPS not in written:  # those of an earlier model
@@ -253,7 +253,7 @@ def refit_study(
 def _train(
     ctx: WorkerContext,
     trainings: Sequence[Training],
-    tests: Mapping[str, Views],
+    tests: Mapping[Images, Views],
     on_event: EventCallback,
     workers: Workers | None,
 ) -> list[StoredRefit]:
@@ -261,7 +261,7 @@ def _train(
     handle, config = ctx.handle, ctx.config
     files = [TrainingFiles.of(training, handle, config) for training in trainings]
     for training, its_files in zip(trainings, files, strict=True):
-        forget_other_tests(its_files, tests[training.plan.backbone])
+        forget_other_tests(its_files, tests[training.plan.images])
     if workers is None:
         train_here(trainings, ctx, on_event)
     else:

@@ -6,6 +6,8 @@ import re
 
 _WORDS = {
     "depth": "trainable layers",
+    "image_size": "image size",
+    "augment_strength": "strength of augmentation",
     "training.lr": "learning rate",
     "training.backbone_lr": "learning rate of the backbone",
     "training.head_start": "start of the head",

@@ -39,7 +39,7 @@ def build_trial_trainer(
 
     The arguments are those of :func:`build_trainer`.
     """
-    resources = ctx.resources.get(plan.backbone)
+    resources = ctx.resources.of(plan)
     folds = resources.data.folds
     build = partial(
         build_trainer, plan, ctx, stopped, micro_batch_size=micro_batch_size, seed=seed
@@ -82,7 +82,7 @@ def build_trainer(
             the images and dropout, but not the views, whose cached features are reused.
     """
     seed = ctx.config.search.seed if seed is None else seed
-    resources = ctx.resources.get(plan.backbone)
+    resources = ctx.resources.of(plan)
     train: Batches = resources.train if refit is None else refit
     validation: Batches | None = resources.validation if refit is None else None
     assert refit is not None or fold is not None or not resources.data.folds, "which fold?"
