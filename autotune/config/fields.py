@@ -222,6 +222,35 @@ def number_choice(low: float, high: float) -> FieldRule:
     return _list_rule(scalar.func, "a number or a list of numbers", scalar.takes)
 
 
+def lr_dimension(optimizers: tuple[str, ...], auto: str) -> FieldRule:
+    """Accept a dimension of learning rates, one for each of some optimizers, or ``auto``."""
+    dimension = number_dimension(False, 0.0, 100.0, low_open=True)
+    check_dimension: Any = dimension.func
+    words = (auto, *optimizers)
+
+    def check(value: Any) -> Any:
+        if isinstance(value, str) and value[:1].isalpha():
+            return value if value == auto else _refuse(f"must be {auto} or a number", value, words)
+        if (
+            not isinstance(value, dict)
+            or value.keys() & {"low", "high", "step", "log"}
+            or not value
+        ):
+            return check_dimension(value)
+        rates = {}
+        for name, own in value.items():
+            if name not in optimizers:
+                _refuse(f"names the optimizers {', '.join(optimizers)}", name, optimizers)
+            try:
+                rates[name] = check_dimension(own)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+        return rates
+
+    takes = f"{dimension.takes}; `{auto}`; or a mapping from optimizers to any of these"
+    return FieldRule(check, takes=takes)
+
+
 def depth_dimension() -> FieldRule:
     """Accept a dimension of numbers of layers; ``all`` is what the backbone has."""
     low, high = 0, 10000

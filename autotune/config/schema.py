@@ -27,6 +27,7 @@ from autotune.config.fields import (
     expression,
     kernel_dimension,
     largest,
+    lr_dimension,
     names,
     number,
     number_choice,
@@ -77,6 +78,8 @@ COSTS: dict[str, Literal["maximize", "minimize"]] = {
     "parameters": "minimize",
     "memory_mb": "minimize",
 }
+#: A value that autotune chooses: ranges of learning rates, the decay of an average.
+AUTO = "auto"
 STRATEGIES = ("joint", "greedy")
 STOPS = ("no_gain", "never")
 #: Duplicate images: reported, also kept in one split, or not searched for.
@@ -196,8 +199,9 @@ class PolicySpace(_Section):
 
     optimizer: Annotated[Dimension, choice_dimension(OPTIMIZERS)] = "adamw"
     """Optimizer."""
-    lr: Annotated[Dimension, number_dimension(False, 0.0, 100.0, low_open=True)] = 3e-3
-    """Peak learning rate of the head."""
+    lr: Annotated[Dimension, lr_dimension(OPTIMIZERS, AUTO)] = 3e-3
+    """Peak learning rate of the head. `auto`: a range that suits each optimizer, also where
+    `optimizer` is given and `lr` is not."""
     layer_decay: Annotated[Dimension, number_dimension(False, 0.0, 1.0, low_open=True)] = 1.0
     """Layer `i` trains with `lr * backbone_lr * layer_decay^i`."""
     backbone_lr: Annotated[Dimension, number_dimension(False, 0.0, 100.0, low_open=True)] = 1.0
@@ -432,10 +436,6 @@ class ConstraintsConfig(_Section):
         return {cost: limit for cost, limit in limits.items() if limit is not None}
 
 
-#: ``refit.ema``: a decay that suits the number of steps.
-AUTO = "auto"
-
-
 class RefitConfig(_Section):
     """``refit``: how the final fit trains the best plan and the baseline.
 
@@ -488,6 +488,14 @@ def _timm_names(value: Any) -> Any:
     if isinstance(value, list):
         return [_timm_names(name) for name in value]
     return timm_name(value) if isinstance(value, str) else value
+
+
+def _with_own_rates(space: Any) -> Any:
+    """Give each optimizer its own learning rates where others than the default are chosen."""
+    policy = space.get("training") if isinstance(space, dict) else None
+    if not isinstance(policy, dict) or policy.get("optimizer", "adamw") == "adamw":
+        return space
+    return {**space, "training": {"lr": AUTO, **policy}}
 
 
 class StudyConfig(_Section):
@@ -544,7 +552,8 @@ class StudyConfig(_Section):
                 training = {"objective": objectives[0], **training}
         if isinstance(search, dict) and search.get("strategy") == "greedy":
             search = {"default_plans": False, **search}
-        sections = {"search": search, "training": training}
+        space = _with_own_rates(values.get("space"))
+        sections = {"search": search, "training": training, "space": space}
         return {**values, **{key: section for key, section in sections.items() if section}}
 
     @property

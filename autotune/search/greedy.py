@@ -25,13 +25,13 @@ from autotune.plan import OF_IMAGES
 from autotune.search import ranking
 from autotune.search.deduplication import nearest_unseen, seen_keys
 from autotune.search.dimensions import integer_values
+from autotune.search.learning_rates import LR, optimizer_of
 from autotune.search.space import Params, Space
 from autotune.search.study_view import FAILED_PLAN
 
 #: User attribute of a trial: name of the stage that it was drawn in.
 STAGE = "stage"
 LAYER = "layer"
-LEARNING_RATE = "training.lr"
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,9 @@ def _free(names: Sequence[str], low: int, high: int) -> tuple[str, ...]:
     (benchmarks/search_quality.py). The paper has one rate for all.
     """
     layers = [name for name in names if _is_layer(name) and low <= int(name.split(".")[1]) <= high]
-    others = (["inherit"] if layers else []) + [LEARNING_RATE]
-    return (*layers, *(name for name in others if name in names))
+    others = (["inherit"] if layers else []) + [LR]
+    rates = (name for name in names if optimizer_of(name))
+    return (*layers, *(name for name in others if name in names), *rates)
 
 
 def greedy_state(

@@ -32,19 +32,19 @@ from optuna.distributions import (
 )
 
 from autotune.config.fields import Dimension, largest, values_of_dimension, without_all
-from autotune.config.schema import BaselineConfig, SpaceConfig
+from autotune.config.schema import OPTIMIZERS, BaselineConfig, SpaceConfig
 from autotune.format_versions import refuse_unknown
 from autotune.plan import (
     INHERITING,
     KEEP,
     OF_IMAGES,
-    SOLVED,
     HeadPlan,
     HiddenLayer,
     LayerPlan,
     TrainingPolicy,
     TrialPlan,
 )
+from autotune.search.activity import changes_layer, is_active
 from autotune.search.backbone_limits import (
     AllowedValues,
     BackboneLimits,
@@ -59,6 +59,14 @@ from autotune.search.dimensions import (
     nearest_in,
     only_value,
     to_distribution,
+)
+from autotune.search.learning_rates import (
+    LR,
+    LR_RANGES,
+    head_lr,
+    lr_dimensions,
+    lr_name,
+    optimizer_of,
 )
 
 if TYPE_CHECKING:
@@ -75,10 +83,8 @@ _PARAMETER = re.compile(
     rf"backbone|depth|inherit|{'|'.join(OF_IMAGES)}"
     r"|head\.(pool|hidden_layers|activation|batch_norm|(units|dropout)\.\d+)"
     rf"|layer\.\d+\.({'|'.join(LAYER_FIELDS)})|training\.({'|'.join(POLICY_FIELDS)})"
+    rf"|training\.lr\.({'|'.join(OPTIMIZERS)})"
 )
-
-#: Fields of the policy that are inactive without trainable layers.
-OF_LAYERS = ("layer_decay", "head_epochs", "l2_sp", "backbone_lr", "parameters")
 
 
 def num_shaped_layers(config: SpaceConfig) -> int:
@@ -181,7 +187,11 @@ class Space:
         for name in POLICY_FIELDS:
             is_integer = isinstance(getattr(TrainingPolicy(), name), int)
             dimension = getattr(config.training, KEY_NAMES.get(name, name))
-            dimensions[f"training.{name}"] = (dimension, is_integer)
+            if name == "lr":
+                rates = lr_dimensions(dimension, values_of_dimension(config.training.optimizer))
+                dimensions |= {rate: (own, False) for rate, own in rates.items()}
+            else:
+                dimensions[f"training.{name}"] = (dimension, is_integer)
         kinds = [candidate.resolve_parameters for candidate in candidates]
         trained, allowed["training.parameters"] = shared_dimension(
             config.training.parameters, kinds
@@ -231,6 +241,8 @@ class Space:
             if not _PARAMETER.fullmatch(name):
                 raise TypeError(f"a space has no parameter {name!r}")
         policy = {f"training.{name}": value for name, value in asdict(TrainingPolicy()).items()}
+        if any(map(optimizer_of, given)):
+            del policy[LR]
         missing = {name: value for name, value in policy.items() if name not in given}
         return Space(
             values["backbone"],
@@ -254,7 +266,7 @@ class Space:
             else inactive_value(distribution)
             for name, distribution in self.distributions.items()
         }
-        if result.get("inherit") == "data" and not _changes(values, ("width",)):
+        if result.get("inherit") == "data" and not changes_layer(values, ("width",)):
             # There are no channels that training images could choose.
             inherit = self.distributions["inherit"]
             result["inherit"] = "weights" if contains(inherit, "weights") else "data"
@@ -286,6 +298,7 @@ class Space:
             HiddenLayer(int(values[f"head.units.{i}"]), float(values[f"head.dropout.{i}"]))
             for i in range(1, values["head.hidden_layers"] + 1)
         )
+        values[LR] = values[lr_name(values, values["training.optimizer"])]
         policy = {
             name: values[f"training.{name}"]
             for name in POLICY_FIELDS
@@ -354,8 +367,13 @@ class Space:
         policy: dict[str, Any] = {}
         for name, default in asdict(TrainingPolicy()).items():
             key = f"training.{name}"
+            if name == "lr":
+                key = lr_name({**self.fixed, **self.distributions}, policy["optimizer"])
+                default = self._default_lr(key, policy["optimizer"], default)
             if name in given:
                 policy[name] = given[name]
+            elif key not in self.fixed and key not in self.distributions:
+                policy[name] = default  # of an optimizer that the space does not have
             elif key in self.fixed:
                 policy[name] = self.fixed[key]
             else:
@@ -365,6 +383,14 @@ class Space:
         active = {name: policy[name] for name in policy if is_active(f"training.{name}", values)}
         images = {name: self._of_baseline(name) for name in OF_IMAGES if self._has(name)}
         return TrialPlan(self.backbone, policy=TrainingPolicy(**active), **images)
+
+    def _default_lr(self, name: str, optimizer: str, default: float) -> float:
+        """Return the rate that the baseline should have: its optimizer's where that has a range.
+
+        A range of the study file keeps the default, as in earlier versions.
+        """
+        is_own = self.distributions.get(name) == to_distribution(LR_RANGES[optimizer])
+        return head_lr(optimizer) if optimizer_of(name) or is_own else default
 
     def _has(self, name: str) -> bool:
         return name in self.distributions or name in self.fixed
@@ -396,7 +422,8 @@ def plan_values(plan: TrialPlan) -> Params:
         values |= {f"head.units.{index}": layer.units, f"head.dropout.{index}": layer.dropout}
     given = {name: getattr(plan, name) for name in OF_IMAGES}
     values |= {name: value for name, value in given.items() if value is not None}
-    return values | {f"training.{name}": getattr(plan.policy, name) for name in POLICY_FIELDS}
+    values |= {f"training.{name}": getattr(plan.policy, name) for name in POLICY_FIELDS}
+    return values | {f"{LR}.{plan.policy.optimizer}": plan.policy.lr}
 
 
 def active_params(space: Space | None, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -425,33 +452,3 @@ def has_effect(space: Space | None, params: Mapping[str, Any], parameter: str) -
         alternatives = cast(CategoricalDistribution, distribution).choices
     forms = [space.canonical({**params, parameter: value}) for value in alternatives]
     return any(form != forms[0] for form in forms)
-
-
-def is_active(name: str, values: Mapping[str, Any]) -> bool:
-    """Tell whether a parameter has an effect under the values of all others."""
-    if name.startswith("layer."):
-        return int(name.split(".")[1]) <= int(values["depth"])
-    if name == "inherit":
-        return _changes(values, INHERITING)
-    if name in ("head.activation", "head.batch_norm"):
-        return bool(values["head.hidden_layers"])
-    if name.startswith(("head.units.", "head.dropout.")):
-        return int(name.rsplit(".", 1)[1]) <= int(values["head.hidden_layers"])
-    if name == "training.head_start":
-        return not values["head.hidden_layers"]
-    if name.startswith("training.") and not values["depth"]:
-        is_linear = not values["head.hidden_layers"]
-        if is_linear and values["training.head_start"] == SOLVED:
-            return False  # nothing trains
-        if name.removeprefix("training.") in OF_LAYERS:
-            return False
-    return name != "training.momentum" or bool(values["training.optimizer"] == "sgd")
-
-
-def _changes(values: Mapping[str, Any], names: Sequence[str]) -> bool:
-    """Tell whether a trainable layer changes one of some fields."""
-    return any(
-        values.get(f"layer.{index}.{name}", KEEP) != KEEP
-        for index in range(1, values["depth"] + 1)
-        for name in names
-    )

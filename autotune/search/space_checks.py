@@ -184,7 +184,7 @@ def rule_problem(name: str, dimension: Any) -> str:
     models: Mapping[str, tuple[type[BaseModel], str]] = {
         "layer": (LayerSpace, field.partition(".")[2]),
         "head": (HeadSpace, field.partition(".")[0]),
-        "training": (PolicySpace, field),
+        "training": (PolicySpace, field.partition(".")[0]),
         "depth": (SpaceConfig, "trainable_layers"),
         "inherit": (StudyConfig, "init"),
         "image_size": (DataConfig, "image_size"),

@@ -140,7 +140,13 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     "space.head.dropout": ([(0, 0.0), ([0, 0.5], [0.0, 0.5])], [0.96, -0.1, [0, 0.0]]),
     "space.head.pool": (kept(*POOLS), ["mean", None, ["avg", "avg"], []]),
     "space.training.optimizer": (kept(*OPTIMIZERS), ["adam", None, 1]),
-    "space.training.lr": ([("1e-4", 1e-4), (100, 100.0)], [0, -1, 101, "fast", math.inf, False]),
+    "space.training.lr": (
+        [
+            *(("1e-4", 1e-4), (100, 100.0), ("auto", "auto")),
+            ({"sgd": "0.1", "adamw": [1e-4, 1e-3]}, {"sgd": 0.1, "adamw": [1e-4, 1e-3]}),
+        ],
+        [0, -1, 101, "fast", math.inf, False, {}, {"adam": 0.1}, {"sgd": 0}, ["auto"]],
+    ),
     "space.training.layer_decay": ([(1, 1.0), (0.5, 0.5)], [0, 1.1]),
     "space.training.backbone_lr": ([("0.1", 0.1), ([0.1, 1], [0.1, 1.0])], [0, -1, 101, "low"]),
     "space.training.parameters": (kept(*PARAMETERS), ["norm", None, [], ["all", "all"]]),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from autotune.search.learning_rates import optimizer_of
+
 _WORDS = {
     "depth": "trainable layers",
     "image_size": "image size",
@@ -33,6 +35,8 @@ def parameter_words(name: str) -> str:
     """
     if words := _WORDS.get(name):
         return words
+    if optimizer := optimizer_of(name):
+        return f"learning rate with {optimizer}"
     if match := _NUMBERED.fullmatch(name):
         _, layer, of_layer, of_head, number = match.groups()
         words = f"{of_layer} of layer {layer}" if layer else f"{of_head} of hidden layer {number}"

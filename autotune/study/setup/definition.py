@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from autotune.config.fields import is_plugin_ref
+from autotune.config.fields import is_plugin_ref, values_of_dimension
 from autotune.config.old_names import stored_init
 from autotune.config.schema import (
     PARAMETERS,
@@ -34,6 +34,7 @@ from autotune.models.pretrained.names import check_name
 from autotune.models.surgery.capabilities import LayerCapabilities
 from autotune.models.surgery.probing import probe_layers
 from autotune.search.backbone_limits import Candidate
+from autotune.search.learning_rates import lr_dimensions
 from autotune.search.plugins import (
     load_pruner_plugin,
     load_sampler_plugin,
@@ -90,7 +91,8 @@ class Definition:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know of the backbones and their weights, a sentence each."""
-        return tuple(dict.fromkeys(note for b in self.backbones for note in b.notes))
+        notes = dict.fromkeys(note for b in self.backbones for note in b.notes)
+        return (*notes, *_rate_notes(self.config))
 
     @property
     def specs(self) -> tuple[ImageSpec, ...]:
@@ -168,6 +170,19 @@ def define(
             problems.attempt("search.pruner", lambda: load_pruner_plugin(search.pruner, epochs, 1))
         problems.raise_if_any()
     return Definition(config, space, dataset, backbones)
+
+
+def _rate_notes(config: StudyConfig) -> tuple[str, ...]:
+    """Return a note where several optimizers share a range of learning rates."""
+    policy = config.space.training
+    optimizers = values_of_dimension(policy.optimizer)
+    if len(optimizers) == 1 or len(lr_dimensions(policy.lr, optimizers)) > 1:
+        return ()
+    names = " and ".join(map(str, optimizers))
+    return (
+        f"space.training.lr: {names} have the same rates, which do not suit them alike; 'auto' "
+        "gives each its own",
+    )
 
 
 class ProblemCollector:
