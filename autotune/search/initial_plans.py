@@ -113,7 +113,7 @@ def default_plans(
     others = space.distributions.get("training.optimizer")
     for name in others.choices if isinstance(others, CategoricalDistribution) else ():
         if name != _first_optimizer(space, baseline):
-            wanted += _of_optimizer(name, space, few, uniform)
+            wanted += _of_optimizer(str(name), space, few, uniform)
     plans: list[InitialPlan] = []
     for title, values in wanted:
         initial = _nearest_plan(space, baseline, {"head_start": "random", **values})

@@ -140,9 +140,8 @@ def build_context(
     # take the cores from the training.
     loader_workers = min(8, torch.get_num_threads()) if device.type == "cuda" else 0
     resources = ResourceCache(handle, config, workers)
-    if (
-        len(config.backbones) == 1 and not config.image_dimensions
-    ):  # of several, some may not train
+    # Of several backbones or image sizes, a worker may never train some.
+    if len(config.backbones) == 1 and not config.image_dimensions:
         resources.get(config.backbones[0])
     space = attrs.study_space(handle.study)
     return WorkerContext(handle, config, space, resources, device, loader_workers)
