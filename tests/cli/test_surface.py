@@ -36,7 +36,7 @@ SURFACE = {
     "dashboard": {*WHICH, "--port", "--public", "--host"},
     "confirm": {*WHICH, *WORKERS, "--top", "--seeds", "--json"},
     "reproduce": {*WHICH, "trial", "--predictions"},
-    "refit": {*WHICH, *WORKERS, "--trial", "--output", "-o", "--json"},
+    "refit": {*WHICH, *WORKERS, "--trial", "--combine", "--members", "--output", "-o", "--json"},
     "predict": {
         *("model", "images", "--output", "-o", "--top", "--all", "--batch-size"),
         *("--set", "--name", "--storage"),

@@ -208,7 +208,7 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     "training.augment.jitter": ([(1, 1.0)], [-0.1, 1.1]),
     "training.augment.policy": ([("rand", "rand"), (None, "none")], ["auto", True, ["rand"]]),
     "training.augment.strength": (
-        [(1, 1.0), ([0, 1], [0.0, 1.0])],
+        [(1, 1.0)],
         [-0.1, 1.1, [], [0.5, 0.5], {"low": 0, "high": 1}],
     ),
     "training.augment.erasing": ([(1, 1.0)], [-0.1, 1.1]),

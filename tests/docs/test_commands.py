@@ -34,7 +34,7 @@ OTHERS = {
 }
 #: Studies of the examples, made by ``make study DATASET=...`` of what is there called.
 EXAMPLES = ("photos", "photos.yaml", "my.yaml", "photos-tpe", "flowers", "digits-seed0")
-EXAMPLES += ("digits-seed1", "digits-seed2")
+EXAMPLES += ("digits-seed1", "digits-seed2", *(f"transfer-dtd-seed{seed}" for seed in range(3)))
 #: What a command in a sentence has in the place of a value.
 PLACEHOLDERS = {"N": "1", "DATASET=...": "DATASET=photos", "...": "digits-seed2"}
 #: Variables of the environment that are not in the sources of autotune.

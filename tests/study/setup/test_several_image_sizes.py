@@ -65,7 +65,11 @@ def test_a_plan_of_a_study_with_one_size_is_stored_as_before() -> None:
     ("backbone", "sizes", "told"),
     [
         ("test_vit", [16, 30, 48, 50], "'test_vit' cannot take images of 50, 30 px (Input height"),
-        ("test_convnext", {"low": 16, "high": 48, "step": 16}, "cannot take images of 16 px (Calc"),
+        (
+            "test_convnext",
+            {"low": 16, "high": 48, "step": 16},
+            "cannot take images of 16 px (Calc",
+        ),
     ],
 )
 def test_sizes_that_a_backbone_cannot_take_are_named_at_once(
