@@ -236,7 +236,8 @@ def refit_study(
     # With workers, this process leaves the devices to them.
     ctx = build_context(handle, gpu=None if workers is None else "", config=config)
     run = Refitting(ctx, workers, on_event, combine != NONE)
-    trainings = _base_trainings(results, selection, config, settings or config.refit)
+    chosen = BEST if trial is None else f"trial {trial}"
+    trainings = _base_trainings(results, selection, config, settings or config.refit, chosen)
     combination = None
     if choice is not None:
         combination, others = _ensemble(combine, choice, results, trainings)
@@ -245,7 +246,9 @@ def refit_study(
         seeds = soup_trainings(trainings[0], config.search.seed, members or SOUP_SEEDS)
         combination = _soup(results, selection, trainings[0], seeds, run)
         trainings += seeds if combination.is_used else ()
-    stored = run.train(trainings)
+    # Whatever messages call it, from here on the single plan has one name.
+    called = trainings[0].name
+    stored = {BEST if n == called else n: each for n, each in run.train(trainings).items()}
     if combination is not None and combination.is_used and combine == DISTILL:
         stored |= run.train([_student(combination, trainings)])
     final = run.combine(combination, selection, stored)
@@ -277,11 +280,16 @@ def refit_study(
 
 
 def _base_trainings(
-    results: StudyResults, selection: SelectedPlan, config: StudyConfig, settings: RefitConfig
+    results: StudyResults,
+    selection: SelectedPlan,
+    config: StudyConfig,
+    settings: RefitConfig,
+    name: str,
 ) -> list[Training]:
     """Return the trainings of the single plan and of the baseline; one if they are the same."""
-    trainings = [_training(BEST, selection.plan, results.trials[selection.trial], settings)]
     baseline = attrs.study_space(results.source).baseline(config.baseline)
+    name = BASELINE if baseline == selection.plan else name
+    trainings = [_training(name, selection.plan, results.trials[selection.trial], settings)]
     if baseline != selection.plan:
         trainings.append(_training(BASELINE, baseline, results.baseline, settings))
     return trainings

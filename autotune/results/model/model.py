@@ -131,11 +131,16 @@ class Model(nn.Module):
         Raises:
             OSError: When the image is far longer than wide.
         """
+        return self._normalize(self.crop(image)[None])[0].contiguous()
+
+    def crop(self, image: Image.Image) -> Tensor:
+        """Resize and crop an image as :meth:`transform` does; return uint8 ``(3, size, size)``."""
         pixels = to_store_array(to_rgb(image), self.spec)
         size = self.spec.size
         edge = (self.spec.store_size - size) // 2
-        crop = np.ascontiguousarray(pixels[:, edge : edge + size, edge : edge + size])
-        return self._normalize(torch.from_numpy(crop)[None])[0].contiguous()
+        return torch.from_numpy(
+            np.ascontiguousarray(pixels[:, edge : edge + size, edge : edge + size])
+        )
 
     def read(self, path: str | os.PathLike[str]) -> Tensor:
         """Read an image file as the study does, and transform it.

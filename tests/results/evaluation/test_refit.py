@@ -142,7 +142,8 @@ def test_what_is_stopped_in_training_has_read_nothing_and_continues(
     assert found.summary.epochs == found.baseline_summary.epochs == 2
     events.clear()
     refit_study(opened, 0, tmp_path / "b", events.append, settings=settings)
-    assert [one["is_cached"] for one in events if one["event"] == "result"] == [True]
+    results = [one for one in events if one["event"] == "result"]
+    assert [(one["training"], one["is_cached"]) for one in results] == [("baseline", True)]
 
 
 def test_an_ensemble_is_one_model(
@@ -203,7 +204,7 @@ def test_a_soup_is_made_where_the_validation_split_agrees(
     monkeypatch.setattr(combination_module, "rank_key", lambda *args: next(calls))
     made = refit_study(opened, 1, tmp_path, events.append, combine="soup", members=2)
     trained = [one["training"] for one in events if one["event"] == "result"]
-    rehearsed = ["best plan, training split", "seed 1, training split"]
+    rehearsed = ["trial 1, training split", "seed 1, training split"]
     assert trained[:2] == rehearsed and ("seed 1" in trained) == agrees
     assert made.combination is not None and made.combination.is_used == agrees
     assert made.combination.decision.startswith("Soup of 2" if agrees else "No soup: ")
