@@ -17,7 +17,7 @@ TINY = {
     "search.trials": 1,
     "training.epochs": 1,
     "training.num_views": 1,
-    "space.trainable_layers": 0,
+    "space.trainable_layers": {"low": 0, "high": 1},
 }
 
 
