@@ -36,10 +36,10 @@ FIRST_ABSOLUTE = 8
 SOLVED = "solved"
 #: Fields of a layer plan that make new weights; ``inherit`` says how those are initialized.
 INHERITING = ("kernel", "width", "bridge")
+#: Changed layers inherit their weights, and are fitted to the pretrained ones before they train.
+FITTED = "fit"
 #: Fields of a plan that decide what its images look like; ``None``: as the study file has them.
 OF_IMAGES = ("image_size", "augment_strength")
-
-
 #: A backbone, a size of images and a strength of augmentation: what decides how images enter it.
 Images = tuple[str, int | None, float | None]
 
@@ -230,7 +230,8 @@ class TrialPlan:
         policy: How the trainable part is trained.
         inherit: Initial weights of changed layers: ``weights`` (the pretrained ones, channels
             chosen by magnitude), ``data`` (the same, channels chosen by activity on training
-            images) or ``none`` (He initialization).
+            images), ``fit`` (as ``weights``, then fitted to what the pretrained layers compute on
+            training images) or ``none`` (He initialization).
         image_size: Side of its images in pixels; ``None`` where the study has one size.
         augment_strength: Strength of the augmentation policy; ``None`` where the study has one.
     """
@@ -333,6 +334,8 @@ class TrialPlan:
         changed = {name for layer in self.layers for name in layer.changes()}
         if self.inherit == "none" and changed & set(INHERITING):
             words.append("changed layers drawn anew")
+        if self.inherit == FITTED and changed & set(INHERITING):
+            words.append("fitted")
         if self.inherit == "data" and "width" in changed:
             words.append("channels chosen by activity")
         return "; ".join(words)

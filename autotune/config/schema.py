@@ -516,8 +516,8 @@ class StudyConfig(_Section):
     `none`; one for all backbones, a list in their order, or a mapping, where `hub` is left out."""
     init: Annotated[Dimension, choice_dimension(INIT)] = "pretrained"
     """Initial weights of changed layers. `pretrained`: the pretrained ones, channels chosen by
-    magnitude; `activations`: the same, channels chosen by activity on training images; `random`:
-    new ones."""
+    magnitude; `fitted`: the same, fitted to what the pretrained layers compute on training images;
+    `activations`: channels chosen by activity on training images; `random`: new ones."""
     data: DataConfig = Field(default_factory=DataConfig)
     space: SpaceConfig = Field(default_factory=SpaceConfig)
     baseline: BaselineConfig = Field(default_factory=BaselineConfig)
