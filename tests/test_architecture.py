@@ -68,8 +68,8 @@ FLOORS = {
         ("cost_profile", "features", "folds"),
     ),
     "search": (
-        ("ranking", "dimensions", "learning_rates"),
-        ("activity", "backbone_limits", "study_view"),
+        ("ranking", "dimensions", "parameters"),
+        ("backbone_limits", "study_view"),
         ("space",),
         ("space_checks",),
         ("deduplication", "initial_plans", "manual_plans", "plugins"),

@@ -25,7 +25,7 @@ from autotune.plan import OF_IMAGES
 from autotune.search import ranking
 from autotune.search.deduplication import nearest_unseen, seen_keys
 from autotune.search.dimensions import integer_values
-from autotune.search.learning_rates import LR, optimizer_of
+from autotune.search.parameters.learning_rates import LR, optimizer_of
 from autotune.search.space import Params, Space
 from autotune.search.study_view import FAILED_PLAN
 

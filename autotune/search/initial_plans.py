@@ -19,7 +19,6 @@ from optuna.distributions import (
 
 from autotune.config.schema import BaselineConfig
 from autotune.plan import KEEP, SOLVED, TrialPlan
-from autotune.search.activity import is_active
 from autotune.search.dimensions import (
     contains,
     describe,
@@ -27,7 +26,8 @@ from autotune.search.dimensions import (
     integer_values,
     nearest_in,
 )
-from autotune.search.learning_rates import FINE_TUNING_LR, HEAD_FACTOR, LR, optimizer_of
+from autotune.search.parameters.activity import is_active
+from autotune.search.parameters.learning_rates import FINE_TUNING_LR, HEAD_FACTOR, LR, optimizer_of
 from autotune.search.space import Params, Space, plan_values
 
 #: The same where the head and few layers share one rate: about the root of ten.

@@ -23,9 +23,9 @@ from optuna.distributions import (
 from autotune.config.old_names import stored_init
 from autotune.errors import ConfigError, Problem, did_you_mean, join_sentences
 from autotune.plan import KEEP, HiddenLayer, TrialPlan
-from autotune.search.activity import is_active
 from autotune.search.dimensions import contains, describe, inactive_value, nearest_in
-from autotune.search.learning_rates import LR, head_lr, lr_name, optimizer_of
+from autotune.search.parameters.activity import is_active
+from autotune.search.parameters.learning_rates import LR, head_lr, lr_name, optimizer_of
 from autotune.search.space import KEY_NAMES, LAYER_FIELDS, Params, Space, plan_values
 
 #: Names that people use for parameters, besides those of the study file.

@@ -44,7 +44,6 @@ from autotune.plan import (
     TrainingPolicy,
     TrialPlan,
 )
-from autotune.search.activity import changes_layer, is_active
 from autotune.search.backbone_limits import (
     AllowedValues,
     BackboneLimits,
@@ -60,7 +59,8 @@ from autotune.search.dimensions import (
     only_value,
     to_distribution,
 )
-from autotune.search.learning_rates import (
+from autotune.search.parameters.activity import changes_layer, is_active
+from autotune.search.parameters.learning_rates import (
     LR,
     LR_RANGES,
     head_lr,

@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 from autotune.results.diagnosis.facts import NO_NOISE, Facts, Finding, unknown
 from autotune.results.diagnosis.loss_curves import END, MIN_EPOCHS, LossCurves, is_solved
 from autotune.results.values.parameter_words import parameter_words
-from autotune.search.learning_rates import is_lr, optimizer_of
+from autotune.search.parameters.learning_rates import is_lr, optimizer_of
 from autotune.search.study_view import MIN_FOR_LINE, FinalValuePredictor
 from autotune.text import plural
 

@@ -23,7 +23,7 @@ from autotune.config.fields import values_of_dimension
 from autotune.config.loading import get_dotted
 from autotune.config.old_names import KEYS
 from autotune.results.study_results import StudyResults, is_active
-from autotune.search.learning_rates import is_lr, lr_dimensions, optimizer_of
+from autotune.search.parameters.learning_rates import is_lr, lr_dimensions, optimizer_of
 from autotune.search.space_checks import rule_problem
 
 #: Share of a range that is its edge.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from autotune.search.learning_rates import optimizer_of
+from autotune.search.parameters.learning_rates import optimizer_of
 
 _WORDS = {
     "depth": "trainable layers",

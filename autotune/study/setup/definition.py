@@ -34,7 +34,7 @@ from autotune.models.pretrained.names import check_name
 from autotune.models.surgery.capabilities import LayerCapabilities
 from autotune.models.surgery.probing import probe_layers
 from autotune.search.backbone_limits import Candidate
-from autotune.search.learning_rates import lr_dimensions
+from autotune.search.parameters.learning_rates import lr_dimensions
 from autotune.search.plugins import (
     load_pruner_plugin,
     load_sampler_plugin,
