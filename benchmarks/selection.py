@@ -97,12 +97,12 @@ def render(outcomes: list[Outcome]) -> str:
         "",
         date_and_machine("numpy"),
         "",
-        f"`python benchmarks/selection.py --studies {len(outcomes)}`. Studies of {TRIALS} complete "
-        f"trials and {IMAGES} validation images, in equal shares. Errors are in points of accuracy: "
-        "what is said of the chosen plan less its true accuracy; mean, and root of the mean square. "
-        "The interval is to hold the truth in 95 % of the studies. The last two columns hold for "
-        "the chosen plan: how sure the study is that it is the best, and how often it is (in "
-        "studies of equal plans every plan is).",
+        f"`python benchmarks/selection.py --studies {len(outcomes)}`. Studies of {TRIALS} "
+        f"complete trials and {IMAGES} validation images, in equal shares. Errors are in points "
+        "of accuracy: what is said of the chosen plan less its true accuracy; mean, and root of "
+        "the mean square. The interval is to hold the truth in 95 % of the studies. The last two "
+        "columns hold for the chosen plan: how sure the study is that it is the best, and how "
+        "often it is (in studies of equal plans every plan is).",
         "",
         "| studies | count | error of the best value | corrected | rms, best value | corrected "
         "| interval holds | said to be the best | is the best |",
