@@ -61,7 +61,7 @@ $(foreach name,$(unknown),$(error $(name) is no variable of this Makefile$(call 
 # A variable of other targets would be ignored as well: make report OUTPUT=report.html.
 only_ENGINE := study
 only_WORKERS := study confirm refit fit
-only_GPUS := study confirm refit fit
+only_GPUS := study confirm refit fit transfer
 only_WORKERS_PER_GPU := study confirm refit fit
 only_GPUS_PER_WORKER := study
 only_SEEDS := study confirm
@@ -127,7 +127,7 @@ endif
 export AUTOTUNE_MAKE := $(if $(filter command,$(origin STORAGE)),STORAGE,1)
 
 .DEFAULT_GOAL := help
-.PHONY: help install study worker workers ls status stop enqueue doctor rename rm du gc best compare report dashboard confirm refit fit predict export layers validate backup postgres-up postgres-down postgres-local postgres-local-down test test-slow test-long test-gpu check format reference docs pictures bench wheel image clean
+.PHONY: help install study worker workers ls status stop enqueue doctor rename rm du gc best compare report dashboard confirm refit fit predict export layers validate backup postgres-up postgres-down postgres-local postgres-local-down test test-slow test-long test-gpu check format reference docs pictures bench transfer wheel image clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 21
@@ -296,6 +296,9 @@ pictures: $(VENV)/test ## draw the pictures of the docs anew, of the study of DA
 bench: $(BIN)/autotune ## measure the embedded default over three seeds (10 minutes)
 	$(BIN)/python benchmarks/digits_seeds.py
 	$(BIN)/python benchmarks/digits_transfer.py
+
+transfer: $(BIN)/autotune ## fine-tune a ResNet-50 on five data sets over three seeds, for docs/results.md (ARGS=--table: the table alone)
+	$(BIN)/python benchmarks/transfer.py $(call with,GPUS,--gpus) $(ARGS)
 
 wheel: $(BIN)/autotune ## build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import math
 import os
@@ -12,10 +11,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-from alembic.util import pyfiles
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 from hypothesis import settings
 
 from tests.support.databases import Server, connections_closed, start_server
@@ -24,6 +23,10 @@ from tests.support.databases import Server, connections_closed, start_server
 # they wait take the cores from the other tests: ten times the CPU seconds of a small training.
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Else pytest rewrites every test file, and each process that a test starts compiles autotune.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # 'make test ARGS=-x' hands its variables on, and users set ours: a test sets what it needs itself.
 given_to_make = re.findall(r"(?:^|\s)(\w+)=", os.environ.get("MAKEFLAGS", ""))
@@ -46,19 +49,18 @@ def postgres() -> Iterator[Server]:
 
 @pytest.fixture(scope="session", autouse=True)
 def migrations_loaded_once() -> Iterator[None]:
-    """Load Optuna's migrations once: each opening of a storage imports them four times.
+    """Load Optuna's migrations once: each opening of a storage imports them four times."""
+    from_config = ScriptDirectory.from_config
+    scripts: dict[str | None, ScriptDirectory] = {}
 
-    The program beside them (env.py) migrates when it is loaded.
-    """
-    load = pyfiles.load_module_py
-    load_once = functools.cache(load)
-
-    def load_module(module_id: str, path: str) -> ModuleType:
-        is_migration = Path(path).parent.name == "versions"
-        return load_once(module_id, path) if is_migration else load(module_id, path)
+    def from_config_once(config: Config) -> ScriptDirectory:
+        folder = config.get_main_option("script_location")
+        if folder not in scripts:
+            scripts[folder] = from_config(config)
+        return scripts[folder]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pyfiles, "load_module_py", load_module)
+        patch.setattr(ScriptDirectory, "from_config", from_config_once)
         yield
 
 

@@ -56,7 +56,7 @@ FLOORS = {
         ("backbone",),
         ("flops", "image_border", "surgery"),
         ("network",),
-        ("heat_maps", "inspection", "prefix"),
+        ("ensemble", "heat_maps", "inspection", "prefix"),
     ),
     "training": (
         ("linear_head", "metrics", "inputs"),

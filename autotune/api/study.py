@@ -288,6 +288,8 @@ class Study(StudyPlots):
         trial: int | None = None,
         folder: str | Path | None = None,
         *,
+        combine: str = "none",
+        members: int | None = None,
         workers: int | None = None,
         gpus: str | None = None,
         workers_per_gpu: int | None = None,
@@ -302,6 +304,11 @@ class Study(StudyPlots):
         Args:
             trial: Number of the trial to take; default: the best confirmed one, or the best.
             folder: Folder of the model, for :func:`autotune.load`; default: beside the study.
+            combine: ``ensemble`` (of the best plans), ``soup`` (the weights of several trainings
+                of the plan, averaged), ``distill`` (the plan, taught by the ensemble) or ``none``.
+                The validation split decides whether the model is combined; the result has the
+                single plan beside it.
+            members: Most plans of an ensemble (default: 5), or trainings of a soup (default: 3).
             workers: Number of workers; default: one per GPU, or two on the CPU.
             gpus: ``all``, ``none``, or indices such as ``0,2``; default: all.
             workers_per_gpu: Workers that share a GPU, instead of ``workers``.
@@ -309,7 +316,7 @@ class Study(StudyPlots):
 
         Raises:
             StudyError: When the trial does not exist, or no trial is complete.
-            UserError: When the folder cannot be written.
+            UserError: When the folder cannot be written, or there is no such combination.
             WorkerError: When a training diverges, or the workers cannot continue.
             KeyboardInterrupt: After an interrupt.
 
@@ -336,6 +343,8 @@ class Study(StudyPlots):
                 settings=None if config is None else config.refit,
                 max_unreadable_share=0.0 if config is None else config.data.max_unreadable_share,
                 workers=Workers(workers, gpus, workers_per_gpu),
+                combine=combine,
+                members=members,
             )
 
     @contextmanager

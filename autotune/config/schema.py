@@ -80,6 +80,9 @@ STOPS = ("no_gain", "never")
 DUPLICATES = ("report", "group", "off")
 #: Images of an epoch: each once, or as many of every class.
 SAMPLING = ("uniform", "balanced")
+#: Augmentation policies: TrivialAugment (Mueller and Hutter 2021, in its version "wide") and
+#: RandAugment (Cubuk et al. 2020), of torchvision.
+POLICIES = ("none", "trivial", "rand")
 #: What a study can be logged to, besides objects in Python.
 LOGGERS = ("tensorboard", "mlflow", "wandb")
 MAX_NAME = 100
@@ -304,6 +307,13 @@ class AugmentConfig(_Section):
     """Largest rotation to either side, in degrees."""
     jitter: Annotated[float, number(False, 0, 1)] = 0.0
     """Strength of random changes in brightness, contrast and saturation."""
+    policy: Annotated[str, choice(POLICIES)] = "none"
+    """`trivial`: TrivialAugment, one change of fourteen kinds of a random strength; `rand`:
+    RandAugment, two changes of the same strength; `none`: neither."""
+    strength: Annotated[float, number(False, 0, 1)] = 0.3
+    """Strength of `policy`, of `trivial` the greatest; 0: no change, 1: as strong as it gets."""
+    erasing: Annotated[float, number(False, 0, 1)] = 0.0
+    """Probability that a rectangle of 2 to 33 % of the image is erased."""
 
 
 #: ``training.num_views``: new augmentations in every epoch, and no cached features.

@@ -61,18 +61,19 @@ def heat_maps(network: Network, images: Tensor, classes: Sequence[int]) -> Tenso
     try:
         with torch.enable_grad(), _with_map(network, images[:1]) as (forward, layer):
             method = LayerGradCam(forward, layer)
-            maps = [
-                method.attribute(image[None], target=label, relu_attributions=True)[0, 0]
-                for image, label in zip(images, classes, strict=True)
-            ]
+            maps = []
+            for image, label in zip(images, classes, strict=True):
+                map = method.attribute(image[None], target=label, relu_attributions=True)[0, 0]
+                if min(map.shape) < MIN_SIDE:  # those of the other images would be as small
+                    height, width = map.shape
+                    raise NoHeatMapError(f"its last map of features is {height} x {width}")
+                maps.append(map)
     except _ERRORS as error:
         raise NoHeatMapError(error_line(error)) from error
     finally:
         for module, mode in modes:
             module.training = mode
     found = torch.stack([one.detach().float().cpu() for one in maps])
-    if min(found.shape[1:]) < MIN_SIDE:
-        raise NoHeatMapError(f"its last map of features is {found.shape[1]} x {found.shape[2]}")
     largest = found.amax(dim=(1, 2), keepdim=True)
     if not bool(found.isfinite().all()) or not bool(largest.any()):
         raise NoHeatMapError("no place of its last map of features speaks for the class")

@@ -119,6 +119,16 @@ class Network(nn.Module):
         self._split: Tail | None = None
         self._freeze_parameters(False)
 
+    @property
+    def trainable_norms(self) -> tuple[nn.modules.batchnorm._BatchNorm, ...]:
+        """The batch norms of the trainable layers and the head."""
+        frozen = {*self.frozen}
+        return tuple(
+            module
+            for module in self.modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module not in frozen
+        )
+
     def _freeze_parameters(self, all_but_head: bool) -> None:
         self._is_head_only = all_but_head
         for name, parameter in self.backbone.named_parameters():

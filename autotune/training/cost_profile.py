@@ -12,7 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.optim import SGD, Adagrad, AdamW, Optimizer
 
 from autotune.runtime import single_threaded
+from autotune.training.compute.amp import AmpPolicy
 from autotune.training.trainer import Trainer
 
 #: Passes before timing starts: caches fill, CUDA chooses its kernels.
@@ -61,24 +62,35 @@ def count_parameters(network: nn.Module) -> int:
 
 
 def latency_ms(trainer: Trainer) -> float:
+    """Time the forward pass of one image, in the precision of the validation."""
+    with _untouched(trainer.network, trainer.device):
+        image, _ = _images(trainer, 1)
+    return forward_ms(trainer.network, image, trainer.amp)
+
+
+def forward_ms(network: nn.Module, image: Tensor, amp: AmpPolicy | None = None) -> float:
     """Time the forward pass of one image, in milliseconds.
 
-    In evaluation mode on the device that trains, under the mixed precision of the validation;
-    the image is on the device and normalized. On the CPU it takes one thread, whatever the worker
-    has, so the number does not depend on how many workers share the machine.
+    In evaluation mode on the device of the image. On the CPU it takes one thread, whatever the
+    worker has, so the number does not depend on how many workers share the machine.
 
     Other processes delay single passes, and speed up none. On a shared GPU one worker measures at
     a time; but the kernels of another one's training come between its own, and where two
     processes take turns at least every second pass can be late.
 
+    Args:
+        network: The network, on that device.
+        image: A normalized image ``(1, C, H, W)``.
+        amp: Mixed precision; by default none.
+
     Returns:
         On the CPU the median of the passes; on a GPU the time within which a tenth of them ends.
     """
-    network, device = trainer.network, trainer.device
+    device = image.device
 
     def timed() -> float:
         start = time.perf_counter()
-        with trainer.amp.autocast():
+        with nullcontext() if amp is None else amp.autocast():
             network(image)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -86,7 +98,6 @@ def latency_ms(trainer: Trainer) -> float:
 
     alone = single_threaded() if device.type == "cpu" else _gpu_lock(device)
     with _untouched(network, device), torch.no_grad(), alone:
-        image, _ = _images(trainer, 1)
         network.eval()
         _repeat(timed, WARM_UP_S, WARM_UP_PASSES)
         times = _repeat(timed, TIMED_S, TIMED_PASSES)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -45,6 +45,7 @@ from autotune.training.inputs.normalizer import Normalizer
 from autotune.training.inputs.placement import place_on_device, release_copy
 from autotune.training.linear_head import LinearHead, solve_head
 from autotune.training.metrics import LowestLoss, Metrics, compute_metrics
+from autotune.training.optim.distillation import Teacher
 from autotune.training.optim.ema import WeightAverage
 from autotune.training.optim.norm_recalibration import (
     BATCH_SIZE,
@@ -82,6 +83,7 @@ class Trainer:
             :class:`autotune.training.compute.cuda_graphs.CapturedStep`: in trainings that are long
             enough, on a GPU, if batches go through the network as a whole. Not with fp16, whose
             scaler decides on the host what a step does.
+        teacher: A network whose probabilities this one learns too.
 
     Attributes:
         raw_train: The training images, also after :meth:`use_features`.
@@ -114,6 +116,7 @@ class Trainer:
         micro_batch_size: int | None = None,
         amp: AmpPolicy | None = None,
         cuda_graphs: bool = False,
+        teacher: Teacher | None = None,
     ) -> None:
         self.network = network
         self.policy = policy
@@ -137,6 +140,7 @@ class Trainer:
         self.amp = amp or AmpPolicy.from_mode(config.precision, self.device)
         keep_slow_convs_fp32(network, self.amp)
         self.loss = nn.CrossEntropyLoss(label_smoothing=policy.label_smoothing)
+        self.teacher = teacher
         self.mixing = make_mixing(policy, network.head.classes)
         self.optimizer = make_optimizer(network, policy)
         self._peaks = layer_rates(network, policy)
@@ -244,14 +248,42 @@ class Trainer:
         features = torch.cat(list(self._evaluated(views, order, network.features)))
         return features, views.labels[order].to(features.device)
 
+    def average_weights(self, states: Sequence[dict[str, Tensor]]) -> None:
+        """Load the average of what several trainings of this plan have returned as their state.
+
+        The norm statistics of the trainable part are measured again (Izmailov et al. 2018).
+
+        Args:
+            states: What :meth:`eval_state` has returned.
+        """
+        self.eval_model.load_trainable_state(
+            {
+                name: torch.stack([state[name].double() for state in states])
+                .mean(dim=0)
+                .to(first.dtype)
+                for name, first in states[0].items()
+            }
+        )
+        self._recalibrate(self.eval_model, self.eval_model.trainable_norms)
+
     def recalibrate_norms(self) -> None:
-        """Measure the norm statistics that the plan has made stale, on training images.
+        """Measure the norm statistics that the plan has made stale, on training images."""
+        if not self.network.stale_norms:
+            return
+        self._recalibrate(self.network, self.network.stale_norms)
+        if self.ema is not None:
+            self.ema.reset()
+
+    def _recalibrate(
+        self, network: Network, norms: Sequence[nn.modules.batchnorm._BatchNorm]
+    ) -> None:
+        """Measure norm statistics on training images.
 
         If a batch does not fit into GPU memory, it starts over with half as many images in each.
         This changes more than rounding, because the norms see other batches; the statistics are
         means over more and smaller ones, an equally good estimate of the same.
         """
-        if not self.network.stale_norms:
+        if not norms:
             return
 
         def recalibrate(batch_size: int) -> None:
@@ -259,11 +291,9 @@ class Trainer:
                 self.train, NORM_IMAGES, self.to_inputs, self.seed, self.loader_workers, batch_size
             )
             with self.amp.autocast():
-                recalibrate_batch_norms(self.network, images)
+                recalibrate_batch_norms(network, images, norms)
 
         run_halving(recalibrate, BATCH_SIZE, MIN_BATCH, "norm statistics", self.device)
-        if self.ema is not None:
-            self.ema.reset()
 
     def _train_epoch(self) -> tuple[float, dict[int, float]]:
         """Train for an epoch; return its mean loss and the mean learning rates of the layers."""
@@ -359,7 +389,10 @@ class Trainer:
         ):
             with self.amp.autocast():
                 logits = self.network(part)
-            loss = self.loss(logits.float(), labels) * (len(labels) / len(targets))
+            loss = self.loss(logits.float(), labels)
+            if self.teacher is not None:
+                loss = self.teacher.loss(part, logits.float(), loss)
+            loss = loss * (len(labels) / len(targets))
             self.scaler.scale(loss).backward()
             losses.append(loss.detach())
         self._clip()

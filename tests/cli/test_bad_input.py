@@ -52,8 +52,9 @@ def checked(ended: Ended, before: object, after: object) -> str:
         (
             ("run", "digts"),
             "no study file 'digts': the presets are caltech101, caltech256, digits, dogs, folder, "
-            "paper-densenet121, paper-resnet50, paper-vgg16, and a path must be that of a "
-            "YAML file; did you mean 'digits'?",
+            "paper-densenet121, paper-resnet50, paper-vgg16, transfer-aircraft, "
+            "transfer-caltech101, transfer-dtd, transfer-flowers102, transfer-pets, and a path "
+            "must be that of a YAML file; did you mean 'digits'?",
         ),
         (("run", "a:cd:b"), "no study file 'a:cd:b'"),
         (("run", "mine.yaml"), "no study file 'mine.yaml': there is no such file"),

@@ -8,11 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import typer
 
 import autotune
 from autotune.cli.main import app
-from tests.support.inside import call
+from tests.support.inside import call, get_command
 
 WHICH = ("study", "overrides", "--name", "--storage")
 WORKERS = ("--workers", "--workers-per-gpu", "--gpus")
@@ -36,9 +35,9 @@ SURFACE = {
     "dashboard": {*WHICH, "--port", "--public", "--host"},
     "confirm": {*WHICH, *WORKERS, "--top", "--seeds", "--json"},
     "reproduce": {*WHICH, "trial", "--predictions"},
-    "refit": {*WHICH, *WORKERS, "--trial", "--output", "-o", "--json"},
+    "refit": {*WHICH, *WORKERS, "--trial", "--combine", "--members", "--output", "-o", "--json"},
     "predict": {
-        *("model", "images", "--output", "-o", "--top", "--all", "--batch-size"),
+        *("model", "images", "--output", "-o", "--top", "--all", "--batch-size", "--heatmaps"),
         *("--set", "--name", "--storage"),
     },
     "export": {"model", "--format", "--output", "-o", "--images", "--set", "--name", "--storage"},
@@ -70,7 +69,7 @@ SURFACE = {
 
 def test_the_surface_is_frozen() -> None:
     found: dict[str, set[str]] = {}
-    for verb, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+    for verb, command in get_command(app).commands.items():  # type: ignore[attr-defined]
         parts = getattr(command, "commands", None)
         named = {f"{verb} {name}": part for name, part in parts.items()} if parts else {}
         for name, one in (named or {verb: command}).items():

@@ -194,6 +194,9 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     "training.augment.flip": ([(0, 0.0), (1, 1.0)], [-0.1, 1.1, True]),
     "training.augment.rotate": ([(180, 180.0)], [-1, 181]),
     "training.augment.jitter": ([(1, 1.0)], [-0.1, 1.1]),
+    "training.augment.policy": ([("rand", "rand"), (None, "none")], ["auto", True, ["rand"]]),
+    "training.augment.strength": ([(1, 1.0)], [-0.1, 1.1]),
+    "training.augment.erasing": ([(1, 1.0)], [-0.1, 1.1]),
     "objectives": (
         [(None, None), *kept(*(["accuracy", cost] for cost in COSTS))],
         [

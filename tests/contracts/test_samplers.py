@@ -134,7 +134,7 @@ def check_static(study: optuna.Study, space: Space) -> None:
 def test_every_trial_has_all_parameters_in_canonical_form(name: str, which: str) -> None:
     space = SPACES[which]
     study = new_study(space, sampler_of(space, sampler=name))
-    run(study, space, STARTUP_TRIALS + 4)
+    run(study, space, STARTUP_TRIALS + 2)
     assert all(trial.state == TrialState.COMPLETE for trial in study.trials)
     check_static(study, space)
     baseline = space.params(space.baseline())
@@ -145,7 +145,7 @@ def test_every_trial_has_all_parameters_in_canonical_form(name: str, which: str)
 @pytest.mark.parametrize("pruner", PRUNERS)
 def test_every_pruner_goes_with_every_sampler(name: str, pruner: str) -> None:
     study = new_study(ONE, sampler_of(ONE, sampler=name), pruner=pruner)
-    for number in range(STARTUP_TRIALS + 6):
+    for number in range(STARTUP_TRIALS + 3):
         trial = study.ask()
         depth = suggest(trial, ONE)["depth"]
         state = TrialState.COMPLETE
@@ -161,7 +161,7 @@ def test_every_pruner_goes_with_every_sampler(name: str, pruner: str) -> None:
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_seeds(name: str) -> None:
     def draws(seed: int) -> list[Params]:
-        return run(new_study(FULL, sampler_of(FULL, seed, sampler=name)), FULL, STARTUP_TRIALS + 3)
+        return run(new_study(FULL, sampler_of(FULL, seed, sampler=name)), FULL, STARTUP_TRIALS + 2)
 
     first, again, other = draws(0), draws(0), draws(1)
     assert first == again
@@ -376,7 +376,7 @@ def test_what_others_are_training_is_not_trained_again(name: str) -> None:
 def test_a_plan_that_failed_is_learned_from(name: str) -> None:
     """A learning rate above 0.01 diverges; the model must keep away from there."""
     study = new_study(ONE_RATE, sampler_of(ONE_RATE, sampler=name))
-    for _ in range(60 if name == "tpe" else 40):
+    for _ in range(60 if name == "tpe" else 32):
         trial = study.ask()
         rate = suggest(trial, ONE_RATE)["training.lr"]
         if rate > 0.01:
@@ -414,7 +414,7 @@ def test_a_sampler_is_asked_again_before_another_plan_is_chosen() -> None:
 def test_plans_that_do_not_fit_into_memory_are_kept_away_from(name: str, limited: bool) -> None:
     """A learning rate above 0.01 wants too much; the higher it is, the better the value."""
     study = new_study(ONE_RATE, sampler_of(ONE_RATE, sampler=name))
-    for number in range(60 if name == "tpe" else 40):
+    for number in range(60 if name == "tpe" else 32):
         trial = study.ask()
         rate = suggest(trial, ONE_RATE)["training.lr"]
         beyond = max(0.0, math.log10(rate) + 2.0)

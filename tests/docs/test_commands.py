@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
 from autotune.cli.main import app
 from autotune.config.loading import load_study_file, presets
 from tests.support.commands import EXTRAS, ROOT, Step, commands, pages, steps
+from tests.support.inside import get_command
 
 #: Programs that are not ours and take nothing of ours.
 OTHERS = {
@@ -34,7 +34,7 @@ OTHERS = {
 }
 #: Studies of the examples, made by ``make study DATASET=...`` of what is there called.
 EXAMPLES = ("photos", "photos.yaml", "my.yaml", "photos-tpe", "flowers", "digits-seed0")
-EXAMPLES += ("digits-seed1", "digits-seed2")
+EXAMPLES += ("digits-seed1", "digits-seed2", *(f"transfer-dtd-seed{seed}" for seed in range(3)))
 #: What a command in a sentence has in the place of a value.
 PLACEHOLDERS = {"N": "1", "DATASET=...": "DATASET=photos", "...": "digits-seed2"}
 #: Variables of the environment that are not in the sources of autotune.
@@ -193,7 +193,7 @@ def check_autotune(arguments: Sequence[str]) -> None:
     """Have the command parse its arguments, and look up what they name."""
     if arguments == ["--install-completion"]:
         return  # would write into the home
-    command: Any = typer.main.get_command(app)
+    command: Any = get_command(app)
     context: Any = None
     name = "autotune"
     rest = list(arguments)

@@ -12,10 +12,10 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
-import typer
 import yaml
 
 from autotune.cli.main import app
+from tests.support.inside import get_command
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs/cluster"
@@ -25,7 +25,7 @@ URL = "postgresql://me:secret@db/autotune"
 def check_command(*arguments: str) -> None:
     """Have the command parse its arguments; it raises what it would tell the user."""
     verb, *rest = arguments
-    command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
+    command = get_command(app).commands[verb]  # type: ignore[attr-defined]
     command.make_context(verb, list(rest)).close()
 
 

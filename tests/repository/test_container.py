@@ -14,9 +14,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import typer
 
 from autotune.cli.main import app
+from tests.support.inside import get_command
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs/install"
@@ -117,7 +117,7 @@ def unit() -> dict[str, str]:
 def test_the_service_starts_a_worker(unit: dict[str, str]) -> None:
     program, verb, *rest = unit["ExecStart"].split()
     assert program.endswith("/.venv/bin/autotune")
-    command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
+    command = get_command(app).commands[verb]  # type: ignore[attr-defined]
     command.make_context(verb, rest).close()
     assert unit["RestartPreventExitStatus"] == "2" and unit["SuccessExitStatus"] == "130"
     assert int(unit["TimeoutStopSec"]) >= 60  # to end the batch and requeue the trial

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from tests.support.cuda import (
 )
 from tests.support.inline import job, run
 from tests.support.inside import call
-from tests.support.runs import autotune, trials_of
+from tests.support.runs import trials_of
 from tests.support.simulated_gpu import simulated_gpu
 from tests.support.small import open_small
 
@@ -338,16 +339,28 @@ def with_site(folder: Path, code: str) -> dict[str, str]:
     return {"PYTHONPATH": f"{site}{os.pathsep}{Path(__file__).parents[2]}"}
 
 
-@without_gpu
-@pytest.mark.slow
-def test_a_run_whose_gpus_cannot_be_used_ends_before_there_is_a_study(tmp_path: Path) -> None:
+on_gpus = partial(call, processes=True)
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of a process for which the driver lists two GPUs, as for those of ``LISTED``."""
+    list_gpus(monkeypatch, *UUIDS)
     work = tmp_path / "work"
     work.mkdir()
-    ended = autotune("run", "digits", "--name", "tiny", cwd=work, **with_site(tmp_path, LISTED))
-    assert ended.returncode == 2, ended.stderr
-    assert ended.stderr.startswith("error: the GPUs 0, 1 cannot be used: Found no NVIDIA driver")
-    assert ended.stderr.count("Found no NVIDIA driver") == 1
-    assert "--gpus none" in ended.stderr
+    return work
+
+
+@without_gpu
+@pytest.mark.slow
+def test_a_run_whose_gpus_cannot_be_used_ends_before_there_is_a_study(
+    tmp_path: Path, work: Path
+) -> None:
+    ended = on_gpus("run", "digits", "--name", "tiny", cwd=work, **with_site(tmp_path, LISTED))
+    assert ended.code == 2, ended.err
+    assert ended.err.startswith("error: the GPUs 0, 1 cannot be used: Found no NVIDIA driver")
+    assert ended.err.count("Found no NVIDIA driver") == 1
+    assert "--gpus none" in ended.err
     assert list(work.iterdir()) == []
 
 
@@ -401,69 +414,66 @@ SMALL = (
 
 @without_gpu
 @pytest.mark.slow
-def test_a_run_names_the_gpu_that_cannot_be_used(tmp_path: Path) -> None:
-    work = tmp_path / "work"
-    work.mkdir()
-    ended = autotune(
-        "run", "digits", *SMALL, "--name", "tiny", cwd=work, **with_site(tmp_path, ONE_LOST)
-    )
-    assert ended.returncode == 2, ended.stderr
-    assert ended.stderr.startswith("error: the GPU 1 cannot be used: Found no NVIDIA driver")
-    assert ended.stderr.splitlines()[-1] == "  CUDA_VISIBLE_DEVICES=0 uses the others alone"
+def test_a_run_names_the_gpu_that_cannot_be_used(tmp_path: Path, work: Path) -> None:
+    environment = with_site(tmp_path, ONE_LOST)
+    ended = on_gpus("run", "digits", *SMALL, "--name", "tiny", cwd=work, **environment)
+    assert ended.code == 2, ended.err
+    assert ended.err.startswith("error: the GPU 1 cannot be used: Found no NVIDIA driver")
+    assert ended.err.splitlines()[-1] == "  CUDA_VISIBLE_DEVICES=0 uses the others alone"
     assert list(work.iterdir()) == []
 
 
 @without_gpu
 @pytest.mark.slow
-def test_a_gpu_that_is_lost_leaves_the_others_at_work(tmp_path: Path) -> None:
-    work = tmp_path / "work"
-    work.mkdir()
+def test_a_gpu_that_is_lost_leaves_the_others_at_work(tmp_path: Path, work: Path) -> None:
     environment = with_site(tmp_path, LOST_LATER)
-    ended = autotune("run", "digits", *SMALL, "--name", "tiny", cwd=work, **environment)
-    assert ended.returncode == 0, ended.stderr + ended.stdout
-    said = [line for line in ended.stdout.splitlines() if "is not started again" in line]
+    ended = on_gpus("run", "digits", *SMALL, "--name", "tiny", cwd=work, **environment)
+    assert ended.code == 0, ended.err + ended.out
+    said = [line for line in ended.out.splitlines() if "is not started again" in line]
     (line,) = said
     assert line.startswith("worker 1 is not started again: the GPU 1 cannot be used: Found no")
-    assert ended.stdout.count("worker 1 failed (exit code 75) and is replaced") == 1
+    assert ended.out.count("worker 1 failed (exit code 75) and is replaced") == 1
     progress = attrs.count_progress(trials_of(work, "tiny"), 5)
     assert (progress.finished, progress.failed, progress.running) == (5, 0, 0)
 
 
 @without_gpu
 @pytest.mark.slow
-def test_a_run_ends_when_its_last_gpu_is_lost(tmp_path: Path) -> None:
-    work = tmp_path / "work"
-    work.mkdir()
+def test_a_run_ends_when_its_last_gpu_is_lost(tmp_path: Path, work: Path) -> None:
     environment = with_site(tmp_path, LOST_LATER)
     given = ("run", "digits", *SMALL, "--name", "tiny", "--gpus", "1")
-    ended = autotune(*given, cwd=work, **environment)
-    assert ended.returncode == 2, ended.stderr + ended.stdout
-    assert ended.stderr.startswith("error: the GPU 1 cannot be used: Found no NVIDIA driver")
-    assert ended.stdout.count("is replaced") == 1
+    ended = on_gpus(*given, cwd=work, **environment)
+    assert ended.code == 2, ended.err + ended.out
+    assert ended.err.startswith("error: the GPU 1 cannot be used: Found no NVIDIA driver")
+    assert ended.out.count("is replaced") == 1
     progress = attrs.count_progress(trials_of(work, "tiny"), 5)
     assert (progress.failed, progress.running, progress.waiting > 0) == (0, 0, True)
     # The CPU goes on with what is queued.
-    assert autotune(*given[:-1], "none", cwd=work, **environment).returncode == 0
+    assert call(*given[:-1], "none", cwd=work).code == 0
     assert attrs.count_progress(trials_of(work, "tiny"), 5).finished == 5
 
 
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the study ``tiny``, which was run on the CPU."""
+    folder = tmp_path_factory.mktemp("ran")
+    given = ("digits", *SMALL, "training.epochs=1", "search.trials=2", "--name", "tiny")
+    assert call("run", *given, "--gpus", "none", cwd=folder).code == 0
+    return folder
+
+
 @without_gpu
-@pytest.mark.parametrize("verb", ["worker", "refit", "confirm", "reproduce"])
 @pytest.mark.slow
-def test_no_verb_falls_back_to_the_cpu(verb: str, tmp_path: Path) -> None:
-    work = tmp_path / "work"
-    work.mkdir()
-    environment = with_site(tmp_path, LISTED)
-    given = ("digits", *SMALL, "--name", "tiny")
-    ran = autotune("run", *given[:-3], "search.trials=2", *given[-2:], "--gpus", "none", cwd=work)
-    assert ran.returncode == 0, ran.stderr
+@pytest.mark.parametrize("verb", ["worker", "refit", "confirm", "reproduce"])
+def test_no_verb_falls_back_to_the_cpu(
+    verb: str, ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list_gpus(monkeypatch, *UUIDS)
     more = ("0",) if verb == "reproduce" else ()
-    ended = autotune(verb, "tiny", *more, cwd=work, **environment)
-    assert ended.returncode == 2, ended.stdout
-    assert re.search("error: the GPUs? .*cannot be used: Found no NVIDIA driver", ended.stderr), (
-        ended.stderr
-    )
-    assert 'CUDA_VISIBLE_DEVICES=""' in ended.stderr
+    ended = on_gpus(verb, "tiny", *more, cwd=ran, **with_site(tmp_path, LISTED))
+    assert ended.code == 2, ended.out
+    assert re.search("error: the GPUs? .*cannot be used: Found no NVIDIA driver", ended.err)
+    assert 'CUDA_VISIBLE_DEVICES=""' in ended.err
 
 
 @without_gpu

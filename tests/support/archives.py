@@ -116,6 +116,70 @@ def caltech256_archives(counts: Mapping[str, int]) -> dict[str, bytes]:
     return {"256_ObjectCategories.tar": tar_bytes(files)}
 
 
+def gz(files: Mapping[str, bytes]) -> bytes:
+    """Make a tar file that is compressed with gzip."""
+    return gzip.compress(tar_bytes(files), compresslevel=1)
+
+
+def aircraft_archives(*without: str) -> dict[str, bytes]:
+    """Make the archive of FGVC-Aircraft, of an image for each part and class."""
+    names = ("Boeing 707", "A330")
+    files = {"data/variants.txt": "\n".join(names).encode()}
+    number = 0
+    for part in ("train", "val", "test"):
+        lines = []
+        for name in names:
+            number += 1
+            lines.append(f"{number:07d} {name}")
+            files[f"data/images/{number:07d}.jpg"] = jpeg(number)
+        files[f"data/images_variant_{part}.txt"] = "\n".join(lines).encode()
+    inside = {
+        f"fgvc-aircraft-2013b/{name}": content
+        for name, content in files.items()
+        if name not in without
+    }
+    return {"fgvc-aircraft-2013b.tar.gz": gz(inside)}
+
+
+def pets_archives() -> dict[str, bytes]:
+    """Make the archives of Oxford-IIIT Pet, of an image for each part and class."""
+    images, lists = {}, {"annotations/README": b"...", "annotations/trimaps/a.png": b"a mask"}
+    for part in ("trainval", "test"):
+        lines = []
+        for label, breed in enumerate(("Abyssinian", "yorkshire_terrier"), 1):
+            name = f"{breed}_{len(images)}"
+            images[f"images/{name}.jpg"] = jpeg(len(images))
+            lines.append(f"{name} {label} 1 1")
+        lists[f"annotations/{part}.txt"] = "\n".join(lines).encode()
+    return {"images.tar.gz": gz(images), "annotations.tar.gz": gz(lists)}
+
+
+def dtd_archives() -> dict[str, bytes]:
+    """Make the archive of DTD, of an image for each part and class; partition 2 is another."""
+    files = {"dtd/imdb/imdb.mat": b"mat"}
+    for place, part in enumerate(("train", "val", "test")):
+        keys = [f"{name}/{name}_000{place}.jpg" for name in ("banded", "zigzagged")]
+        files |= {f"dtd/images/{key}": jpeg(place) for key in keys}
+        files[f"dtd/labels/{part}1.txt"] = "".join(f"{key}\n" for key in keys).encode()
+        files[f"dtd/labels/{part}2.txt"] = b"banded/banded_0000.jpg\n"
+    return {"dtd-r1.0.1.tar.gz": gz(files)}
+
+
+def flowers_archives() -> dict[str, bytes]:
+    """Make the files of Oxford 102 Flowers, of an image for each part and of three classes."""
+    ids = {"trnid": [[2, 5]], "valid": [[1, 4]], "tstid": [[3, 6]]}
+    labels, setid = io.BytesIO(), io.BytesIO()
+    savemat(labels, {"labels": np.array([[1, 1, 1, 77, 77, 77]], dtype=np.uint8)})
+    savemat(setid, {name: np.array(some, dtype=np.uint16) for name, some in ids.items()})
+    return {
+        "102flowers.tgz": gz(
+            {f"jpg/image_{number:05d}.jpg": jpeg(number) for number in range(1, 7)}
+        ),
+        "imagelabels.mat": labels.getvalue(),
+        "setid.mat": setid.getvalue(),
+    }
+
+
 def sums_of(archives: Mapping[str, bytes]) -> str:
     """Write checksums as ``sha256sum`` does."""
     return "".join(

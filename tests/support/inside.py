@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import signal
@@ -18,8 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import typer.main
 
 from autotune.cli.main import main
+
+#: Typer reads the signatures of all verbs whenever the command is called.
+get_command = functools.cache(typer.main.get_command)
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ def call(*arguments: str, cwd: Path, processes: bool = False, **extra: str) -> E
         for name, value in {"COLUMNS": "200", **extra}.items():
             patch.setenv(name, value)
         patch.setattr(sys, "argv", ["autotune", *arguments])
+        patch.setattr(typer.main, "get_command", get_command)
         main()
     return Ended(int(ended.value.code or 0), out.getvalue(), err.getvalue())
 

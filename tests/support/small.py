@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from autotune.config.loading import apply_overrides, presets, read_yaml
-from autotune.config.schema import StudyConfig
+from autotune.config.schema import DataConfig, StudyConfig
 from autotune.config.validation import validate
+from autotune.data.source import Source
+from autotune.data.sources.base import DigitsSource
+from autotune.data.splits import dataset as dataset_module
+from autotune.data.splits.stratified import SplitIndices
 from autotune.data.views.study_data import StudyData
 from autotune.models import inspection
 from autotune.models.layers import Layer
+from autotune.models.network import Network
 from autotune.models.prefix.split import PrefixSplit
 from autotune.models.surgery import probing
 from autotune.models.surgery.capabilities import LayerCapabilities
-from autotune.plan import TrialPlan
 from autotune.search.plugins import plugin_refs
 from autotune.storage.paths import StudyPaths
 from autotune.study.setup import definition as definition_module
 from autotune.study.setup.definition import Definition, define
 from autotune.study.setup.opening import OpenStudy, open_or_create
 from autotune.study.trial import feature_reuse
-from autotune.study.trial.context import WorkerContext
-from autotune.training.trainer import Trainer
+from autotune.training.compute.amp import is_kept_fp32
 
 OVERRIDES: dict[str, Any] = {
     "name": "small",
@@ -44,11 +50,14 @@ OVERRIDES: dict[str, Any] = {
 }
 
 
+_DIGITS = read_yaml(presets()["digits"])
+
+
 def small_config(folder: Path, **overrides: Any) -> StudyConfig:
     """Make a small configuration; keys with a dot are given with two underscores."""
     dotted = {key.replace("__", "."): value for key, value in overrides.items()}
     values = apply_overrides(
-        read_yaml(presets()["digits"]),
+        _DIGITS,
         {**OVERRIDES, "storage": f"sqlite:///{folder}/study.db", **dotted},
     )
     return validate(values, "test")
@@ -66,33 +75,54 @@ def probe_once(model: nn.Module, layers: Sequence[Layer], input_size: tuple[int,
     return _PROBED[key]
 
 
-_ROOTS: dict[object, PrefixSplit | None] = {}
-_find_root = feature_reuse._find_root
+_SPLITS: dict[object, PrefixSplit] = {}
+_split_network = feature_reuse.split_network
 
 
-def _find_root_once(trainer: Trainer, plan: TrialPlan, resources: Any, ctx: WorkerContext) -> Any:
-    spec, device = resources.data.spec, trainer.device
+def _split_network_once(network: Network, images: torch.Tensor) -> PrefixSplit:
+    """Split a network; one with the layers and the weights of an earlier one is as that one."""
+    if images.device.type != "cpu":
+        return _split_network(network, images)
+    digest = hashlib.sha256(repr(network.backbone).encode())
+    for tensor in network.backbone.state_dict().values():
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
     key = (
-        resources.backbone.weights_hash,
-        plan.backbone,
-        spec,
-        ctx.space.max_depth,
-        trainer.amp,
-        device,
+        digest.digest(),
+        tuple(network.trainable_state()),
+        tuple(name for name, module in network.named_modules() if is_kept_fp32(module)),
+        images.shape[1:],
+        torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
     )
-    if key not in _ROOTS:
-        _ROOTS[key] = _find_root(trainer, plan, resources, ctx)
-    return _ROOTS[key]
+    if key not in _SPLITS:
+        _SPLITS[key] = _split_network(network, images)
+    return _SPLITS[key]
+
+
+_MADE: dict[str, SplitIndices] = {}
+_make_split = dataset_module.make_split
+
+
+def _make_split_once(
+    source: Source, config: DataConfig, groups: np.ndarray | None = None
+) -> SplitIndices:
+    if not isinstance(source, DigitsSource) or groups is not None:
+        return _make_split(source, config, groups)
+    key = config.model_dump_json()
+    if key not in _MADE:
+        _MADE[key] = _make_split(source, config)
+    return _MADE[key]
 
 
 @contextmanager
 def backbones_analyzed_once() -> Iterator[None]:
     """Probe and split a backbone that an earlier test has used as that test did it.
 
-    Both depend on the backbone and the space alone, and take as long as a small trial.
+    Both depend on the backbone and the space alone, and take as long as a small trial. The same
+    holds for the split of the digits.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(feature_reuse, "_find_root", _find_root_once)
+        patch.setattr(feature_reuse, "split_network", _split_network_once)
+        patch.setattr(dataset_module, "make_split", _make_split_once)
         for module in (definition_module, inspection, probing):
             patch.setattr(module, "probe_layers", probe_once)
         yield

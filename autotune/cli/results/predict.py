@@ -29,6 +29,10 @@ def predict(
     batch_size: Annotated[
         int, typer.Option(min=1, help="Images that go through the network at a time.")
     ] = 64,
+    heatmaps: Annotated[
+        Path | None,
+        typer.Option(help="Folder for pictures of what speaks for each prediction."),
+    ] = None,
     overrides: console.ModelOverrides = None,
     name: console.NameOption = None,
     storage: console.StorageOption = None,
@@ -36,12 +40,15 @@ def predict(
     """Write the classes of images and their probabilities as CSV."""
     if output != "-":
         console.check_writable(output)
+    if heatmaps is not None:
+        console.check_folder(heatmaps)
     stderr = console.stderr(soft_wrap=True)
     # A spinner would break a table on the same terminal.
     progress = console.stderr(quiet=output == "-" and sys.stdout.isatty())
     with progress.status("loading the model") as status:
         from autotune.data.image_formats import PassedOver, describe_passed_over
         from autotune.data.sources.names import printable
+        from autotune.results.model.image_heat_maps import HeatMapFolder
         from autotune.results.model.model_folder import load_model
         from autotune.results.model.prediction import (
             csv_columns,
@@ -60,6 +67,7 @@ def predict(
         device = find_device()
         set_float32_precision(device)
         loaded.to(device)
+        pictures = None if heatmaps is None else HeatMapFolder(heatmaps, loaded)
         unreadable = []
         with _open_output(output) as stream:
             writer = csv.writer(stream, lineterminator="\n")
@@ -80,6 +88,8 @@ def predict(
                             every,
                         )
                     )
+                    if pictures is not None:
+                        pictures.draw(result)
                 done += len(batch)
                 status.progress(f"{done} of {len(paths)} images", done, len(paths) - done)
             if len(unreadable) == len(paths):
@@ -90,6 +100,8 @@ def predict(
             stderr.print(f"  {text}")
     if text := describe_passed_over(passed_over.by_kind()):
         stderr.print(text)
+    for line in [] if pictures is None else pictures.describe():
+        stderr.print(line)
     if output != "-":
         stderr.print(f"{len(paths) - len(unreadable)} images: {output}")
 

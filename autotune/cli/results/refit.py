@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,8 +15,21 @@ from autotune.display import console
 from autotune.text import plural, relative_path
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from autotune.results.evaluation.bootstrap import Estimate
+    from autotune.results.evaluation.combination import Combination
     from autotune.results.evaluation.refit import RefitResult
     from autotune.results.values.objective import Objective
+
+
+class Combine(StrEnum):
+    """What is combined; naming them imports no torch."""
+
+    none = "none"
+    ensemble = "ensemble"
+    soup = "soup"
+    distill = "distill"
 
 
 def refit(
@@ -24,6 +38,17 @@ def refit(
     trial: Annotated[
         int | None,
         typer.Option(help="Number of the trial; default: the best confirmed one, or the best."),
+    ] = None,
+    combine: Annotated[
+        Combine,
+        typer.Option(
+            help="Combine the best plans (ensemble), several trainings of the plan (soup), or "
+            "teach the plan by the ensemble; where the validation split agrees."
+        ),
+    ] = Combine.none,
+    members: Annotated[
+        int | None,
+        typer.Option(help="Most plans of an ensemble (5), or trainings of a soup (3)."),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder; default: beside the study.")
@@ -65,6 +90,8 @@ def refit(
             located.refit,
             located.max_unreadable_share,
             Workers(workers, gpus, workers_per_gpu),
+            combine.value,
+            members,
         )
     if as_json:
         typer.echo(json.dumps(result.to_json(), indent=2))
@@ -82,6 +109,8 @@ def refit(
     decimals = 2 if result.test_images >= 1000 else 1
     objective = replace(objective, decimals=decimals)
     stdout.print(_metrics_table(result, objective))
+    if result.combination is not None:
+        print_combination(stdout, result.combination, objective)
     if not result.is_baseline:
         differences = result.comparison.to_json()["difference"]
         stdout.print(describe_difference(objective.name, differences))
@@ -100,12 +129,49 @@ def refit(
     stdout.print(f"model: {relative_path(result.folder)}", soft_wrap=True)
 
 
+def print_combination(stdout: Console, combination: Combination, objective: Objective) -> None:
+    """Print what was decided about a combination, and all models beside each other."""
+    stdout.print(combination.decision)
+    if combination.is_used:
+        stdout.print(f"The model is {combination.name}.")
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
+    costs = ("parameters", f"latency, {combination.device}")
+    for title in (objective.label, "gain over trial", "95 % interval", "log loss", *costs):
+        table.add_column(title, justify="right")
+    loss = objective.with_name("log_loss")
+    for model in combination.models:
+        value, gain = model.scores.values, ["", ""]
+        if difference := model.gain.get(objective.name):
+            ends = [objective.format_gain(end, unit=False) for end in _gain(objective, difference)]
+            gain = [ends[0], f"{ends[1]} to {ends[2]}"]
+        table.add_row(
+            model.name,
+            objective.format_value(value[objective.name]),
+            *gain,
+            loss.format_value(value["log_loss"]),
+            f"{model.parameters:,}",
+            f"{model.latency_ms:.2f} ms",
+        )
+    stdout.print(table)
+
+
+def _gain(objective: Objective, difference: Estimate) -> tuple[float, float, float]:
+    return objective.gain_interval(asdict(difference))
+
+
 def _metrics_table(result: RefitResult, objective: Objective) -> Table:
     """Return all metrics with their intervals, in a table of at most 80 columns."""
     comparison = result.comparison
     table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
-    for title in (f"trial {result.trial}", "95 % interval", "baseline", "95 % interval", "gain"):
+    for title in (
+        "combined" if result.is_combined else f"trial {result.trial}",
+        "95 % interval",
+        "baseline",
+        "95 % interval",
+        "gain",
+    ):
         table.add_column(title, justify="right", no_wrap=True)
     for name, difference in comparison.difference.items():
         metric = objective.with_name(name)

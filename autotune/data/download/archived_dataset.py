@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from autotune.data.download.checksums import read_sums, sha256_of
+from autotune.data.download.checksums import digest_of, read_sums
 from autotune.data.download.downloadable import Downloadable
-from autotune.data.download.extraction import extract, remove
+from autotune.data.download.extraction import SUFFIXES, extract, remove
 from autotune.data.download.http import RetryPolicy, download_archive
 from autotune.data.download.spec import ArchiveSpec, archive_urls
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.source import Source
 from autotune.errors import DatasetError
 
-_OUTER = "outer"
+#: Where archives are unpacked before their content is moved to its place.
+_UNPACKED, _OUTER, _CONTENT = ".archive", "outer", "content"
 
 
 @dataclass(frozen=True)
@@ -86,15 +88,24 @@ class ArchivedDataset(Downloadable):
                     f"{archive.urls[0] if archive.urls else 'it'} by hand and put it there"
                 )
         for archive in archives:
-            path, target = self.paths.archive(archive.file), staging / archive.folder
-            if archive.inner is not None:
-                extract(path, staging / _OUTER)
-                path = staging / _OUTER / archive.inner
-            extract(path, target, partial(progress, f"unpacking {archive.file}"))
-            remove(staging / _OUTER)
-        for lock in staging.glob(".*.lock"):
-            lock.unlink()
+            self._unpack(archive, staging, progress)
         self._check_counts(self.read(staging, no_progress))
+
+    def _unpack(self, archive: ArchiveSpec, staging: Path, progress: ProgressCallback) -> None:
+        """Put the content of an archive into its folder; copy a file that is none."""
+        path, target = self.paths.archive(archive.file), staging / archive.folder
+        target.mkdir(parents=True, exist_ok=True)
+        if not path.name.endswith(SUFFIXES):
+            shutil.copyfile(path, target / path.name)
+            return
+        unpacked = staging / _UNPACKED
+        if archive.inner is not None:
+            extract(path, unpacked / _OUTER)
+            path = unpacked / _OUTER / archive.inner
+        extract(path, unpacked / _CONTENT, partial(progress, f"unpacking {archive.file}"))
+        for entry in (unpacked / _CONTENT).iterdir():
+            entry.rename(target / entry.name)
+        remove(unpacked)
 
     def _expected(self) -> list[ArchiveSpec]:
         """Return the archives with the checksums that they must have on this disk."""
@@ -108,7 +119,9 @@ class ArchivedDataset(Downloadable):
                 f"{replaced} must have a line for every archive, but has none for "
                 f"{', '.join(missing)}; add it, or remove the file for the published checksums"
             )
-        return [replace(spec, sha256=sums[spec.file], size=None) for spec in self.archives]
+        return [
+            replace(spec, sha256=sums[spec.file], md5=None, size=None) for spec in self.archives
+        ]
 
     def _check_counts(self, source: Source) -> None:
         images, classes = len(source.samples), len(source.classes)
@@ -126,8 +139,11 @@ def _archive_problem(path: Path, archive: ArchiveSpec, progress: ProgressCallbac
     size = path.stat().st_size
     if archive.size is not None and size != archive.size:
         return f"has {size} bytes, but the published file has {archive.size}"
-    if archive.sha256 is not None:
-        digest = sha256_of(path, lambda done: progress(f"checking {archive.file}", done, size))
-        if digest != archive.sha256:
-            return f"is not the published file (SHA-256 {digest}, published {archive.sha256})"
+    if archive.checksum is not None:
+        algorithm, published = archive.checksum
+        report = partial(progress, f"checking {archive.file}")
+        digest = digest_of(algorithm, path, lambda done: report(done, size))
+        if digest != published:
+            name = {"sha256": "SHA-256", "md5": "MD5"}[algorithm]
+            return f"is not the published file ({name} {digest}, published {published})"
     return ""

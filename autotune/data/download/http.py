@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from autotune.data.download.checksums import sha256_of
+from autotune.data.download.checksums import digest_of
 from autotune.data.download.paths import DATA_VARIABLE, DatasetPaths
 from autotune.data.download.spec import ArchiveSpec
 from autotune.data.progress import ProgressCallback
@@ -109,7 +109,7 @@ class _Download:
         return self.paths.origin(self.archive.file)
 
     def run(self) -> None:
-        if self.archive.sha256 is None and self._read_origin().get("url") != self.url:
+        if self.archive.checksum is None and self._read_origin().get("url") != self.url:
             self._restart()  # no checksum would reveal a mixture of two files
         is_resumed = self._size() > 0
         for _ in range(1 + is_resumed):  # what was there may be damaged, or of another file
@@ -198,13 +198,15 @@ class _Download:
             raise _Interrupted("the transfer was cut")
 
     def _is_valid(self) -> bool:
-        size, expected = self._size(), self.archive.sha256
+        size, checksum = self._size(), self.archive.checksum
         if self.archive.size is not None and size != self.archive.size:
             return False
-        if expected is None:
+        if checksum is None:
             return True
+        algorithm, expected = checksum
         step = f"checking {self.archive.file}"
-        return sha256_of(self.partial, lambda done: self.progress(step, done, size)) == expected
+        digest = digest_of(algorithm, self.partial, lambda done: self.progress(step, done, size))
+        return digest == expected
 
     def _size(self) -> int:
         return self.partial.stat().st_size if self.partial.exists() else 0

@@ -14,7 +14,7 @@ MIRROR_VARIABLE = "AUTOTUNE_MIRROR"
 
 @dataclass(frozen=True)
 class ArchiveSpec:
-    """One archive as published.
+    """One archive as published, or another file, which is copied.
 
     Args:
         file: Its name.
@@ -23,6 +23,7 @@ class ArchiveSpec:
         size: In bytes; ``None`` where no source states it.
         folder: Where its content goes in the unpacked data set.
         inner: The archive inside it that holds the images, if any.
+        md5: Its checksum where no source states the SHA-256, hexadecimal.
     """
 
     file: str
@@ -31,6 +32,14 @@ class ArchiveSpec:
     size: int | None
     folder: str
     inner: str | None = None
+    md5: str | None = None
+
+    @property
+    def checksum(self) -> tuple[str, str] | None:
+        """The name of a digest and the published value of it, hexadecimal."""
+        if self.sha256 is not None:
+            return "sha256", self.sha256
+        return None if self.md5 is None else ("md5", self.md5)
 
 
 def archive_urls(name: str, archive: ArchiveSpec) -> tuple[str, ...]:

@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -23,16 +25,21 @@ from autotune.data.sources.split_names import AUTO, SplitNames
 from autotune.errors import DatasetError
 
 
+@cache
+def _load_digits() -> Any:
+    # Imported here, because sklearn is slow to import and few commands read this data set.
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped, unused-ignore]
+
+    return load_digits()
+
+
 class DigitsSource(Source):
     """The 1,797 handwritten digits of scikit-learn, 8x8 gray; they need no download."""
 
     name = "digits"
 
     def __init__(self) -> None:
-        # Imported here, because sklearn is slow to import and few commands read this data set.
-        from sklearn.datasets import load_digits  # type: ignore[import-untyped, unused-ignore]
-
-        digits = load_digits()
+        digits = _load_digits()
         # 17 gray levels, 0..16
         self._images = np.rint(digits.images * (255.0 / 16.0)).astype(np.uint8)
         self.classes = tuple(str(name) for name in digits.target_names)

@@ -23,7 +23,7 @@ from autotune.data.sources.hub import SCHEME, HubSource
 from autotune.data.sources.split_names import AUTO, SplitNames
 from autotune.data.sources.stanford_dogs import STANFORD_DOGS
 from autotune.data.sources.tables.table import TABLE_ENDINGS, open_table
-from autotune.data.sources.torchvision_datasets import TORCHVISION_DATASETS
+from autotune.data.sources.torchvision_datasets import OXFORD_DATASETS, TORCHVISION_DATASETS
 from autotune.errors import DatasetError, did_you_mean, join_sentences
 from autotune.file_kinds import PARQUET, file_kind
 from autotune.text import join_some
@@ -60,6 +60,7 @@ _REGISTRY: dict[str, RegisteredDataset] = {
     "caltech101-background": _archived(CALTECH101),
     "caltech256": _archived(CALTECH256, partial(read_caltech256, clutter=False)),
     "caltech256-clutter": _archived(CALTECH256),
+    **{dataset.name: _archived(dataset) for dataset in OXFORD_DATASETS},
     **{dataset.name: RegisteredDataset(dataset.open, dataset) for dataset in TORCHVISION_DATASETS},
 }
 

@@ -1,4 +1,4 @@
-"""Data sets that torchvision downloads and reads.
+"""Data sets that torchvision reads; some of them it downloads as well.
 
 Addresses, checksums and layouts are torchvision's. Added here: a data set appears when it is
 complete, one process downloads it, and its images have keys as those of any other source.
@@ -19,8 +19,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from autotune.data.download.archived_dataset import ArchivedDataset
 from autotune.data.download.downloadable import Downloadable
 from autotune.data.download.extraction import SUFFIXES
+from autotune.data.download.spec import ArchiveSpec
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.source import Sample, Shrink, Source
 from autotune.data.sources.base import FileSource
@@ -31,12 +33,69 @@ from autotune.text import first_line
 #: Seconds between two counts of the downloaded bytes.
 _PROGRESS_S = 0.5
 #: Split -> options of the loader; the split ``None`` is all images.
-_Splits = Mapping[str | None, Mapping[str, Any]]
+Splits = Mapping[str | None, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class TorchvisionReader:
+    """Reads a data set by a loader of torchvision.
+
+    Args:
+        name: Its name in study files.
+        title: Its name in messages.
+        loader: The loader's name in ``torchvision.datasets``.
+        splits: Split -> options of the loader; the split ``None`` is all images.
+        in_memory: Whether the loader holds the images themselves, and no files of them.
+    """
+
+    name: str
+    title: str
+    loader: str
+    splits: Splits
+    in_memory: bool = False
+
+    def load(self, root: Path, options: Mapping[str, Any], download: bool = False) -> Any:
+        """Make the loader of a split."""
+        from torchvision import datasets
+
+        loader = getattr(datasets, self.loader)
+        if not download:  # what it would compare with checksums has been compared
+            loader = type(self.loader, (loader,), {"_check_integrity": lambda self: True})
+        if not self.in_memory and self.loader != "OxfordIIITPet":
+            options = {**options, "loader": os.fspath}  # the path, instead of the image
+        return loader(root, download=download, **options)
+
+    def __call__(self, root: Path, progress: ProgressCallback = no_progress) -> Source:
+        """Open the unpacked data set.
+
+        Raises:
+            DatasetError: When its layout is not the published one.
+        """
+        try:
+            loaded = {split: self.load(root, options) for split, options in self.splits.items()}
+        except (OSError, RuntimeError, LookupError, ValueError, TypeError) as error:
+            raise DatasetError(
+                f"torchvision cannot read {self.title} in {root} ({type(error).__name__}: "
+                f"{first_line(error)}); remove the folder and the archives beside it, and they "
+                "are downloaded again"
+            ) from error
+        classes = list(next(iter(loaded.values())).classes)
+        if self.in_memory:
+            return ArraySource(self.name, classes, loaded)
+        files = []
+        for split, dataset in loaded.items():
+            for path, label in _labeled_paths(dataset):
+                if not os.path.exists(path):
+                    raise DatasetError(f"{self.title} needs {path}, but it is not there")
+                key = Path(path).relative_to(root).as_posix()
+                files.append(ImageFile(key, os.fspath(path), classes[label], split))
+        files.sort(key=lambda file: file.key)
+        return FileSource(self.name, files, labeled=True, progress=progress)
 
 
 @dataclass(frozen=True)
 class TorchvisionDataset(Downloadable):
-    """A data set that torchvision has a loader for.
+    """A data set that a loader of torchvision downloads and reads.
 
     Args:
         loader: The loader's name in ``torchvision.datasets``.
@@ -48,7 +107,7 @@ class TorchvisionDataset(Downloadable):
     """
 
     loader: str
-    splits: _Splits
+    splits: Splits
     folder_name: str = field(kw_only=True)
     images: int = field(kw_only=True)
     megabytes: int = field(kw_only=True)
@@ -66,14 +125,18 @@ class TorchvisionDataset(Downloadable):
 
     def open(self, progress: ProgressCallback = no_progress) -> Source:
         """Open the downloaded data set."""
-        return self._read(self.folder(), progress)
+        return self._reader(self.folder(), progress)
+
+    @property
+    def _reader(self) -> TorchvisionReader:
+        return TorchvisionReader(self.name, self.title, self.loader, self.splits, self.in_memory)
 
     def _fill(self, staging: Path, progress: ProgressCallback) -> None:
         self._copy_archives(staging / self.folder_name)
         try:
             with _watched(staging, f"fetching {self.name}", progress):
                 for options in self.splits.values():
-                    self._load(staging, options, download=True)
+                    self._reader.load(staging, options, download=True)
         except Exception as error:  # of a loader, its HTTP client, and readers of archives
             if isinstance(error, OSError) and is_disk_full(error):
                 raise
@@ -82,7 +145,7 @@ class TorchvisionDataset(Downloadable):
                 f"{first_line(error)}); try again later, or get its archives from {self.page} by "
                 f"hand and put them into {self.paths.root}"
             ) from error
-        count = len(self._read(staging).samples)
+        count = len(self._reader(staging).samples)
         if count != self.images:
             raise DatasetError(
                 f"{self.title} has {self.images} images, but torchvision's loader finds {count}; "
@@ -98,29 +161,6 @@ class TorchvisionDataset(Downloadable):
         for path in self.paths.root.iterdir():
             if path.is_file() and not path.name.startswith("."):
                 shutil.copyfile(path, target / path.name)
-
-    def _load(self, root: Path, options: Mapping[str, Any], download: bool = False) -> Any:
-        from torchvision import datasets
-
-        loader = getattr(datasets, self.loader)
-        if not self.in_memory and self.loader != "OxfordIIITPet":
-            options = {**options, "loader": os.fspath}  # the path, instead of the image
-        return loader(root, download=download, **options)
-
-    def _read(self, root: Path, progress: ProgressCallback = no_progress) -> Source:
-        loaded = {split: self._load(root, options) for split, options in self.splits.items()}
-        classes = list(next(iter(loaded.values())).classes)
-        if self.in_memory:
-            return ArraySource(self.name, classes, loaded)
-        files = []
-        for split, dataset in loaded.items():
-            for path, label in _labeled_paths(dataset):
-                if not os.path.exists(path):
-                    raise DatasetError(f"{self.title} needs {path}, but it is not there")
-                key = Path(path).relative_to(root).as_posix()
-                files.append(ImageFile(key, path, classes[label], split))
-        files.sort(key=lambda file: file.key)
-        return FileSource(self.name, files, labeled=True, progress=progress)
 
 
 class ArraySource(Source):
@@ -188,33 +228,11 @@ def _watched(folder: Path, step: str, progress: ProgressCallback) -> Iterator[No
         thread.join()
 
 
-_OXFORD = "https://www.robots.ox.ac.uk/~vgg/data"
-_SPLITS: _Splits = {"train": {"split": "train"}, "test": {"split": "test"}}
-_SPLITS_AND_VALIDATION: _Splits = {**_SPLITS, "validation": {"split": "val"}}
-_TRAIN_OR_NOT: _Splits = {"train": {"train": True}, "test": {"train": False}}
+_SPLITS: Splits = {"train": {"split": "train"}, "test": {"split": "test"}}
+_TRAIN_OR_NOT: Splits = {"train": {"train": True}, "test": {"train": False}}
 
-#: The registered data sets of torchvision.
+#: The data sets that torchvision downloads.
 TORCHVISION_DATASETS = (
-    TorchvisionDataset(
-        "flowers102",
-        "Oxford 102 Flowers",
-        f"{_OXFORD}/flowers/102/",
-        "Flowers102",
-        _SPLITS_AND_VALIDATION,
-        folder_name="flowers-102",
-        images=8_189,
-        megabytes=345,
-    ),
-    TorchvisionDataset(
-        "pets",
-        "Oxford-IIIT Pet",
-        f"{_OXFORD}/pets/",
-        "OxfordIIITPet",
-        {"train": {"split": "trainval"}, "test": {"split": "test"}},
-        folder_name="oxford-iiit-pet",
-        images=7_349,
-        megabytes=811,
-    ),
     TorchvisionDataset(
         "food101",
         "Food-101",
@@ -224,16 +242,6 @@ TORCHVISION_DATASETS = (
         folder_name="",
         images=101_000,
         megabytes=4_997,
-    ),
-    TorchvisionDataset(
-        "dtd",
-        "Describable Textures",
-        f"{_OXFORD}/dtd/",
-        "DTD",
-        _SPLITS_AND_VALIDATION,
-        folder_name="dtd",
-        images=5_640,
-        megabytes=625,
     ),
     TorchvisionDataset(
         "eurosat",
@@ -268,16 +276,6 @@ TORCHVISION_DATASETS = (
         in_memory=True,
     ),
     TorchvisionDataset(
-        "aircraft",
-        "FGVC-Aircraft (variants)",
-        f"{_OXFORD}/fgvc-aircraft/",
-        "FGVCAircraft",
-        _SPLITS_AND_VALIDATION,
-        folder_name="",
-        images=10_000,
-        megabytes=2_753,
-    ),
-    TorchvisionDataset(
         "stl10",
         "STL-10 (its labeled images)",
         "https://cs.stanford.edu/~acoates/stl10/",
@@ -287,5 +285,119 @@ TORCHVISION_DATASETS = (
         images=13_000,
         megabytes=2_640,
         in_memory=True,
+    ),
+)
+
+_PAGES = "https://www.robots.ox.ac.uk/~vgg/data"
+_SPLITS_AND_VALIDATION: Splits = {**_SPLITS, "validation": {"split": "val"}}
+#: Those without an official validation split.
+_TRAIN_AND_TEST: Splits = {"train": {"split": "trainval"}, "test": {"split": "test"}}
+
+
+def _archive(
+    path: str, folder: str, size: int, sha256: str | None, md5: str | None = None
+) -> ArchiveSpec:
+    """Return the archive at an address below the pages."""
+    return ArchiveSpec(
+        path.rpartition("/")[2], (f"{_PAGES}/{path}",), sha256, size, folder, md5=md5
+    )
+
+
+# Sizes and SHA-256: tensorflow/datasets, url_checksums/oxford_flowers102.txt (commit 24211da),
+# oxford_iiit_pet.txt and dtd.txt (333639b). FGVC-Aircraft: the MD5 that many programs compare.
+#: Those of the Visual Geometry Group at Oxford, downloaded here: Nilsback and Zisserman 2008
+#: (flowers), Parkhi et al. 2012 (pets), Cimpoi et al. 2014 (textures, partition 1 of ten),
+#: Maji et al. 2013 (aircraft).
+OXFORD_DATASETS = (
+    ArchivedDataset(
+        name="flowers102",
+        title="Oxford 102 Flowers",
+        page=f"{_PAGES}/flowers/102/",
+        terms="its page states none",
+        archives=(
+            _archive(
+                "flowers/102/102flowers.tgz",
+                "flowers-102",
+                344_862_509,
+                "2d01ecc807db462958cfe3d92f57a8c252b4abd240eb955770201e45f783b246",
+            ),
+            _archive(
+                "flowers/102/imagelabels.mat",
+                "flowers-102",
+                502,
+                "4903e94206bac23bf772aadf06451916df56b58fc483a62db32a97b82656651d",
+            ),
+            _archive(
+                "flowers/102/setid.mat",
+                "flowers-102",
+                14_989,
+                "46b8678f91fd95d3c8f4feab80d271a6c834a1dd896fe29fd3e6ad9ce5c8dccd",
+            ),
+        ),
+        images=8_189,
+        classes=102,
+        read=TorchvisionReader(
+            "flowers102", "Oxford 102 Flowers", "Flowers102", _SPLITS_AND_VALIDATION
+        ),
+    ),
+    ArchivedDataset(
+        name="pets",
+        title="Oxford-IIIT Pet",
+        page=f"{_PAGES}/pets/",
+        terms="Creative Commons Attribution-ShareAlike 4.0 (CC BY-SA 4.0)",
+        archives=(
+            _archive(
+                "pets/data/images.tar.gz",
+                "oxford-iiit-pet",
+                791_918_971,
+                "67195c5e1c01f1ab5f9b6a5d22b8c27a580d896ece458917e61d459337fa318d",
+            ),
+            _archive(
+                "pets/data/annotations.tar.gz",
+                "oxford-iiit-pet",
+                19_173_078,
+                "52425fb6de5c424942b7626b428656fcbd798db970a937df61750c0f1d358e91",
+            ),
+        ),
+        images=7_349,
+        classes=37,
+        read=TorchvisionReader("pets", "Oxford-IIIT Pet", "OxfordIIITPet", _TRAIN_AND_TEST),
+    ),
+    ArchivedDataset(
+        name="dtd",
+        title="Describable Textures",
+        page=f"{_PAGES}/dtd/",
+        terms="for research",
+        archives=(
+            _archive(
+                "dtd/download/dtd-r1.0.1.tar.gz",
+                "dtd",
+                625_239_812,
+                "e42855a52a4950a3b59612834602aa253914755c95b0cff9ead6d07395f8e205",
+            ),
+        ),
+        images=5_640,
+        classes=47,
+        read=TorchvisionReader("dtd", "Describable Textures", "DTD", _SPLITS_AND_VALIDATION),
+    ),
+    ArchivedDataset(
+        name="aircraft",
+        title="FGVC-Aircraft (variants)",
+        page=f"{_PAGES}/fgvc-aircraft/",
+        terms="for non-commercial research",
+        archives=(
+            _archive(
+                "fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz",
+                ".",
+                2_753_340_328,
+                None,
+                "d4acdd33327262359767eeaa97a4f732",
+            ),
+        ),
+        images=10_000,
+        classes=100,
+        read=TorchvisionReader(
+            "aircraft", "FGVC-Aircraft (variants)", "FGVCAircraft", _SPLITS_AND_VALIDATION
+        ),
     ),
 )

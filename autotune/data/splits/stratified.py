@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from sklearn.model_selection import train_test_split  # type: ignore[import-untyped, unused-ignore]
@@ -95,7 +95,7 @@ def make_split(
 
 def split_fingerprint(split: SplitIndices) -> str:
     """Return a hexadecimal digest of the images of all splits."""
-    text = json.dumps(asdict(split), sort_keys=True)
+    text = json.dumps(vars(split), sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 

@@ -5,30 +5,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2  # type: ignore[import-untyped, unused-ignore]
 
 from autotune.config.schema import AugmentConfig
 from autotune.data.cache.decoded_images import ImageStore
 from autotune.data.preprocessing import ImageSpec
+from autotune.data.views.augmentation import describe_augmentation, make_augmentation
 from autotune.runtime import single_threaded
 
 Pairs = list[tuple[int, int]]
 #: Limits the memory of the cached views of one set of images, by default.
 MEMORY_BYTES = 1 << 29
-#: Filters of tensors; those that only Pillow has are replaced by the next of the same width.
-_INTERPOLATIONS = {
-    "nearest": v2.InterpolationMode.NEAREST,
-    "bilinear": v2.InterpolationMode.BILINEAR,
-    "box": v2.InterpolationMode.BILINEAR,
-    "hamming": v2.InterpolationMode.BILINEAR,
-    "bicubic": v2.InterpolationMode.BICUBIC,
-    "lanczos": v2.InterpolationMode.BICUBIC,
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +61,7 @@ class ViewRenderer:
         # torch.manual_seed would seed the accelerators as well, which nothing restores
         seed = mix_seed(self.seed, int(self.store.indices[row]), number)
         torch.default_generator.manual_seed(seed)
-        result: torch.Tensor = _augmentation(self.spec, self.augment)(image)
+        result: torch.Tensor = make_augmentation(self.spec, self.augment)(image)
         return result
 
 
@@ -78,28 +69,6 @@ def mix_seed(*values: int) -> int:
     """Mix whole numbers into one seed, the same in every process."""
     text = "/".join(str(value) for value in values)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
-
-
-@lru_cache(maxsize=8)
-def _augmentation(spec: ImageSpec, augment: AugmentConfig) -> v2.Compose:
-    steps: list[torch.nn.Module] = []
-    if augment.rotate > 0:
-        fill = [float(round(255 * mean)) for mean in spec.mean]  # corners without content
-        steps.append(v2.RandomRotation(augment.rotate, v2.InterpolationMode.BILINEAR, fill=fill))
-    steps.append(
-        v2.RandomResizedCrop(
-            spec.size,
-            scale=(augment.crop, 1.0),
-            ratio=(3.0 / 4.0, 4.0 / 3.0),
-            interpolation=_INTERPOLATIONS[spec.interpolation],
-            antialias=True,
-        )
-    )
-    if augment.flip > 0:
-        steps.append(v2.RandomHorizontalFlip(augment.flip))
-    if augment.jitter > 0:
-        steps.append(v2.ColorJitter(augment.jitter, augment.jitter, augment.jitter))
-    return v2.Compose(steps)
 
 
 class Views:
@@ -200,7 +169,8 @@ class Views:
         digest.update(renderer.rows[positions.numpy()].astype("<i8").tobytes())
         digest.update(numbers.numpy().astype("<i8").tobytes())
         if bool((numbers > 0).any()):
-            digest.update(f"{renderer.augment!r} {renderer.seed}".encode())
+            augment = describe_augmentation(renderer.augment)
+            digest.update(f"{augment} {renderer.seed}".encode())
         return digest.hexdigest()
 
     def batches(

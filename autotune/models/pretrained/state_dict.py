@@ -268,8 +268,10 @@ def _compare(
     if unknown:
         named = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
         prefixes = tuple(f"{head}." for head in ([named] if isinstance(named, str) else named))
+        unknown = [key for key in unknown if not key.startswith(prefixes)]
+    if unknown:  # a head of several layers: to ask for it takes as long as to load the weights
         keys = classifier()
-        unknown = [key for key in unknown if key not in keys and not key.startswith(prefixes)]
+        unknown = [key for key in unknown if key not in keys]
     roots = {key.partition(".")[0] for key in own}
     outside = [key.partition(".")[0] for key in unknown]
     extra = tuple(dict.fromkeys(r for r in outside if r not in roots and _HEADS.match(r)))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from optuna.trial import TrialState
 
@@ -140,12 +142,27 @@ def describe_refit(results: StudyResults) -> str:
     text = (
         f"On the test split, which no trial has seen: trial {last['trial']}, trained on training "
         f"and validation images, has {objective.format_value(value)}, the baseline "
-        f"{objective.format_value(baseline)} ({gain}). It was read "
+        f"{objective.format_value(baseline)} ({gain}). {_describe_combination(results, last)}It "
+        "was read "
     )
     reads = results.attributes[attrs.TEST_READS]
     if len(reads) == 1:
         return f"{text}once."
     return f"{text}{len(reads)} times; a choice that uses these values makes them optimistic."
+
+
+def _describe_combination(results: StudyResults, last: Mapping[str, Any]) -> str:
+    """Say what a combination of several trainings adds on the test split, if there was one."""
+    combined, objective = last.get("combination"), results.objective
+    if not combined:
+        return ""
+    value, single = (float(each["test"][objective.name]) for each in (combined, last))
+    _, *ends = objective.gain_interval(combined["gain_to_single"])
+    low, high = (objective.format_gain(end, unit=False) for end in ends)
+    return (
+        f"The model in the folder, {combined['name']}, has {objective.format_value(value)} "
+        f"({objective.format_difference(value, single)}, interval of the gain {low} to {high}). "
+    )
 
 
 def caveats(results: StudyResults) -> list[str]:

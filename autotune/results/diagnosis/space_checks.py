@@ -13,7 +13,7 @@ from autotune.results.diagnosis.facts import NO_NOISE, Facts, Finding, unknown
 from autotune.results.diagnosis.space_edges import Edge, space_edges
 from autotune.results.figures.parameters import importances
 from autotune.results.study_results import is_active
-from autotune.results.values.parameter_words import label_parameter
+from autotune.results.values.parameter_words import label_parameter, parameter_words
 from autotune.study.state import attrs
 from autotune.study.state.budget import EXHAUSTED
 from autotune.text import join_some, plural
@@ -222,9 +222,9 @@ def check_parameters(facts: Facts) -> Finding:
     important: list[tuple[str, float]] = []
     while rest and sum(value for _, value in important) < 0.75:
         important.append(rest.pop(0))
-    negligible = [name for name, value in rest if value < _NEGLIGIBLE]
+    negligible = [label_parameter(name) for name, value in rest if value < _NEGLIGIBLE]
     share = sum(value for _, value in important)
-    named = ", ".join(f"{name} ({value:.2f})" for name, value in important)
+    named = ", ".join(f"{parameter_words(name)} ({value:.2f})" for name, value in important)
     text = f"Of all importance, {100 * share:.0f} % lies in {named}"
     if negligible:
         text += f"; below {_NEGLIGIBLE:g} each: {join_some(negligible, _MAX_NAMED)}"

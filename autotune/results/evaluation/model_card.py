@@ -40,8 +40,7 @@ pipeline_tag: image-classification
 
 # {study}
 
-Classifies images into {count} classes: {backbone}, trained by autotune with the plan of {chosen}:
-{plan}.
+Classifies images into {count} classes: {what}.
 
 {remarks}## Scores
 
@@ -57,7 +56,7 @@ error are better when lower; a gain is positive where this model is better.
 
 {difference}
 
-![Confusion matrix of the test split](confusion_matrix.png)
+{combination}![Confusion matrix of the test split](confusion_matrix.png)
 
 Recall of each class:
 
@@ -171,9 +170,7 @@ def model_card(record: Mapping[str, Any], matrix: npt.NDArray[np.int64]) -> str:
     return _CARD.format(
         study=escape(record["study"]),
         count=len(record["classes"]),
-        backbone=plan.backbone,
-        chosen=record["chosen"],
-        plan=plan.describe(),
+        what=_what(record, plan),
         remarks="".join(f"{remark}\n\n" for remark in record["remarks"]),
         images=record["test"]["images"],
         dataset=escape(record["dataset"]),
@@ -181,11 +178,60 @@ def model_card(record: Mapping[str, Any], matrix: npt.NDArray[np.int64]) -> str:
         reads=f"The test split was read {often}",
         scores=_scores(record),
         difference=difference,
+        combination=_combination(record),
         recalls=_recalls(record["classes"], matrix),
         calibration=_calibration(record["calibration"]["test"]),
         training=table(("", "this model", "baseline"), _training(record)),
         model=table(("", ""), model),
-        license=_license(plan.backbone, record["pretrained"]),
+        license="\n".join(
+            _license(name, origin)
+            for name, origin in (
+                (plan.backbone, record["pretrained"]),
+                *record.get("other_pretrained", {}).items(),
+            )
+        ),
+    )
+
+
+def _what(record: Mapping[str, Any], plan: TrialPlan) -> str:
+    """Say in a sentence without its end what the model is."""
+    how = f"{plan.backbone}, trained by autotune with the plan of {record['chosen']}"
+    combination = record.get("combination") or {}
+    if combination.get("is_used"):
+        compared = f"The single plan beside it is that of {record['chosen']}"
+        return f"{combination['name']}, trained by autotune. {compared}"
+    return f"{how}:\n{plan.describe()}"
+
+
+def _combination(record: Mapping[str, Any]) -> str:
+    """List the members of a combination, and all models that were measured with it."""
+    combination = record.get("combination")
+    if not combination:
+        return ""
+    members = [
+        (f"trial {each['trial']}", str(each["weight"]), escape(plan.backbone), plan.describe())
+        for each in combination["members"]
+        for plan in [TrialPlan.from_json(each["plan"])]
+    ]
+    metric = record["objective"]
+    models = []
+    for each in combination["models"]:
+        gain, difference = "", each["difference_to_single"].get(metric)
+        if difference:
+            value, *ends = _objective(metric).gain_interval(difference)
+            low, high = (_signed(metric, end) for end in ends)
+            gain = f"{_signed(metric, value)} ({low} to {high})"
+        scores = [_score(name, each["test"][name]) for name in dict.fromkeys((metric, "log_loss"))]
+        costs = f"{each['parameters']:,}", f"{each['latency_ms']:.2f} ms"
+        models.append((each["name"], *scores, gain, *costs))
+    titles = [_METRICS[name] for name in dict.fromkeys((metric, "log_loss"))]
+    costs = ("parameters", f"latency, {combination['device']}")
+    head = ("", *titles, "gain over the single plan", *costs)
+    return (
+        f"## Combination\n\n{combination['decision']}\n\n"
+        f"{table(('member', 'weight', 'backbone', 'plan'), members)}\n\n"
+        "On the test split; the gain is paired, with its 95 % interval, and the latency is of one "
+        f"image:\n\n{table(head, models)}\n\n"
     )
 
 

@@ -1,5 +1,7 @@
 """The refit: the best plan and the baseline, trained again and measured on the test split.
 
+Several plans, or several trainings of one, can be combined; the single plan is measured too.
+
 This is the only code that reads the test split, and the study records every read: choosing by a
 test split makes it a validation split.
 """
@@ -7,24 +9,49 @@ test split makes it a validation split.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optuna.trial import FrozenTrial
+from torch import Tensor
 
 from autotune.atomic import check_folder, write_text
-from autotune.config.schema import RefitConfig
+from autotune.config.schema import RefitConfig, StudyConfig
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.sources.registry import fetch_source
-from autotune.data.views.views import Views
 from autotune.errors import disk_full_as_user_error, place_as_user_error
 from autotune.plan import TrialPlan
-from autotune.results.evaluation.bootstrap import Comparison, compare
+from autotune.results.evaluation.bootstrap import Comparison, Estimate, compare
+from autotune.results.evaluation.combination import (
+    DISTILL,
+    ENSEMBLE,
+    NONE,
+    SOUP,
+    SOUP_SEEDS,
+    Combination,
+    Member,
+    check_combination,
+    describe_choice,
+    judge_soup,
+    rehearse,
+    soup_trainings,
+)
+from autotune.results.evaluation.ensemble_selection import (
+    MOST_MEMBERS,
+    EnsembleChoice,
+    select_ensemble,
+)
 from autotune.results.evaluation.model_card import weights_origin, write_model_card
 from autotune.results.evaluation.plan_selection import SelectedPlan, select_plan
-from autotune.results.model.model import ModelSpec
+from autotune.results.evaluation.refitting import (
+    BASELINE,
+    BEST,
+    STUDENT,
+    FinalModel,
+    Refitting,
+)
 from autotune.results.model.model_folder import replace_files, save_model
 from autotune.results.study_results import StudyResults
 from autotune.results.values.epoch_rows import epoch_rows, epochs_table
@@ -32,22 +59,18 @@ from autotune.storage.artifacts import add_artifact
 from autotune.storage.rdb.retry import call_with_retry
 from autotune.storage.rdb.study_lock import study_lock
 from autotune.study.engine.training_worker import with_unreadable_share
-from autotune.study.engine.trainings import Workers, train_all, train_here
+from autotune.study.engine.trainings import Workers
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.state.predictions import HEAT_MAPS, test_file
-from autotune.study.trial.context import WorkerContext, build_context
+from autotune.study.trial.context import build_context
 from autotune.study.trial.plots import draw_confusion, draw_curve
 from autotune.study.trial.predictions import Predicted
 from autotune.study.trial.refit import (
-    StoredRefit,
     TrainingSummary,
-    forget_other_tests,
-    open_refit_tests,
-    read_refit,
 )
 from autotune.study.trial.run import EventCallback
-from autotune.study.trial.trainings import Training, TrainingFiles
+from autotune.study.trial.trainings import Training
 from autotune.training.metrics import Metrics, compute_metrics, confusion
 
 if TYPE_CHECKING:
@@ -65,6 +88,9 @@ class RefitResult:
         comparison: All metrics of both with their intervals.
         summary: How the plan was trained.
         reads: How often the test split has been read, this time included.
+        combination: What was asked to be combined. Where it is used, ``test`` and ``comparison``
+            are those of the combination, which is the model in the folder.
+        others: How further members were trained.
     """
 
     selection: SelectedPlan
@@ -76,6 +102,8 @@ class RefitResult:
     test_images: int
     reads: int
     folder: Path
+    combination: Combination | None = None
+    others: Mapping[str, TrainingSummary] = field(default_factory=dict)
 
     @property
     def trial(self) -> int:
@@ -95,17 +123,30 @@ class RefitResult:
     @property
     def is_baseline(self) -> bool:
         """Whether the plan is that of the baseline: then there was one training."""
-        return self.summary is self.baseline_summary
+        return self.summary is self.baseline_summary and not self.is_combined
+
+    @property
+    def is_combined(self) -> bool:
+        """Whether the model is a combination."""
+        return self.combination is not None and self.combination.is_used
+
+    @property
+    def name(self) -> str:
+        """What the model is, in a few words."""
+        if self.combination is not None and self.combination.is_used:
+            return self.combination.name
+        return f"trial {self.trial}"
 
     def epochs(self) -> pd.DataFrame:
-        """Return a table with a row for each epoch of both trainings.
+        """Return a table with a row for each epoch of both trainings, and of other members.
 
-        ``plan`` is ``best plan`` or ``baseline``; the other columns are those of
-        :mod:`autotune.results.report.epoch_table`.
+        ``plan`` is ``best plan``, ``baseline`` or the name of a member; the other columns
+        are those of :mod:`autotune.results.report.epoch_table`.
         """
         trainings = {"baseline": self.baseline_summary, "best plan": self.summary}
-        if self.is_baseline:
+        if self.summary is self.baseline_summary:
             trainings.pop("best plan")
+        trainings |= self.others
         rows = [
             {"plan": name, **row}
             for name, summary in trainings.items()
@@ -129,6 +170,7 @@ class RefitResult:
             "trained_on": self.summary.to_json(),
             "baseline_trained_on": self.baseline_summary.to_json(),
             "times_the_test_part_was_read": self.reads,
+            "combination": None if self.combination is None else self.combination.to_json(),
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -145,6 +187,8 @@ def refit_study(
     settings: RefitConfig | None = None,
     max_unreadable_share: float = 0.0,
     workers: Workers | None = None,
+    combine: str = NONE,
+    members: int | None = None,
 ) -> RefitResult:
     """Train the selected plan and the baseline on training + validation images and measure both.
 
@@ -163,15 +207,24 @@ def refit_study(
         settings: How to train; default: as in the study's last run.
         max_unreadable_share: Limit of unreadable images, where it is above that of the last run.
         workers: Where to train; by default in this process.
+        combine: One of :data:`autotune.results.evaluation.combination.COMBINATIONS`.
+        members: Most plans of an ensemble, or trainings of a soup.
 
     Raises:
-        StudyError: When there is no such trial, or none that is complete.
-        DivergedError: When one of the two trainings diverges.
+        StudyError: When there is no such trial, or none that is complete; when an ensemble cannot
+            be chosen because trials have no validation logits.
+        UserError: When there is no such combination.
+        DivergedError: When one of the trainings diverges.
         DiskFullError: When the model cannot be written.
         KeyboardInterrupt: After a signal.
     """
-    results = StudyResults.from_study(handle.study)
+    check_combination(combine, members)
+    results = StudyResults.from_study(handle.study, handle.files.artifacts)
     selection = select_plan(results, trial)
+    choice = None
+    if combine in (ENSEMBLE, DISTILL):
+        first = results.trials[selection.trial]
+        choice = select_ensemble(results, first, members or MOST_MEMBERS)
     check_folder(folder or handle.files.model(handle.name))
     check_folder(handle.files.trainings(handle.name))
     fetch_source(handle.config().dataset, on_progress)
@@ -180,46 +233,123 @@ def refit_study(
     accepted = results.attributes.get(attrs.SURVEY, {}).get("unreadable_test")
     share = max(max_unreadable_share, accepted["count"] / accepted["images"] if accepted else 0.0)
     config = with_unreadable_share(config, share)
-    settings = settings or config.refit
-    baseline_plan = attrs.study_space(handle.study).baseline(config.baseline)
-    is_baseline = baseline_plan == selection.plan
-
-    def training_of(name: str, plan: TrialPlan, trial: FrozenTrial | None) -> Training:
-        size = None if trial is None else trial.user_attrs.get(attrs.MICRO_BATCH)
-        return Training(name, plan, micro_batch_size=size, refit=settings)
-
-    trainings = [training_of("best plan", selection.plan, results.trials[selection.trial])]
-    if not is_baseline:
-        trainings.append(training_of("baseline", baseline_plan, results.baseline))
     # With workers, this process leaves the devices to them.
     ctx = build_context(handle, gpu=None if workers is None else "", config=config)
-    data = {each.plan.backbone: ctx.resources.get(each.plan.backbone).data for each in trainings}
-    # Opened before hours of training, measured after them.
-    tests = {name: open_refit_tests(handle, config, opened.spec) for name, opened in data.items()}
-    stored = _train(ctx, trainings, tests, on_event, workers)
-    model, baseline = stored[0], stored[-1]
-    logits, labels = model.logits, model.labels
-    comparison = compare(logits, baseline.logits, labels)
+    run = Refitting(ctx, workers, on_event, combine != NONE)
+    chosen = BEST if trial is None else f"trial {trial}"
+    trainings = _base_trainings(results, selection, config, settings or config.refit, chosen)
+    combination = None
+    if choice is not None:
+        combination, others = _ensemble(combine, choice, results, trainings)
+        trainings += others
+    elif combine == SOUP:
+        seeds = soup_trainings(trainings[0], config.search.seed, members or SOUP_SEEDS)
+        combination = _soup(results, selection, trainings[0], seeds, run)
+        trainings += seeds if combination.is_used else ()
+    # Whatever messages call it, from here on the single plan has one name.
+    called = trainings[0].name
+    stored = {BEST if n == called else n: each for n, each in run.train(trainings).items()}
+    if combination is not None and combination.is_used and combine == DISTILL:
+        stored |= run.train([_student(combination, trainings)])
+    final = run.combine(combination, selection, stored)
+    single, baseline = stored[BEST], stored.get(BASELINE, stored[BEST])
+    labels = single.labels
+    comparison = compare(final.logits, baseline.logits, labels)
+    if combination is not None:
+        combination = run.measure(combination, selection, stored, final)
     result = RefitResult(
         selection=selection,
-        test=compute_metrics(logits, labels),
+        test=compute_metrics(final.logits, labels),
         baseline=compute_metrics(baseline.logits, labels),
         comparison=comparison,
-        summary=model.summary,
+        summary=single.summary,
         baseline_summary=baseline.summary,
         test_images=len(labels),
-        reads=_record_read(handle, selection.trial, comparison),
+        reads=_record_read(
+            handle,
+            selection.trial,
+            compare(single.logits, baseline.logits, labels),
+            combination,
+        ),
         folder=folder or handle.files.model(handle.name),
+        combination=combination,
+        others={n: one.summary for n, one in stored.items() if n not in (BEST, BASELINE)},
     )
-    resources = ctx.resources.get(selection.plan.backbone)
-    classes = resources.data.classes
-    spec = ModelSpec(
-        selection.plan,
-        classes,
-        resources.backbone.data_config,
-        config.data.image_size,
-        fast_decode=config.data.decode == "fast",
+    _write_folder(handle, result, run, final, baseline.logits)
+    return result
+
+
+def _base_trainings(
+    results: StudyResults,
+    selection: SelectedPlan,
+    config: StudyConfig,
+    settings: RefitConfig,
+    name: str,
+) -> list[Training]:
+    """Return the trainings of the single plan and of the baseline; one if they are the same."""
+    baseline = attrs.study_space(results.source).baseline(config.baseline)
+    name = BASELINE if baseline == selection.plan else name
+    trainings = [_training(name, selection.plan, results.trials[selection.trial], settings)]
+    if baseline != selection.plan:
+        trainings.append(_training(BASELINE, baseline, results.baseline, settings))
+    return trainings
+
+
+def _training(
+    name: str, plan: TrialPlan, trial: FrozenTrial | None, settings: RefitConfig
+) -> Training:
+    size = None if trial is None else trial.user_attrs.get(attrs.MICRO_BATCH)
+    return Training(name, plan, micro_batch_size=size, refit=settings)
+
+
+def _ensemble(
+    kind: str, choice: EnsembleChoice, results: StudyResults, trainings: Sequence[Training]
+) -> tuple[Combination, list[Training]]:
+    """Return an ensemble that was chosen, and the trainings of its further members."""
+    settings = trainings[0].refit
+    assert settings is not None
+    members, others = [], []
+    for number, weight in choice.weights.items():
+        trial = results.trials[number]
+        plan = attrs.trial_plan(trial)
+        assert plan is not None, "a complete trial has its plan"
+        members.append(Member(number, plan, weight))
+        if all(plan != training.plan for training in trainings):
+            others.append(_training(f"trial {number}", plan, trial, settings))
+    decision = describe_choice(kind, choice, results.objective)
+    return Combination(kind, choice.is_better, decision, tuple(members)), others
+
+
+def _soup(
+    results: StudyResults,
+    selection: SelectedPlan,
+    single: Training,
+    seeds: Sequence[Training],
+    run: Refitting,
+) -> Combination:
+    """Train the members of a soup on the training split, and decide on the validation split."""
+    rehearsals = rehearse([single, *seeds])
+    run.do(rehearsals)
+    agrees, decision = judge_soup(rehearsals, run.on_device(), results.objective)
+    member = Member(selection.trial, selection.plan, len(rehearsals))
+    return Combination(SOUP, agrees, decision, (member,))
+
+
+def _student(combination: Combination, trainings: Sequence[Training]) -> Training:
+    """Return the training of the single plan that an ensemble teaches."""
+    teacher = tuple(
+        (member.weight, next(each for each in trainings if each.plan == member.plan))
+        for member in combination.members
     )
+    return replace(trainings[0], name=STUDENT, teacher=teacher)
+
+
+def _write_folder(
+    handle: OpenStudy, result: RefitResult, run: Refitting, final: FinalModel, baseline: Tensor
+) -> None:
+    """Write the folder of a model, and keep what it predicted with the study."""
+    config, model = run.ctx.config, final.model
+    backbone = run.ctx.resources.get(result.plan.backbone).backbone
     scores = result.scores()
     facts = {
         **scores,
@@ -228,45 +358,37 @@ def refit_study(
         "objective": config.training.objective,
         "is_baseline": result.is_baseline,
         "trained_on": {"parts": ["train", "validation"], **scores["trained_on"]},
-        "pretrained": weights_origin(
-            resources.backbone, config.weights_of(resources.backbone.name)
-        ),
+        "pretrained": weights_origin(backbone, config.weights_of(backbone.name)),
         "definition": config.identity(),
     }
-    matrix = confusion(logits, labels, classes)
+    backbones = (run.ctx.resources.get(name).backbone for name in _other_backbones(result))
+    if others := {
+        each.name: weights_origin(each, config.weights_of(each.name)) for each in backbones
+    }:
+        facts["other_pretrained"] = others
+    images = run.tests[result.plan.backbone]
+    matrix = confusion(final.logits, images.labels, model.classes)
+    network = model.network
     with place_as_user_error(result.folder), replace_files(result.folder) as new:
-        record = save_model(new, model.training.eval_model, spec, facts)
-        draw_confusion(new, matrix, classes)
-        draw_curve(new, {}, config.training.objective, model.summary.curves)
+        record = save_model(new, network, model.model_spec, facts)
+        draw_confusion(new, matrix, model.classes)
+        draw_curve(new, {}, config.training.objective, result.summary.curves)
         table = result.epochs().to_csv(index=False, lineterminator="\n")
         write_text(new / "epochs.csv", table)
-        write_model_card(new, record, matrix, comparison.model.bins)
-        images = tests[selection.plan.backbone]
-        predicted = Predicted(images, logits, classes, [(model.training, None)])
-        written = {path.name for path in predicted.write(new, baseline.logits)}
+        write_model_card(new, record, matrix, result.comparison.model.bins)
+        trainers = [] if final.training is None else [(final.training, None)]
+        predicted = Predicted(images, final.logits, model.classes, trainers)
+        written = {path.name for path in predicted.write(new, baseline)}
     if HEAT_MAPS not in written:  # those of an earlier model
         (result.folder / HEAT_MAPS).unlink(missing_ok=True)
     _keep_with_study(handle, result.folder, result.reads, written)
-    return result
 
 
-def _train(
-    ctx: WorkerContext,
-    trainings: Sequence[Training],
-    tests: Mapping[str, Views],
-    on_event: EventCallback,
-    workers: Workers | None,
-) -> list[StoredRefit]:
-    """Do the trainings that are missing; return their results."""
-    handle, config = ctx.handle, ctx.config
-    files = [TrainingFiles.of(training, handle, config) for training in trainings]
-    for training, its_files in zip(trainings, files, strict=True):
-        forget_other_tests(its_files, tests[training.plan.backbone])
-    if workers is None:
-        train_here(trainings, ctx, on_event)
-    else:
-        train_all(handle, trainings, config, workers, on_event)
-    return [read_refit(*pair, ctx) for pair in zip(trainings, files, strict=True)]
+def _other_backbones(result: RefitResult) -> set[str]:
+    """Return the further backbones of a combination, in a study of several."""
+    if result.combination is None or not result.combination.is_used:
+        return set()
+    return {each.plan.backbone for each in result.combination.members} - {result.plan.backbone}
 
 
 def _keep_with_study(handle: OpenStudy, folder: Path, reads: int, names: Iterable[str]) -> None:
@@ -278,9 +400,18 @@ def _keep_with_study(handle: OpenStudy, folder: Path, reads: int, names: Iterabl
             add_artifact(handle.study, folder / name, artifacts, test_file(reads, name))
 
 
-def _record_read(handle: OpenStudy, trial: int, comparison: Comparison) -> int:
-    """Record with the study that the test split was read; return how often it has been."""
-    gain = comparison.difference[handle.config().training.objective]
+def _record_read(
+    handle: OpenStudy, trial: int, comparison: Comparison, combination: Combination | None
+) -> int:
+    """Record with the study that the test split was read; return how often it has been.
+
+    Args:
+        handle: The study.
+        trial: The trial whose plan was refitted.
+        comparison: Its plan, alone, with the baseline: what the study is about.
+        combination: A combination that was measured too.
+    """
+    objective = handle.config().training.objective
     entry = {
         "time": datetime.now(
             UTC
@@ -288,9 +419,17 @@ def _record_read(handle: OpenStudy, trial: int, comparison: Comparison) -> int:
         "trial": trial,
         "test": comparison.model.values,
         "baseline": comparison.baseline.values,
-        "gain": {"mean": gain.value, "low": gain.low, "high": gain.high},
+        "gain": _interval(comparison.difference[objective]),
         "intervals": comparison.model.intervals,
     }
+    if combination is not None and combination.is_used:
+        measured = combination.models[-1]
+        entry["combination"] = {
+            "kind": combination.kind,
+            "name": combination.name,
+            "test": measured.scores.values,
+            "gain_to_single": _interval(measured.gain[objective]),
+        }
 
     def record() -> int:
         # The lock is for two refits at once. A call that is retried must not record it twice.
@@ -302,3 +441,7 @@ def _record_read(handle: OpenStudy, trial: int, comparison: Comparison) -> int:
             return len(reads)
 
     return call_with_retry(record)
+
+
+def _interval(estimate: Estimate) -> dict[str, float]:
+    return {"mean": estimate.value, "low": estimate.low, "high": estimate.high}

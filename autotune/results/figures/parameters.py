@@ -35,7 +35,7 @@ from autotune.results.figures.style import (
 from autotune.results.figures.thinning import MAX_SLICE_POINTS, drawn_suffix, thin
 from autotune.results.study_results import StudyResults, is_active
 from autotune.results.values.objective import Objective
-from autotune.results.values.parameter_words import parameter_words
+from autotune.results.values.parameter_words import label_parameter, parameter_words
 from autotune.study.state import attrs
 
 #: Complete trials in which a parameter must have had an effect for its importance to be shown.
@@ -98,16 +98,17 @@ def importances_figure(
     figure = new_figure()
     figure.add_bar(
         x=values,
-        y=[escape(name) for name in names],
+        y=[escape(parameter_words(name)) for name in names],
+        customdata=[escape(label_parameter(name)) for name in names],
         orientation="h",
         text=[f"{value:.2f}" if value >= 0.005 else "<0.01" for value in values],
         textposition="outside",
         cliponaxis=False,
         marker={"color": BLUE},
-        hovertemplate="%{y}: %{x:.2f}<extra></extra>",
+        hovertemplate="%{customdata}: %{x:.2f}<extra></extra>",
     )
     figure.update_layout(showlegend=False, height=70 + 28 * len(names))
-    top = 1.15 * max(values)  # room for the number beside the longest bar
+    top = 1.25 * max(values)  # room for the number beside the longest bar, also on a phone
     figure.update_xaxes(title="importance", range=[0, top])
     return figure
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from autotune.data.preprocessing import ImageSpec
 from autotune.errors import ExportError, UserError, place_as_user_error
+from autotune.models.ensemble import Ensemble
 from autotune.models.pretrained.names import PACKAGED_WEIGHTS, resolve
 from autotune.plan import KEEP
 from autotune.results.model.model import Model
@@ -217,6 +218,8 @@ def _write_onnx(model: Model, path: Path, images: Tensor) -> Forward:
 def _write_timm(model: Model, folder: Path, images: Tensor) -> Forward:
     """Write a folder for ``timm.create_model("local-dir:...")``."""
     plan = model.model_spec.plan
+    if isinstance(model.network, Ensemble):
+        raise _not_timm(f"the model is an ensemble of {len(model.network.members)} networks")
     name, options, classifier = _timm_model(model)
     state = {
         key.removeprefix("backbone."): value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from autotune.errors import (
     UserError,
     join_sentences,
 )
+from autotune.models.ensemble import Ensemble
 from autotune.models.network import Network
 from autotune.plan import TrialPlan
 from autotune.study.state import oom
@@ -40,6 +41,8 @@ class ModelSpec:
         image_size: Side of the input as configured; ``None`` for that of the backbone.
         fast_decode: Whether large JPEG files are decoded at a reduced size.
         timm_config: ``config.json`` of a backbone that is no model of timm's list.
+        members: The networks of an ensemble, each with its weight. The other fields are then
+            those of the first of them, and the images those of the one with the largest size.
     """
 
     plan: TrialPlan
@@ -48,10 +51,13 @@ class ModelSpec:
     image_size: int | None = None
     fast_decode: bool = False
     timm_config: Mapping[str, Any] | None = None
+    members: tuple[tuple[int, ModelSpec], ...] = ()
 
     @property
     def spec(self) -> ImageSpec:
         """The preprocessing of images."""
+        if self.members:  # max() takes the first of equals
+            return max((member.spec for _, member in self.members), key=lambda spec: spec.size)
         return ImageSpec.from_data_config(self.data_config, self.image_size)
 
 
@@ -70,8 +76,14 @@ def _describe_wrong_type(value: object) -> str:
     )
 
 
+def join_networks(networks: Sequence[Network], spec: ModelSpec) -> Ensemble:
+    """Return the ensemble of the networks of ``spec.members``, in their order."""
+    formats = [member.spec for _, member in spec.members]
+    return Ensemble(networks, [weight for weight, _ in spec.members], formats, spec.spec)
+
+
 class Model(nn.Module):
-    """A refitted network with its preprocessing.
+    """A refitted network, or an ensemble of them, with its preprocessing.
 
     After loading it is in evaluation mode and on the CPU. ``to`` and ``train`` work as in any
     module; ``train`` leaves the frozen layers in evaluation mode.
@@ -88,7 +100,9 @@ class Model(nn.Module):
         spec: The preprocessing of images.
     """
 
-    def __init__(self, network: Network, model_spec: ModelSpec, digest: str = "") -> None:
+    def __init__(
+        self, network: Network | Ensemble, model_spec: ModelSpec, digest: str = ""
+    ) -> None:
         super().__init__()
         self.network = network
         self.model_spec = model_spec
@@ -117,11 +131,16 @@ class Model(nn.Module):
         Raises:
             OSError: When the image is far longer than wide.
         """
+        return self._normalize(self.crop(image)[None])[0].contiguous()
+
+    def crop(self, image: Image.Image) -> Tensor:
+        """Resize and crop an image as :meth:`transform` does; return uint8 ``(3, size, size)``."""
         pixels = to_store_array(to_rgb(image), self.spec)
         size = self.spec.size
         edge = (self.spec.store_size - size) // 2
-        crop = np.ascontiguousarray(pixels[:, edge : edge + size, edge : edge + size])
-        return self._normalize(torch.from_numpy(crop)[None])[0].contiguous()
+        return torch.from_numpy(
+            np.ascontiguousarray(pixels[:, edge : edge + size, edge : edge + size])
+        )
 
     def read(self, path: str | os.PathLike[str]) -> Tensor:
         """Read an image file as the study does, and transform it.
@@ -181,9 +200,16 @@ class Model(nn.Module):
         ]
         return torch.cat(batches) if batches else torch.empty(0, len(self.classes))
 
-    @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
         """Return the probabilities ``(N, classes)`` of normalized images, on the CPU.
+
+        See :meth:`logits`.
+        """
+        return self.logits(images).softmax(dim=1)
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """Return the logits ``(N, classes)`` of normalized images, float32 on the CPU.
 
         The network runs in evaluation mode, whatever its mode is. Images that do not fit into the
         memory of its device together go through it in halves, quarters and so on.
@@ -217,4 +243,4 @@ class Model(nn.Module):
             ) from error
         finally:
             self.train(training)
-        return logits.float().softmax(dim=1).cpu()
+        return logits.float().cpu()

@@ -40,11 +40,12 @@ from autotune.errors import (
 )
 from autotune.format_versions import FORMATS, MODEL, check_format
 from autotune.models.backbone import Backbone, build_backbone
+from autotune.models.ensemble import Ensemble
 from autotune.models.network import Network, build_network
 from autotune.models.pretrained.names import CONFIG, check_name, read_config, split_source
 from autotune.models.surgery.aligned_conv import kernel_offsets, set_kernel_offsets
 from autotune.plan import TrialPlan
-from autotune.results.model.model import Model, ModelSpec
+from autotune.results.model.model import Model, ModelSpec, join_networks
 from autotune.storage.paths import MODEL_RECORD
 from autotune.text import first_line
 from autotune.version import COMMIT, installed_version
@@ -56,12 +57,14 @@ FIELDS = (
     *("format", "versions", "weights_sha256", "parameters", "backbone", "image_size", "decode"),
     *("plan", "kernel_offsets", "classes", "preprocessing"),
 )
+#: Fields of each member of an ensemble, which are those of a model of its own, and its weight.
+MEMBER_FIELDS = ("weight", "backbone", "image_size", "plan", "preprocessing")
 _PREPROCESSING = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 _VERSIONS = ("autotune", COMMIT, "timm", "torch", "torchvision", "pillow", "python")
 
 
 def save_model(
-    folder: Path, network: Network, model_spec: ModelSpec, facts: Mapping[str, Any]
+    folder: Path, network: Network | Ensemble, model_spec: ModelSpec, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Write weights and record of a model into a folder.
 
@@ -75,33 +78,55 @@ def save_model(
         The record.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    plan = model_spec.plan.to_json()
-    if split_source(model_spec.plan.backbone) is not None:  # the folder has to be enough
-        config = model_spec.timm_config or read_config(model_spec.plan.backbone)
-        facts = {**facts, "timm_config": dict(config)}
+    facts = {**facts, **_foreign_config(model_spec)}
+    if model_spec.members:
+        facts["members"] = [
+            {"weight": weight, **_describe_network(member), **_foreign_config(member)}
+            for weight, member in model_spec.members
+        ]
     state = {
         key: value.to("cpu", copy=True, memory_format=torch.contiguous_format)
         for key, value in network.state_dict().items()
     }
-    save_file(state, folder / WEIGHTS, metadata={"plan": json.dumps(plan)})
+    # The weights can be the start of a study, those of an ensemble cannot.
+    metadata = {} if model_spec.members else {"plan": json.dumps(model_spec.plan.to_json())}
+    save_file(state, folder / WEIGHTS, metadata=metadata)
     record = {
         "format": FORMAT,
         "versions": {name: made for name in _VERSIONS if (made := installed_version(name))},
         "weights_sha256": sha256_of(folder / WEIGHTS),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "backbone": model_spec.plan.backbone,
-        "image_size": model_spec.image_size,
+        **_describe_network(model_spec),
         "decode": "fast" if model_spec.fast_decode else "exact",
-        "plan": plan,
         "kernel_offsets": kernel_offsets(network),
         "classes": list(model_spec.classes),
-        "preprocessing": {key: model_spec.data_config[key] for key in _PREPROCESSING},
         **facts,
     }
     assert set(FIELDS) == record.keys() - facts.keys(), "a format that is not FORMAT"
     text = json.dumps(record, indent=2, ensure_ascii=False)
     (folder / RECORD).write_text(f"{text}\n", "utf-8")
     return record
+
+
+def _describe_network(model_spec: ModelSpec) -> dict[str, Any]:
+    """Return what a network is built from, and the preprocessing of its images."""
+    return {
+        "backbone": model_spec.plan.backbone,
+        "image_size": model_spec.image_size,
+        "plan": model_spec.plan.to_json(),
+        "preprocessing": {key: model_spec.data_config[key] for key in _PREPROCESSING},
+    }
+
+
+def _foreign_config(model_spec: ModelSpec) -> dict[str, Any]:
+    """Return the configuration of a backbone that timm does not know: the folder has to be enough.
+
+    Empty for all others.
+    """
+    if split_source(model_spec.plan.backbone) is None:
+        return {}
+    config = model_spec.timm_config or read_config(model_spec.plan.backbone)
+    return {"timm_config": dict(config)}
 
 
 @contextmanager
@@ -146,13 +171,11 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     folder = Path(path).expanduser()
     record = _read_record(folder)
     try:
-        model_spec = ModelSpec(
-            TrialPlan.from_json(record["plan"]),
-            tuple(record["classes"]),
-            record["preprocessing"],
-            record["image_size"],
-            record["decode"] == "fast",
-            record.get("timm_config"),
+        model_spec = _read_spec(record, record)
+        members = record.get("members", ())
+        model_spec = replace(
+            model_spec,
+            members=tuple((int(each["weight"]), _read_spec(each, record)) for each in members),
         )
         digest, offsets = record["weights_sha256"], dict(record["kernel_offsets"])
         model_spec.spec  # noqa: B018 -- raises for invalid preprocessing
@@ -163,7 +186,7 @@ def load_model(path: str | os.PathLike[str]) -> Model:
         ) from error
     state = _read_weights(folder / WEIGHTS, digest)
     try:
-        network = _build_network(model_spec)
+        network = _build(model_spec)
         network.load_state_dict(state)
         set_kernel_offsets(network, offsets)
     except (BackboneError, PlanError, RuntimeError, ValueError) as error:
@@ -204,6 +227,25 @@ def _read_record(folder: Path) -> dict[str, Any]:
     except FormatError as error:
         raise ModelError(str(error)) from None
     return dict(record)
+
+
+def _read_spec(values: Mapping[str, Any], record: Mapping[str, Any]) -> ModelSpec:
+    """Read a network of a record: that of the record itself, or a member."""
+    return ModelSpec(
+        TrialPlan.from_json(values["plan"]),
+        tuple(record["classes"]),
+        values["preprocessing"],
+        values["image_size"],
+        record["decode"] == "fast",
+        values.get("timm_config"),
+    )
+
+
+def _build(model_spec: ModelSpec) -> Network | Ensemble:
+    if not model_spec.members:
+        return _build_network(model_spec)
+    networks = [_build_network(member) for _, member in model_spec.members]
+    return join_networks(networks, model_spec)
 
 
 def _build_network(model_spec: ModelSpec) -> Network:

@@ -266,10 +266,12 @@ def _read_all(results: StudyResults) -> Iterator[ImageResults]:
     reads = results.attributes.get(attrs.TEST_READS, ())
     baseline = results.baseline
     if reads:
-        network = f"the refitted plan of trial {reads[-1]['trial']}"
+        combined = reads[-1].get("combination", {})
+        network = combined.get("name") or f"the refitted plan of trial {reads[-1]['trial']}"
         files = [_file(results, None, test_file(len(reads), name)) for name in _FILES]
         found = _read(results, "test", network, *files)
-        if found is not None and baseline is not None and reads[-1]["trial"] == baseline.number:
+        is_baseline = baseline is not None and reads[-1]["trial"] == baseline.number
+        if found is not None and is_baseline and not combined:
             found = replace(found, predictions=with_baseline(found.predictions, ()))
         yield from (found,) if found else ()
     for trial in ranking.rank_trials(results.trials, results.direction):

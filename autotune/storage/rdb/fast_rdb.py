@@ -353,8 +353,8 @@ class FastRDBStorage(OpenRDBStorage):
         return [trial for trial in trials if states is None or trial.state in states]
 
     def insert_trial(self, study_id: int, template: FrozenTrial | None = None) -> FrozenTrial:
-        """Write a new trial; one without values in statements of our own."""
-        if template is None or template.values is not None:
+        """Write a new trial; a copy of a template in statements of our own."""
+        if template is None:
             return super().insert_trial(study_id, template)
         with self.engine.begin() as connection:
             # Numbers are counted: one trial is made at a time.

@@ -74,7 +74,7 @@ def stored_time(moment: datetime | None) -> datetime | None:
 
 
 def make_trial(connection: Connection, study_id: int, trial: FrozenTrial) -> tuple[int, int]:
-    """Write a trial that has no value yet; return its id and its number.
+    """Write a trial; return its id and its number.
 
     The caller has locked the row of the study.
     """
@@ -203,8 +203,9 @@ def value_rows(trial_id: int, values: Sequence[float]) -> list[dict[str, Any]]:
 def _part_rows(
     trial: FrozenTrial, trial_id: int
 ) -> dict[type[models.BaseModel], list[dict[str, Any]]]:
-    """Return the rows of a trial's parameters, attributes and curve, by table."""
+    """Return the rows of a trial's values, parameters, attributes and curve, by table."""
     rows: dict[type[models.BaseModel], list[dict[str, Any]]] = {
+        VALUES: value_rows(trial_id, trial.values or ()),
         models.TrialParamModel: [
             param_row(trial_id, name, StoredParam(own.to_internal_repr(value), own))
             for name, value in trial.params.items()

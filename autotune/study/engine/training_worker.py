@@ -32,7 +32,11 @@ from autotune.study.setup.opening import open_existing
 from autotune.study.state.failures import FailureKind, classify, first_line
 from autotune.study.state.oom import DoesNotFitError
 from autotune.study.state.retries import MAX_RETRIES
-from autotune.study.trial.confirmation import read_scores, train_confirmation
+from autotune.study.trial.confirmation import (
+    read_scores,
+    train_confirmation,
+    train_for_average,
+)
 from autotune.study.trial.context import WorkerContext, build_context
 from autotune.study.trial.refit import (
     open_refit_tests,
@@ -54,7 +58,7 @@ def is_done(training: Training, files: TrainingFiles) -> bool:
     """
     if not files.result.exists():
         return False
-    if training.refit is not None:
+    if training.keeps_weights:
         return read_result(files) is not None
     if read_scores(files.result, training) is not None:
         return True
@@ -188,10 +192,11 @@ class _Work:
 
         stopped: Callable[[], bool] = self.stop.is_set
         if training.refit is None:
-            train_confirmation(training, files, self.ctx, on_epoch, stopped)
+            train = train_for_average if training.keeps_weights else train_confirmation
+            train(training, files, self.ctx, on_epoch, stopped)
             return
-        train, test = self._refit_views(training)
-        store_refit(training, files, self.ctx, train, test, on_epoch, stopped)
+        images, test = self._refit_views(training)
+        store_refit(training, files, self.ctx, images, test, on_epoch, stopped)
 
     def _refit_views(self, training: Training) -> tuple[Views, Views]:
         """Return the images that a backbone is refitted and tested on."""

@@ -19,6 +19,7 @@ from autotune.study.trial.feature_reuse import use_features
 from autotune.training.folds import CrossValidationTrainer
 from autotune.training.inputs.batches import Batches, SubsetBatches
 from autotune.training.inputs.normalizer import Normalizer
+from autotune.training.optim.distillation import Teacher
 from autotune.training.optim.norm_recalibration import sample_batches
 from autotune.training.trainer import Trainer
 
@@ -34,6 +35,7 @@ def build_trial_trainer(
     stopped: Callable[[], bool] = lambda: False,
     micro_batch_size: int | None = None,
     seed: int | None = None,
+    start_seed: int | None = None,
 ) -> AnyTrainer:
     """Build the trainer of a trial, which is one for every fold if there are folds.
 
@@ -42,7 +44,13 @@ def build_trial_trainer(
     resources = ctx.resources.get(plan.backbone)
     folds = resources.data.folds
     build = partial(
-        build_trainer, plan, ctx, stopped, micro_batch_size=micro_batch_size, seed=seed
+        build_trainer,
+        plan,
+        ctx,
+        stopped,
+        micro_batch_size=micro_batch_size,
+        seed=seed,
+        start_seed=start_seed,
     )
     if not folds:
         return build()
@@ -64,6 +72,8 @@ def build_trainer(
     micro_batch_size: int | None = None,
     fold: int | None = None,
     seed: int | None = None,
+    start_seed: int | None = None,
+    teacher: Teacher | None = None,
 ) -> Trainer:
     """Build the network of a plan and everything that trains it.
 
@@ -80,6 +90,8 @@ def build_trainer(
             initial weights.
         seed: Training seed; by default the study's. It decides the initial weights, the order of
             the images and dropout, but not the views, whose cached features are reused.
+        start_seed: Seed of the initial weights alone, where it is another one.
+        teacher: A network whose probabilities the network learns too.
     """
     seed = ctx.config.search.seed if seed is None else seed
     resources = ctx.resources.get(plan.backbone)
@@ -97,7 +109,7 @@ def build_trainer(
         resources.backbone,
         plan,
         len(resources.data.classes),
-        seed,
+        seed if start_seed is None else start_seed,
         lambda: next(sample_batches(train, ACTIVITY_IMAGES, to_cpu, seed)),
     )
     if ctx.device.type == "cuda":
@@ -117,6 +129,7 @@ def build_trainer(
         micro_batch_size,
         amp,
         cuda_graphs=ctx.config.cache.cuda_graphs != "off",
+        teacher=teacher,
     )
     if refit is None and fold is None:
         trainer.unsplit_reason = use_features(trainer, plan, resources, ctx)

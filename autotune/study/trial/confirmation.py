@@ -15,6 +15,7 @@ from autotune.study.trial.context import WorkerContext
 from autotune.study.trial.identity import digest
 from autotune.study.trial.retrain import retrain
 from autotune.study.trial.trainings import Training, TrainingFiles
+from autotune.training.checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,39 @@ def train_confirmation(
         failed = str(error)
     values = {"metrics": metrics, "failed": failed, "curves": curves}
     write_scores(files.result, {**_expected(training), **values})
+    files.checkpoint.path.unlink(missing_ok=True)
+
+
+def train_for_average(
+    training: Training,
+    files: TrainingFiles,
+    ctx: WorkerContext,
+    on_epoch: Callable[[int, float], None],
+    stopped: Callable[[], bool],
+) -> None:
+    """Train a plan on the training split under a seed, from the initial weights of the study.
+
+    The result has the metrics, and the weights of the network, or of that of each fold.
+
+    Raises:
+        DivergedError: When the training diverges.
+        TrialInterruptedError: When a stop was requested; the state of the last epoch stays.
+        DiskFullError: When the result cannot be stored.
+        UserError: When not even two images fit into memory.
+    """
+    trained = retrain(
+        training.plan,
+        ctx,
+        on_epoch,
+        seed=training.seed,
+        start_seed=ctx.config.search.seed,
+        micro_batch_size=training.micro_batch_size,
+        checkpoint=files.checkpoint,
+        stopped=stopped,
+    )
+    weights = [trainer.eval_state() for trainer, _ in trained.predicted.trainers]
+    result = {"metrics": trained.metrics.to_json(), "weights": weights}
+    Checkpoint(files.result, files.identity).save(result, ctx.config.training.epochs)
     files.checkpoint.path.unlink(missing_ok=True)
 
 

@@ -19,6 +19,7 @@ from autotune.config.schema import AUTO, ONLINE, RefitConfig, StudyConfig
 from autotune.data.preprocessing import ImageSpec
 from autotune.data.views.study_data import StudyData, open_test_views
 from autotune.data.views.views import Views
+from autotune.models.ensemble import Ensemble
 from autotune.plan import TrialPlan
 from autotune.study.setup.manifest_store import read_manifest
 from autotune.study.setup.opening import OpenStudy
@@ -29,6 +30,7 @@ from autotune.study.trial.retrain import ResumableTraining, with_oom_as_user_err
 from autotune.study.trial.trainings import Training, TrainingFiles
 from autotune.training.checkpoint import Checkpoint
 from autotune.training.curves import Stored
+from autotune.training.optim.distillation import Teacher
 from autotune.training.trainer import Trainer, num_batches
 
 #: Share of the steps in which the trainable layers train that ``refit.ema: auto`` averages over.
@@ -124,6 +126,9 @@ def train_refit(
     micro_batch_size: int | None = None,
     checkpoint: Checkpoint | None = None,
     stopped: Callable[[], bool] = lambda: False,
+    seed: int | None = None,
+    start_seed: int | None = None,
+    teacher: Teacher | None = None,
 ) -> Refit:
     """Train a plan on training and validation images.
 
@@ -139,6 +144,9 @@ def train_refit(
         micro_batch_size: Images that go through the network at a time; by default the batch.
         checkpoint: Holds the state after every epoch; the training starts from what it holds.
         stopped: Called after every batch; true interrupts the training.
+        seed: Training seed; by default the study's.
+        start_seed: Seed of the initial weights alone, where it is another one.
+        teacher: A network whose probabilities the network learns too.
 
     Raises:
         DivergedError: When the training diverges.
@@ -153,7 +161,16 @@ def train_refit(
     progress, trained = ResumableTraining(), set[int]()
 
     def train(size: int) -> Trainer:
-        trainer = build_trainer(plan, ctx, stopped, refit=views, micro_batch_size=size)
+        trainer = build_trainer(
+            plan,
+            ctx,
+            stopped,
+            refit=views,
+            micro_batch_size=size,
+            seed=seed,
+            start_seed=start_seed,
+            teacher=teacher,
+        )
         for result in progress.resume(trainer, checkpoint):
             trained.add(result.epoch)
             on_epoch(result.epoch)
@@ -211,12 +228,14 @@ class StoredRefit:
     """A refitted plan as another process has trained and measured it.
 
     Args:
+        plan: The plan.
         training: Its trainer, with the weights of the model to evaluate.
         logits: Its logits ``(N, classes)`` of the test images.
         labels: Their labels ``(N,)``.
         summary: How it was trained.
     """
 
+    plan: TrialPlan
     training: Trainer
     logits: Tensor
     labels: Tensor
@@ -250,6 +269,9 @@ def store_refit(
         training.micro_batch_size,
         files.checkpoint,
         stopped,
+        training.seed,
+        ctx.config.search.seed if training.same_start else None,
+        read_teacher(training, ctx),
     )
     logits, labels = refit.predict(test)
     result = {
@@ -260,6 +282,26 @@ def store_refit(
     }
     Checkpoint(files.result, files.identity).save(result, ctx.config.training.epochs)
     files.checkpoint.path.unlink(missing_ok=True)
+
+
+def read_teacher(training: Training, ctx: WorkerContext) -> Teacher | None:
+    """Return what a training learns from besides the labels, on the device; ``None`` if nothing.
+
+    Its members take the images of the student, whatever their own backbones expect.
+    """
+    if not training.teacher:
+        return None
+    members = [
+        (weight, each.plan, read_refit(each, TrainingFiles.of(each, ctx.handle, ctx.config), ctx))
+        for weight, each in training.teacher
+    ]
+    ensemble = Ensemble(
+        [refit.training.eval_model for _, _, refit in members],
+        [weight for weight, _, _ in members],
+        [ctx.resources.get(plan.backbone).data.spec for _, plan, _ in members],
+        ctx.resources.get(training.plan.backbone).data.spec,
+    )
+    return Teacher(ensemble.to(ctx.device).eval().requires_grad_(False))
 
 
 def read_result(files: TrainingFiles) -> dict[str, Any] | None:
@@ -291,4 +333,4 @@ def read_refit(training: Training, files: TrainingFiles, ctx: WorkerContext) -> 
     trainer = build_trainer(training.plan, ctx, refit=train)
     trainer.eval_model.load_trainable_state(result["weights"])
     summary = TrainingSummary.from_json(result["summary"])
-    return StoredRefit(trainer, result["logits"], result["labels"], summary)
+    return StoredRefit(training.plan, trainer, result["logits"], result["labels"], summary)

@@ -49,6 +49,7 @@ def retrain(
     on_epoch: EpochCallback = lambda epoch, value: None,
     *,
     seed: int | None = None,
+    start_seed: int | None = None,
     micro_batch_size: int | None = None,
     epochs: int | None = None,
     checkpoint: Checkpoint | None = None,
@@ -64,6 +65,7 @@ def retrain(
         ctx: The context of the study.
         on_epoch: Called after every epoch.
         seed: Training seed; by default the study's.
+        start_seed: Seed of the initial weights alone, where it is another one.
         micro_batch_size: Images that go through the network at a time; by default the batch.
         epochs: Stop after this epoch, without a change of the schedule; by default train all.
         checkpoint: Holds the state after every epoch; the training starts from what it holds, and
@@ -79,7 +81,7 @@ def retrain(
     objective = ctx.config.training.objective
 
     def train(size: int) -> Trained:
-        training = build_trial_trainer(plan, ctx, stopped, micro_batch_size=size, seed=seed)
+        training = build_trial_trainer(plan, ctx, stopped, size, seed, start_seed)
         for result in progress.resume(training, checkpoint):
             assert result.metrics is not None
             value = result.metrics.objective(objective)

@@ -6,6 +6,7 @@ Each has a key, a digest of all that determines its result, and files in a folde
     <key>.lock        locked by the process that trains it; the system takes the lock of one that
                       is killed
     <key>.refit.pt    the result of a refit; that of a confirmation has a folder of its own
+    <key>.weights.pt  the result of a training on the training split whose weights are averaged
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ class Training:
         seed: Training seed; ``None`` for that of the study.
         micro_batch_size: Images that go through the network at a time; ``None`` for the batch.
         refit: How to train on training and validation images together; ``None`` to train as in
-            the search, for a confirmation.
+            the search.
+        same_start: Whether the seed leaves the initial weights as they are in the study, so that
+            the weights of several seeds can be averaged; without ``refit`` they are kept.
+        teacher: Refits whose averaged probabilities are learned too, each with its weight.
     """
 
     name: str
@@ -50,17 +54,29 @@ class Training:
     seed: int | None = None
     micro_batch_size: int | None = None
     refit: RefitConfig | None = None
+    same_start: bool = False
+    teacher: tuple[tuple[int, Training], ...] = ()
+
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether the result has the weights; that of a confirmation has none."""
+        return self.refit is not None or self.same_start
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
         refit = None if self.refit is None else self.refit.model_dump(mode="json")
-        return {**vars(self), "plan": self.plan.to_json(), "refit": refit}
+        teacher = [[weight, member.to_json()] for weight, member in self.teacher]
+        return {**vars(self), "plan": self.plan.to_json(), "refit": refit, "teacher": teacher}
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> Training:
         """Return what :meth:`to_json` has written."""
         refit = None if values["refit"] is None else RefitConfig.model_validate(values["refit"])
-        return Training(**{**values, "plan": TrialPlan.from_json(values["plan"]), "refit": refit})
+        teacher = tuple(
+            (weight, Training.from_json(member)) for weight, member in values.get("teacher", ())
+        )
+        plan = TrialPlan.from_json(values["plan"])
+        return Training(**{**values, "plan": plan, "refit": refit, "teacher": teacher})
 
 
 def idle_files(folder: Path, age_s: float) -> tuple[Path, ...]:
@@ -116,8 +132,17 @@ class TrainingFiles:
             dataset["fingerprint"],
             attributes[attrs.BACKBONES][training.plan.backbone]["weights_hash"],
         ]
+        if training.same_start:
+            parts.append("same start")
+        parts += [
+            [weight, TrainingFiles.of(member, handle, config).key]
+            for weight, member in training.teacher
+        ]
         folder = handle.files.trainings(handle.name)
-        if training.refit is None:
+        if training.refit is None and training.same_start:
+            key = digest(parts)
+            result = folder / f"{key}.weights.pt"
+        elif training.refit is None:
             key = digest(parts)
             result = handle.files.confirmed(handle.name) / f"{key}.json"
         else:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from autotune.models.network import Network
 from autotune.training.inputs.batches import Batches, Inputs
@@ -32,15 +33,25 @@ def sample_batches(
 
 
 @torch.no_grad()
-def recalibrate_batch_norms(network: Network, batches: Iterable[Inputs]) -> None:
-    """Measure the statistics of batch norms that see other features than the pretrained ones.
+def recalibrate_batch_norms(
+    network: Network,
+    batches: Iterable[Inputs],
+    norms: Sequence[nn.modules.batchnorm._BatchNorm] | None = None,
+) -> None:
+    """Measure the statistics of batch norms that see other features than before.
 
     As after a weight average (Izmailov et al. 2018, section 3.2): one pass, the mean over the
-    batches. Frozen norms keep their statistics.
+    batches. Other norms keep their statistics.
+
+    Args:
+        network: The network.
+        batches: Its inputs.
+        norms: The norms; by default those that the plan has made stale.
     """
-    momenta = [norm.momentum for norm in network.stale_norms]
+    norms = network.stale_norms if norms is None else norms
+    momenta = [norm.momentum for norm in norms]
     network.eval()
-    for norm in network.stale_norms:
+    for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # counts every batch alike
         norm.training = True  # not its children: timm's norms hold activations and dropout
@@ -48,6 +59,6 @@ def recalibrate_batch_norms(network: Network, batches: Iterable[Inputs]) -> None
         for images in batches:
             network(images)
     finally:
-        for norm, momentum in zip(network.stale_norms, momenta, strict=True):
+        for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
             norm.training = False

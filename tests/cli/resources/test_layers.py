@@ -80,7 +80,7 @@ def test_one_row_a_layer_the_head_first(tmp_path: Path) -> None:
     assert "outside of all layers" not in out
 
 
-@pytest.mark.parametrize("name", ["test_vit", "mobilenetv3_small_050"])
+@pytest.mark.parametrize("name", ["test_vit", slow("mobilenetv3_small_050")])
 def test_the_line_for_a_study_file_is_one(name: str, tmp_path: Path) -> None:
     (line,) = re.findall(r"^in a study file: (.*)$", shown(name, cwd=tmp_path), re.MULTILINE)
     space = SpaceConfig.model_validate(yaml.safe_load(line)["space"])

@@ -8,7 +8,9 @@ import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from autotune.config.loading import slug
 from autotune.display.console import find_model
 from autotune.results.model.model_folder import load_model
 from autotune.study.setup.opening import open_existing
@@ -65,6 +67,30 @@ def test_a_folder(model: Path, photos: Path, tmp_path: Path) -> None:
     for row, most in zip(found, expected.max(dim=1).values, strict=True):
         assert float(row["probability"]) == pytest.approx(float(most), abs=2e-6)
     assert sorted(one.name for one in tmp_path.iterdir()) == ["out.csv", "photos"]
+
+
+def test_heat_maps(
+    model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of equal names are kept apart, and no name leaves the folder."""
+    (photos / "inner/a.jpg").write_bytes((photos / "a.jpg").read_bytes())
+    monkeypatch.setattr("autotune.models.heat_maps.MIN_SIDE", 1)
+    arguments = ("predict", str(model), "photos", "-o", "out.csv", "--heatmaps", "maps")
+    ended = call(*arguments, cwd=tmp_path)
+    assert ended.code == 0 and "5 heat maps: maps\n" in ended.err
+    classes = [slug(row["class"]) for row in rows((tmp_path / "out.csv").read_text("utf-8"))]
+    stems = ["1-a", "2-b", "3-e", "4-a", "5-c-d"]
+    expected = [f"{stem}-{name}.jpg" for stem, name in zip(stems, classes, strict=True)]
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == sorted(expected)
+    with Image.open(tmp_path / "maps" / expected[0]) as drawn:
+        assert drawn.width == 2 * drawn.height
+    monkeypatch.setattr("autotune.models.heat_maps.MIN_SIDE", 99)
+    ended = call(*arguments, cwd=tmp_path)
+    assert ended.code == 0
+    assert "5 images without a heat map: its last map of features is " in ended.err
+    monkeypatch.setattr("autotune.results.model.image_heat_maps.can_draw", lambda: False)
+    ended = call(*arguments, cwd=tmp_path)
+    assert ended.code == 2 and "pip install 'autotune[heatmaps]'" in ended.err
 
 
 def test_a_gpu_that_cannot_be_used_is_no_cpu(

@@ -76,7 +76,7 @@ def test_best_is_yaml_with_the_front(folder: Path) -> None:
 
 def test_the_report_has_the_front(folder: Path) -> None:
     page = (folder / "storage/autotune.files/reports/two.html").read_text(encoding="utf-8")
-    assert "Metric against cost" in page and '<table class="front">' in page
+    assert "Metric against cost" in page and '<table class="front stacked">' in page
 
 
 def test_fit_takes_the_best_of_the_front_or_a_trial_of_one_s_choice(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from pathlib import Path
@@ -85,5 +86,5 @@ def test_a_run_is_stopped_and_continued(tmp_path: Path) -> None:
     before = max(trials_of(tmp_path, "long")[-1].intermediate_values)
     launcher = start("run", *small, "training.epochs=3000", cwd=tmp_path)
     wait_for(lambda: epochs_running(trials_of(tmp_path, "long")) > before)
-    assert call("stop", "long", cwd=tmp_path).code == 0
-    launcher.wait(timeout=60)
+    launcher.send_signal(signal.SIGINT)
+    assert launcher.wait(timeout=60) == 130

@@ -1,19 +1,19 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 import pickle
-import re
-import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torchvision
 
+from autotune.data.download.archived_dataset import ArchivedDataset
 from autotune.data.progress import no_progress
 from autotune.data.source import Source
 from autotune.data.sources.caltech import CALTECH101, CALTECH256
@@ -26,13 +26,23 @@ from autotune.data.sources.registry import (
 )
 from autotune.data.sources.stanford_dogs import STANFORD_DOGS as DOGS
 from autotune.data.sources.stanford_dogs import imagenet_overlap_warning
-from autotune.data.sources.torchvision_datasets import TORCHVISION_DATASETS, TorchvisionDataset
+from autotune.data.sources.torchvision_datasets import (
+    OXFORD_DATASETS,
+    TORCHVISION_DATASETS,
+    TorchvisionDataset,
+    TorchvisionReader,
+)
 from autotune.errors import DatasetError
 from tests.support.archives import (
+    aircraft_archives,
     caltech101_archives,
     caltech256_archives,
     dogs_archives,
+    dtd_archives,
+    flowers_archives,
+    gz,
     jpeg,
+    pets_archives,
     sums_of,
 )
 from tests.support.serving import Publisher, running_publisher
@@ -67,19 +77,20 @@ def test_what_is_known() -> None:
     assert not needs_download("digits")
     assert not needs_download("photos")
     assert [dataset.name for dataset in TORCHVISION_DATASETS] == [
-        *("flowers102", "pets", "food101", "dtd", "eurosat"),
-        *("cifar10", "cifar100", "aircraft", "stl10"),
+        *("food101", "eurosat", "cifar10", "cifar100", "stl10"),
     ]
+    assert {"flowers102", "pets", "dtd", "aircraft"} <= set(dataset_names())
 
 
 def test_what_is_published_is_complete() -> None:
     """A checksum with a slip would refuse what it should take."""
-    for one in (DOGS, CALTECH101, CALTECH256):
-        for archive in one.archives:
-            assert archive.sha256 is not None
-            assert len(bytes.fromhex(archive.sha256)) == 32
+    for dataset in (DOGS, CALTECH101, CALTECH256, *OXFORD_DATASETS):
+        for archive in dataset.archives:
+            assert archive.checksum is not None
+            algorithm, digest = archive.checksum
+            assert len(bytes.fromhex(digest)) == hashlib.new(algorithm).digest_size
             assert all(archive.file in url for url in archive.urls)
-            assert len(archive.urls) > 1
+            assert len(archive.urls) > (dataset not in OXFORD_DATASETS)
 
 
 def test_dogs(mirror: Publisher) -> None:
@@ -133,11 +144,67 @@ def test_a_zip_without_the_archive_that_is_meant(mirror: Publisher) -> None:
         fetched("caltech101", "caltech101", archives, mirror)
 
 
-def put(name: str, home: Path, files: dict[str, bytes]) -> None:
-    """Put archives of a loader into its folder by hand."""
-    (home / name).mkdir(parents=True)
-    for file, content in files.items():
-        (home / name / file).write_bytes(content)
+PARTS = ("train", "validation", "test")
+
+
+@pytest.mark.parametrize(
+    ("name", "archives", "classes", "parts", "key"),
+    [
+        (
+            *("aircraft", aircraft_archives, ("A330", "Boeing 707"), PARTS),
+            "fgvc-aircraft-2013b/data/images/0000001.jpg",
+        ),
+        (
+            *("pets", pets_archives, ("Abyssinian", "Yorkshire Terrier"), ("train", "test")),
+            "oxford-iiit-pet/images/Abyssinian_0.jpg",
+        ),
+        (
+            *("dtd", dtd_archives, ("banded", "zigzagged"), PARTS),
+            "dtd/dtd/images/banded/banded_0000.jpg",
+        ),
+        (
+            *("flowers102", flowers_archives, ("passion flower", "pink primrose"), PARTS),
+            "flowers-102/jpg/image_00001.jpg",
+        ),
+    ],
+)
+def test_those_of_oxford(
+    name: str,
+    archives: Callable[[], dict[str, bytes]],
+    classes: tuple[str, ...],
+    parts: tuple[str, ...],
+    key: str,
+    mirror: Publisher,
+) -> None:
+    """Their keys are stored in manifests: those that torchvision's own download has given."""
+    source = fetched(name, name, archives(), mirror)
+    assert {source.classes[sample.label] for sample in source.samples} == set(classes)
+    counts = Counter((sample.split, source.classes[sample.label]) for sample in source.samples)
+    assert counts == {(part, label): 1 for part in parts for label in classes}
+    assert source.samples[0].key == key
+    assert source.read(source.samples[0]).size == (24, 24)
+    dataset = downloadable(name)
+    assert dataset is not None
+    assert dataset.verify() == []
+    assert sorted(path.name for path in dataset.paths.root.iterdir() if path.is_file()) == sorted(
+        [*archives(), "SHA256SUMS", ".lock"]
+    )
+    (dataset.paths.final / key).unlink()
+    with pytest.raises(DatasetError, match=f"'autotune data fetch {name}' makes it again"):
+        open_source(name)
+
+
+@pytest.mark.parametrize("dataset", OXFORD_DATASETS, ids=lambda dataset: dataset.name)
+def test_what_torchvision_knows_of_those_of_oxford(dataset: ArchivedDataset) -> None:
+    reader = dataset.read
+    assert isinstance(reader, TorchvisionReader)
+    loader = getattr(torchvision.datasets, reader.loader)
+    source = inspect.getsource(loader)
+    for archive in dataset.archives:
+        (url,) = archive.urls
+        prefix = getattr(loader, "_download_url_prefix", "")
+        assert url in source or (url.startswith(prefix) and f'"{archive.file}"' in source)
+    assert set(reader.splits) in ({"train", "validation", "test"}, {"train", "test"})
 
 
 def small(name: str, images: int) -> TorchvisionDataset:
@@ -146,81 +213,8 @@ def small(name: str, images: int) -> TorchvisionDataset:
     return replace(dataset, images=images)
 
 
-def gz(files: dict[str, bytes]) -> bytes:
-    file = BytesIO()
-    with tarfile.open(fileobj=file, mode="w:gz") as archive:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, BytesIO(content))
-    return file.getvalue()
-
-
-def aircraft(*without: str) -> dict[str, bytes]:
-    """Make the archive of FGVC-Aircraft, of an image for each part and class."""
-    names = ("Boeing 707", "A330")
-    files = {"data/variants.txt": "\n".join(names).encode()}
-    number = 0
-    for part in ("train", "val", "test"):
-        lines = []
-        for name in names:
-            number += 1
-            lines.append(f"{number:07d} {name}")
-            files[f"data/images/{number:07d}.jpg"] = jpeg(number)
-        files[f"data/images_variant_{part}.txt"] = "\n".join(lines).encode()
-    inside = {
-        f"fgvc-aircraft-2013b/{name}": content
-        for name, content in files.items()
-        if name not in without
-    }
-    return {"fgvc-aircraft-2013b.tar.gz": gz(inside)}
-
-
 class TestLoaded:
-    """Loaders of torchvision, with small archives in their layouts that were put there by hand."""
-
-    def test_lists_of_three_parts(self, home: Path) -> None:
-        put("aircraft", home, aircraft())
-        dataset = small("aircraft", 6)
-        dataset.fetch()
-        source = dataset.open()
-        assert source.classes == ("A330", "Boeing 707")
-        parts = Counter((sample.split, source.classes[sample.label]) for sample in source.samples)
-        assert parts == {
-            (part, name): 1 for part in ("train", "validation", "test") for name in source.classes
-        }
-        assert source.read(source.samples[0]).size == (24, 24)
-        assert source.samples[0].key == "fgvc-aircraft-2013b/data/images/0000001.jpg"
-        assert dataset.verify() == []
-        assert not list((home / "aircraft/unpacked").rglob("*.tar.gz"))
-        (home / "aircraft/unpacked" / source.samples[0].key).write_bytes(b"x")
-        assert len(dataset.verify()) == 1
-
-    def test_pets_whose_loader_opens_its_images_itself(
-        self, home: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        images, lists = {}, {}
-        for part in ("trainval", "test"):
-            lines = []
-            for label, breed in enumerate(("Abyssinian", "yorkshire_terrier"), 1):
-                name = f"{breed}_{len(images)}"
-                images[f"images/{name}.jpg"] = jpeg(len(images))
-                lines.append(f"{name} {label} 1 1")
-            lists[f"annotations/{part}.txt"] = "\n".join(lines).encode()
-        files = {"images.tar.gz": gz(images), "annotations.tar.gz": gz(lists)}
-        put("pets", home, files)
-        dataset = small("pets", 4)
-        from torchvision.datasets import OxfordIIITPet
-
-        resources = tuple(
-            (url, hashlib.md5(files[url.rsplit("/", 1)[1]]).hexdigest())
-            for url, _ in OxfordIIITPet._RESOURCES
-        )
-        monkeypatch.setattr(OxfordIIITPet, "_RESOURCES", resources)
-        dataset.fetch()
-        source = dataset.open()
-        assert source.classes == ("Abyssinian", "Yorkshire Terrier")
-        assert Counter(sample.split for sample in source.samples) == {"train": 2, "test": 2}
+    """Loaders of torchvision, with small archives in their layouts."""
 
     def test_images_in_memory(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         from torchvision.datasets import CIFAR10
@@ -275,29 +269,53 @@ class TestLoaded:
         assert {sample.split for sample in source.samples} == {None}
 
     def test_an_archive_that_is_damaged(self, home: Path) -> None:
-        put("aircraft", home, {"fgvc-aircraft-2013b.tar.gz": gz({"a": b"x" * 9999})[:50]})
+        (home / "eurosat").mkdir(parents=True)
+        (home / "eurosat/EuroSAT.zip").write_bytes(b"no archive")
         with pytest.raises(DatasetError) as refusal:
-            small("aircraft", 6).fetch()
+            small("eurosat", 6).fetch()
         message = str(refusal.value)
-        assert message.startswith("torchvision cannot get FGVC-Aircraft (variants) (")
-        assert f"by hand and put them into {home / 'aircraft'}" in message
+        assert message.startswith("torchvision cannot get EuroSAT (RGB) (")
+        assert f"by hand and put them into {home / 'eurosat'}" in message
         assert "\n" not in message
-        assert not (home / "aircraft/unpacked").exists()
-        assert not (home / "aircraft/.unpacked.part").exists()
+        assert not (home / "eurosat/unpacked").exists()
+        assert not (home / "eurosat/.unpacked.part").exists()
 
-    @pytest.mark.parametrize(
-        ("images", "without", "said"),
-        [
-            (10000, (), "has 10000 images, but torchvision's loader finds 6; get its archives"),
-            (6, ("data/images/0000002.jpg",), "0000002.jpg, but it is not there"),
-        ],
-    )
-    def test_images_that_are_missing(
-        self, images: int, without: tuple[str, ...], said: str, home: Path
-    ) -> None:
-        put("aircraft", home, aircraft(*without))
-        dataset = small("aircraft", images)
-        with pytest.raises(DatasetError, match=re.escape(said)):
-            dataset.fetch()
-        assert not dataset.is_downloaded
-        assert not (home / "aircraft/.unpacked.part").exists()
+
+@pytest.mark.parametrize(
+    ("without", "reason"),
+    [
+        ((), "has 10000 images of 100 classes, but the archives in .* have 6 of 2"),
+        (("data/images/0000002.jpg",), r"0000002\.jpg, but it is not there"),
+        (
+            ("data/images_variant_val.txt",),
+            r"torchvision cannot read FGVC-Aircraft .* \(FileNotFound",
+        ),
+        (("data/variants.txt",), r"remove the folder and the archives beside it"),
+    ],
+)
+def test_published_archives_without_what_a_loader_needs(
+    without: tuple[str, ...], reason: str, home: Path
+) -> None:
+    dataset = downloadable("aircraft")
+    assert isinstance(dataset, ArchivedDataset)
+    archives = aircraft_archives(*without)
+    (home / "aircraft").mkdir(parents=True)
+    for file, content in archives.items():
+        (home / "aircraft" / file).write_bytes(content)
+    with pytest.raises(
+        DatasetError, match=r"has [0-9]+ bytes, but the published file has 2753340328"
+    ):
+        dataset.fetch()
+    published = [
+        replace(spec, md5=hashlib.md5(archives[spec.file]).hexdigest(), size=None)
+        for spec in dataset.archives
+    ]
+    with pytest.raises(DatasetError, match=reason):
+        replace(dataset, archives=tuple(published)).fetch()
+    assert not dataset.is_downloaded
+    assert not (home / "aircraft/.unpacked.part").exists()
+    wrong = [replace(spec, md5="0" * 32, size=None) for spec in dataset.archives]
+    with pytest.raises(
+        DatasetError, match=r"is not the published file \(MD5 [0-9a-f]{32}, published 0"
+    ):
+        replace(dataset, archives=tuple(wrong)).fetch()

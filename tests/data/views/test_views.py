@@ -4,6 +4,7 @@ import hashlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from autotune.config.schema import AugmentConfig
 from autotune.data.cache.decoded_images import ImageStore, open_store
 from autotune.data.preprocessing import ImageSpec
 from autotune.data.sources.registry import open_source
+from autotune.data.views.augmentation import describe_augmentation, make_augmentation
 from autotune.data.views.views import Views
 from tests.support.images import make_class_folders
 
@@ -145,6 +147,53 @@ class TestAugmentations:
         jittered = make(store, AugmentConfig(crop=1.0, flip=0.0, jitter=0.9))
         assert not torch.equal(plain.view(0, 1), jittered.view(0, 1))
         assert torch.equal(plain.view(0, 0), jittered.view(0, 0))
+
+    @pytest.mark.parametrize(
+        "given",
+        [
+            {"policy": "trivial", "strength": 1.0},
+            {"policy": "rand", "strength": 1.0},
+            {"erasing": 1.0},
+            {"policy": "trivial", "erasing": 0.5, "rotate": 20.0, "jitter": 0.5},
+        ],
+    )
+    def test_policies_depend_on_image_view_and_seed_alone(
+        self, store: ImageStore, given: dict[str, Any]
+    ) -> None:
+        augment = AugmentConfig(**given)
+        expected = collect(make(store, augment), 1)
+        assert torch.equal(collect(make(store, augment), 1, num_workers=1), expected)
+        alone = make(store, augment, limit=0, rows=np.array([5]))
+        for number in range(4):
+            assert torch.equal(alone.view(0, number), make(store, augment).view(4, number))
+        assert torch.equal(make(store, augment).view(0, 0), make(store, ALL).view(0, 0))
+        assert not torch.equal(collect(make(store, AugmentConfig()), 1), expected)
+
+    @pytest.mark.parametrize("policy", ["trivial", "rand"])
+    def test_strength_goes_from_nothing_to_the_published_changes(
+        self, store: ImageStore, policy: str
+    ) -> None:
+        def change(strength: float) -> float:
+            augment = AugmentConfig(crop=1.0, flip=0.0, policy=policy, strength=strength)
+            views, plain = (make(store, a, 20) for a in (augment, AugmentConfig(crop=1, flip=0)))
+            pairs = [(views.view(i, v), plain.view(i, v)) for i in range(3) for v in range(1, 20)]
+            return sum(float((a.float() - b.float()).abs().mean()) for a, b in pairs)
+
+        assert 0.0 == change(0.0) < change(0.1) < change(1.0)
+
+    @pytest.mark.parametrize("size", [8, 33])
+    def test_a_small_image_keeps_some_of_its_content(self, size: int) -> None:
+        spec = ImageSpec(size, size, "bilinear", 1.0, "center", (0.5, 0.5, 0.5), (1.0,) * 3)
+        augment = AugmentConfig(crop=1.0, policy="trivial", strength=1.0)
+        space = make_augmentation(spec, augment).transforms[-1]._AUGMENTATION_SPACE
+        for name in ("TranslateX", "TranslateY"):
+            assert space[name][0](31, size, size).max() < size / 2
+
+    def test_keys_of_features_are_those_of_earlier_versions(self) -> None:
+        before = "AugmentConfig(crop=0.4, flip=0.5, rotate=20.0, jitter=0.5)"
+        assert describe_augmentation(ALL) == before
+        for given in ({"policy": "rand"}, {"policy": "rand", "strength": 0.5}, {"erasing": 0.1}):
+            assert describe_augmentation(ALL.model_copy(update=given)) != before
 
     @pytest.mark.parametrize("name", ["nearest", "box", "hamming", "lanczos"])
     def test_every_interpolation_has_views(self, store: ImageStore, name: str) -> None:

@@ -363,7 +363,7 @@ def test_which_parameters_matter() -> None:
         for each in (study, few) if place < 12 else (study,):
             add(each, 0.9 - 0.01 * abs(place - 15), lr=lr, pool=pool)
     severity, text = answered(study, MATTER)
-    assert severity == "ok" and "lies in training.lr" in text
+    assert severity == "ok" and "lies in learning rate" in text
     severity, text = answered(few, MATTER)
     assert (severity, text) == (
         "unknown",

@@ -5,21 +5,29 @@ from __future__ import annotations
 import csv
 import errno
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from autotune.config.schema import RefitConfig
-from autotune.errors import DiskFullError
+from autotune.errors import BackboneError, DiskFullError, UserError
+from autotune.models.pretrained.state_dict import load_weights
+from autotune.results.diagnosis.headline import describe_refit
+from autotune.results.evaluation import combination as combination_module
 from autotune.results.evaluation import refit as fit_module
+from autotune.results.evaluation.ensemble_selection import EnsembleChoice
 from autotune.results.evaluation.refit import RefitResult, refit_study
+from autotune.results.model.export import FORMATS, export
 from autotune.results.model.model_folder import load_model
 from autotune.results.report.images import find_image_results, predictions_csv
 from autotune.results.study_results import StudyResults
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.state.predictions import WORST
+from autotune.training.metrics import Metrics
 from tests.support.inline import Event, run
 from tests.support.inside import contents
 from tests.support.small import open_small
@@ -134,4 +142,107 @@ def test_what_is_stopped_in_training_has_read_nothing_and_continues(
     assert found.summary.epochs == found.baseline_summary.epochs == 2
     events.clear()
     refit_study(opened, 0, tmp_path / "b", events.append, settings=settings)
-    assert [one["is_cached"] for one in events if one["event"] == "result"] == [True]
+    results = [one for one in events if one["event"] == "result"]
+    assert [(one["training"], one["is_cached"]) for one in results] == [("baseline", True)]
+
+
+def test_an_ensemble_is_one_model(
+    opened: OpenStudy, fitted: RefitResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its figures are those of the module that is loaded; the study keeps those of the plan."""
+    scores = Metrics(0.5, 0.5, 0.5, 1.0)
+    choice = EnsembleChoice({1: 2, 0: 1}, scores, replace(scores, log_loss=0.9), 2)
+    monkeypatch.setattr(fit_module, "select_ensemble", lambda *args: choice)
+    made = refit_study(opened, 1, tmp_path, combine="ensemble")
+    combination = made.combination
+    assert combination is not None and combination.is_used
+    assert made.name == "the ensemble of trials 1 (weight 2) and 0"
+    assert [one.name for one in combination.models] == ["baseline", "trial 1", "ensemble"]
+    assert [one.weight for one in combination.members] == [2, 1]
+    baseline, single, ensemble = combination.models
+    assert ensemble.parameters == baseline.parameters + single.parameters
+    assert single.scores.values == fitted.comparison.model.values and not single.gain
+    assert ensemble.scores.values == made.comparison.model.values
+    gap = ensemble.gain["log_loss"]
+    assert gap.low <= gap.value <= gap.high
+    assert "log loss 1.0000 → 0.9000" in combination.decision
+    model, alone = load_model(tmp_path), load_model(fitted.folder)
+    other = made.combination.members[1].plan
+    assert [spec.plan for _, spec in model.model_spec.members] == [fitted.plan, other]
+    images = torch.randn(3, 3, 16, 16)
+    second = model.network.members[1]
+    expected = (2 * alone.probabilities(images) + second(images).softmax(dim=1)) / 3
+    torch.testing.assert_close(model.probabilities(images), expected)
+    read = opened.study.user_attrs[attrs.TEST_READS][-1]
+    assert read["test"] == fitted.comparison.model.values
+    assert read["combination"]["name"] == made.name
+    assert read["combination"]["test"] == ensemble.scores.values
+    card = (tmp_path / "README.md").read_text("utf-8")
+    assert f"Classifies images into 10 classes: {made.name}, trained by autotune." in card
+    assert "## Combination" in card and "| trial 1 | 2 | " in card
+    results = StudyResults.from_study(opened.study, opened.files.artifacts)
+    found = find_image_results(results)
+    assert found is not None and found.network == made.name
+    assert f"The model in the folder, {made.name}, has " in describe_refit(results)
+    with pytest.raises(UserError, match="the model is an ensemble of 2 networks"):
+        export(model, FORMATS["timm"], tmp_path / "timm", images)
+    assert export(model, FORMATS["torch-export"], tmp_path / "model.pt2", images).is_equal
+    with pytest.raises(BackboneError, match=r"fits|missing"):
+        load_weights(alone.network.backbone, tmp_path, "test_resnet", set)
+
+
+@pytest.mark.parametrize("agrees", [True, False])
+def test_a_soup_is_made_where_the_validation_split_agrees(
+    opened: OpenStudy,
+    fitted: RefitResult,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    agrees: bool,
+) -> None:
+    events: list[Event] = []
+    calls = iter([(1.0, 0.0), (0.5, 0.0)] if agrees else [(0.5, 0.0), (0.5, 0.0)])
+    monkeypatch.setattr(combination_module, "rank_key", lambda *args: next(calls))
+    made = refit_study(opened, 1, tmp_path, events.append, combine="soup", members=2)
+    trained = [one["training"] for one in events if one["event"] == "result"]
+    rehearsed = ["trial 1, training split", "seed 1, training split"]
+    assert trained[:2] == rehearsed and ("seed 1" in trained) == agrees
+    assert made.combination is not None and made.combination.is_used == agrees
+    assert made.combination.decision.startswith("Soup of 2" if agrees else "No soup: ")
+    assert len(made.combination.models) == 2 + agrees
+    scores = made.combination.models[-1].scores.values
+    assert (scores == fitted.comparison.model.values) == (not agrees)
+    model, alone = load_model(tmp_path), load_model(fitted.folder)
+    assert model.model_spec == alone.model_spec
+    images = torch.randn(3, 3, 16, 16)
+    assert torch.equal(model(images), alone(images)) == (not agrees)
+
+
+def test_a_student_learns_from_an_ensemble(
+    opened: OpenStudy, fitted: RefitResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = Metrics(0.5, 0.5, 0.5, 1.0)
+    choice = EnsembleChoice({1: 1, 0: 1}, scores, scores, 2)
+    monkeypatch.setattr(fit_module, "select_ensemble", lambda *args: choice)
+    made = refit_study(opened, 1, tmp_path, combine="distill")
+    assert made.combination is not None
+    names = [one.name for one in made.combination.models]
+    assert names == ["baseline", "trial 1", "ensemble", "distilled"]
+    single, _, student = made.combination.models[1:]
+    assert student.parameters == single.parameters
+    assert student.scores.values == made.comparison.model.values != single.scores.values
+    assert load_model(tmp_path).model_spec == load_model(fitted.folder).model_spec
+
+
+@pytest.mark.parametrize(
+    ("kind", "members", "what"),
+    [
+        ("ensembel", None, "did you mean 'ensemble'"),
+        ("soup", 1, "at least 2 networks"),
+        ("none", 3, "add --combine ensemble"),
+    ],
+)
+def test_a_combination_that_cannot_be(
+    opened: OpenStudy, kind: str, members: int | None, what: str
+) -> None:
+    with pytest.raises(UserError, match=what):
+        refit_study(opened, 1, combine=kind, members=members)

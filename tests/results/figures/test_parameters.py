@@ -13,6 +13,7 @@ from autotune.results.figures.parameters import (
     slice_figure,
 )
 from autotune.results.study_results import StudyResults, is_active
+from autotune.results.values.parameter_words import parameter_words
 from tests.support.page import add, some, traces
 from tests.support.studies import ONE_PARAMETER, make_results, make_study
 
@@ -40,7 +41,8 @@ def test_importances_need_values_that_differ() -> None:
 
 def test_importances_name_every_parameter(results: StudyResults) -> None:
     bars = some(importances_figure(results)).data[0]
-    assert set(bars.y) == set(results.parameter_names)
+    assert set(bars.y) == {parameter_words(name) for name in results.parameter_names}
+    assert "learning rate (training.lr)" in bars.customdata
     assert sum(bars.x) == pytest.approx(1.0)
 
 

@@ -163,6 +163,10 @@ def test_the_page_works_in_a_browser(browser: Browser, tmp_path: Path) -> None:
     assert page.evaluate(drawn) > 100
     # Wide things scroll by themselves; the page does not.
     assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.set_viewport_size({"width": 360, "height": 800})
+    widths = "[...document.querySelectorAll('.stacked')].map(e => e.parentElement.scrollWidth)"
+    assert set(page.evaluate(widths)) == {334}, "tables fit on a phone"
+    page.set_viewport_size(viewport)
 
     values = page.locator(".trials tbody td:nth-child(3)")
     button = page.locator(".trials th:nth-child(3) button")

@@ -27,7 +27,6 @@ from autotune.study.state.budget import device_hours_used, trials_since_best
 from tests.support.inside import call
 from tests.support.runs import (
     SMALL,
-    autotune,
     environment,
     epochs_running,
     start,
@@ -248,9 +247,9 @@ def test_device_hours_end_a_study_of_two_workers(tmp_path: Path) -> None:
     limit = 2 / 3600
     arguments = ("run", "digits", *SMALL, "--name", "tiny", "--workers", "2")
     arguments += ("search.trials=60", f"search.device_hours={limit}")
-    ended = autotune(*arguments, cwd=tmp_path)
-    assert ended.returncode == 0, ended.stderr
-    assert re.search(r"ended: \S+ of \S+ device-hours used", ended.stdout)
+    ended = call(*arguments, cwd=tmp_path, processes=True)
+    assert ended.code == 0, ended.err
+    assert re.search(r"ended: \S+ of \S+ device-hours used", ended.out)
     trials = trials_of(tmp_path, "tiny")
     assert len(trials) < 60
     assert all(one.state != TrialState.RUNNING for one in trials)
@@ -259,8 +258,8 @@ def test_device_hours_end_a_study_of_two_workers(tmp_path: Path) -> None:
         assert trial.duration is not None
         seconds = trial.duration.total_seconds()
         assert attrs.device_seconds(trial, 0.0) == pytest.approx(seconds, abs=2)
-    again = autotune(*arguments, cwd=tmp_path)
-    assert "device-hours used); nothing was trained." in again.stdout
+    again = call(*arguments, cwd=tmp_path)
+    assert "device-hours used); nothing was trained." in again.out
     assert len(trials_of(tmp_path, "tiny")) == len(trials)
 
 

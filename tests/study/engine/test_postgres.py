@@ -19,7 +19,7 @@ from autotune.study.state import attrs
 from autotune.study.state.attrs import count_progress
 from tests.support.runs import SMALL, command, environment, start, wait_for
 
-FEW = ("run", "digits", *SMALL, "training.epochs=60", "search.trials=4", "search.pruner=none")
+FEW = ("run", "digits", *SMALL, "training.epochs=30", "search.trials=4", "search.pruner=none")
 
 
 def trials(storage: RDBStorage) -> list[FrozenTrial]:
@@ -71,5 +71,5 @@ def test_workers_share_a_study_and_one_is_killed(tmp_path: Path, postgres_url: s
     assert len({one.user_attrs[attrs.WORKER] for one in found}) == 3
     for trial in found:
         if trial.state == TrialState.COMPLETE:
-            assert sorted(trial.intermediate_values) == list(range(1, 61))
+            assert sorted(trial.intermediate_values) == list(range(1, 31))
     assert open_existing("tiny", url).study.user_attrs[attrs.BUDGET]["trials"] == 4

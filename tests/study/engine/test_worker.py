@@ -490,14 +490,6 @@ def test_a_greedy_search_ends_with_its_last_stage(tmp_path: Path) -> None:
     assert "all of its stages" in ended.text
 
 
-@pytest.mark.slow  # test_run.py has them with limits
-@pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
-def test_samplers_run_a_study_past_their_start(tmp_path: Path, sampler: str) -> None:
-    handle = open_small(tmp_path, search__sampler=sampler, search__trials=13, training__epochs=1)
-    run(handle)
-    assert handle.progress().finished == 13
-
-
 OWN = """
 from optuna.samplers import RandomSampler
 def Mine(space, seed): return RandomSampler(seed)

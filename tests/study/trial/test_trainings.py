@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,8 @@ OTHERS: dict[str, Any] = {
 }
 #: What is different for a refit alone.
 OF_A_REFIT: dict[str, Any] = {
+    "start": lambda one, handle: replace(one, same_start=True),
+    "teacher": lambda one, handle: replace(one, teacher=((1, REFITTED),)),
     "views": lambda one, handle: replace(one, refit=RefitConfig(views="online")),
     "average": lambda one, handle: replace(one, refit=RefitConfig(ema=0.5)),
     "test images": lambda one, handle: changed_dataset(handle, test_fingerprint="2e" * 16),
@@ -105,8 +108,9 @@ def test_limits_and_the_way_to_train_are_no_other_training(tmp_path: Path) -> No
 
 
 def test_a_worker_is_told_a_training_as_json() -> None:
-    for training in (CONFIRMED, replace(REFITTED, micro_batch_size=8)):
-        assert Training.from_json(training.to_json()) == training
+    taught = replace(REFITTED, teacher=((2, REFITTED), (1, replace(REFITTED, same_start=True))))
+    for training in (CONFIRMED, replace(REFITTED, micro_batch_size=8), taught):
+        assert Training.from_json(json.loads(json.dumps(training.to_json()))) == training
 
 
 def test_a_training_is_had_once(tmp_path: Path) -> None:

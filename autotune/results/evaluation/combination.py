@@ -1,0 +1,262 @@
+"""What is made of several trainings: an ensemble, a soup, or one network that learns from many.
+
+- ``ensemble``: the probabilities of several plans, averaged;
+- ``soup``: the weights of several trainings of one plan, averaged (Wortsman et al. 2022);
+- ``distill``: one plan, trained on the labels and on the probabilities of the ensemble.
+
+Whether there is one is decided on the validation split, before the test split is read. Where the
+validation does not agree, the single plan is refitted as if nothing had been asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autotune.data.views.views import Views
+from autotune.errors import UserError, did_you_mean, join_sentences
+from autotune.plan import TrialPlan
+from autotune.results.evaluation.bootstrap import Assessment, Estimate
+from autotune.results.evaluation.ensemble_selection import EnsembleChoice, rank_key
+from autotune.results.model.model import Model
+from autotune.results.values.objective import Objective
+from autotune.study.trial.build import build_trial_trainer
+from autotune.study.trial.context import WorkerContext
+from autotune.study.trial.refit import read_result
+from autotune.study.trial.trainings import Training, TrainingFiles
+from autotune.training.cost_profile import count_parameters, forward_ms
+from autotune.training.folds import trainers_of
+from autotune.training.inputs.batches import to_channels_last
+from autotune.training.inputs.normalizer import Normalizer
+from autotune.training.metrics import Metrics, mean_metrics
+
+NONE, ENSEMBLE, SOUP, DISTILL = "none", "ensemble", "soup", "distill"
+COMBINATIONS = (NONE, ENSEMBLE, SOUP, DISTILL)
+#: Test images that go through a network at a time.
+BATCH_SIZE = 64
+#: Trainings of a soup, by default.
+SOUP_SEEDS = 3
+
+
+def check_combination(kind: str, members: int | None) -> None:
+    """Refuse a combination that does not exist, and fewer than two members.
+
+    Raises:
+        UserError: With what is allowed.
+    """
+    if kind not in COMBINATIONS:
+        raise UserError(
+            join_sentences(
+                f"combine: must be {', '.join(COMBINATIONS)}, but got {kind!r}",
+                did_you_mean(str(kind), COMBINATIONS),
+            )
+        )
+    if members is not None and (kind == NONE or members < 2):
+        got = f"got {members}" if kind != NONE else "nothing is combined; add --combine ensemble"
+        raise UserError(f"members: must be at least 2 networks to combine, but {got}")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A network of a combination: the plan of a trial, and its weight."""
+
+    trial: int
+    plan: TrialPlan
+    weight: int = 1
+
+
+@dataclass(frozen=True)
+class ModelScores:
+    """A model on the test split.
+
+    Args:
+        name: ``baseline``, ``trial 7``, ``ensemble`` and so on.
+        scores: Its metrics with their intervals.
+        gain: Difference of each metric to the single plan, on the same images; empty for that.
+        latency_ms: Time of one image on the device of the refit, see
+            :func:`autotune.training.cost_profile.forward_ms`.
+    """
+
+    name: str
+    scores: Assessment
+    gain: Mapping[str, Estimate]
+    parameters: int
+    latency_ms: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain JSON values."""
+        return {
+            "name": self.name,
+            "test": self.scores.values,
+            "intervals": self.scores.intervals,
+            "difference_to_single": {name: asdict(gap) for name, gap in self.gain.items()},
+            "parameters": self.parameters,
+            "latency_ms": self.latency_ms,
+        }
+
+
+@dataclass(frozen=True)
+class Combination:
+    """What was asked for, what the validation split said, and how all models do on the test split.
+
+    Args:
+        kind: ``ensemble``, ``soup`` or ``distill``.
+        is_used: Whether it is the model; otherwise that is the single plan.
+        decision: What was decided on the validation split and why, in a sentence.
+        members: Its networks, that of the single plan first.
+        device: Where latencies were measured.
+        models: Baseline, single plan and combination; of a distillation also its teacher.
+    """
+
+    kind: str
+    is_used: bool
+    decision: str
+    members: tuple[Member, ...]
+    device: str = ""
+    models: tuple[ModelScores, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What the model is, in a few words: ``the ensemble of trials 7 (twice) and 3``."""
+        return describe_members(self.kind, self.members)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain JSON values."""
+        return {
+            "kind": self.kind,
+            "is_used": self.is_used,
+            "decision": self.decision,
+            "name": self.name,
+            "members": [
+                {"trial": one.trial, "weight": one.weight, "plan": one.plan.to_json()}
+                for one in self.members
+            ],
+            "device": self.device,
+            "models": [model.to_json() for model in self.models],
+        }
+
+
+def describe_members(kind: str, members: Sequence[Member]) -> str:
+    """Name a combination by its members."""
+    first = members[0].trial
+    if kind == SOUP:
+        return f"the soup of {members[0].weight} trainings of trial {first}"
+    named = [
+        f"{one.trial}" + (f" (weight {one.weight})" if one.weight > 1 else "") for one in members
+    ]
+    ensemble = f"the ensemble of trials {', '.join(named[:-1])} and {named[-1]}"
+    return ensemble if kind == ENSEMBLE else f"trial {first}, taught by {ensemble}"
+
+
+def describe_choice(kind: str, choice: EnsembleChoice, objective: Objective) -> str:
+    """Say what the validation split says about an ensemble."""
+    both = _describe_scores(objective, choice.single, choice.together)
+    lost = ""
+    if choice.without_logits:
+        lost = (
+            f" {choice.without_logits} of the best trials have no validation logits, and were not "
+            "considered."
+        )
+    if not choice.is_better:
+        return (
+            f"No ensemble: none of {choice.considered - 1} other trials adds anything to the "
+            f"single plan on the validation split.{lost}"
+        )
+    what = "Ensemble" if kind == ENSEMBLE else "Ensemble as teacher"
+    return f"{what}, chosen on the validation split, which flatters it: {both}.{lost}"
+
+
+def _describe_scores(objective: Objective, single: Metrics, together: Metrics) -> str:
+    """Write the objective of both, and the log loss, which decides between equal ones."""
+    names = dict.fromkeys((objective.name, "log_loss"))
+    metrics = [objective.with_name(name) for name in names]
+    return ", ".join(
+        f"{metric.label} {metric.format_value(single.objective(metric.name))} → "
+        f"{metric.format_value(together.objective(metric.name))}"
+        for metric in metrics
+    )
+
+
+def soup_trainings(single: Training, seed: int, count: int) -> tuple[Training, ...]:
+    """Return the trainings of a soup besides that of the single plan.
+
+    Args:
+        single: The training of the single plan, under the seed of the study.
+        seed: The seed of the study.
+        count: Trainings of the soup.
+    """
+    return tuple(
+        replace(
+            single,
+            name=f"seed {number}",
+            seed=(seed + number) % 2**31,
+            same_start=True,
+        )
+        for number in range(1, count)
+    )
+
+
+def rehearse(trainings: Sequence[Training]) -> list[Training]:
+    """Return the trainings of a soup on the training split, which can be validated."""
+    return [
+        replace(each, name=f"{each.name}, training split", refit=None, same_start=True)
+        for each in trainings
+    ]
+
+
+def judge_soup(
+    trainings: Sequence[Training], ctx: WorkerContext, objective: Objective
+) -> tuple[bool, str]:
+    """Compare the average of the weights with the single trainings, on the validation split.
+
+    A refit is one training, of which nobody knows whether it is the best of several. So the soup
+    is compared with their mean.
+
+    Args:
+        trainings: Trainings on the training split that have a result.
+        ctx: The context of the study.
+        objective: What the study optimizes.
+
+    Returns:
+        Whether the soup is better, and the comparison in a sentence.
+    """
+    files = [TrainingFiles.of(each, ctx.handle, ctx.config) for each in trainings]
+    results = [read_result(each) for each in files]
+    training = build_trial_trainer(
+        trainings[0].plan, ctx, micro_batch_size=trainings[0].micro_batch_size
+    )
+    for fold, trainer in enumerate(trainers_of(training)):
+        trainer.average_weights([result["weights"][fold] for result in results if result])
+    soup = training.validate()
+    single = mean_metrics([Metrics(**result["metrics"]) for result in results if result])
+    keys = [rank_key(each, objective.name, objective.is_maximized) for each in (soup, single)]
+    both = _describe_scores(objective, single, soup)
+    text = f"on the validation split, mean of the single ones → average of weights: {both}"
+    if keys[0] > keys[1]:
+        return True, f"Soup of {len(trainings)} trainings; {text}."
+    return (
+        False,
+        f"No soup: averaging the weights of {len(trainings)} trainings does not help; {text}.",
+    )
+
+
+@torch.no_grad()
+def predict_views(model: Model, views: Views) -> Tensor:
+    """Return the logits ``(N, classes)`` of the evaluation views, on the CPU."""
+    normalize = Normalizer.from_config(asdict(model.spec), torch.device("cpu"))
+    batches = views.batches(torch.arange(len(views)), views.views_for_epoch(None), BATCH_SIZE)
+    return torch.cat([model.logits(normalize(images)) for images, _ in batches])
+
+
+def measure_model(
+    name: str, model: Model, scores: Assessment, gain: Mapping[str, Estimate] | None = None
+) -> ModelScores:
+    """Put the costs of a model beside its scores; the arguments are those of ModelScores."""
+    device, size = next(model.parameters()).device, model.spec.size
+    image = to_channels_last(torch.randn(1, 3, size, size, device=device))
+    latency = round(forward_ms(model.network, image), 4)
+    return ModelScores(name, scores, gain or {}, count_parameters(model), latency)
