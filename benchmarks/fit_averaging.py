@@ -1,13 +1,13 @@
 """What a moving average of the weights and fresh views bring to the final fit.
 
-For each seed (of the split and of the training) one good plan and the baseline are trained on
-training + validation, once on the study's views and once on new ones in every epoch. Averages of
-several lengths follow the same training, so that they differ by nothing else. All are measured on
-the test part. Writes a dated report under ``benchmarks/results/``.
+For each seed (of the split and of the training) one good plan and a baseline whose head is trained
+are fitted to training + validation, once on the study's views and once on new ones in every epoch.
+Averages of several lengths follow the same training, so that they differ by nothing else. All are
+measured on the test part. Writes a dated report under ``benchmarks/results/``.
 
     python benchmarks/fit_averaging.py digits --seeds 5
     python benchmarks/fit_averaging.py folder --seeds 3 dataset=photos backbone=mobilenetv2_100 \
-        weights=mobilenetv2_100.safetensors data.image_size=128
+        weights=mobilenetv2_100.safetensors data.image_size=128 baseline.lr=0.01
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ def run_seed(study: str, seed: int, overrides: list[str], folder: Path) -> dict[
     config = load_study_file(
         study,
         [
+            "baseline.head_start=random",  # a solved head has no steps to average over
             *overrides,
             *(f"{key}.seed={seed}" for key in ("search", "data")),
             f"storage=sqlite:///{folder}/study-{seed}.db",

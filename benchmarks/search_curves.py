@@ -21,12 +21,13 @@ from autotune.search.space import Space
 
 TABLE = Path(__file__).parent / "search_table.npz"
 #: What differs from `studies/digits.yaml`: a space small enough to be trained whole. The learning
-#: rates go on to where most plans fail.
+#: rates go on to where most plans fail, and every plan of the table trains its head.
 OVERRIDES = (
     "space.trainable_layers={low: 0, high: 4}",
     "space.layers={kernel: [keep, 1], width: [keep, 0.5], last: 2}",
     "space.head={hidden_layers: {low: 0, high: 1}, units: [128, 512], dropout: [0.0, 0.5]}",
     "space.training={lr: {low: 1.0e-3, high: 0.3, log: true}, layer_decay: {low: 0.6, high: 1.0}}",
+    "baseline.head_start=random",
 )
 #: Stands in the table for an epoch that diverged, and for all after it.
 DIVERGED = int(np.iinfo(np.uint16).max)

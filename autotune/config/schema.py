@@ -245,7 +245,8 @@ class BaselineConfig(_Section):
     optimizer: Annotated[str | None, choice(OPTIMIZERS, optional=True)] = None
     """Optimizer of the baseline trial."""
     lr: Annotated[float | None, number(False, 0, 100, low_open=True, optional=True)] = None
-    """Peak learning rate of the baseline trial."""
+    """Peak learning rate of the baseline trial, unless its head is solved; the rates of the plans
+    that are tried first follow it in any case."""
     weight_decay: Annotated[float | None, number(False, 0, 10, optional=True)] = None
     """Weight decay of the baseline trial."""
     momentum: Annotated[float | None, number(False, 0, 0.999, optional=True)] = None

@@ -67,9 +67,9 @@ def default_plans(
 
     All layers are tried with layer-wise decay and at one low rate. Each value is the intended one
     if the space has it, else the nearest that it has. The learning rate follows that of the
-    baseline in the study file, which trains a head; if the file gives none, it is
-    :data:`FINE_TUNING_LR`. Where the trainable layers have a rate of their own, the head keeps the
-    baseline's.
+    baseline in the study file, which is that of a head; if the file gives none, it is
+    :data:`FINE_TUNING_LR`. Where the trainable layers have a rate of their own, the head above all
+    layers keeps the baseline's.
 
     Returns:
         Up to five plans that differ from each other and from the baseline; none if the space
@@ -86,12 +86,12 @@ def default_plans(
     few, last = {"depth": depths[0], "layer_decay": 1.0}, {"depth": depths[-1]}
     decayed, uniform = {**last, "layer_decay": LAYER_DECAY}, {**last, "layer_decay": 1.0}
     probed = {**decayed, "head_epochs": max(1, round(HEAD_SHARE * epochs))}
+    few |= {"lr": middle, "backbone_lr": 1.0}
     if "training.backbone_lr" in space.distributions:
-        low, between = 1 / HEAD_FACTOR, MIDDLE_FACTOR / HEAD_FACTOR
-        few, decayed = ({**plan, "lr": head, "backbone_lr": between} for plan in (few, decayed))
-        uniform, probed = ({**plan, "lr": head, "backbone_lr": low} for plan in (uniform, probed))
+        for plan in (decayed, uniform, probed):
+            plan |= {"lr": head, "backbone_lr": 1 / HEAD_FACTOR}
     else:
-        few["lr"], decayed["lr"], uniform["lr"] = middle, gentle, gentle
+        decayed["lr"], uniform["lr"] = gentle, gentle
         # One rate for both phases: the head alone wants more, the trainable layers want less.
         probed["lr"] = middle
     # A solved head is as good as a head gets, and one low rate suffices for all that trains.

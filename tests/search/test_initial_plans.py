@@ -103,8 +103,8 @@ def test_the_head_keeps_its_rate_where_the_layers_have_their_own() -> None:
     plans = default_plans(space, BaselineConfig(lr=0.02), epochs=20)
     rates = [(one.plan.depth, one.plan.policy.layer_decay) for one in plans]
     assert rates == [(1, 1.0), (18, 0.7), (18, 1.0), (18, 0.7)]
-    assert {one.plan.policy.lr for one in plans} == {0.02}
-    assert [one.plan.policy.backbone_lr for one in plans] == [0.3, 0.3, 0.1, 0.1]
+    assert [one.plan.policy.lr for one in plans] == [0.006, 0.02, 0.02, 0.02]
+    assert [one.plan.policy.backbone_lr for one in plans] == [1.0, 0.1, 0.1, 0.1]
     assert [one.plan.policy.head_epochs for one in plans] == [0, 0, 0, 5]
 
 

@@ -23,6 +23,7 @@ SMALL = (
     "data.validation=0.1",
     "data.image_size=16",
     "space.head.hidden_layers=0",
+    "baseline.head_start=random",  # a baseline with epochs, which can be interrupted
 )
 
 

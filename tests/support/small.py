@@ -47,6 +47,8 @@ OVERRIDES: dict[str, Any] = {
     "space.head.units": 8,
     "search.trials": 3,
     "search.default_plans": False,
+    # A trained baseline has epochs, losses and checkpoints, and can be interrupted.
+    "baseline.head_start": "random",
 }
 
 

@@ -136,24 +136,29 @@ def print_combination(stdout: Console, combination: Combination, objective: Obje
         stdout.print(f"The model is {combination.name}.")
     table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
-    costs = ("parameters", f"latency, {combination.device}")
-    for title in (objective.label, "gain over trial", "95 % interval", "log loss", *costs):
-        table.add_column(title, justify="right")
+    names = dict.fromkeys((objective.label, "gain", "95 % interval", "log loss"))
+    for title in (*names, "parameters", "latency"):
+        table.add_column(title, justify="right", no_wrap=True)
     loss = objective.with_name("log_loss")
     for model in combination.models:
         value, gain = model.scores.values, ["", ""]
         if difference := model.gain.get(objective.name):
             ends = [objective.format_gain(end, unit=False) for end in _gain(objective, difference)]
             gain = [ends[0], f"{ends[1]} to {ends[2]}"]
+        losses = [loss.format_value(value["log_loss"])] * (objective.name != loss.name)
         table.add_row(
             model.name,
             objective.format_value(value[objective.name]),
             *gain,
-            loss.format_value(value["log_loss"]),
+            *losses,
             f"{model.parameters:,}",
             f"{model.latency_ms:.2f} ms",
         )
     stdout.print(table)
+    stdout.print(
+        f"The gains are those over the single plan on the same images; the latency is that of one "
+        f"image on {combination.device}."
+    )
 
 
 def _gain(objective: Objective, difference: Estimate) -> tuple[float, float, float]:

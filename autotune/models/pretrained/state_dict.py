@@ -33,6 +33,8 @@ from autotune.text import join_some, plural
 logger = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
+#: Key of the metadata of a file with the networks of an ensemble: how many there are.
+ENSEMBLE = "ensemble"
 #: Levels of mappings of a checkpoint, and parts of a key, that are looked at.
 MAX_NESTING, MAX_PREFIX = 5, 6
 #: Least share of the backbone's tensors that have to be below a prefix.
@@ -130,6 +132,11 @@ def load_weights(
     """
     file = find_file(path)
     content, metadata = read_file(file)
+    if count := metadata.get(ENSEMBLE):
+        raise BackboneError(
+            f"weights: {str(file)!r} is an ensemble of {count} networks, and a study starts from "
+            "one; give the folder of a refit without --combine ensemble"
+        )
     states = dict(_state_dicts(content))
     if not states:
         raise _no_tensors(file, content)

@@ -27,6 +27,7 @@ from autotune.results.model.model import Model, ModelSpec, join_networks
 from autotune.study.devices import find_device
 from autotune.study.engine.launcher import resolve_gpus
 from autotune.study.engine.trainings import Workers, train_all, train_here
+from autotune.study.state.constraints import violations
 from autotune.study.trial.context import WorkerContext
 from autotune.study.trial.refit import (
     StoredRefit,
@@ -178,5 +179,10 @@ class Refitting:
             comparison = compare(row.logits, single.logits, labels)
             gain = {} if row.logits is single.logits else comparison.difference
             models.append(measure_model(name, row.model, comparison.model, gain))
+        costs = {"parameters": models[-1].parameters, "latency_ms": models[-1].latency_ms}
+        limits = {k: v for k, v in self.ctx.config.constraints.limits.items() if k in costs}
+        decision = combination.decision
+        if combination.is_used and (beyond := violations(costs, limits)):
+            decision = f"{decision} It is beyond the limits of the study: {beyond}."
         device = torch_device_name(self.on_device().device)
-        return replace(combination, device=device, models=tuple(models))
+        return replace(combination, decision=decision, device=device, models=tuple(models))

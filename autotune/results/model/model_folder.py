@@ -43,6 +43,7 @@ from autotune.models.backbone import Backbone, build_backbone
 from autotune.models.ensemble import Ensemble
 from autotune.models.network import Network, build_network
 from autotune.models.pretrained.names import CONFIG, check_name, read_config, split_source
+from autotune.models.pretrained.state_dict import ENSEMBLE
 from autotune.models.surgery.aligned_conv import kernel_offsets, set_kernel_offsets
 from autotune.plan import TrialPlan
 from autotune.results.model.model import Model, ModelSpec, join_networks
@@ -88,8 +89,10 @@ def save_model(
         key: value.to("cpu", copy=True, memory_format=torch.contiguous_format)
         for key, value in network.state_dict().items()
     }
-    # The weights can be the start of a study, those of an ensemble cannot.
-    metadata = {} if model_spec.members else {"plan": json.dumps(model_spec.plan.to_json())}
+    # The weights of one network can be the start of a study.
+    metadata = {"plan": json.dumps(model_spec.plan.to_json())}
+    if model_spec.members:
+        metadata = {ENSEMBLE: str(len(model_spec.members))}
     save_file(state, folder / WEIGHTS, metadata=metadata)
     record = {
         "format": FORMAT,
