@@ -159,7 +159,7 @@ def _trials(results: StudyResults) -> Iterator[str]:
     if baseline is not None and baseline not in trials:
         trials.append(baseline)
     costs = [COST_LABELS[name] for name in cost_names(results)]
-    chance = ["chance to be the best"] if results.selection else []
+    chance = ["chance to be the best"] if results.selection and not front else []
     yield "## Pareto front" if front else "## Best trials"
     yield table(
         ("trial", results.objective.label, *chance, *costs, "epochs", "seconds", "plan"),

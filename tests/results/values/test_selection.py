@@ -15,7 +15,7 @@ def judge(scores: Floats, **options: int) -> Selection:
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_best_of_equal_plans_is_worth_their_mean(sign: int) -> None:
-    """Over studies, the best looks better by 4.5 points, and its correction by next to nothing."""
+    """In the mean of some studies the best looks more than 3 points better than it is."""
     generator, raw, corrected = np.random.default_rng(0), [], []
     for _ in range(20):
         scores = sign * (generator.random((12, 200)) < 0.9).astype(float)
@@ -24,7 +24,7 @@ def test_the_best_of_equal_plans_is_worth_their_mean(sign: int) -> None:
         corrected.append(sign * selection.value.value)
         assert sum(selection.chances.values()) == pytest.approx(1)
     assert np.mean(raw) > 0.93
-    assert np.mean(corrected) == pytest.approx(0.9, abs=0.006)
+    assert np.mean(corrected) == pytest.approx(0.9, abs=0.012)
 
 
 def test_a_clear_winner_keeps_its_value() -> None:
