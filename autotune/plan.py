@@ -34,6 +34,8 @@ FIRST_ABSOLUTE = 8
 SOLVED = "solved"
 #: Fields of a layer plan that make new weights; ``inherit`` says how those are initialized.
 INHERITING = ("kernel", "width", "bridge")
+#: Changed layers inherit their weights, and are fitted to the pretrained ones before they train.
+FITTED = "fit"
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,8 @@ class TrialPlan:
         policy: How the trainable part is trained.
         inherit: Initial weights of changed layers: ``weights`` (the pretrained ones, channels
             chosen by magnitude), ``data`` (the same, channels chosen by activity on training
-            images) or ``none`` (He initialization).
+            images), ``fit`` (as ``weights``, then fitted to what the pretrained layers compute on
+            training images) or ``none`` (He initialization).
     """
 
     backbone: str
@@ -307,6 +310,8 @@ class TrialPlan:
         changed = {name for layer in self.layers for name in layer.changes()}
         if self.inherit == "none" and changed & set(INHERITING):
             words.append("changed layers drawn anew")
+        if self.inherit == FITTED and changed & set(INHERITING):
+            words.append("fitted")
         if self.inherit == "data" and "width" in changed:
             words.append("channels chosen by activity")
         return "; ".join(words)

@@ -34,7 +34,7 @@ LEVELS = (
 FLOORS = {
     "config": (
         ("fields", "old_names", "safe_yaml"),
-        ("notification", "weights"),
+        ("backbones", "notification", "weights"),
         ("schema",),
         ("text_values",),
         ("validation",),
@@ -55,6 +55,7 @@ FLOORS = {
         ("pretrained", "device_errors", "layers"),
         ("backbone",),
         ("flops", "image_border", "surgery"),
+        ("fitting",),
         ("network",),
         ("ensemble", "heat_maps", "inspection", "prefix"),
     ),
@@ -62,7 +63,7 @@ FLOORS = {
         ("linear_head", "metrics", "inputs"),
         ("curves",),
         ("checkpoint",),
-        ("compute", "optim"),
+        ("compute", "optim", "fitted_start"),
         ("trainer",),
         ("cost_profile", "features", "folds"),
     ),
@@ -81,7 +82,13 @@ FLOORS = {
         ("opening",),
     ),
     "storage": (("url", "filesystem", "artifacts"), ("paths", "rdb", "commands"), ("admin",)),
-    "study": (("state",), ("devices", "setup"), ("doctor", "trial"), ("engine", "upkeep")),
+    "study": (
+        ("state",),
+        ("devices", "setup"),
+        ("doctor", "trial"),
+        ("engine", "upkeep"),
+        ("race",),
+    ),
     "results": (
         ("values",),
         ("model", "study_results"),

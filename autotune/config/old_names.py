@@ -16,7 +16,10 @@ REMOVED_IN = "0.3"
 #: Old dotted key -> (new key in the same section, old value -> new value).
 RENAMED: dict[str, tuple[str, dict[str, str]]] = {
     "fit": ("refit", {}),
-    "inherit": ("init", {"weights": "pretrained", "data": "activations", "none": "random"}),
+    "inherit": (
+        "init",
+        {"weights": "pretrained", "fit": "fitted", "data": "activations", "none": "random"},
+    ),
     "space.depth": ("space.trainable_layers", {}),
     "space.layers.last": ("space.layers.max_layers", {}),
     "space.layers.bridge": ("space.layers.low_rank", {}),

@@ -8,8 +8,9 @@ set to train.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator
-from typing import Protocol
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +22,36 @@ from autotune.models.surgery.apply import apply_layer_plans, validate_plans
 from autotune.models.surgery.components import ACTIVATIONS
 from autotune.models.surgery.inheritance import channel_norms
 from autotune.models.surgery.probing import cached_capabilities
-from autotune.plan import KEEP, HeadPlan, TrialPlan
+from autotune.plan import FITTED, KEEP, HeadPlan, LayerPlan, TrialPlan
 from autotune.text import error_line, first_line
+
+
+@dataclass(frozen=True, eq=False)
+class FittedStart:
+    """What changed layers are fitted to before they train (`init: fitted`).
+
+    Args:
+        backbone: The pretrained backbone.
+        plan: The plan of the network.
+        channels: Channels of the pretrained network that are left, see
+            :func:`~autotune.models.surgery.apply.apply_layer_plans`.
+    """
+
+    backbone: Backbone
+    plan: TrialPlan
+    channels: Mapping[str, Tensor]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FittedStart:
+        """Return itself: copies of a network have the same pretrained one."""
+        return self
+
+    def unchanged(self) -> Network:
+        """Build the network of the plan without changes of its layers."""
+        plan = self.plan
+        kept = TrialPlan(
+            plan.backbone, plan.depth, (LayerPlan(),) * plan.depth, HeadPlan(pool=plan.head.pool)
+        )
+        return build_network(self.backbone, kept, 2, seed=0)
 
 
 class Tail(Protocol):
@@ -82,6 +111,7 @@ class Network(nn.Module):
         stale: Number of last layers that compute or see other features than the pretrained ones:
             their norm statistics have to be measured anew.
         untrained: Names of parameters of trainable layers that do not train.
+        start: What its changed layers are fitted to; ``None`` if they start as they are.
     """
 
     def __init__(
@@ -92,12 +122,14 @@ class Network(nn.Module):
         head: Head,
         stale: int = 0,
         untrained: Collection[str] = (),
+        start: FittedStart | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
         self.depth = depth
         self.layers = layers
+        self.start = start
         self._trainable_names = frozenset(
             f"backbone.{name}" for layer in layers[:depth] for name in layer.names
         )
@@ -225,7 +257,7 @@ def build_network(
     module = backbone.fresh()
     layers = list_layers(module)
     check_plan(plan, backbone.name, len(layers))
-    stale = 0
+    stale, start = 0, None
     if plan.reshaped:
         capabilities = cached_capabilities(backbone, layers, max(plan.reshaped))
         validate_plans(plan, capabilities)
@@ -236,11 +268,13 @@ def build_network(
                 name for layer in capabilities for group in layer.groups for name in group.readers
             ]
             norms = channel_norms(module.eval(), readers, sample())
-        apply_layer_plans(module, plan, capabilities, seed, norms)
+        channels = apply_layer_plans(module, plan, capabilities, seed, norms)
         for index in plan.reshaped:
             layer_plan = plan.layers[index - 1]
             if not capabilities[index - 1].is_function_preserving(layer_plan, plan.inherit):
                 stale = max(stale, index)
+        if stale and plan.inherit == FITTED:
+            start = FittedStart(backbone, plan, channels)
         layers = list_layers(module)
     set_pool(module, plan.head.pool, backbone.name)
     features = feature_count(module, backbone.data_config["input_size"])
@@ -253,7 +287,7 @@ def build_network(
         if not layer_plan.changes()
         for name in set(layer.names) - set(trained_names(module, layer, plan.policy.parameters))
     ]
-    return Network(module, layers, plan.depth, head, stale, untrained)
+    return Network(module, layers, plan.depth, head, stale, untrained, start)
 
 
 def check_plan(plan: TrialPlan, name: str, layers: int) -> None:

@@ -21,6 +21,7 @@ from autotune.errors import DivergedError, TrialInterruptedError
 from autotune.models.network import Network
 from autotune.models.prefix.split import PrefixSplit
 from autotune.plan import SOLVED, TrainingPolicy
+from autotune.training import fitted_start
 from autotune.training.checkpoint import Checkpoint
 from autotune.training.compute.amp import AmpPolicy, keep_slow_convs_fp32
 from autotune.training.compute.cuda_graphs import (
@@ -128,6 +129,7 @@ class Trainer:
         self.micro_batch_size = micro_batch_size or config.batch_size
         self.device = next(network.parameters()).device
         self.unsplit_reason = ""
+        self.split: PrefixSplit | None = None
         # If a whole batch did not fit, there is no memory for images that stay on the device.
         is_whole = self.micro_batch_size >= config.batch_size
         for images in (train, validation):
@@ -142,14 +144,11 @@ class Trainer:
         self.loss = nn.CrossEntropyLoss(label_smoothing=policy.label_smoothing)
         self.teacher = teacher
         self.mixing = make_mixing(policy, network.head.classes)
-        self.optimizer = make_optimizer(network, policy)
         self._peaks = layer_rates(network, policy)
         batches = num_batches(len(train), config.batch_size)
         self.steps = config.epochs * batches
         self.phases = Phases.from_policy(network, policy, config.epochs, batches)
-        self.schedule = make_schedule(
-            self.optimizer, self.steps, config.warmup, self.phases.head_steps
-        )
+        self._make_optimizer()
         uses_fp16, on_gpu = self.amp.dtype is torch.float16, self.device.type == "cuda"
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=uses_fp16)
         self.defers_skip_check = on_gpu and bool(self.optimizer.defaults.get("fused"))
@@ -168,11 +167,18 @@ class Trainer:
         self.lowest: LowestLoss | None = LowestLoss()
         self.curves: Stored = {}
 
+    def _make_optimizer(self) -> None:
+        self.optimizer = make_optimizer(self.network, self.policy)
+        self.schedule = make_schedule(
+            self.optimizer, self.steps, self.config.warmup, self.phases.head_steps
+        )
+
     def use_features(self, split: PrefixSplit, train: Batches, validation: Batches) -> None:
         """Train on features instead of images; the values are the same up to rounding."""
         self.network.attach(split)
         if self.ema is not None:
             self.ema.module.attach(split)
+        self.split = split
         self.train = train
         self.validation = validation
 
@@ -187,12 +193,14 @@ class Trainer:
             DivergedError: When the loss or the validation logits are not finite.
             TrialInterruptedError: When a stop was asked for; the checkpoint has the epochs before.
         """
-        if checkpoint is not None and (state := checkpoint.load(self.state())) is not None:
-            self.load_state(state)
         start = time.perf_counter()
+        state = None if checkpoint is None else checkpoint.load(self.state())
+        if state is None or self.policy.l2_sp:  # which pulls towards where the layers started
+            self.start_layers()
+        if state is not None:
+            self.load_state(state)
         solved: LinearHead | None = None
         if self.epoch == 0:
-            self.recalibrate_norms()
             solved = self.solve_head()
         while self.epoch < self.config.epochs:
             if solved is not None and not self.network.depth:  # there is nothing left to train
@@ -294,6 +302,31 @@ class Trainer:
                 recalibrate_batch_norms(network, images, norms)
 
         run_halving(recalibrate, BATCH_SIZE, MIN_BATCH, "norm statistics", self.device)
+
+    def start_layers(self) -> None:
+        """Bring changed layers to where they start: statistics of their norms, fitted weights."""
+        self.recalibrate_norms()
+        if self.network.start is None:
+            return
+
+        def batches(views: Batches, batch_size: int) -> Iterator[Inputs]:
+            size = fitted_start.batch_size(min(len(views), NORM_IMAGES), batch_size)
+            return sample_batches(
+                *(views, NORM_IMAGES, self.to_inputs, self.seed, self.loader_workers, size)
+            )
+
+        def fit(batch_size: int) -> bool:
+            return fitted_start.fit_start(
+                self.network,
+                self.split,
+                lambda: batches(self.train, batch_size),
+                lambda: batches(self.raw_train, batch_size),
+            )
+
+        if run_halving(fit, fitted_start.BATCH_SIZE, MIN_BATCH, "fitted layers", self.device):
+            self._make_optimizer()  # L2-SP pulls towards what it finds
+            if self.ema is not None:
+                self.ema.reset()
 
     def _train_epoch(self) -> tuple[float, dict[int, float]]:
         """Train for an epoch; return its mean loss and the mean learning rates of the layers."""

@@ -62,7 +62,9 @@ def test_every_old_name_means_the_new_one() -> None:
     values, renamed = with_new_names(OLD)
     assert values == NEW
     assert set(renamed) > set(KEYS)
-    assert len(renamed) == len(KEYS) + sum(map(len, VALUES.values())) - 1  # `data` is not there
+    assert (
+        len(renamed) == len(KEYS) + sum(map(len, VALUES.values())) - 2
+    )  # `data`, `fit`: not there
     assert with_new_names(NEW) == (NEW, {})
     assert with_old_names(NEW) == OLD
 

@@ -114,7 +114,11 @@ def test_all_mistakes_at_once() -> None:
             "drop_path, max_layers; did you mean 'dropout' or 'drop_path'?",
         ),
         ("space.head.batch_norm", "yes", "must be true or false, but got 'yes'"),
-        ("init", "weight", "must be one of pretrained, activations, random, but got 'weight'"),
+        (
+            "init",
+            "weight",
+            "must be one of pretrained, fitted, activations, random, but got 'weight'",
+        ),
         ("space.trainable_layers", [], "a choice needs at least one value, but got an empty list"),
         (
             "space.trainable_layers",

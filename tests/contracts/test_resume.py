@@ -48,6 +48,15 @@ RECIPES: dict[str, tuple[TrialPlan, dict[str, Any]]] = {
         ),
         {},
     ),
+    "reshaped and fitted": (
+        change(
+            "test_resnet",
+            {1: {"kernel": 1}, 2: {"width": 0.5}},
+            inherit="fit",
+            policy=TrainingPolicy(l2_sp=0.1),
+        ),
+        {"ema": 0.9},
+    ),
     "reshaped and drawn anew": (
         change(
             "test_vit", {1: {"width": 0.5, "dropout": 0.3}, 2: {"bridge": 0.5}}, inherit="none"

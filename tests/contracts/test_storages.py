@@ -170,7 +170,7 @@ def test_no_queued_trial_is_run_twice(url: str, storage: RetryingStorage, tmp_pa
     study = new_study(storage)
     for number in range(30):
         study.enqueue_trial({}, user_attrs={"queued": number})
-    taken = run_together(POP, 3, url, str(tmp_path))
+    taken = run_together(POP, 2, url, str(tmp_path))
     assert Counter(number for one in taken for number in one) == Counter(range(30))
 
 

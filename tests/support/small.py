@@ -28,13 +28,16 @@ from autotune.models.network import Network
 from autotune.models.prefix.split import PrefixSplit
 from autotune.models.surgery import probing
 from autotune.models.surgery.capabilities import LayerCapabilities
+from autotune.plan import TrialPlan
 from autotune.search.plugins import plugin_refs
 from autotune.storage.paths import StudyPaths
 from autotune.study.setup import definition as definition_module
 from autotune.study.setup.definition import Definition, define
 from autotune.study.setup.opening import OpenStudy, open_or_create
 from autotune.study.trial import feature_reuse
+from autotune.study.trial.context import WorkerContext
 from autotune.training.compute.amp import is_kept_fp32
+from autotune.training.trainer import Trainer
 
 OVERRIDES: dict[str, Any] = {
     "name": "small",
@@ -100,6 +103,25 @@ def _split_network_once(network: Network, images: torch.Tensor) -> PrefixSplit:
     return _SPLITS[key]
 
 
+_ROOTS: dict[object, PrefixSplit | None] = {}
+_find_root = feature_reuse._find_root
+
+
+def _find_root_once(trainer: Trainer, plan: TrialPlan, resources: Any, ctx: WorkerContext) -> Any:
+    spec, device = resources.data.spec, trainer.device
+    key = (
+        resources.backbone.weights_hash,
+        plan.backbone,
+        spec,
+        ctx.space.max_depth,
+        trainer.amp,
+        device,
+    )
+    if key not in _ROOTS:
+        _ROOTS[key] = _find_root(trainer, plan, resources, ctx)
+    return _ROOTS[key]
+
+
 _MADE: dict[str, SplitIndices] = {}
 _make_split = dataset_module.make_split
 
@@ -123,6 +145,7 @@ def backbones_analyzed_once() -> Iterator[None]:
     holds for the split of the digits.
     """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(feature_reuse, "_find_root", _find_root_once)
         patch.setattr(feature_reuse, "split_network", _split_network_once)
         patch.setattr(dataset_module, "make_split", _make_split_once)
         for module in (definition_module, inspection, probing):

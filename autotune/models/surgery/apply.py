@@ -34,7 +34,7 @@ def apply_layer_plans(
     capabilities: Sequence[LayerCapabilities],
     seed: int,
     norms: Mapping[str, Tensor] | None = None,
-) -> None:
+) -> dict[str, Tensor]:
     """Give the layers of a backbone the shapes of a plan, in place.
 
     Args:
@@ -44,6 +44,10 @@ def apply_layer_plans(
         seed: Seed of the weights that are drawn and the channels that are doubled.
         norms: Activity of the channels for ``init: activations``, see
             :func:`~autotune.models.surgery.inheritance.activation_scores`.
+
+    Returns:
+        The channels that are left where a width changes, see
+        :func:`~autotune.models.surgery.widths.change_widths`.
     """
     generator = torch.Generator().manual_seed(seed)
     changed = [(capabilities[index - 1], plan.layers[index - 1]) for index in plan.reshaped]
@@ -53,7 +57,7 @@ def apply_layer_plans(
         for group in layer_capabilities.groups
         if layer.width != KEEP
     ]
-    change_widths(model, widths, plan.inherit, generator, norms)
+    channels = change_widths(model, widths, plan.inherit, generator, norms)
     for layer_capabilities, layer in changed:
         if layer.kernel != KEEP:
             for name in layer_capabilities.convolutions:
@@ -63,6 +67,7 @@ def apply_layer_plans(
                 count = channel_count(layer.bridge, size, 1)
                 add_bridge(model, name, count, plan.inherit, generator)
         _change_components(model, layer_capabilities, layer)
+    return channels
 
 
 def _change_components(

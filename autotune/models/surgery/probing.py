@@ -76,7 +76,7 @@ class _MetaProbe:
 
         return hook
 
-    def problem(self, change: Callable[[nn.Module], None], same_shape: bool = True) -> str:
+    def problem(self, change: Callable[[nn.Module], object], same_shape: bool = True) -> str:
         """Run a changed copy; return why that fails, "" if it works."""
         changed = copy.deepcopy(self.model)
         try:

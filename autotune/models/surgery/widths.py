@@ -35,7 +35,7 @@ def change_widths(
     inherit: str,
     generator: torch.Generator,
     norms: Mapping[str, Tensor] | None = None,
-) -> None:
+) -> dict[str, Tensor]:
     """Change the number of channels of groups, with every tensor that holds them, in place.
 
     All at once, because one tensor can hold the channels of several groups.
@@ -48,7 +48,12 @@ def change_widths(
         generator: Source of the choice of doubled channels, and of weights.
         norms: Activity of the channels for ``data``, see
             :func:`~autotune.models.surgery.inheritance.activation_scores`.
+
+    Returns:
+        The old channel of each new one that a module writes, or that a depthwise convolution, a
+        parameter or a buffer holds, by its name.
     """
+    channels: dict[str, Tensor] = {}
     touched: dict[tuple[str, str, int], list[tuple[Member, list[int], int]]] = defaultdict(list)
     for width in widths:
         group = width.group
@@ -63,6 +68,8 @@ def change_widths(
             touched[member.name, member.side, member.dim].append((member, selection, group.size))
     for (name, side, dim), parts in touched.items():
         positions = _positions(parts)
+        if side != "in":
+            channels[name] = torch.tensor(positions)
         if side == "vector":
             module = _change_vector(model, name, dim, positions)
         else:
@@ -73,6 +80,7 @@ def change_widths(
                 _change_input(module, positions, generator)
         if inherit == "none":
             reinitialize(module, generator)
+    return channels
 
 
 def _positions(parts: Sequence[tuple[Member, list[int], int]]) -> list[int]:

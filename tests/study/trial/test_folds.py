@@ -48,7 +48,7 @@ def test_a_study_in_folds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(trial_module, "confusion", noted)
     monkeypatch.setattr("autotune.models.heat_maps.MIN_SIDE", 1)
-    handle = small(tmp_path, training__num_views=2, search__trials=3)
+    handle = small(tmp_path, training__num_views=2, search__trials=2)
     events = run(handle)
     epochs = [(event["trial"], event["epoch"]) for event in events if event["event"] == "epoch"]
     assert epochs[:2] == [(0, 1), (0, 2)]
@@ -67,7 +67,7 @@ def test_a_study_in_folds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     images = read_predictions(picture(handle, PREDICTIONS, 0))
     assert len({one.path for one in images}) == len(images) == dataset["validation"]
     assert picture(handle, HEAT_MAPS, 0)[:2] == b"\xff\xd8"
-    assert [matrix.sum() for matrix in drawn] == [dataset["validation"]] * 3
+    assert [matrix.sum() for matrix in drawn] == [dataset["validation"]] * 2
     # Whatever was cut: two views in training, one in validation, of all images at once.
     entries = ArrayCache(handle.files.cache).keys("features")
     assert len({key.split("/")[1] for key in entries}) == 3
