@@ -60,7 +60,7 @@ $(foreach name,$(unknown),$(error $(name) is no variable of this Makefile$(call 
 
 # A variable of other targets would be ignored as well: make report OUTPUT=report.html.
 only_ENGINE := study
-only_WORKERS := study confirm refit fit
+only_WORKERS := study confirm refit fit transfer
 only_GPUS := study confirm refit fit transfer
 only_WORKERS_PER_GPU := study confirm refit fit
 only_GPUS_PER_WORKER := study
@@ -298,7 +298,7 @@ bench: $(BIN)/autotune ## measure the embedded default over three seeds (10 minu
 	$(BIN)/python benchmarks/digits_transfer.py
 
 transfer: $(BIN)/autotune ## fine-tune a ResNet-50 on five data sets over three seeds, for docs/results.md (ARGS=--table: the table alone)
-	$(BIN)/python benchmarks/transfer.py $(call with,GPUS,--gpus) $(ARGS)
+	$(BIN)/python benchmarks/transfer.py $(call with,WORKERS,--workers) $(call with,GPUS,--gpus) $(ARGS)
 
 wheel: $(BIN)/autotune ## build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

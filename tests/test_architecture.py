@@ -34,7 +34,7 @@ LEVELS = (
 FLOORS = {
     "config": (
         ("fields", "old_names", "safe_yaml"),
-        ("notification", "weights"),
+        ("backbones", "notification", "weights"),
         ("schema",),
         ("text_values",),
         ("validation",),
@@ -82,7 +82,13 @@ FLOORS = {
         ("opening",),
     ),
     "storage": (("url", "filesystem", "artifacts"), ("paths", "rdb", "commands"), ("admin",)),
-    "study": (("state",), ("devices", "setup"), ("doctor", "trial"), ("engine", "upkeep")),
+    "study": (
+        ("state",),
+        ("devices", "setup"),
+        ("doctor", "trial"),
+        ("engine", "upkeep"),
+        ("race",),
+    ),
     "results": (
         ("values",),
         ("model", "study_results"),

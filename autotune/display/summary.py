@@ -23,6 +23,7 @@ from autotune.results.diagnosis.headline import (
 from autotune.results.diagnosis.next_steps import next_steps
 from autotune.results.figures.greedy_stages import StageRow, stage_rows
 from autotune.results.figures.layer_diagram import as_text, layer_rows
+from autotune.results.report.race_table import RaceTable, race_table
 from autotune.results.report.trial_table import failures
 from autotune.results.report.workers import failures_by_reason, worker_rows
 from autotune.results.study_results import StudyResults, describe_excess
@@ -62,6 +63,8 @@ def print_summary(console: Console, opened: OpenStudy, *, trained: bool) -> bool
             )
         console.print(lines_of_text(as_text(layer_rows(results.layers_of(answer.trial), plan))))
         console.print()
+    if race := race_table(results):
+        console.print(_race_table(race))
     if stages := stage_rows(results):
         console.print(_stages_table(stages))
     if len(results.front) > 1:
@@ -133,6 +136,17 @@ def _describe_missing(results: StudyResults, title: str) -> str:
         return "no result"
     is_infeasible = title == "best" and results.closest_to_feasible
     return "none within the limits yet" if is_infeasible else "not finished yet"
+
+
+def _race_table(race: RaceTable) -> Table:
+    table = Table(title=f"race: {race.text}", title_justify="left")
+    *numbers, last = race.titles
+    for title in numbers:
+        table.add_column(title, justify="left" if title in ("backbone", "license") else "right")
+    table.add_column(last, overflow="fold")
+    for row in race.rows:
+        table.add_row(*map(Text, row))
+    return table
 
 
 def _stages_table(stages: tuple[StageRow, ...]) -> Table:

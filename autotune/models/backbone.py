@@ -45,7 +45,7 @@ _SIZE_ERRORS = (
 )
 
 
-class _HubError(BackboneError):
+class HubError(BackboneError):
     """The hub has failed, and its cache has nothing."""
 
 
@@ -121,7 +121,7 @@ def _of_timm(
     if package is None or not prefer_package:
         try:
             model = _from_hub(name, image_size)
-        except _HubError as error:
+        except HubError as error:
             if package is None:
                 raise
             assert error.__cause__ is not None
@@ -233,7 +233,7 @@ def _from_hub(name: str, image_size: int | None) -> nn.Module:
         said += f" ({error_line(error)})"
         if config.hf_hub_id and _cached(config.hf_hub_id) is not None:  # a damaged file
             raise BackboneError(f"{said}; {way_out}") from error
-        raise _HubError(f"{said}; {offer(name)}; or {way_out}") from error
+        raise HubError(f"{said}; {offer(name)}; or {way_out}") from error
 
 
 def fetch_weights(name: str) -> Path | None:
@@ -259,6 +259,29 @@ def fetch_weights(name: str) -> Path | None:
         if found.package and (package := find_package(name)):
             return find_file(package.folder)
     return _cached(config.hf_hub_id)
+
+
+def weights_at_hand(name: str) -> str:
+    """Say where the weights of a backbone's tag are on this machine; empty where they are not."""
+    current = resolve(name)
+    if current in PACKAGED_WEIGHTS:
+        return "part of autotune"
+    if split_source(current) is not None:
+        return "" if (split_source(current) or ("",))[0] == "hf-hub" else "folder"
+    config = timm.models.get_pretrained_cfg(current)
+    if config is not None and config.hf_hub_id and _cached(config.hf_hub_id) is not None:
+        return "here"
+    return "package" if find_package(current) else ""
+
+
+def license_of(name: str) -> str:
+    """Return the license of the weights of a backbone's tag; empty where timm states none."""
+    current = resolve(name)
+    if current in PACKAGED_WEIGHTS:
+        return "apache-2.0"
+    is_of_timm = split_source(current) is None
+    config = timm.models.get_pretrained_cfg(current) if is_of_timm else None
+    return str(config.license or "") if config is not None else ""
 
 
 def _cached(repository: str) -> Path | None:

@@ -66,7 +66,7 @@ def test_the_test_split_is_read_once_by_each_seed(
     storage = f"sqlite:///{tmp_path}/studies.db"
     assert transfer.scores("digits", storage) == [None, None]
     for _ in range(2):
-        transfer.measure("digits", TINY, storage, "none")
+        transfer.measure("digits", TINY, storage, workers=1, gpus="none")
     first = transfer.scores("digits", storage)
     assert all(score.metric == "accuracy" and 10 < score.plan <= 100 for score in first)
     for name in transfer.study_names("digits"):

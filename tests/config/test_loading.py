@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
+from autotune.config.backbones import presets_folder
 from autotune.config.loading import (
     apply_overrides,
     find_study_file,
     load_study_file,
     parse_overrides,
     presets,
-    presets_folder,
     read_yaml,
     slug,
     study_name,
@@ -27,7 +27,7 @@ from tests.support.archives import tar_bytes, zip_bytes
 
 MINIMAL = "dataset: photos/ants\nbackbone: resnet18\n"
 UNKNOWN = f"unknown key; search has {', '.join(SearchConfig.model_fields)}"
-STUDIES = sorted(presets_folder().rglob("*.y*ml"))
+STUDIES = sorted(presets_folder().glob("*.y*ml"))
 
 
 @pytest.fixture

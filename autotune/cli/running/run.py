@@ -17,6 +17,7 @@ from autotune.errors import ChangedStudyError, StudyError, UserError, hide_passw
 if TYPE_CHECKING:
     from autotune.study.engine.launcher import RunResult
 
+STOPPED_RACE = "Stopped in the race. The same command continues it."
 STOPPED = "Stopped. The trials that were running are queued; the same command continues them."
 
 
@@ -72,6 +73,9 @@ def run(
         result, problem = with_options(stdout, config)
     except ChangedStudyError as error:
         raise StudyError(f"{error}\n  {_changed_command(error.changes)}") from None
+    if result.handle.name != config.name:
+        stdout.print(STOPPED_RACE)
+        raise typer.Exit(130)
     from autotune.display.summary import print_summary
 
     has_result = print_summary(stdout, result.handle, trained=result.trained)
@@ -93,9 +97,11 @@ def _run(
     console.print_plugins(stdout, config)
     with make_view(stdout, config) as view:
         # Within the view, because this imports torch, which takes seconds.
-        from autotune.study.engine.launcher import run_study
+        from autotune.study.race.running import run_study
 
         result = run_study(config, on_event=view, **options)
+    if result.handle.name != config.name:  # a round of a race was interrupted
+        return result, None
     from autotune.results.report.formats import write_predictions, write_report
 
     try:
@@ -120,6 +126,9 @@ def _run_seeds(
     is_interrupted = False
     for config in configs:
         result, problem = run_one(stdout, config)
+        if result.handle.name != config.name:
+            stdout.print(STOPPED_RACE)
+            raise typer.Exit(130)
         results.append(StudyResults.from_study(result.handle.study))
         problems += [problem] if problem is not None else []
         is_interrupted = result.interrupted

@@ -10,7 +10,10 @@ from autotune.errors import DeviceError
 from autotune.text import format_duration, plural
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from autotune.models.backbone import Backbone
+    from autotune.study.race.entrants import Entrants
     from autotune.study.setup.definition import Definition
 
 
@@ -28,6 +31,13 @@ def validate(
     from autotune.search.dimensions import describe
     from autotune.study.setup.definition import define
 
+    entrants = None
+    if config.race is not None:
+        from autotune.study.race.entrants import Entrants
+
+        entrants = Entrants.of(config)
+        entrants.check_any()
+        config = config.without_race(entrants.running[0].backbone)
     loaded: list[Backbone] = []
     with console.stderr().status("checking the images and the backbone") as status:
         definition = define(config, progress=status.on_progress, on_backbone=loaded.append)
@@ -37,6 +47,8 @@ def validate(
         f"{backbone.name} with {plural(len(backbone.layers), 'layer')}"
         for backbone in definition.backbones
     )
+    if entrants is not None:
+        backbones = f"a race among {plural(len(entrants.running), 'backbone')}"
     stdout.print(
         f"{study} is valid: study {config.name!r}, {plural(len(samples), 'image')} of "
         f"{plural(len(classes), 'class', 'classes')}, {backbones}"
@@ -49,6 +61,8 @@ def validate(
         has_validation = any(sample.split == "validation" for sample in samples)
         note = "; the validation split of the data set is in the folds" if has_validation else ""
         stdout.print(f"  split     {config.data.folds} folds and a test split{note}")
+    if entrants is not None:
+        _print_race(stdout, entrants)
     with console.stderr().status("measuring how long trials take"):
         lines = _describe_durations(definition, loaded)
     for line in lines:
@@ -57,6 +71,20 @@ def validate(
         stdout.print(f"  searched  {key}: {describe(distribution)}")
     for key, value in definition.space.fixed.items():
         stdout.print(f"  fixed     {key}: {value}")
+
+
+def _print_race(stdout: Console, entrants: Entrants) -> None:
+    """Print who takes part in a race, and who does not; nothing is downloaded."""
+    from autotune.study.state.constraints import format_cost
+
+    for entry in entrants.running:
+        size = format_cost("parameters", entry.parameters or 0)
+        facts = (f"{size} parameters", entry.license, entrants.describe_source(entry))
+        text = f"  race      {entry.backbone}: {', '.join(filter(None, facts))}"
+        stdout.print(text, soft_wrap=True)
+    for entry in entrants.entries:
+        if entry.left_out:
+            stdout.print(f"  left out  {entry.backbone}: {entry.left_out}", soft_wrap=True)
 
 
 def _describe_durations(definition: Definition, backbones: list[Backbone]) -> list[str]:

@@ -80,6 +80,7 @@ def _document(results: StudyResults, storage_url: str) -> Any:
         "diagnostics": [asdict(diagnostic) for diagnostic in diagnose(results)],
         "definition": attrs.definition(attributes) or None,
         "dataset": attributes.get(attrs.DATASET),
+        "race": attributes.get(attrs.RACE),
         "survey": attributes.get(attrs.SURVEY),
         "environment": attributes.get(attrs.ENVIRONMENT),
         "trials": trials,

@@ -58,6 +58,7 @@ from autotune.results.report.images import (
     format_share,
     predictions_csv,
 )
+from autotune.results.report.race_table import race_table
 from autotune.results.report.reproduction import commands, file_name, study_file
 from autotune.results.report.trial_table import (
     MAX_ROWS,
@@ -119,6 +120,7 @@ def _context(results: StudyResults, storage_url: str) -> dict[str, Any]:
         "notes": results.image_warnings,
         "networks": _networks(results, answer),
         **_images(results, storage_url),
+        "race": race_table(results),
         "stages": stage_rows(results),
         "figures": _figures(results, measured),
         "min_for_importances": MIN_FOR_IMPORTANCES,

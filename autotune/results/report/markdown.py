@@ -24,6 +24,7 @@ from autotune.results.report.images import (
     find_image_results,
     format_share,
 )
+from autotune.results.report.race_table import race_table
 from autotune.results.report.reproduction import commands, study_file
 from autotune.results.report.trial_table import TrialRow, cost_names, failures, trial_rows
 from autotune.results.study_results import StudyResults
@@ -70,6 +71,9 @@ def _blocks(results: StudyResults, storage_url: str) -> Iterator[str]:
         yield escape(plan.describe(named=True))
         yield fenced(as_text(layer_rows(results.layers_of(answer.trial), plan)))
     yield from _images(results, storage_url)
+    if race := race_table(results):
+        yield from ("## The race among backbones", escape(race.text))
+        yield table(race.titles, race.rows)
     yield from _trials(results)
     if failed := failures(results):
         yield "## Failures"

@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -36,6 +36,7 @@ from autotune.study.setup.manifest_store import look_up_existing
 from autotune.study.setup.opening import OpenStudy, check_existing, open_or_create
 from autotune.study.state.attrs import Progress
 from autotune.study.state.budget import StopReason
+from autotune.study.state.race_record import RaceRecord
 from autotune.study.trial.run import EventCallback
 
 #: Free space below which no study starts: database, logs, checkpoints of small networks.
@@ -162,6 +163,7 @@ def run_study(
     gpus_per_worker: float | None = None,
     cpus_per_worker: int | None = None,
     loggers: Sequence[Logger] = (),
+    race: RaceRecord | None = None,
     on_event: EventCallback = lambda event: None,
 ) -> RunResult:
     """Run a study until its budget is used up, or no plan is left to try.
@@ -176,6 +178,7 @@ def run_study(
             :class:`autotune.study.engine.ray_workers.ResourceRequest`.
         cpus_per_worker: CPUs that Ray gives a worker.
         loggers: Loggers besides those of the study file, see :mod:`autotune.loggers`.
+        race: The race that has chosen its backbones, to be stored with the study.
         on_event: Called with everything that happens: dictionaries with an ``event``.
 
     Raises:
@@ -188,15 +191,16 @@ def run_study(
         config.storage, engine, workers, gpus, workers_per_gpu, gpus_per_worker, cpus
     )
     existing = look_up_existing(config)
+    packaged = existing.packaged if race is None else (*existing.packaged, *race.packaged)
     config = config.model_copy(update={"files": existing.files or config.files})
     with ExitStack() as stack:
         # Local workers import while the images are checked; a cluster is asked only when needed.
         backend = stack.enter_context(chosen) if engine == "local" else None
         if backend is not None and not existing.has_ended:
             backend.prepare()
-        definition = define(
-            config, existing.manifest, _throttled(on_event), fetch=True, packaged=existing.packaged
-        )
+        progress = _throttled(on_event)
+        definition = define(config, existing.manifest, progress, fetch=True, packaged=packaged)
+        definition = replace(definition, race=race)
         if definition.notes:
             on_event({"event": "notes", "notes": definition.notes})
         if backend is not None:

@@ -44,6 +44,7 @@ from autotune.search.space_checks import file_problems
 from autotune.storage.paths import StudyPaths
 from autotune.storage.url import parse_url
 from autotune.study.setup.initial_trials import check_warm_start
+from autotune.study.state.race_record import RaceRecord
 
 _T = TypeVar("_T")
 
@@ -66,12 +67,16 @@ class DefinedBackbone:
 
 @dataclass(frozen=True)
 class Definition:
-    """A study that can be run; its first backbone is that of the baseline."""
+    """A study that can be run; its first backbone is that of the baseline.
+
+    ``race`` is the race that has chosen the backbones, or chooses them by this study.
+    """
 
     config: StudyConfig
     space: Space
     dataset: Dataset
     backbones: tuple[DefinedBackbone, ...]
+    race: RaceRecord | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:

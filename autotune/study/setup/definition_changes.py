@@ -49,24 +49,39 @@ def check_same(study: Study, definition: Definition) -> None:
     stored, current = (apply_overrides(values, compared) for values in (stored, current))
     changes += differences(stored, current)
     if changes:
-        other = _unused_name(study)
         lines = [f"  {key}: {old!r} in the study, {new!r} now" for key, old, new in changes]
         is_other_dataset = "dataset" in (key for key, *_ in changes)
         if is_other_dataset and (text := describe_changes(study, definition.dataset)):
             lines.append(f"  dataset: {text}")
         if package := _missing_package(study, definition):
             lines.append(f"  weights: {INSTALL} gives {package}")
-        start = _warm_start(study, definition)
-        lines.append(
-            "continue it with its own definition, or start another one with --name "
-            f"{other} (make: NAME={other})"
-        )
-        if start:
-            lines.append(f"search.warm_start={start} lets that one try the best plans of this one")
-        raise ChangedStudyError(
-            f"the study {study.study_name!r} exists with another definition:\n" + "\n".join(lines),
-            {"--name": other, **({"search.warm_start": start} if start else {})},
-        )
+        raise _changed(study, lines, _warm_start(study, definition))
+
+
+def _changed(study: Study, lines: list[str], start: str = "") -> ChangedStudyError:
+    """Return the error that says what of a study has changed, and what to do."""
+    other = _unused_name(study)
+    lines = [
+        *lines,
+        "continue it with its own definition, or start another one with --name "
+        f"{other} (make: NAME={other})",
+    ]
+    if start:
+        lines.append(f"search.warm_start={start} lets that one try the best plans of this one")
+    return ChangedStudyError(
+        f"the study {study.study_name!r} exists with another definition:\n" + "\n".join(lines),
+        {"--name": other, **({"search.warm_start": start} if start else {})},
+    )
+
+
+def refuse_race(study: Study, now: Any) -> ChangedStudyError:
+    """Return the error for a study whose backbones were not chosen by the race asked for now."""
+    race = study.user_attrs.get(attrs.RACE)
+    before = race["asked"] if race else attrs.definition(study.user_attrs)["backbone"]
+    lines = [f"  backbone: {before!r} in the study, {now!r} now"]
+    if isinstance(before, str):
+        lines.append(f"  backbone={before} (make: BACKBONE={before}) continues it")
+    return _changed(study, lines)
 
 
 def _missing_package(study: Study, definition: Definition) -> str:

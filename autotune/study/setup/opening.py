@@ -315,3 +315,5 @@ def _store_definition(
         (attrs.PLUGINS, plugins),
     ):
         study.set_user_attr(name, value)
+    if definition.race is not None:
+        study.set_user_attr(attrs.RACE, definition.race.to_json())

@@ -52,6 +52,7 @@ PLUGINS = "own"  # dict: key such as "search.sampler" -> SHA-256 of the file tha
 # list of dict: {"time", "trial", "test": Metrics.to_json(), "baseline": the same}, one a reading
 TEST_READS = "test_reads"
 CONFIRMED = "confirmed"  # dict: Verdict.to_json() of the last ``autotune confirm``
+RACE = "race"  # dict: RaceRecord.to_json() of the race that has chosen its backbones
 WARM_START = "warm_start"  # dict: {"taken": [title], "dropped": [[title, reason]]}
 
 # Of a trial

@@ -1,0 +1,1 @@
+"""The race that chooses the backbones of a study, before the study is made."""

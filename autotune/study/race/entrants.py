@@ -1,0 +1,218 @@
+"""The backbones that can take part in a race: those whose weights can be had here."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from autotune.config.backbones import AUTO, LARGE, SMALL, Race
+from autotune.config.schema import StudyConfig
+from autotune.config.weights import HUB, NONE
+from autotune.data.preprocessing import ImageSpec
+from autotune.errors import BackboneError, ConfigError, Problem, UserError
+from autotune.models.backbone import (
+    HubError,
+    build_backbone,
+    license_of,
+    load_backbone,
+    weights_at_hand,
+)
+from autotune.models.pretrained.names import check_name
+from autotune.models.pretrained.packages import (
+    OFFLINE_BACKBONE,
+    PACKAGES,
+    find_package,
+    offer,
+)
+from autotune.study.devices import visible_gpus
+from autotune.study.state.constraints import violations
+from autotune.study.state.race_record import RaceEntry
+from autotune.study.trial.run import EventCallback
+from autotune.text import error_line, first_line, join_some, plural
+
+#: Least memory of a GPU for the list of large backbones: a batch of 32 images of ConvNeXt-Base
+#: with its gradients takes about 8 GB.
+LARGE_GPU_MIB = 10_000
+#: Bytes of a parameter in a file of weights.
+_BYTES = 4
+
+
+def suitable_list(gpus: str | None, gpus_per_worker: float | None = None) -> str:
+    """Return the default list for the devices of a run: ``large`` for GPUs with much memory.
+
+    Args:
+        gpus: ``--gpus``; ``none`` trains on the CPU.
+        gpus_per_worker: GPUs that Ray gives each worker, if it is asked for any.
+    """
+    if gpus_per_worker:
+        return LARGE
+    if gpus in ("none", "") or not visible_gpus() or shutil.which("nvidia-smi") is None:
+        return SMALL
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:  # torch would have to open a context on each GPU
+        text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+        sizes = [int(line) for line in text.stdout.split()]
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return SMALL
+    return LARGE if sizes and min(sizes) >= LARGE_GPU_MIB else SMALL
+
+
+@dataclass
+class Entrants:
+    """Looks for the backbones of a race, and loads their weights once.
+
+    Args:
+        config: The study file.
+        race: Its race.
+        listed: The default list; empty where the study file has the names.
+    """
+
+    config: StudyConfig
+    race: Race
+    listed: str
+    entries: list[RaceEntry] = field(default_factory=list)
+    packaged: list[str] = field(default_factory=list)
+    _sources: dict[str, str] = field(default_factory=dict)
+    _loaded: set[str] = field(default_factory=set)
+    _hub_error: HubError | None = None
+
+    def look(self) -> None:
+        """Check names, sizes and limits, without the weights.
+
+        Raises:
+            ConfigError: With every name of the study file that is no backbone.
+        """
+        problems: list[Problem] = []
+        for name in self.race.names(self.listed):
+            try:
+                check_name(name)
+            except BackboneError as error:
+                if not self.listed:
+                    problems.append(Problem("backbone", str(error)))
+                self.entries.append(RaceEntry(name, left_out=first_line(error)))
+            else:
+                self.entries.append(self._look_at(name))
+        if problems:
+            raise ConfigError(self.config.name or "study", problems)
+
+    def _look_at(self, name: str) -> RaceEntry:
+        weights = self.config.weights_of(name)
+        self._sources[name] = (weights_at_hand(name) or HUB) if weights == HUB else weights
+        license = license_of(name) if weights == HUB else ""
+        try:
+            model = build_backbone(name, self.config.data.image_size, device="meta")
+        except BackboneError as error:
+            return RaceEntry(name, left_out=first_line(error))
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        limit = self.config.constraints.max_parameters
+        limits = {} if limit is None else {"parameters": limit}
+        beyond = violations({"parameters": parameters}, limits)
+        return RaceEntry(name, parameters, license, left_out=beyond)
+
+    @classmethod
+    def of(
+        cls, config: StudyConfig, gpus: str | None = None, gpus_per_worker: float | None = None
+    ) -> Entrants:
+        """Look at the backbones of a race, see :meth:`look`; the arguments are those of a run."""
+        assert config.race is not None
+        listed = config.race.entrants if isinstance(config.race.entrants, str) else ""
+        if listed == AUTO:
+            listed = suitable_list(gpus, gpus_per_worker)
+        entrants = cls(config, config.race, listed)
+        entrants.look()
+        return entrants
+
+    @property
+    def running(self) -> list[RaceEntry]:
+        """The backbones that were not left out so far, the smallest first."""
+        entries = [entry for entry in self.entries if not entry.left_out]
+        return sorted(entries, key=lambda entry: entry.parameters or 0)
+
+    def describe_source(self, entry: RaceEntry) -> str:
+        """Say where the weights of a backbone come from."""
+        source = self._sources[entry.backbone]
+        return {
+            HUB: f"{(entry.parameters or 0) * _BYTES / 1e6:,.0f} MB from the hub",
+            NONE: "no weights",
+        }.get(source, f"weights: {source}")
+
+    def describe(self) -> Iterator[str]:
+        """Yield a line about the backbones, and a line about the downloads."""
+        running = self.running
+        where = f"the list {self.listed}" if self.listed else "the study file"
+        yield f"race: {plural(len(running), 'backbone')} of {where}"
+        wanted = [entry for entry in running if self._sources[entry.backbone] == HUB]
+        if wanted:
+            sizes = {e.backbone: (e.parameters or 0) * _BYTES / 1e6 for e in wanted}
+            each = join_some([f"{name} {size:,.0f} MB" for name, size in sizes.items()], 30)
+            yield f"race: to download {sum(sizes.values()):,.0f} MB from the hub: {each}"
+
+    def load(self, on_event: EventCallback) -> None:
+        """Load the weights of all; those that cannot be had are left out.
+
+        Raises:
+            UserError: When none is left.
+        """
+        self._load_all(on_event)
+        if self._hub_error is not None and self.listed:
+            known = {entry.backbone for entry in self.entries}
+            others = [name for name in PACKAGES if name not in known and find_package(name)]
+            self.entries += [self._look_at(name) for name in others]
+            self._load_all(on_event)
+        self.check_any()
+
+    def check_any(self) -> None:
+        """Raise a UserError when no backbone is left."""
+        if all(entry.left_out for entry in self.entries):
+            raise self._none_left()
+
+    def _load_all(self, on_event: EventCallback) -> None:
+        for index, entry in enumerate(self.entries):
+            if entry.left_out or entry.backbone in self._loaded:
+                continue
+            on_event({"event": "race_step", "text": f"race: the weights of {entry.backbone}"})
+            if reason := self._load(entry.backbone):
+                self.entries[index] = RaceEntry(
+                    entry.backbone, entry.parameters, entry.license, left_out=reason
+                )
+            else:
+                self._loaded.add(entry.backbone)
+
+    def _load(self, name: str) -> str:
+        """Load the weights of a backbone; return why they cannot be had."""
+        if self._hub_error is not None and self._sources[name] == HUB:
+            return self._unreachable()
+        size = self.config.data.image_size
+        try:
+            loaded = load_backbone(
+                name, self.config.weights_of(name), size, self._hub_error is not None
+            )
+            ImageSpec.from_data_config(loaded.data_config, size)
+        except HubError as error:
+            self._hub_error = error
+            return self._unreachable()
+        except UserError as error:
+            return first_line(error).removeprefix("weights: ")
+        if loaded.package:
+            self.packaged.append(name)
+        return ""
+
+    def _unreachable(self) -> str:
+        assert self._hub_error is not None
+        cause = self._hub_error.__cause__
+        return f"the hub cannot be reached ({error_line(cause)})" if cause else "no hub"
+
+    def _none_left(self) -> UserError:
+        """Say why no backbone is left, and what can be had."""
+        reasons: dict[str, list[str]] = {}
+        for entry in self.entries:
+            reasons.setdefault(entry.left_out, []).append(entry.backbone)
+        lines = [f"  {join_some(names)}: {reason}" for reason, names in reasons.items()]
+        if self._hub_error is not None:
+            lines.append(
+                f"{offer(OFFLINE_BACKBONE)}; or download weights elsewhere and give their file: "
+                "backbone=resnet18 weights=path/to/file.safetensors"
+            )
+        return UserError("\n".join(["no backbone of the race can be had:", *lines]))

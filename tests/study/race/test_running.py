@@ -1,0 +1,171 @@
+"""The race among backbones, from the study file to the study of the winners."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from autotune.config.schema import StudyConfig
+from autotune.errors import ChangedStudyError, ConfigError, UserError
+from autotune.results.report.markdown import render_markdown
+from autotune.results.report.race_table import race_table
+from autotune.results.study_results import StudyResults
+from autotune.study.race.running import run_race, run_study
+from autotune.study.setup.opening import open_existing
+from autotune.study.state import attrs
+from autotune.study.state.race_record import RaceRecord
+from tests.support.inline import workers_inline
+from tests.support.packages import close_hub
+from tests.support.small import small_config
+
+NAMES = ("test_resnet", "test_convnext", "test_efficientnet")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("weights")
+    paths = {}
+    for name in NAMES:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            model = timm.create_model(name, num_classes=0)
+        paths[name] = str(folder / f"{name}.safetensors")
+        save_file(model.state_dict(), paths[name])
+    return paths
+
+
+def race_config(folder: Path, weights: Any, entrants: Any = None, **overrides: Any) -> StudyConfig:
+    values = {
+        "backbone": {"race": list(entrants or NAMES)},
+        "weights": weights,
+        "space__trainable_layers": {"low": 0, "high": "all"},
+        "space__training": {"head_start": ["random", "solved"]},
+        "data__image_size": 32,
+        "search__trials": 1,
+        **overrides,
+    }
+    return small_config(folder, **values)
+
+
+@pytest.fixture(scope="module")
+def raced(
+    tmp_path_factory: pytest.TempPathFactory, weights: dict[str, str]
+) -> Iterator[tuple[StudyConfig, list[dict[str, Any]]]]:
+    """Run a race, interrupted once, and the study of its winners."""
+    folder = tmp_path_factory.mktemp("raced")
+    config = race_config(folder, weights, [*NAMES, "test_vit"])
+    events: list[dict[str, Any]] = []
+    with workers_inline(), pytest.MonkeyPatch.context() as patch:
+        close_hub(patch)
+        with pytest.raises(KeyboardInterrupt):
+            run_race(config, on_event=_interrupt_at("race, round 2"), workers=1)
+        run_study(config, on_event=events.append, workers=1)
+    yield config, events
+
+
+def _interrupt_at(text: str) -> Any:
+    def on_event(event: dict[str, Any]) -> None:
+        if event["event"] == "race" and event["lines"] and event["lines"][0].startswith(text):
+            raise KeyboardInterrupt
+
+    return on_event
+
+
+def lines_of(events: list[dict[str, Any]]) -> list[str]:
+    return [line for event in events if event["event"] == "race" for line in event["lines"]]
+
+
+@pytest.mark.slow
+def test_the_study_has_the_winners(raced: tuple[StudyConfig, list[dict[str, Any]]]) -> None:
+    config, events = raced
+    handle = open_existing("small", config.storage)
+    record = RaceRecord.from_json(handle.study.user_attrs[attrs.RACE])
+    assert 1 <= len(record.kept) <= 2 and set(record.kept) < set(NAMES)
+    assert list(handle.config().backbones) == list(record.kept)
+    assert handle.config().weights == {name: config.weights_of(name) for name in record.kept}
+    assert record.epochs == (0, 1) and record.asked == config.race.to_json()
+    assert {entry.backbone: len(entry.values) for entry in record.entries} == {
+        **dict.fromkeys(NAMES, 2),
+        "test_vit": 0,
+    }
+    best, *_, last = record.entries
+    assert best.backbone == record.kept[0] and best.latency_ms and best.seconds > 0
+    assert last.left_out.startswith("the hub cannot be reached (ConnectionError: no route)")
+    assert optuna.get_all_study_names(config.storage) == ["small"]
+    # Of a race that was interrupted after its heads, these are not solved again.
+    opened = [event["progress"].finished for event in events if event["event"] == "opened"]
+    assert opened == [3, 0, 0]
+    assert lines_of(events)[-1].startswith(f"race: {record.kept[0]}")
+
+
+@pytest.mark.slow
+def test_it_continues_without_another_race(
+    raced: tuple[StudyConfig, list[dict[str, Any]]],
+) -> None:
+    config, _ = raced
+    events: list[dict[str, Any]] = []
+    with workers_inline():
+        assert not run_study(config, on_event=events.append, workers=1).trained
+        changed = config.model_copy(update={"backbone": {"race": list(NAMES), "keep": 1}})
+        with pytest.raises(
+            ChangedStudyError, match=r"backbone: .* in the study, .*'keep': 1\} now"
+        ):
+            run_study(changed, workers=1)
+    assert not lines_of(events)
+
+
+@pytest.mark.slow
+def test_the_race_is_reported(raced: tuple[StudyConfig, list[dict[str, Any]]]) -> None:
+    config, _ = raced
+    results = StudyResults.from_study(open_existing("small", config.storage).study)
+    found = race_table(results)
+    assert found is not None and found.text.startswith("Of 4 backbones, test_")
+    assert found.titles == (
+        *("backbone", "solved head", "tuned, 1 epoch", "parameters", "latency", "license", ""),
+    )
+    assert [row[-1][:9] for row in found.rows][-1] == "left out:"
+    assert "## The race among backbones" in render_markdown(results)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        (
+            {"entrants": ["test_resnet", "test_convnet"], "weights": "none"},
+            ConfigError,
+            "did you mean 'test_convnext'",
+        ),
+        (
+            {"weights": "hub"},
+            UserError,
+            "no backbone of the race can be had:\n"
+            r"  test_resnet, test_convnext, test_efficientnet: the hub .* \(ConnectionError.*\n"
+            "without the hub, .* backbone=tf_efficientnet_lite0 .* weights=path/to/file",
+        ),
+        (
+            {"constraints": {"max_parameters": 1000}},
+            UserError,
+            "test_resnet: 373 k parameters, at most 1.00 k",
+        ),
+    ],
+)
+def test_nothing_to_race(
+    changes: dict[str, Any],
+    error: type[UserError],
+    message: str,
+    tmp_path: Path,
+    weights: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    close_hub(monkeypatch)
+    config = race_config(tmp_path, **{"weights": weights, **changes})
+    with pytest.raises(error, match=message):
+        run_study(config, workers=1)
+    assert not list(tmp_path.iterdir())
