@@ -191,6 +191,7 @@ def test_an_ensemble_is_one_model(
         load_weights(alone.network.backbone, tmp_path, "test_resnet", set)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agrees", [True, False])
 def test_a_soup_is_made_where_the_validation_split_agrees(
     opened: OpenStudy,
@@ -217,6 +218,7 @@ def test_a_soup_is_made_where_the_validation_split_agrees(
     assert torch.equal(model(images), alone(images)) == (not agrees)
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_an_ensemble(
     opened: OpenStudy, fitted: RefitResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
