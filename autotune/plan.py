@@ -23,6 +23,8 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "int": ((int,), "a whole number"),
     "float": ((int, float), "a number"),
     "str": ((str,), "a word"),
+    "int | None": ((int, type(None)), "a whole number or null"),
+    "float | None": ((int, float, type(None)), "a number or null"),
     "int | str": ((int, str), "a whole number or a word"),
     "float | str": ((int, float, str), "a number or a word"),
 }
@@ -36,6 +38,10 @@ SOLVED = "solved"
 INHERITING = ("kernel", "width", "bridge")
 #: Changed layers inherit their weights, and are fitted to the pretrained ones before they train.
 FITTED = "fit"
+#: Fields of a plan that decide what its images look like; ``None``: as the study file has them.
+OF_IMAGES = ("image_size", "augment_strength")
+#: A backbone, a size of images and a strength of augmentation: what decides how images enter it.
+Images = tuple[str, int | None, float | None]
 
 
 @dataclass(frozen=True)
@@ -226,6 +232,8 @@ class TrialPlan:
             chosen by magnitude), ``data`` (the same, channels chosen by activity on training
             images), ``fit`` (as ``weights``, then fitted to what the pretrained layers compute on
             training images) or ``none`` (He initialization).
+        image_size: Side of its images in pixels; ``None`` where the study has one size.
+        augment_strength: Strength of the augmentation policy; ``None`` where the study has one.
     """
 
     backbone: str
@@ -234,6 +242,13 @@ class TrialPlan:
     head: HeadPlan = field(default_factory=HeadPlan)
     policy: TrainingPolicy = field(default_factory=TrainingPolicy)
     inherit: str = "weights"
+    image_size: int | None = None
+    augment_strength: float | None = None
+
+    @property
+    def images(self) -> Images:
+        """What decides how the images enter the network: equal for plans that share theirs."""
+        return self.backbone, self.image_size, self.augment_strength
 
     @property
     def reshaped(self) -> tuple[int, ...]:
@@ -241,8 +256,13 @@ class TrialPlan:
         return tuple(index for index, layer in enumerate(self.layers, start=1) if layer.changes())
 
     def to_json(self) -> dict[str, Any]:
-        """Return the plan as plain JSON values, ready for a trial's user attributes."""
-        return dataclasses.asdict(self)
+        """Return the plan as plain JSON values, ready for a trial's user attributes.
+
+        What the study file decides is left out, so that plans of earlier versions stay as they
+        are, and so do the names of files that are made of them.
+        """
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if value is not None}
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> TrialPlan:
@@ -262,6 +282,7 @@ class TrialPlan:
             head=HeadPlan(**{**head, "hidden": hidden}),
             policy=TrainingPolicy(**values["policy"]),
             inherit=values["inherit"],
+            **{name: values[name] for name in OF_IMAGES if name in values},
         )
         parts: list[tuple[Any, str]] = [
             (layer, f"layer {index}, ") for index, layer in enumerate(plan.layers, start=1)
@@ -294,7 +315,10 @@ class TrialPlan:
         head = self.head.describe()
         head = f"head {head}" if self.head.hidden else head.replace("linear", "linear head", 1)
         name = f"{self.backbone}: " if named else ""
-        return f"{name}{trainable}, {head}, {self.policy.describe(trainable=self.depth > 0)}"
+        text = f"{name}{trainable}, {head}, {self.policy.describe(trainable=self.depth > 0)}"
+        size, strength = self.image_size, self.augment_strength
+        text += f", images of {size} px" if size is not None else ""
+        return text + (f", augmentation {strength:.2g}" if strength is not None else "")
 
     def _describe_changes(self) -> str:
         """Describe the changed layers; neighbors with the same changes are named together."""

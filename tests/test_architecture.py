@@ -68,7 +68,7 @@ FLOORS = {
         ("cost_profile", "features", "folds"),
     ),
     "search": (
-        ("ranking", "dimensions"),
+        ("ranking", "dimensions", "parameters"),
         ("backbone_limits", "study_view"),
         ("space",),
         ("space_checks",),

@@ -52,6 +52,18 @@ def largest(dimension: Any) -> Any:
     return dimension["high"] if is_range else max(values_of_dimension(dimension))
 
 
+def all_values(dimension: Any) -> list[Any]:
+    """List every value of a dimension of whole numbers.
+
+    Example:
+        >>> all_values({"low": 128, "high": 224, "step": 32}), all_values([96, 64]), all_values(8)
+        ([128, 160, 192, 224], [96, 64], [8])
+    """
+    if isinstance(dimension, dict):
+        return list(range(dimension["low"], dimension["high"] + 1, dimension.get("step", 1)))
+    return values_of_dimension(dimension)
+
+
 def without_all(dimension: Any, layers: int) -> Any:
     """Replace ``all`` in a dimension of layers by the number of layers of a backbone.
 
@@ -174,6 +186,69 @@ def number_dimension(
         return _check_each(value, check_scalar)
 
     return FieldRule(check, takes=f"{scalar.takes}; a list or a range of them")
+
+
+def size_dimension(low: int, high: int, most: int) -> FieldRule:
+    """Accept a dimension of few sizes, or null: each has its own cache of images."""
+    dimension = number_dimension(True, low, high)
+    check_dimension: Any = dimension.func
+
+    def check(value: Any) -> Any:
+        if value is None:
+            return None
+        checked = check_dimension(value)
+        if (
+            isinstance(checked, dict)
+            and "step" not in checked
+            and checked["low"] < checked["high"]
+        ):
+            raise ValueError(
+                "a range of sizes needs a step, such as {low: 128, high: 224, step: 32}, because "
+                "images are decoded once for each size"
+            )
+        if (count := len(all_values(checked))) > most:
+            raise ValueError(
+                f"must be at most {most} sizes, because images are decoded once for each, but got "
+                f"{count}"
+            )
+        return checked
+
+    return FieldRule(check, takes=f"{dimension.takes} with a `step`; or `null`")
+
+
+def number_choice(low: float, high: float) -> FieldRule:
+    """Accept a number between two bounds, or a list of numbers."""
+    scalar: Any = number(False, low, high)
+    return _list_rule(scalar.func, "a number or a list of numbers", scalar.takes)
+
+
+def lr_dimension(optimizers: tuple[str, ...], auto: str) -> FieldRule:
+    """Accept a dimension of learning rates, one for each of some optimizers, or ``auto``."""
+    dimension = number_dimension(False, 0.0, 100.0, low_open=True)
+    check_dimension: Any = dimension.func
+    words = (auto, *optimizers)
+
+    def check(value: Any) -> Any:
+        if isinstance(value, str) and value[:1].isalpha():
+            return value if value == auto else _refuse(f"must be {auto} or a number", value, words)
+        if (
+            not isinstance(value, dict)
+            or value.keys() & {"low", "high", "step", "log"}
+            or not value
+        ):
+            return check_dimension(value)
+        rates = {}
+        for name, own in value.items():
+            if name not in optimizers:
+                _refuse(f"names the optimizers {', '.join(optimizers)}", name, optimizers)
+            try:
+                rates[name] = check_dimension(own)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+        return rates
+
+    takes = f"{dimension.takes}; `{auto}`; or a mapping from optimizers to any of these"
+    return FieldRule(check, takes=takes)
 
 
 def depth_dimension() -> FieldRule:

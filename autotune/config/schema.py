@@ -18,6 +18,7 @@ from autotune.config.backbones import MOST_KEPT, Backbones, Race, backbones_rule
 from autotune.config.fields import (
     Dimension,
     FieldRule,
+    all_values,
     bool_dimension,
     boolean,
     choice,
@@ -27,11 +28,14 @@ from autotune.config.fields import (
     expression,
     kernel_dimension,
     largest,
+    lr_dimension,
     names,
     number,
+    number_choice,
     number_dimension,
     plugin_ref,
     protocol_name,
+    size_dimension,
     split_names,
     width_dimension,
 )
@@ -74,6 +78,8 @@ COSTS: dict[str, Literal["maximize", "minimize"]] = {
     "parameters": "minimize",
     "memory_mb": "minimize",
 }
+#: A value that autotune chooses: ranges of learning rates, the decay of an average.
+AUTO = "auto"
 STRATEGIES = ("joint", "greedy")
 STOPS = ("no_gain", "never")
 #: Duplicate images: reported, also kept in one split, or not searched for.
@@ -85,6 +91,8 @@ SAMPLING = ("uniform", "balanced")
 POLICIES = ("none", "trivial", "rand")
 #: What a study can be logged to, besides objects in Python.
 LOGGERS = ("tensorboard", "mlflow", "wandb")
+#: Limits the image sizes of a study: each has its own decoded images and features.
+MAX_SIZES = 8
 MAX_NAME = 100
 NAME_RULE = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._+-]{{0,{MAX_NAME - 1}}}")
 
@@ -191,8 +199,9 @@ class PolicySpace(_Section):
 
     optimizer: Annotated[Dimension, choice_dimension(OPTIMIZERS)] = "adamw"
     """Optimizer."""
-    lr: Annotated[Dimension, number_dimension(False, 0.0, 100.0, low_open=True)] = 3e-3
-    """Peak learning rate of the head."""
+    lr: Annotated[Dimension, lr_dimension(OPTIMIZERS, AUTO)] = 3e-3
+    """Peak learning rate of the head. `auto`: a range that suits each optimizer, also where
+    `optimizer` is given and `lr` is not."""
     layer_decay: Annotated[Dimension, number_dimension(False, 0.0, 1.0, low_open=True)] = 1.0
     """Layer `i` trains with `lr * backbone_lr * layer_decay^i`."""
     backbone_lr: Annotated[Dimension, number_dimension(False, 0.0, 100.0, low_open=True)] = 1.0
@@ -283,8 +292,9 @@ class DataConfig(_Section):
     the mean over the folds. null: one validation split."""
     seed: Annotated[int, number(True, 0, 2**32 - 1)] = 0
     """Seed of the split."""
-    image_size: Annotated[int | None, number(True, 8, 4096, optional=True)] = None
-    """Side of the square input in pixels; null: the size of the backbone."""
+    image_size: Annotated[Dimension | None, size_dimension(8, 4096, MAX_SIZES)] = None
+    """Side of the square input in pixels; null: the size of the backbone. With several sizes each
+    trial trains, and is evaluated, at its own."""
     max_unreadable_share: Annotated[float, number(False, 0, 1, high_open=True)] = 0.01
     """Largest share of unreadable images; with more the study does not start."""
     decode: Annotated[str, choice(("exact", "fast"))] = "exact"
@@ -311,8 +321,9 @@ class AugmentConfig(_Section):
     policy: Annotated[str, choice(POLICIES)] = "none"
     """`trivial`: TrivialAugment, one change of fourteen kinds of a random strength; `rand`:
     RandAugment, two changes of the same strength; `none`: neither."""
-    strength: Annotated[float, number(False, 0, 1)] = 0.3
-    """Strength of `policy`, of `trivial` the greatest; 0: no change, 1: as strong as it gets."""
+    strength: Annotated[float | list[float], number_choice(0, 1)] = 0.3
+    """Strength of `policy`, of `trivial` the greatest; 0: no change, 1: as strong as it gets. With
+    several strengths each trial has its own."""
     erasing: Annotated[float, number(False, 0, 1)] = 0.0
     """Probability that a rectangle of 2 to 33 % of the image is erased."""
 
@@ -426,10 +437,6 @@ class ConstraintsConfig(_Section):
         return {cost: limit for cost, limit in limits.items() if limit is not None}
 
 
-#: ``refit.ema``: a decay that suits the number of steps.
-AUTO = "auto"
-
-
 class RefitConfig(_Section):
     """``refit``: how the final fit trains the best plan and the baseline.
 
@@ -475,6 +482,14 @@ class CacheConfig(_Section):
     def memory_bytes(self) -> int | None:
         """Limit of a worker's caches in memory; None where the machine decides."""
         return None if self.memory_gb is None else round(self.memory_gb * 1e9)
+
+
+def _with_own_rates(space: Any) -> Any:
+    """Give each optimizer its own learning rates where others than the default are chosen."""
+    policy = space.get("training") if isinstance(space, dict) else None
+    if not isinstance(policy, dict) or policy.get("optimizer", "adamw") == "adamw":
+        return space
+    return {**space, "training": {"lr": AUTO, **policy}}
 
 
 class StudyConfig(_Section):
@@ -533,7 +548,8 @@ class StudyConfig(_Section):
                 training = {"objective": objectives[0], **training}
         if isinstance(search, dict) and search.get("strategy") == "greedy":
             search = {"default_plans": False, **search}
-        sections = {"search": search, "training": training}
+        space = _with_own_rates(values.get("space"))
+        sections = {"search": search, "training": training, "space": space}
         return {**values, **{key: section for key, section in sections.items() if section}}
 
     @property
@@ -554,6 +570,37 @@ class StudyConfig(_Section):
         if (race := self.race) is not None:
             return race.names()
         return (self.backbone,) if isinstance(self.backbone, str) else tuple(self.backbone)
+
+    @property
+    def image_sizes(self) -> tuple[int | None, ...]:
+        """Sizes of the images, the largest, which is that of the baseline, first."""
+        sizes = all_values(self.data.image_size)
+        return tuple(sorted(sizes, reverse=True)) if len(sizes) > 1 else tuple(sizes)
+
+    @property
+    def image_size(self) -> int | None:
+        """The size of all images; of several, the configuration of a plan has one."""
+        (size,) = self.image_sizes
+        return size
+
+    @property
+    def image_dimensions(self) -> dict[str, Dimension]:
+        """What a study searches of how its images look, by the field of a plan."""
+        values: dict[str, Any] = {
+            "image_size": self.data.image_size,
+            "augment_strength": self.training.augment.strength,
+        }
+        return {name: value for name, value in values.items() if len(all_values(value)) > 1}
+
+    def for_images(self, image_size: int | None, augment_strength: float | None) -> StudyConfig:
+        """Return a copy with the size and the strength of a plan; ``None`` keeps the study's."""
+        data, training = self.data, self.training
+        if image_size is not None:
+            data = data.model_copy(update={"image_size": image_size})
+        if augment_strength is not None:
+            augment = training.augment.model_copy(update={"strength": augment_strength})
+            training = training.model_copy(update={"augment": augment})
+        return self.model_copy(update={"data": data, "training": training})
 
     def weights_of(self, backbone: str) -> str:
         """Return ``hub``, ``none`` or the path of the weights of one of the backbones."""
@@ -611,6 +658,7 @@ class StudyConfig(_Section):
         search, objectives = self.search, self.objectives
         greedy = search.strategy == "greedy"
         head_epochs = largest(self.space.training.head_only_epochs)
+        augment = self.training.augment
         has_several = len(self.backbones) > 1 if self.race is None else self.kept > 1
         rules = {
             "objectives": objectives
@@ -641,6 +689,11 @@ class StudyConfig(_Section):
             "space.custom": has_several
             and self.space.custom
             and f"must be left out where there are several backbones, but got {self.space.custom}",
+            "training.augment.strength": "augment_strength" in self.image_dimensions
+            and (augment.policy == "none" or self.training.num_views == 1)
+            and f"must be one number without {'views' if augment.policy != 'none' else 'a policy'}"
+            f", which it is the strength of, but got {format_yaml(augment.strength)}; set "
+            f"{'training.num_views' if augment.policy != 'none' else 'training.augment.policy'}",
             "weights": self._weights_problem(),
         }
         return [Problem(key, message) for key, message in rules.items() if message]

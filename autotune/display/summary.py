@@ -17,6 +17,7 @@ from autotune.display.worker_table import WorkersTable, format_failures
 from autotune.results.diagnosis.answer import find_answer
 from autotune.results.diagnosis.headline import (
     describe_confirmation,
+    describe_correction,
     describe_refit,
     describe_saved_epochs,
 )
@@ -92,9 +93,11 @@ def _remarks(results: StudyResults) -> Iterator[str]:
     if results.best is not None:
         if tested := describe_refit(results):
             yield tested
+        corrected = describe_correction(results)
         yield describe_confirmation(results) or (
-            "The best value of a search is optimistic; 'autotune confirm' trains it under "
-            "other seeds, 'autotune refit' measures it on the test split."
+            f"The best value of a search is optimistic{f' ({corrected})' if corrected else ''}; "
+            "'autotune confirm' trains it under other seeds, 'autotune refit' measures it on the "
+            "test split."
         )
         return
     closest = results.closest_to_feasible

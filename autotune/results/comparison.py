@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial
 
 from autotune.config.loading import get_dotted
 from autotune.config.old_names import VALUES, new_key
-from autotune.plan import INHERITING, TrainingPolicy, TrialPlan
+from autotune.plan import INHERITING, OF_IMAGES, TrainingPolicy, TrialPlan
 from autotune.results.study_results import StudyResults
 from autotune.search import ranking
 from autotune.study.setup.definition_changes import differences
@@ -240,6 +240,9 @@ def _describe(plan: TrialPlan) -> Iterator[tuple[str, str]]:
         if value != getattr(default, field.name) or field.name in ("optimizer", "lr"):
             name = new_key(f"space.training.{field.name}").rpartition(".")[2]
             yield name, f"{value:.3g}" if isinstance(value, float) else str(value)
+    for name in OF_IMAGES:
+        if (value := getattr(plan, name)) is not None:
+            yield name.replace("_", " "), f"{value:g}"
 
 
 def _describe_images(results: StudyResults) -> str:

@@ -23,6 +23,7 @@ from autotune import optuna_private
 from autotune.errors import FormatError
 from autotune.optuna_private import StorageProxy
 from autotune.results.values.objective import Objective
+from autotune.results.values.selection import Selection, judge_selection
 from autotune.results.values.verdict import Verdict
 from autotune.search import ranking
 from autotune.search import space as search_space
@@ -30,12 +31,15 @@ from autotune.search.space import Space
 from autotune.storage.artifacts import find_artifacts
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget, StopReason, startable_queue
+from autotune.study.state.image_scores import scores_of
 from autotune.study.state.outcome import NoResult, find_no_result
 from autotune.study.state.predictions import VALIDATION_LOGITS, ValidationLogits
 from autotune.text import count_of
 
 #: State of a queued trial of an ended study.
 NEVER_STARTED = "not started"
+#: Most trials that the best one is compared with.
+_MAX_COMPARED = 200
 _STATES = ("complete", "pruned", "infeasible", "failed", "retried", "running", "waiting")
 
 
@@ -241,6 +245,33 @@ class StudyResults:
     def verdict(self) -> Verdict | None:
         """The verdict of ``autotune confirm``, or ``None``."""
         return Verdict.from_attributes(self.attributes)
+
+    @cached_property
+    def selection(self) -> Selection | None:
+        """The choice of the best trial, judged by scores of single images.
+
+        ``None`` for fewer than two complete trials that have them. Of many trials only the best
+        are compared, and the baseline: the others are never the best.
+        """
+        ranked = ranking.rank_trials(self.last_attempts, self.direction)
+        known = {trial.number: each for trial in ranked if (each := scores_of(trial)) is not None}
+        if not ranked or ranked[0].number not in known:
+            return None
+        size = len(known[ranked[0].number])
+        alike = [trial for trial in ranked if len(known.get(trial.number, ())) == size]
+        base = next((trial for trial in alike if attrs.is_baseline(trial)), None)
+        compared = alike[:_MAX_COMPARED]
+        if base is not None and base not in compared:
+            compared.append(base)
+        if len(compared) < 2:
+            return None
+        return judge_selection(
+            {trial.number: trial.values[0] for trial in compared},
+            known,
+            maximized=self.objective.is_maximized,
+            images=int(self.dataset.get("validation") or 0) or None,
+            baseline=None if base is None else base.number,
+        )
 
     @cached_property
     def space(self) -> Space | None:

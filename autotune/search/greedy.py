@@ -21,16 +21,17 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune.config.schema import GreedyConfig
+from autotune.plan import OF_IMAGES
 from autotune.search import ranking
 from autotune.search.deduplication import nearest_unseen, seen_keys
 from autotune.search.dimensions import integer_values
+from autotune.search.parameters.learning_rates import LR, optimizer_of
 from autotune.search.space import Params, Space
 from autotune.search.study_view import FAILED_PLAN
 
 #: User attribute of a trial: name of the stage that it was drawn in.
 STAGE = "stage"
 LAYER = "layer"
-LEARNING_RATE = "training.lr"
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Stage:
     """One part of the network, or of its training.
 
     Args:
-        name: ``layer 3``, ``layers 3-4``, ``head`` or ``training``.
+        name: ``layer 3``, ``layers 3-4``, ``head``, ``training`` or ``images``.
         free: The parameters that it varies.
         depth: How many layers it trains; ``None`` leaves the depth as it is.
     """
@@ -119,6 +120,8 @@ def list_stages(space: Space) -> tuple[Stage, ...]:
     for part in ("head", "training"):
         if free := tuple(name for name in names if name.startswith(f"{part}.")):
             stages.append(Stage(part, free))
+    if free := tuple(name for name in OF_IMAGES if name in names):
+        stages.append(Stage("images", free))
     return tuple(stages)
 
 
@@ -134,8 +137,9 @@ def _free(names: Sequence[str], low: int, high: int) -> tuple[str, ...]:
     (benchmarks/search_quality.py). The paper has one rate for all.
     """
     layers = [name for name in names if _is_layer(name) and low <= int(name.split(".")[1]) <= high]
-    others = (["inherit"] if layers else []) + [LEARNING_RATE]
-    return (*layers, *(name for name in others if name in names))
+    others = (["inherit"] if layers else []) + [LR]
+    rates = (name for name in names if optimizer_of(name))
+    return (*layers, *(name for name in others if name in names), *rates)
 
 
 def greedy_state(

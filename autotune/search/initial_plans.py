@@ -6,11 +6,16 @@ fine-tuning by hand would try go first, and plans that were good elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 
 from autotune.config.schema import BaselineConfig
 from autotune.plan import KEEP, SOLVED, TrialPlan
@@ -21,17 +26,10 @@ from autotune.search.dimensions import (
     integer_values,
     nearest_in,
 )
-from autotune.search.space import Params, Space, is_active, plan_values
+from autotune.search.parameters.activity import is_active
+from autotune.search.parameters.learning_rates import FINE_TUNING_LR, HEAD_FACTOR, LR, optimizer_of
+from autotune.search.space import Params, Space, plan_values
 
-#: Peak learning rates with which a whole pretrained network is fine-tuned, for batches of about
-#: 64. AdamW: 1e-3 for batches of 256, scaled linearly (He et al. 2022, Masked Autoencoders, table
-#: 9, which tunes with layer decay as well). SGD: the value of most fine-tuning studies (Li et al.
-#: 2020, Rethinking the Hyperparameters for Fine-tuning, section 1). Adagrad: that of AutoTune
-#: (Basha et al. 2020).
-FINE_TUNING_LR = {"adamw": 3e-4, "sgd": 1e-2, "adagrad": 1e-2}
-#: Learning rate of a new head relative to the layers fine-tuned below it (Long et al. 2015,
-#: Learning Transferable Features with Deep Adaptation Networks, section 4.1).
-HEAD_FACTOR = 10.0
 #: The same where the head and few layers share one rate: about the root of ten.
 MIDDLE_FACTOR = 3.0
 #: Between the 0.65 and 0.75 with which BEiT is fine-tuned (Bao et al. 2022, appendix).
@@ -71,9 +69,13 @@ def default_plans(
     :data:`FINE_TUNING_LR`. Where the trainable layers have a rate of their own, the head above all
     layers keeps the baseline's.
 
+    Of several optimizers the others get the plans for which they are known: SGD trains all layers
+    at one low rate (Kornblith et al. 2019, Kolesnikov et al. 2020), and each trains few layers, as
+    AutoTune does with Adagrad (Basha et al. 2020).
+
     Returns:
-        Up to five plans that differ from each other and from the baseline; none if the space
-        trains no layer.
+        Up to five plans, and up to two for each further optimizer, that differ from each other and
+        from the baseline; none if the space trains no layer.
     """
     searched = space.distributions.get("depth")
     depths = [space.fixed["depth"]] if searched is None else integer_values(searched)
@@ -108,6 +110,10 @@ def default_plans(
             else [(_PROBED, probed)]
         ),
     ]
+    others = space.distributions.get("training.optimizer")
+    for name in others.choices if isinstance(others, CategoricalDistribution) else ():
+        if name != _first_optimizer(space, baseline):
+            wanted += _of_optimizer(str(name), space, few, uniform)
     plans: list[InitialPlan] = []
     for title, values in wanted:
         initial = _nearest_plan(space, baseline, {"head_start": "random", **values})
@@ -171,13 +177,30 @@ def _as_written(rate: float) -> float:
     return float(f"{rate:.6g}")
 
 
-def _fine_tuning_lr(space: Space, baseline: TrialPlan, config: BaselineConfig) -> float:
-    """Return the rate for a whole network: a tenth of the baseline's own, or a published one."""
+def _of_optimizer(
+    optimizer: str, space: Space, few: Mapping[str, Any], uniform: Mapping[str, Any]
+) -> list[tuple[str, dict[str, Any]]]:
+    """Return the plans of another optimizer than that of the baseline, with its own rates."""
+    gentle = FINE_TUNING_LR[optimizer]
+    has_ratio = "training.backbone_lr" in space.distributions
+    head, middle = (_as_written(factor * gentle) for factor in (HEAD_FACTOR, MIDDLE_FACTOR))
+    plans = [("{layers}", {**few, "lr": middle})]
+    if optimizer != "adagrad":
+        plans.append(("{layers} at a low rate", {**uniform, "lr": head if has_ratio else gentle}))
+    return [(f"{title}, {optimizer}", {**own, "optimizer": optimizer}) for title, own in plans]
+
+
+def _first_optimizer(space: Space, baseline: TrialPlan) -> str:
+    """Return the optimizer of the baseline, or the one nearest to it in the space."""
     name, optimizer = "training.optimizer", baseline.policy.optimizer
     if name in space.fixed:
-        optimizer = space.fixed[name]
-    else:
-        optimizer = nearest_in(space.distributions[name], optimizer)
+        return str(space.fixed[name])
+    return str(nearest_in(space.distributions[name], optimizer))
+
+
+def _fine_tuning_lr(space: Space, baseline: TrialPlan, config: BaselineConfig) -> float:
+    """Return the rate for a whole network: a tenth of the baseline's own, or a published one."""
+    optimizer = _first_optimizer(space, baseline)
     if config.lr is not None and optimizer == baseline.policy.optimizer:
         return config.lr / HEAD_FACTOR
     return FINE_TUNING_LR[optimizer]
@@ -190,6 +213,8 @@ def _nearest_plan(space: Space, baseline: TrialPlan, values: dict[str, Any]) -> 
     }
     params = {}
     for name, distribution in space.distributions.items():
+        if optimizer_of(name):
+            wanted[name] = wanted[LR]  # those of other optimizers have no effect
         if name.startswith("layer."):
             params[name] = _nearest_to_keep(distribution)
         elif name in wanted:

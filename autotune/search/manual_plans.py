@@ -24,13 +24,19 @@ from autotune.config.old_names import stored_init
 from autotune.errors import ConfigError, Problem, did_you_mean, join_sentences
 from autotune.plan import KEEP, HiddenLayer, TrialPlan
 from autotune.search.dimensions import contains, describe, inactive_value, nearest_in
-from autotune.search.space import KEY_NAMES, LAYER_FIELDS, Params, Space, is_active, plan_values
+from autotune.search.parameters.activity import is_active
+from autotune.search.parameters.learning_rates import LR, head_lr, lr_name, optimizer_of
+from autotune.search.space import KEY_NAMES, LAYER_FIELDS, Params, Space, plan_values
 
 #: Names that people use for parameters, besides those of the study file.
 _ALIASES = {
     **dict.fromkeys(("layers", "trainable_layers", "num_layers"), "depth"),
     "init": "inherit",
     "head.layers": "head.hidden_layers",
+    "data.image_size": "image_size",
+    **dict.fromkeys(
+        ("strength", "augment.strength", "training.augment.strength"), "augment_strength"
+    ),
     **{key: name for name, key in KEY_NAMES.items()},
 }
 #: Hidden layer of a head that is given without its units: the value of most studies.
@@ -71,6 +77,8 @@ def manual_plan(
         if isinstance(names, str):
             problems.append(Problem(key, names))
             continue
+        if len(names) > 1 and all(map(optimizer_of, names)):
+            names = [lr_name(dict.fromkeys(names), _optimizer(given, base))]
         if names == ["inherit"]:
             value = stored_init(value)
         for name in names:
@@ -97,6 +105,12 @@ def manual_plan(
     return ManualPlan(space.plan(params), params, filled)
 
 
+def _optimizer(given: Mapping[str, Any], base: TrialPlan) -> str:
+    """Return the optimizer of a plan, whose learning rate is meant by ``lr``."""
+    keys = ("optimizer", "training.optimizer", "space.training.optimizer")
+    return str(next((given[key] for key in keys if key in given), base.policy.optimizer))
+
+
 def _matching_names(space: Space, key: str) -> list[str] | str:
     """Return the parameters that a key means, or what is wrong with it."""
     names = [*space.distributions, *space.fixed]
@@ -107,7 +121,7 @@ def _matching_names(space: Space, key: str) -> list[str] | str:
     name = _ALIASES.get(name) or ".".join([*path, _ALIASES.get(last, last)])
     if name in names:
         return [name]
-    short = {other: _NUMBER.sub("", other) for other in names}
+    short = {other: LR if optimizer_of(other) else _NUMBER.sub("", other) for other in names}
     found = [other for other in names if short[other] == name]
     found = found or [other for other in names if short[other].endswith(f".{name}")]
     kinds = sorted({short[other] for other in found})
@@ -196,6 +210,8 @@ def _completed(space: Space, wanted: Params, base: TrialPlan) -> Params:
 
 def _usual_value(name: str, distribution: BaseDistribution) -> Any:
     """Return the value of a layer that the other plan does not have: as little as possible."""
+    if optimizer := optimizer_of(name):
+        return nearest_in(distribution, head_lr(optimizer))
     if name.startswith("head.units."):
         return nearest_in(distribution, _UNITS)
     if name.startswith("head.dropout."):
@@ -239,6 +255,8 @@ def _reason_inactive(name: str, values: Params) -> str:
         )
     if name == "inherit":
         return "no layer gets another kernel, width or rank in this plan"
+    if optimizer := optimizer_of(name):
+        return f"training.optimizer is not {optimizer} in this plan"
     if name == "training.momentum":
         return "training.optimizer is not sgd in this plan"
     return "no layer but the head trains in this plan; give layers=1 or more"

@@ -19,6 +19,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 from optuna.distributions import (
@@ -31,12 +32,12 @@ from optuna.distributions import (
 )
 
 from autotune.config.fields import Dimension, largest, values_of_dimension, without_all
-from autotune.config.schema import BaselineConfig, SpaceConfig
+from autotune.config.schema import OPTIMIZERS, BaselineConfig, SpaceConfig
 from autotune.format_versions import refuse_unknown
 from autotune.plan import (
     INHERITING,
     KEEP,
-    SOLVED,
+    OF_IMAGES,
     HeadPlan,
     HiddenLayer,
     LayerPlan,
@@ -58,6 +59,15 @@ from autotune.search.dimensions import (
     only_value,
     to_distribution,
 )
+from autotune.search.parameters.activity import changes_layer, is_active
+from autotune.search.parameters.learning_rates import (
+    LR,
+    LR_RANGES,
+    head_lr,
+    lr_dimensions,
+    lr_name,
+    optimizer_of,
+)
 
 if TYPE_CHECKING:
     from autotune.models.surgery.capabilities import LayerCapabilities
@@ -70,12 +80,11 @@ KEY_NAMES = {"bridge": "low_rank", "head_epochs": "head_only_epochs"}
 
 #: The name of any parameter of a space.
 _PARAMETER = re.compile(
-    r"backbone|depth|inherit|head\.(pool|hidden_layers|activation|batch_norm|(units|dropout)\.\d+)"
+    rf"backbone|depth|inherit|{'|'.join(OF_IMAGES)}"
+    r"|head\.(pool|hidden_layers|activation|batch_norm|(units|dropout)\.\d+)"
     rf"|layer\.\d+\.({'|'.join(LAYER_FIELDS)})|training\.({'|'.join(POLICY_FIELDS)})"
+    rf"|training\.lr\.({'|'.join(OPTIMIZERS)})"
 )
-
-#: Fields of the policy that are inactive without trainable layers.
-OF_LAYERS = ("layer_decay", "head_epochs", "l2_sp", "backbone_lr", "parameters")
 
 
 def num_shaped_layers(config: SpaceConfig) -> int:
@@ -131,9 +140,14 @@ class Space:
 
     @staticmethod
     def from_candidates(
-        candidates: Sequence[Candidate], config: SpaceConfig, inherit: Dimension
+        candidates: Sequence[Candidate],
+        config: SpaceConfig,
+        inherit: Dimension,
+        images: Mapping[str, Dimension] = MappingProxyType({}),
     ) -> Space:
         """Build the space of a study file.
+
+        ``images`` are the dimensions of :attr:`StudyConfig.image_dimensions`.
 
         Parameters that are inactive in every trial (the units of a hidden layer that no head has,
         a field that the layer has to keep) are left out.
@@ -173,12 +187,18 @@ class Space:
         for name in POLICY_FIELDS:
             is_integer = isinstance(getattr(TrainingPolicy(), name), int)
             dimension = getattr(config.training, KEY_NAMES.get(name, name))
-            dimensions[f"training.{name}"] = (dimension, is_integer)
+            if name == "lr":
+                rates = lr_dimensions(dimension, values_of_dimension(config.training.optimizer))
+                dimensions |= {rate: (own, False) for rate, own in rates.items()}
+            else:
+                dimensions[f"training.{name}"] = (dimension, is_integer)
         kinds = [candidate.resolve_parameters for candidate in candidates]
         trained, allowed["training.parameters"] = shared_dimension(
             config.training.parameters, kinds
         )
         dimensions["training.parameters"] = (trained, False)
+        for name, dimension in images.items():
+            dimensions[name] = (dimension, name == "image_size")
         fixed: Params = {}
         distributions: dict[str, BaseDistribution] = {}
         for name, (dimension, is_integer) in dimensions.items():
@@ -221,6 +241,8 @@ class Space:
             if not _PARAMETER.fullmatch(name):
                 raise TypeError(f"a space has no parameter {name!r}")
         policy = {f"training.{name}": value for name, value in asdict(TrainingPolicy()).items()}
+        if any(map(optimizer_of, given)):
+            del policy[LR]
         missing = {name: value for name, value in policy.items() if name not in given}
         return Space(
             values["backbone"],
@@ -244,7 +266,7 @@ class Space:
             else inactive_value(distribution)
             for name, distribution in self.distributions.items()
         }
-        if result.get("inherit") == "data" and not _changes(values, ("width",)):
+        if result.get("inherit") == "data" and not changes_layer(values, ("width",)):
             # There are no channels that training images could choose.
             inherit = self.distributions["inherit"]
             result["inherit"] = "weights" if contains(inherit, "weights") else "data"
@@ -276,6 +298,7 @@ class Space:
             HiddenLayer(int(values[f"head.units.{i}"]), float(values[f"head.dropout.{i}"]))
             for i in range(1, values["head.hidden_layers"] + 1)
         )
+        values[LR] = values[lr_name(values, values["training.optimizer"])]
         policy = {
             name: values[f"training.{name}"]
             for name in POLICY_FIELDS
@@ -298,6 +321,7 @@ class Space:
             head=head,
             policy=TrainingPolicy(**policy),
             inherit=values["inherit"] if inherits else "weights",
+            **{name: values[name] for name in OF_IMAGES if name in values},
         )
 
     def params(self, plan: TrialPlan) -> Params | None:
@@ -332,7 +356,8 @@ class Space:
         """Return the plan of trial 0: the unchanged backbone, only a linear head trained.
 
         This is step 1 of AutoTune (Basha et al. 2020): replace the softmax layer, train it
-        alone. Of several backbones it is the first one.
+        alone. Of several backbones it is the first one, of several image sizes the largest, of
+        several strengths of augmentation the smallest: what one would take without a search.
 
         Args:
             config: The ``baseline`` section of the study file. For a key that it omits, the value
@@ -342,8 +367,13 @@ class Space:
         policy: dict[str, Any] = {}
         for name, default in asdict(TrainingPolicy()).items():
             key = f"training.{name}"
+            if name == "lr":
+                key = lr_name({**self.fixed, **self.distributions}, policy["optimizer"])
+                default = self._default_lr(key, policy["optimizer"], default)
             if name in given:
                 policy[name] = given[name]
+            elif key not in self.fixed and key not in self.distributions:
+                policy[name] = default  # of an optimizer that the space does not have
             elif key in self.fixed:
                 policy[name] = self.fixed[key]
             else:
@@ -351,7 +381,28 @@ class Space:
         values = {f"training.{name}": value for name, value in policy.items()}
         values |= {"depth": 0, "head.hidden_layers": 0}
         active = {name: policy[name] for name in policy if is_active(f"training.{name}", values)}
-        return TrialPlan(self.backbone, policy=TrainingPolicy(**active))
+        images = {name: self._of_baseline(name) for name in OF_IMAGES if self._has(name)}
+        return TrialPlan(self.backbone, policy=TrainingPolicy(**active), **images)
+
+    def _default_lr(self, name: str, optimizer: str, default: float) -> float:
+        """Return the rate that the baseline should have: its optimizer's where that has a range.
+
+        A range of the study file keeps the default, as in earlier versions.
+        """
+        is_own = self.distributions.get(name) == to_distribution(LR_RANGES[optimizer])
+        return head_lr(optimizer) if optimizer_of(name) or is_own else default
+
+    def _has(self, name: str) -> bool:
+        return name in self.distributions or name in self.fixed
+
+    def _of_baseline(self, name: str) -> Any:
+        """Return the image size or the strength of augmentation of the baseline."""
+        if name in self.fixed:
+            return self.fixed[name]
+        distribution: Any = self.distributions[name]
+        is_choice = isinstance(distribution, CategoricalDistribution)
+        values = distribution.choices if is_choice else (distribution.low, distribution.high)
+        return max(values) if name == "image_size" else min(values)
 
 
 def plan_values(plan: TrialPlan) -> Params:
@@ -369,7 +420,10 @@ def plan_values(plan: TrialPlan) -> Params:
         values |= {f"layer.{index}.{name}": getattr(planned, name) for name in LAYER_FIELDS}
     for index, layer in enumerate(plan.head.hidden, start=1):
         values |= {f"head.units.{index}": layer.units, f"head.dropout.{index}": layer.dropout}
-    return values | {f"training.{name}": getattr(plan.policy, name) for name in POLICY_FIELDS}
+    given = {name: getattr(plan, name) for name in OF_IMAGES}
+    values |= {name: value for name, value in given.items() if value is not None}
+    values |= {f"training.{name}": getattr(plan.policy, name) for name in POLICY_FIELDS}
+    return values | {f"{LR}.{plan.policy.optimizer}": plan.policy.lr}
 
 
 def active_params(space: Space | None, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -398,33 +452,3 @@ def has_effect(space: Space | None, params: Mapping[str, Any], parameter: str) -
         alternatives = cast(CategoricalDistribution, distribution).choices
     forms = [space.canonical({**params, parameter: value}) for value in alternatives]
     return any(form != forms[0] for form in forms)
-
-
-def is_active(name: str, values: Mapping[str, Any]) -> bool:
-    """Tell whether a parameter has an effect under the values of all others."""
-    if name.startswith("layer."):
-        return int(name.split(".")[1]) <= int(values["depth"])
-    if name == "inherit":
-        return _changes(values, INHERITING)
-    if name in ("head.activation", "head.batch_norm"):
-        return bool(values["head.hidden_layers"])
-    if name.startswith(("head.units.", "head.dropout.")):
-        return int(name.rsplit(".", 1)[1]) <= int(values["head.hidden_layers"])
-    if name == "training.head_start":
-        return not values["head.hidden_layers"]
-    if name.startswith("training.") and not values["depth"]:
-        is_linear = not values["head.hidden_layers"]
-        if is_linear and values["training.head_start"] == SOLVED:
-            return False  # nothing trains
-        if name.removeprefix("training.") in OF_LAYERS:
-            return False
-    return name != "training.momentum" or bool(values["training.optimizer"] == "sgd")
-
-
-def _changes(values: Mapping[str, Any], names: Sequence[str]) -> bool:
-    """Tell whether a trainable layer changes one of some fields."""
-    return any(
-        values.get(f"layer.{index}.{name}", KEEP) != KEEP
-        for index in range(1, values["depth"] + 1)
-        for name in names
-    )

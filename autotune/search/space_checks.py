@@ -8,10 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from autotune.config.fields import choice_dimension, largest, values_of_dimension, without_all
+from autotune.config.fields import (
+    all_values,
+    choice_dimension,
+    largest,
+    values_of_dimension,
+    without_all,
+)
 from autotune.config.old_names import VALUES
 from autotune.config.schema import (
     POOLS,
+    AugmentConfig,
+    DataConfig,
     HeadSpace,
     LayerSpace,
     PolicySpace,
@@ -19,7 +27,7 @@ from autotune.config.schema import (
     StudyConfig,
 )
 from autotune.errors import Problem, did_you_mean, format_yaml, join_sentences
-from autotune.plan import KEEP
+from autotune.plan import KEEP, OF_IMAGES
 from autotune.search.backbone_limits import Candidate
 from autotune.search.dimensions import to_dimension
 from autotune.search.space import KEY_NAMES, LAYER_FIELDS, Space
@@ -29,7 +37,7 @@ if TYPE_CHECKING:
     from autotune.models.surgery.capabilities import LayerCapabilities
 
 #: Parameters of integers, ``head.units.N`` apart.
-_INTEGERS = ("depth", "head.hidden_layers", "training.head_epochs")
+_INTEGERS = ("depth", "image_size", "head.hidden_layers", "training.head_epochs")
 
 
 def file_problems(space: SpaceConfig, candidates: Sequence[Candidate]) -> Iterator[Problem]:
@@ -130,7 +138,11 @@ def find_space_problem(changed: Space, space: Space, candidates: Sequence[Candid
     offer_by_index = {offer.index: offer for offer in candidates[0].offers}
     for name in names:
         dimension = dimension_of(changed, name)
-        problem = rule_problem(name, dimension) or _offer_problem(name, dimension, offer_by_index)
+        problem = (
+            rule_problem(name, dimension)
+            or _offer_problem(name, dimension, offer_by_index)
+            or _image_problem(name, dimension, space)
+        )
         if problem:
             return f"{name}: {problem}"
     hidden = largest(dimension_of(changed, "head.hidden_layers"))
@@ -172,9 +184,11 @@ def rule_problem(name: str, dimension: Any) -> str:
     models: Mapping[str, tuple[type[BaseModel], str]] = {
         "layer": (LayerSpace, field.partition(".")[2]),
         "head": (HeadSpace, field.partition(".")[0]),
-        "training": (PolicySpace, field),
+        "training": (PolicySpace, field.partition(".")[0]),
         "depth": (SpaceConfig, "trainable_layers"),
         "inherit": (StudyConfig, "init"),
+        "image_size": (DataConfig, "image_size"),
+        "augment_strength": (AugmentConfig, "strength"),
     }
     model, key = models.get(section, (SpaceConfig, name))
     key = KEY_NAMES.get(key, key)
@@ -192,6 +206,15 @@ def rule_problem(name: str, dimension: Any) -> str:
         first = error.errors()[0]
         return str(first.get("ctx", {}).get("error", first["msg"]))
     return ""
+
+
+def _image_problem(name: str, dimension: Any, space: Space) -> str:
+    """Describe the first size of images, or strength of augmentation, that the study has not."""
+    if name not in OF_IMAGES:
+        return ""
+    allowed = all_values(dimension_of(space, name))
+    other = [value for value in all_values(dimension) if value not in allowed]
+    return f"must be {', '.join(map(str, allowed))}, but got {other[0]}" if other else ""
 
 
 def _offer_problem(name: str, dimension: Any, offers: Mapping[int, LayerCapabilities]) -> str:

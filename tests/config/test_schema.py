@@ -83,7 +83,13 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     "data.train_per_class": ([(None, None), (1, 1), (20.0, 20)], [0, 1.5, True, "many"]),
     "data.folds": ([(None, None), (2, 2), (20.0, 20)], [0, 1, 21, 2.5, True, [3, 5]]),
     "data.seed": ([(0, 0), (2**32 - 1, 2**32 - 1)], [-1, 2**32, None, True]),
-    "data.image_size": ([(None, None), (8, 8), (4096, 4096)], [7, 4097, 32.5, [32, 32]]),
+    "data.image_size": (
+        [
+            *((None, None), (8, 8), (4096, 4096)),
+            *kept([64, 32], {"low": 32, "high": 64, "step": 16}),
+        ],
+        [7, 4097, 32.5, [32, 32], [None, 32], {"low": 32, "high": 64}, [*range(8, 17)]],
+    ),
     "data.max_unreadable_share": ([(0, 0.0), (0.5, 0.5)], [-0.1, 1, True]),
     "data.decode": ([("exact", "exact"), ("fast", "fast")], ["quick", None, True]),
     "data.group": (
@@ -134,7 +140,13 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     "space.head.dropout": ([(0, 0.0), ([0, 0.5], [0.0, 0.5])], [0.96, -0.1, [0, 0.0]]),
     "space.head.pool": (kept(*POOLS), ["mean", None, ["avg", "avg"], []]),
     "space.training.optimizer": (kept(*OPTIMIZERS), ["adam", None, 1]),
-    "space.training.lr": ([("1e-4", 1e-4), (100, 100.0)], [0, -1, 101, "fast", math.inf, False]),
+    "space.training.lr": (
+        [
+            *(("1e-4", 1e-4), (100, 100.0), ("auto", "auto")),
+            ({"sgd": "0.1", "adamw": [1e-4, 1e-3]}, {"sgd": 0.1, "adamw": [1e-4, 1e-3]}),
+        ],
+        [0, -1, 101, "fast", math.inf, False, {}, {"adam": 0.1}, {"sgd": 0}, ["auto"]],
+    ),
     "space.training.layer_decay": ([(1, 1.0), (0.5, 0.5)], [0, 1.1]),
     "space.training.backbone_lr": ([("0.1", 0.1), ([0.1, 1], [0.1, 1.0])], [0, -1, 101, "low"]),
     "space.training.parameters": (kept(*PARAMETERS), ["norm", None, [], ["all", "all"]]),
@@ -195,7 +207,10 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     "training.augment.rotate": ([(180, 180.0)], [-1, 181]),
     "training.augment.jitter": ([(1, 1.0)], [-0.1, 1.1]),
     "training.augment.policy": ([("rand", "rand"), (None, "none")], ["auto", True, ["rand"]]),
-    "training.augment.strength": ([(1, 1.0)], [-0.1, 1.1]),
+    "training.augment.strength": (
+        [(1, 1.0)],
+        [-0.1, 1.1, [], [0.5, 0.5], {"low": 0, "high": 1}],
+    ),
     "training.augment.erasing": ([(1, 1.0)], [-0.1, 1.1]),
     "objectives": (
         [(None, None), *kept(*(["accuracy", cost] for cost in COSTS))],

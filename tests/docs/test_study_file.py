@@ -35,7 +35,7 @@ def test_what_a_line_says() -> None:
     assert (
         "| `training.precision` | `auto`, `off`, `bf16`, `fp16` | `auto` |" in tables["training"]
     )
-    assert "; a list or a range of them | `0.003` |" in tables["space.training"]
+    assert "; a list or a range of them | `0.9` |" in tables["space.training"]
 
 
 def test_a_table_that_is_missing_is_named() -> None:

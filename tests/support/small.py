@@ -164,7 +164,7 @@ def defined(config: StudyConfig) -> Definition:
         return define(config)
     if config.weights not in ("hub", "none"):
         return define(config)
-    key = config.model_dump_json(include=set(_LOOKS))
+    key = f"{config.model_dump_json(include=set(_LOOKS))} {config.image_dimensions}"
     if key not in _LOOKED:
         with backbones_analyzed_once():
             _LOOKED[key] = define(config)

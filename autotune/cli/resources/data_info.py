@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.atomic import atomic_file
+from autotune.config.fields import largest
 from autotune.config.loading import find_study_file
 from autotune.config.schema import StudyConfig
 from autotune.display import console
@@ -101,7 +102,7 @@ def _image_spec(config: StudyConfig) -> ImageSpec:
     from autotune.models.backbone import build_backbone, data_config
     from autotune.models.pretrained.names import check_name
 
-    name, size = config.backbones[0], config.data.image_size
+    name, size = config.backbones[0], config.image_sizes[0]
     check_name(name)
     return ImageSpec.from_data_config(
         data_config(build_backbone(name, size, device="meta"), size), size
@@ -113,6 +114,7 @@ def _draw_contact_sheet(
 ) -> None:
     from autotune.data.quality.contact_sheet import draw_contact_sheet
 
+    config = config.for_images(None, largest(config.training.augment.strength))
     sheet = draw_contact_sheet(
         dataset,
         spec,

@@ -146,7 +146,7 @@ def _read_trial(
     plan = attrs.trial_plan(trials[number])
     if plan is None:
         raise StudyError(f"--plan: trial {number} of {opened.name!r} has no plan")
-    return plan, opened.config().data.image_size
+    return plan, opened.config().for_images(*plan.images[1:]).image_size
 
 
 def _read_file(path: Path) -> tuple[TrialPlan, int | None]:
@@ -184,7 +184,8 @@ def _read_file(path: Path) -> tuple[TrialPlan, int | None]:
         raise UserError(f"{rule}; {str(path)!r} has no {error}") from error
     except TypeError as error:
         raise UserError(f"{rule}; {str(path)!r} has a wrong one ({error})") from error
-    return plan, ((values.get("definition") or {}).get("data") or {}).get("image_size")
+    size = ((values.get("definition") or {}).get("data") or {}).get("image_size")
+    return plan, plan.image_size or (size if isinstance(size, int) else None)
 
 
 def _print_plan(plan: TrialPlan, image_size: int | None, source: str, as_json: bool) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from autotune.config.fields import all_values
 from autotune.data.image_formats import describe_passed_over
 from autotune.display import console
 from autotune.errors import DeviceError
-from autotune.text import format_duration, plural
+from autotune.text import format_bytes, format_duration, plural
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from autotune.models.backbone import Backbone
     from autotune.study.race.entrants import Entrants
     from autotune.study.setup.definition import Definition
+
+
+#: Names in messages of what a study can search of its images.
+_NOUNS = {"image_size": "image size", "augment_strength": "augmentation"}
 
 
 def validate(
@@ -67,6 +72,8 @@ def validate(
         lines = _describe_durations(definition, loaded)
     for line in lines:
         stdout.print(f"  seconds   {line}", soft_wrap=True)
+    if config.image_dimensions:
+        stdout.print(f"  disk      {_describe_disk(definition)}", soft_wrap=True)
     for key, distribution in definition.space.distributions.items():
         stdout.print(f"  searched  {key}: {describe(distribution)}")
     for key, value in definition.space.fixed.items():
@@ -100,7 +107,9 @@ def _describe_durations(definition: Definition, backbones: list[Backbone]) -> li
     for backbone in backbones:
         durations = trial_durations(definition, backbone, device)
         words = [f"{_seconds(one.trial)} with {_layers(one.depth)}" for one in durations]
-        name = f"{backbone.name}: " if len(backbones) > 1 else ""
+        name = f"{backbone.name}: " if len(definition.backbones) > 1 else ""
+        if len(definition.config.image_sizes) > 1:
+            name += f"images of {backbone.data_config['input_size'][-1]} px: "
         epochs = plural(definition.config.training.epochs, "epoch")
         lines.append(f"{name}a trial of {epochs} takes about {', '.join(words)}")
         if longest := max(one.features for one in durations):
@@ -109,6 +118,21 @@ def _describe_durations(definition: Definition, backbones: list[Backbone]) -> li
                 f"{_seconds(longest)}"
             )
     return lines
+
+
+def _describe_disk(definition: Definition) -> str:
+    """Say what the caches of several image sizes, or strengths of augmentation, hold on disk."""
+    split, config = definition.dataset.split, definition.config
+    images = len(split.train) + len(split.validation)
+    decoded = images * sum(3 * spec.store_size**2 for spec in definition.specs)
+    counts = [
+        plural(len(all_values(dimension)), _NOUNS[name])
+        for name, dimension in config.image_dimensions.items()
+    ]
+    return (
+        f"decoded images take {format_bytes(decoded)}; features of frozen layers are cached for "
+        f"each of {' and '.join(counts)}"
+    )
 
 
 def _seconds(seconds: float) -> str:

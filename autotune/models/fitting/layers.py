@@ -76,17 +76,16 @@ def _fit_site(
     for number, weights in enumerate(_weights(module, site, moments, prior)):
         seen, judged = (Response.from_weights(weights, part) for part in (moments, check))
         if norm is not None:
-            fits = seen.maps(weights, bias, moments)
+            fit = seen.nearest(weights, moments)
         else:
             offset = moments.targets - seen.mean if has_intercept and number else bias
-            fits = [Fit(weights, torch.ones_like(bias), offset)]
-        for fit in fits:
-            errors = judged.errors(fit, check)
-            if site.bridge:  # its outputs share their factors
-                errors = errors.mean().expand_as(errors)
-            if best is None:
-                best, least, plain = fit, errors, float(errors.sum())
-            best, least = fit.where(errors < least, best), torch.minimum(errors, least)
+            fit = Fit(weights, torch.ones_like(bias), offset)
+        errors = judged.errors(fit, check)
+        if site.bridge:  # its outputs share their factors
+            errors = errors.mean().expand_as(errors)
+        if best is None:
+            best, least, plain = fit, errors, float(errors.sum())
+        best, least = fit.where(errors < least, best), torch.minimum(errors, least)
     assert best is not None
     if site.bridge and not torch.equal(best.weights, prior):
         back, reduced = low_rank(best.weights[0], moments, module.weight.shape[0])

@@ -129,20 +129,17 @@ class Response:
         spread = fit.scale.square() * self.variance - 2 * fit.scale * self.covariance
         return moments.squares + spread + bias.square()
 
-    def maps(self, weights: Tensor, bias: Tensor, moments: Moments) -> list[Fit]:
-        """Return what a norm behind a layer can make of its outputs.
+    def nearest(self, weights: Tensor, moments: Moments) -> Fit:
+        """Return the scale and offset of a norm behind a layer that come nearest to the targets.
 
-        The statistics of the pretrained norm (the outputs as they are), those of the images (mean
-        and deviation of the targets), and what is nearest to the targets, which lies between the
-        two where the layer computes about the same.
+        They lie between the statistics of the pretrained norm (1 and its offset) and those of the
+        images (the deviation of the targets over that of the outputs): the less the outputs tell
+        of the targets, the smaller the scale. A choice of the first two for each channel by the
+        images held out was worse on photographs (kernel 3 to 1: 61.4 to 62.7 % against 81.0 %).
         """
-        fits = [Fit(weights, torch.ones_like(bias), bias)]
-        safe = self.variance.clamp_min(_TINY)
-        measured = (moments.squares.clamp_min(0) / safe).sqrt()
-        for scale in (measured, self.covariance / safe):
-            scale = torch.where(self.variance > _TINY, scale, 1.0)
-            fits.append(Fit(weights, scale, moments.targets - scale * self.mean))
-        return fits
+        scale = self.covariance / self.variance.clamp_min(_TINY)
+        scale = torch.where(self.variance > _TINY, scale, 1.0)
+        return Fit(weights, scale, moments.targets - scale * self.mean)
 
 
 def ridge(moments: Moments, prior: Tensor, strength: float) -> Tensor:

@@ -10,6 +10,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autotune.results.diagnosis.facts import NO_NOISE, Facts, Finding, unknown
 from autotune.results.diagnosis.loss_curves import END, MIN_EPOCHS, LossCurves, is_solved
+from autotune.results.values.parameter_words import parameter_words
+from autotune.search.parameters.learning_rates import is_lr, optimizer_of
 from autotune.search.study_view import MIN_FOR_LINE, FinalValuePredictor
 from autotune.text import plural
 
@@ -51,12 +53,23 @@ def check_stability(facts: Facts) -> Finding:
 
 def _describe_divergence(facts: Facts) -> str:
     """Say above which learning rate trainings diverge, where that is a pattern."""
-    name = "training.lr"
-    diverged = [trial.params[name] for trial in facts.diverged if name in trial.params]
-    trained = [trial.params[name] for trial in facts.trained if name in trial.params]
-    if not diverged or not trained or min(diverged) <= median(trained):
-        return ""
-    return f"; those that diverged had a learning rate of {min(diverged):.2g} or more"
+    rates = dict.fromkeys(name for t in facts.diverged for name in t.params if is_lr(name))
+    words = ""
+    for name in rates:
+        optimizer = optimizer_of(name)
+        diverged, trained = (
+            [
+                trial.params[name]
+                for trial in trials
+                if name in trial.params
+                and optimizer in ("", trial.params.get("training.optimizer"))
+            ]
+            for trials in (facts.diverged, facts.trained)
+        )
+        if diverged and trained and min(diverged) > median(trained):
+            least = f"{parameter_words(name)} of {min(diverged):.2g} or more"
+            words += f"; those that diverged had a {least}"
+    return words
 
 
 #: What is missing where the best trial has no epochs.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from statistics import NormalDist
-
 from autotune.results.diagnosis.facts import NO_NOISE, Facts, Finding, unknown
 from autotune.study.state import attrs
 
@@ -61,28 +59,17 @@ def check_selection(facts: Facts) -> Finding:
         return unknown(missing if baseline is None else f"{missing}baseline are needed")
     if best is None:
         return Finding("There is no gain: no trial is better than the baseline.", "warning")
-    noise = facts.noise_to(best, baseline)
-    if noise is None:
+    selection = facts.results.selection
+    if selection is None or selection.gain is None:
         return unknown(NO_NOISE, _CONFIRM)
-    luck = luckiest(len(others)) * noise.error
-    gain = facts.gain(best.values[0], baseline.values[0])
+    shown, gain = facts.gain(best.values[0], baseline.values[0]), selection.gain
     text = (
-        f"the luckiest of {len(others)} equal plans would look {facts.format(luck)} better than "
-        f"it is, at a noise of {facts.format(noise.error)} ({noise.basis}); the gain is "
-        f"{facts.format(gain)}"
+        f"the gain is {facts.format(shown)}, and {facts.format(gain.value)} (95 % interval "
+        f"{facts.objective.format_gain(gain.low, unit=False)} to "
+        f"{facts.objective.format_gain(gain.high, unit=False)}) once it is corrected for the "
+        f"choice among {len(selection.chances)} plans by the same images"
     )
-    if gain > luck:
-        advice = "autotune confirm measures how much of it stays."
+    if gain.low > 0:
+        advice = "autotune confirm measures how much of it stays under other seeds."
         return Finding(f"Yes: {text}.", "ok", advice)
-    if noise.is_bound:
-        return unknown(text, _CONFIRM)
-    return Finding(f"No: {text}.", "action", "autotune confirm trains them under other seeds.")
-
-
-def luckiest(count: int) -> float:
-    """Return by how many deviations the largest of some normal values is above their mean.
-
-    Blom's approximation (1958, "Statistical Estimates and Transformed Beta-Variables"), good to
-    0.02 from two values on.
-    """
-    return NormalDist().inv_cdf((count - 0.375) / (count + 0.25))
+    return Finding(f"Not shown: {text}.", "action", "autotune confirm trains them anew.")

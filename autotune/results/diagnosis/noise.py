@@ -19,8 +19,7 @@ import numpy as np
 from optuna.trial import FrozenTrial
 
 from autotune.results.study_results import StudyResults
-from autotune.study.state import attrs
-from autotune.study.state.image_scores import Floats, decode_scores
+from autotune.study.state.image_scores import scores_of
 
 #: Rivals of the best trial from whose differences to it the noise of a study is taken.
 _RIVALS = 10
@@ -61,7 +60,7 @@ def noise_between(results: StudyResults, first: FrozenTrial, other: FrozenTrial)
     images = int(results.dataset.get("validation") or 0)
     if not images:
         return None
-    scores = [_scores(trial) for trial in (first, other)]
+    scores = [scores_of(trial) for trial in (first, other)]
     is_share = results.objective.is_share
     if scores[0] is not None and scores[1] is not None and len(scores[0]) == len(scores[1]):
         differences = scores[0] - scores[1]
@@ -85,8 +84,3 @@ def noise_of_study(results: StudyResults, ranked: Sequence[FrozenTrial]) -> Nois
         return None
     error = median(noise.error for noise in measured)
     return Noise(error, any(noise.is_bound for noise in measured), measured[0].images)
-
-
-def _scores(trial: FrozenTrial) -> Floats | None:
-    stored = trial.user_attrs.get(attrs.IMAGE_SCORES)
-    return decode_scores(stored) if stored else None

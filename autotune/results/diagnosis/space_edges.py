@@ -19,13 +19,20 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial
 
+from autotune.config.fields import values_of_dimension
 from autotune.config.loading import get_dotted
 from autotune.config.old_names import KEYS
 from autotune.results.study_results import StudyResults, is_active
+from autotune.search.parameters.learning_rates import is_lr, lr_dimensions, optimizer_of
 from autotune.search.space_checks import rule_problem
 
 #: Share of a range that is its edge.
 _MARGIN = 0.05
+_OPTIMIZER = "space.training.optimizer"
+_KEYS_OF_IMAGES = {
+    "image_size": "data.image_size",
+    "augment_strength": "training.augment.strength",
+}
 
 
 @dataclass(frozen=True)
@@ -123,7 +130,11 @@ def wider_range(results: StudyResults, edge: Edge, layers: int) -> tuple[str, An
         ``None`` where the study file has no range of numbers there.
     """
     key = _key_of(edge.parameter)
-    searched = get_dotted(results.definition, key)
+    searched, rates = get_dotted(results.definition, key), {}
+    if is_lr(edge.parameter):
+        optimizers = values_of_dimension(get_dotted(results.definition, _OPTIMIZER))
+        rates = lr_dimensions(searched, optimizers)
+        searched = rates.get(edge.parameter)
     if not edge.can_be_widened:
         return None
     side = "low" if edge.side == "lower" else "high"
@@ -140,7 +151,9 @@ def wider_range(results: StudyResults, edge: Edge, layers: int) -> tuple[str, An
         else:
             return None
         if wider != searched and not rule_problem(edge.parameter, wider):
-            return key, wider
+            others = {optimizer_of(name): own for name, own in rates.items()}
+            own = optimizer_of(edge.parameter)
+            return key, {**others, own: wider} if own else wider
     return None
 
 
@@ -161,6 +174,8 @@ def _beyond(searched: Mapping[str, Any], side: str, share: float) -> Any:
 
 def _key_of(parameter: str) -> str:
     """Return the key of the study file that gives a parameter its range."""
+    if parameter in _KEYS_OF_IMAGES:
+        return _KEYS_OF_IMAGES[parameter]
     section, _, key = parameter.partition(".")
     if section == "layer":  # layer.1.dropout is the key layers.dropout
         section, key = "layers", key.partition(".")[2]

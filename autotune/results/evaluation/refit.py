@@ -349,7 +349,7 @@ def _write_folder(
 ) -> None:
     """Write the folder of a model, and keep what it predicted with the study."""
     config, model = run.ctx.config, final.model
-    backbone = run.ctx.resources.get(result.plan.backbone).backbone
+    backbone = run.ctx.resources.of(result.plan).backbone
     scores = result.scores()
     facts = {
         **scores,
@@ -361,12 +361,12 @@ def _write_folder(
         "pretrained": weights_origin(backbone, config.weights_of(backbone.name)),
         "definition": config.identity(),
     }
-    backbones = (run.ctx.resources.get(name).backbone for name in _other_backbones(result))
+    backbones = (run.ctx.resources.of(plan).backbone for plan in _other_backbones(result))
     if others := {
         each.name: weights_origin(each, config.weights_of(each.name)) for each in backbones
     }:
         facts["other_pretrained"] = others
-    images = run.tests[result.plan.backbone]
+    images = run.tests[result.plan.images]
     matrix = confusion(final.logits, images.labels, model.classes)
     network = model.network
     with place_as_user_error(result.folder), replace_files(result.folder) as new:
@@ -384,11 +384,12 @@ def _write_folder(
     _keep_with_study(handle, result.folder, result.reads, written)
 
 
-def _other_backbones(result: RefitResult) -> set[str]:
-    """Return the further backbones of a combination, in a study of several."""
+def _other_backbones(result: RefitResult) -> list[TrialPlan]:
+    """Return a plan for each further backbone of a combination, in a study of several."""
     if result.combination is None or not result.combination.is_used:
-        return set()
-    return {each.plan.backbone for each in result.combination.members} - {result.plan.backbone}
+        return []
+    plans = {each.plan.backbone: each.plan for each in result.combination.members}
+    return [plan for name, plan in plans.items() if name != result.plan.backbone]
 
 
 def _keep_with_study(handle: OpenStudy, folder: Path, reads: int, names: Iterable[str]) -> None:

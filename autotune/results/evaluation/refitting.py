@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from autotune.data.views.views import Views
-from autotune.plan import TrialPlan
+from autotune.plan import Images, TrialPlan
 from autotune.results.evaluation.bootstrap import compare
 from autotune.results.evaluation.combination import (
     DISTILL,
@@ -69,14 +69,14 @@ class Refitting:
         workers: Who trains; ``None`` for this process.
         on_event: Called with what happens.
         computes: Whether this process takes a device too when nobody trains.
-        tests: The test images by backbone.
+        tests: The test images by what decides how they enter a backbone.
     """
 
     ctx: WorkerContext
     workers: Workers | None
     on_event: EventCallback
     computes: bool
-    tests: dict[str, Views] = field(default_factory=dict)
+    tests: dict[Images, Views] = field(default_factory=dict)
 
     def do(self, trainings: Sequence[Training]) -> None:
         """Do the trainings that have no result."""
@@ -90,11 +90,11 @@ class Refitting:
         handle, config = self.ctx.handle, self.ctx.config
         files = [TrainingFiles.of(training, handle, config) for training in trainings]
         for training, its_files in zip(trainings, files, strict=True):
-            backbone = training.plan.backbone
-            if backbone not in self.tests:  # opened before hours of training, measured after them
-                spec = self.ctx.resources.get(backbone).data.spec
-                self.tests[backbone] = open_refit_tests(handle, config, spec)
-            forget_other_tests(its_files, self.tests[backbone])
+            key = training.plan.images
+            if key not in self.tests:  # opened before hours of training, measured after them
+                spec = self.ctx.resources.of(training.plan).data.spec
+                self.tests[key] = open_refit_tests(handle, config, spec)
+            forget_other_tests(its_files, self.tests[key])
         self.do(trainings)
         ctx = self.on_device()
         pairs = zip(trainings, files, strict=True)
@@ -108,12 +108,12 @@ class Refitting:
 
     def spec(self, plan: TrialPlan) -> ModelSpec:
         """Return how the network of a plan is built."""
-        resources, config = self.ctx.resources.get(plan.backbone), self.ctx.config
+        resources, config = self.ctx.resources.of(plan), self.ctx.config
         return ModelSpec(
             plan,
             resources.data.classes,
             resources.backbone.data_config,
-            config.data.image_size,
+            config.for_images(*plan.images[1:]).image_size,
             fast_decode=config.data.decode == "fast",
         )
 
@@ -139,7 +139,7 @@ class Refitting:
         parts = [part.training for name, part in stored.items() if name != BASELINE]
         trainer = stored[BEST].training
         trainer.average_weights([part.eval_state() for part in parts])
-        logits = predict_views(single.model, self.tests[selection.plan.backbone])
+        logits = predict_views(single.model, self.tests[selection.plan.images])
         return FinalModel(single.model, logits, trainer)
 
     def ensemble(self, combination: Combination, stored: Mapping[str, StoredRefit]) -> FinalModel:
@@ -153,7 +153,7 @@ class Refitting:
         }
         model = Model(join_networks([by_plan[plan] for plan in plans], spec), spec).eval()
         images = next(
-            self.tests[each.plan.backbone] for each in specs if each.spec.size == spec.spec.size
+            self.tests[each.plan.images] for each in specs if each.spec.size == spec.spec.size
         )
         return FinalModel(model, predict_views(model, images), None)
 

@@ -74,6 +74,7 @@ def _document(results: StudyResults, storage_url: str) -> Any:
         "best": trials[best.number] if best else None,
         "baseline": trials[baseline.number] if baseline else None,
         "front": [trial.number for trial in results.front],
+        "selection": results.selection.to_json() if results.selection else None,
         "confirmed": _verdict(results.verdict),
         "images": images_json(results),
         "fit": attributes.get(attrs.TEST_READS, []),

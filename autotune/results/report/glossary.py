@@ -62,6 +62,12 @@ GLOSSARY = (
         "is not shown to be one.",
     ),
     (
+        "corrected for the choice",
+        "The best of many plans is in part the luckiest one. The corrected value is what it is "
+        "worth on other images of the same kind; the chance to be the best says how sure it is "
+        "that no other plan is better there.",
+    ),
+    (
         "noise",
         "How far two values may differ by chance alone. A gain below twice that may be luck.",
     ),

@@ -114,6 +114,7 @@ def _context(results: StudyResults, storage_url: str) -> dict[str, Any]:
         "next_steps": next_steps(results, storage_url),
         "progress": results.progress,
         "key_figures": key_figures(results),
+        "has_chances": results.selection is not None,
         "confirmation": describe_confirmation(results),
         "refit": describe_refit(results),
         "caveats": caveats(results),

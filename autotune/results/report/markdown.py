@@ -163,17 +163,19 @@ def _trials(results: StudyResults) -> Iterator[str]:
     if baseline is not None and baseline not in trials:
         trials.append(baseline)
     costs = [COST_LABELS[name] for name in cost_names(results)]
+    chance = ["chance to be the best"] if results.selection and not front else []
     yield "## Pareto front" if front else "## Best trials"
     yield table(
-        ("trial", results.objective.label, *costs, "epochs", "seconds", "plan"),
-        [_cells(row) for row in trial_rows(results, trials)],
-        right=len(costs) + 4,
+        ("trial", results.objective.label, *chance, *costs, "epochs", "seconds", "plan"),
+        [_cells(row, bool(chance)) for row in trial_rows(results, trials)],
+        right=len(chance) + len(costs) + 4,
     )
     if len(ranked) > BEST_SHOWN:
         yield f"{len(ranked) - BEST_SHOWN} more {'of the front' if front else 'are complete'}."
 
 
-def _cells(row: TrialRow) -> tuple[str, ...]:
+def _cells(row: TrialRow, has_chance: bool) -> tuple[str, ...]:
     number = f"{row.number} {row.mark}".strip()
     costs = (cost.text for cost in row.costs)
-    return (number, row.value.text, *costs, row.epochs.text, row.seconds.text, row.plan)
+    chance = (row.chance.text,) if has_chance else ()
+    return (number, row.value.text, *chance, *costs, row.epochs.text, row.seconds.text, row.plan)

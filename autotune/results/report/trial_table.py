@@ -33,6 +33,7 @@ class TrialRow:
 
     Args:
         number, state, value, epochs, seconds, plan, worker: As in :mod:`.dataframe`.
+        chance: Probability that it is the best of the complete trials; empty where unknown.
         mark: ``best``, ``baseline``, both or neither.
         costs: Costs of its network, in the order of :func:`cost_names`.
         metrics: The other metrics, in the order of :func:`metric_names`.
@@ -44,6 +45,7 @@ class TrialRow:
     state: str
     mark: str
     value: Cell
+    chance: Cell
     costs: tuple[Cell, ...]
     metrics: tuple[Cell, ...]
     epochs: Cell
@@ -116,6 +118,7 @@ def _row(
         value=cell(
             objective.name, attrs.metric_value(trial) if trial.state.is_finished() else None
         ),
+        chance=_chance(results, trial),
         costs=tuple(cell(name, measured.get(name)) for name in costs),
         metrics=tuple(cell(name, metrics.get(name)) for name in names),
         epochs=Cell(str(epochs), _key(epochs)),
@@ -124,6 +127,12 @@ def _row(
         worker=str(stored.get(attrs.WORKER, "")),
         reason=str(stored.get(attrs.REASON, "")) or origin,
     )
+
+
+def _chance(results: StudyResults, trial: FrozenTrial) -> Cell:
+    chances = results.selection.chances if results.selection else {}
+    chance = chances.get(trial.number)
+    return Cell("" if not chance else f"{100 * chance:.0f} %", _key(chance))
 
 
 def _mark(is_best: bool, is_baseline: bool) -> str:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 
+from autotune.search.parameters.learning_rates import optimizer_of
+
 _WORDS = {
     "depth": "trainable layers",
+    "image_size": "image size",
+    "augment_strength": "strength of augmentation",
     "training.lr": "learning rate",
     "training.backbone_lr": "learning rate of the backbone",
     "training.head_start": "start of the head",
@@ -31,6 +35,8 @@ def parameter_words(name: str) -> str:
     """
     if words := _WORDS.get(name):
         return words
+    if optimizer := optimizer_of(name):
+        return f"learning rate with {optimizer}"
     if match := _NUMBERED.fullmatch(name):
         _, layer, of_layer, of_head, number = match.groups()
         words = f"{of_layer} of layer {layer}" if layer else f"{of_head} of hidden layer {number}"

@@ -19,6 +19,7 @@ import torch
 from autotune.config.schema import StudyConfig
 from autotune.data.views.views import Views
 from autotune.errors import DeviceError, TrialInterruptedError, place_as_user_error
+from autotune.plan import Images
 from autotune.storage.rdb.retry import call_with_retry
 from autotune.study.devices import gpu_name
 from autotune.study.engine.job import Job
@@ -127,7 +128,7 @@ class _Work:
     ctx: WorkerContext
     stop: threading.Event
     on_event: EventCallback
-    _views: dict[str, tuple[Views, Views]] = field(default_factory=dict)
+    _views: dict[Images, tuple[Views, Views]] = field(default_factory=dict)
 
     def try_to_do(self, training: Training) -> bool:
         """Do a training unless another worker has it; tell whether nothing is left to do of it."""
@@ -199,12 +200,15 @@ class _Work:
         store_refit(training, files, self.ctx, images, test, on_epoch, stopped)
 
     def _refit_views(self, training: Training) -> tuple[Views, Views]:
-        """Return the images that a backbone is refitted and tested on."""
-        ctx, backbone = self.ctx, training.plan.backbone
-        if backbone not in self._views:
+        """Return the images that a plan is refitted and tested on."""
+        ctx, plan = self.ctx, training.plan
+        if plan.images not in self._views:
             assert training.refit is not None
-            data = ctx.resources.get(backbone).data
-            memory_bytes = ctx.resources.memory_bytes // len(ctx.config.backbones)
-            train = refit_views(data, ctx.config, training.refit, memory_bytes)
-            self._views[backbone] = train, open_refit_tests(ctx.handle, ctx.config, data.spec)
-        return self._views[backbone]
+            data = ctx.resources.of(plan).data
+            # Two plans are refitted, the best one and the baseline.
+            parts = 2 if ctx.config.image_dimensions else len(ctx.config.backbones)
+            memory_bytes = ctx.resources.memory_bytes // parts
+            config = ctx.config.for_images(*plan.images[1:])
+            train = refit_views(data, config, training.refit, memory_bytes)
+            self._views[plan.images] = train, open_refit_tests(ctx.handle, ctx.config, data.spec)
+        return self._views[plan.images]

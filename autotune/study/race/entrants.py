@@ -102,7 +102,8 @@ class Entrants:
         self._sources[name] = (weights_at_hand(name) or HUB) if weights == HUB else weights
         license = license_of(name) if weights == HUB else ""
         try:
-            model = build_backbone(name, self.config.data.image_size, device="meta")
+            for size in self.config.image_sizes:
+                model = build_backbone(name, size, device="meta")
         except BackboneError as error:
             return RaceEntry(name, left_out=first_line(error))
         parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -184,7 +185,7 @@ class Entrants:
         """Load the weights of a backbone; return why they cannot be had."""
         if self._hub_error is not None and self._sources[name] == HUB:
             return self._unreachable()
-        size = self.config.data.image_size
+        size = self.config.image_sizes[0]
         try:
             loaded = load_backbone(
                 name, self.config.weights_of(name), size, self._hub_error is not None

@@ -20,7 +20,8 @@ from autotune.config.fields import ALL, largest, values_of_dimension
 from autotune.config.schema import MAX_NAME, OBJECTIVES, StudyConfig
 from autotune.plan import SOLVED
 from autotune.search import ranking
-from autotune.search.initial_plans import FINE_TUNING_LR, LAYER_DECAY
+from autotune.search.initial_plans import LAYER_DECAY
+from autotune.search.parameters.learning_rates import FINE_TUNING_LR
 from autotune.study.state import attrs
 from autotune.study.state.image_scores import decode_scores
 
@@ -75,7 +76,9 @@ def round_config(
         number: Number of the round; the first one is 0.
         epochs: Epochs of the tunings; 0 solves heads.
     """
-    chosen = config.with_backbones(names)
+    # With several image sizes or augmentations, its images are those of the baseline.
+    strength = min(values_of_dimension(config.training.augment.strength))
+    chosen = config.with_backbones(names).for_images(config.image_sizes[0], strength)
     values = chosen.model_dump(mode="json", exclude={"notify", "name", "objectives"})
     limits = values["constraints"]
     values |= {

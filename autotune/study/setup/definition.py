@@ -6,14 +6,14 @@ backbones and their weights reveal.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import TypeVar
 
 from torch import nn
 
-from autotune.config.fields import is_plugin_ref
+from autotune.config.fields import is_plugin_ref, values_of_dimension
 from autotune.config.old_names import stored_init
 from autotune.config.schema import (
     PARAMETERS,
@@ -25,14 +25,16 @@ from autotune.data.sources.outputs import leave_out
 from autotune.data.sources.registry import fetch_source, needs_download
 from autotune.data.splits.dataset import Dataset
 from autotune.data.splits.manifest import Manifest
-from autotune.errors import ConfigError, Problem, StorageError, UserError
+from autotune.errors import BackboneError, ConfigError, Problem, StorageError, UserError
 from autotune.models.backbone import Backbone, build_backbone, data_config, load_backbone
 from autotune.models.image_border import describe_unseen_border
 from autotune.models.layers import Layer, list_layers, trained_names
 from autotune.models.network import pool_problem
 from autotune.models.pretrained.names import check_name
+from autotune.models.surgery.capabilities import LayerCapabilities
 from autotune.models.surgery.probing import probe_layers
 from autotune.search.backbone_limits import Candidate
+from autotune.search.parameters.learning_rates import lr_dimensions
 from autotune.search.plugins import (
     load_pruner_plugin,
     load_sampler_plugin,
@@ -45,6 +47,7 @@ from autotune.storage.paths import StudyPaths
 from autotune.storage.url import parse_url
 from autotune.study.setup.initial_trials import check_warm_start
 from autotune.study.state.race_record import RaceRecord
+from autotune.text import first_line
 
 _T = TypeVar("_T")
 
@@ -53,16 +56,28 @@ _T = TypeVar("_T")
 class DefinedBackbone:
     """A checked backbone of a study, without its weights: workers load those again.
 
-    Layers are counted from the last one. ``notes`` says what a user should know of it, a sentence
-    each. ``package`` is the package that has the weights, if any.
+    Layers are counted from the last one. ``specs`` has its images at each size of the study, that
+    of the baseline first, and ``hashes`` the hash of its weights there: position tables follow the
+    size. ``notes`` says what a user should know of it, a sentence each. ``package`` is the package
+    that has the weights, if any.
     """
 
     name: str
-    weights_hash: str
+    hashes: tuple[str, ...]
     layers: tuple[Layer, ...]
-    spec: ImageSpec
+    specs: tuple[ImageSpec, ...]
     notes: tuple[str, ...] = ()
     package: str = ""
+
+    @property
+    def spec(self) -> ImageSpec:
+        """Its images, those of the baseline."""
+        return self.specs[0]
+
+    @property
+    def weights_hash(self) -> str:
+        """The hash of its weights, as the baseline has them."""
+        return self.hashes[0]
 
 
 @dataclass(frozen=True)
@@ -81,12 +96,13 @@ class Definition:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know of the backbones and their weights, a sentence each."""
-        return tuple(dict.fromkeys(note for b in self.backbones for note in b.notes))
+        notes = dict.fromkeys(note for b in self.backbones for note in b.notes)
+        return (*notes, *_rate_notes(self.config))
 
     @property
     def specs(self) -> tuple[ImageSpec, ...]:
         """The different ways in which images enter the backbones."""
-        return tuple(dict.fromkeys(backbone.spec for backbone in self.backbones))
+        return tuple(dict.fromkeys(spec for backbone in self.backbones for spec in backbone.specs))
 
 
 def define(
@@ -106,7 +122,8 @@ def define(
         fetch: Whether a registered dataset that is missing is downloaded once no other problem is
             left; otherwise it is a problem that it is missing.
         packaged: Backbones whose weights are of packages in the study, if it has been made.
-        on_backbone: Called with each backbone and its weights, which are not kept.
+        on_backbone: Called with each backbone, at each size of the images, and its weights, which
+            are not kept.
 
     Raises:
         ConfigError: With every problem.
@@ -139,7 +156,8 @@ def define(
         dataset = problems.attempt("dataset", open_images)
     problems.raise_if_any()
     assert dataset is not None
-    space = Space.from_candidates(candidates, config.space, stored_init(config.init))
+    init, images = stored_init(config.init), config.image_dimensions
+    space = Space.from_candidates(candidates, config.space, init, images)
     if plugins:
         if custom := config.space.custom:
             original = space
@@ -157,6 +175,19 @@ def define(
             problems.attempt("search.pruner", lambda: load_pruner_plugin(search.pruner, epochs, 1))
         problems.raise_if_any()
     return Definition(config, space, dataset, backbones)
+
+
+def _rate_notes(config: StudyConfig) -> tuple[str, ...]:
+    """Return a note where several optimizers share a range of learning rates."""
+    policy = config.space.training
+    optimizers = values_of_dimension(policy.optimizer)
+    if len(optimizers) == 1 or len(lr_dimensions(policy.lr, optimizers)) > 1:
+        return ()
+    names = " and ".join(map(str, optimizers))
+    return (
+        f"space.training.lr: {names} have the same rates, which do not suit them alike; 'auto' "
+        "gives each its own",
+    )
 
 
 class ProblemCollector:
@@ -196,26 +227,65 @@ class ProblemCollector:
 class _MetaBackbone:
     """A backbone on the meta device, and what can be known of it without its weights."""
 
-    model: nn.Module
+    models: Mapping[int | None, nn.Module]
     layers: tuple[Layer, ...]
     candidate: Candidate
 
     @classmethod
     def build(cls, name: str, config: StudyConfig) -> _MetaBackbone:
         check_name(name)
-        size = config.data.image_size
-        model = build_backbone(name, size, device="meta")
-        input_size = data_config(model, size)["input_size"]
+        models = _build_sizes(name, config.image_sizes)
+        shapes = {size: data_config(models[size], size)["input_size"] for size in models}
+        model = models[config.image_sizes[0]]
         layers = list_layers(model)
-        reachable = layers[: num_shaped_layers(config.space)]
-        offers = probe_layers(model, reachable, input_size) if reachable else ()
-        refuse_pool = cache(lambda pool: pool_problem(model, name, pool, input_size))
+        offers: tuple[LayerCapabilities, ...] = ()
+        if reachable := layers[: num_shaped_layers(config.space)]:
+            probed = [probe_layers(models[size], reachable, shapes[size]) for size in models]
+            offers = tuple(map(_common, *probed))
+
+        @cache
+        def refuse_pool(pool: str) -> str:
+            reasons = (pool_problem(models[size], name, pool, shapes[size]) for size in models)
+            return next(filter(None, reasons), "")
+
         parameters = tuple(
             kind
             for kind in PARAMETERS
             if any(trained_names(model, layer, kind) for layer in layers)
         )
-        return cls(model, layers, Candidate(name, len(layers), offers, refuse_pool, parameters))
+        return cls(models, layers, Candidate(name, len(layers), offers, refuse_pool, parameters))
+
+
+def _build_sizes(name: str, sizes: Sequence[int | None]) -> dict[int | None, nn.Module]:
+    """Build a backbone on the meta device for each size of the images.
+
+    Raises:
+        BackboneError: When it cannot take some of them.
+    """
+    models, problems = dict[int | None, nn.Module](), dict[int | None, BackboneError]()
+    for size in sizes:
+        try:
+            models[size] = build_backbone(name, size, device="meta")
+        except BackboneError as error:
+            problems[size] = error
+    if problems:
+        first = next(iter(problems.values()))
+        if len(sizes) == 1:
+            raise first
+        raise BackboneError(
+            f"the backbone {name!r} cannot take images of {', '.join(map(str, problems))} px "
+            f"({first_line(first.__cause__ or first)}); leave them out of data.image_size"
+        ) from first
+    return models
+
+
+def _common(first: LayerCapabilities, *others: LayerCapabilities) -> LayerCapabilities:
+    """Return what a layer can become at every size of the images."""
+    reasons = dict(first.reasons)
+    for other in others:
+        for field, reason in other.reasons.items():
+            reasons.setdefault(field, f"{reason} (at another size of the images)")
+    return replace(first, reasons=reasons)
 
 
 def _inspect_backbone(
@@ -230,20 +300,21 @@ def _inspect_backbone(
     meta = problems.attempt("backbone", lambda: _MetaBackbone.build(name, config), where)
     if meta is None:
         return None, None
-    size = config.data.image_size
-    images = data_config(meta.model, size)
-    spec = problems.attempt("backbone", lambda: ImageSpec.from_data_config(images, size), where)
-    if spec is None:
-        return meta, None
-    weights = config.weights_of(name)
-    loaded = problems.attempt(
-        "weights", lambda: load_backbone(name, weights, size, is_packaged), where
-    )
-    if loaded is None:
-        return meta, None
-    on_backbone(loaded)
-    border = describe_unseen_border(loaded, size)
-    notes = (*loaded.notes, border) if border else loaded.notes
-    return meta, DefinedBackbone(
-        name, loaded.weights_hash, meta.layers, spec, notes, loaded.package
-    )
+    weights, package = config.weights_of(name), ""
+    specs, hashes, notes = list[ImageSpec](), list[str](), list[str]()
+    for size, model in meta.models.items():
+        make_spec = partial(ImageSpec.from_data_config, data_config(model, size), size)
+        spec = problems.attempt("backbone", make_spec, where)
+        if spec is None:
+            return meta, None
+        load = partial(load_backbone, name, weights, size, is_packaged)
+        loaded = problems.attempt("weights", load, where)
+        if loaded is None:
+            return meta, None
+        on_backbone(loaded)
+        specs.append(spec)
+        hashes.append(loaded.weights_hash)
+        notes += [*loaded.notes, describe_unseen_border(loaded, size)]
+        package = loaded.package
+    texts = tuple(dict.fromkeys(filter(None, notes)))
+    return meta, DefinedBackbone(name, tuple(hashes), meta.layers, tuple(specs), texts, package)

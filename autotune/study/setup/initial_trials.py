@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
+from autotune.config.loading import get_dotted
 from autotune.config.schema import StudyConfig
 from autotune.errors import StudyError, did_you_mean, join_sentences
-from autotune.plan import TrialPlan
+from autotune.plan import OF_IMAGES, TrialPlan
 from autotune.search import ranking
 from autotune.search.initial_plans import (
     InitialPlan,
@@ -64,7 +65,7 @@ class InitialTrials:
         candidates = [
             candidate
             for name in config.search.warm_start
-            for candidate in _best_starts(attrs.load_study(name, storage), space)
+            for candidate in _best_starts(attrs.load_study(name, storage), space, config)
         ]
         fitting = [candidate for candidate in candidates if isinstance(candidate, InitialPlan)]
         dropped = [candidate for candidate in candidates if isinstance(candidate, SkippedPlan)]
@@ -141,7 +142,9 @@ def check_warm_start(config: StudyConfig) -> None:
             raise StudyError(f"the study {name!r} in {url} was not made by autotune")
 
 
-def _best_starts(study: Study, space: Space) -> list[InitialPlan | SkippedPlan]:
+def _best_starts(
+    study: Study, space: Space, config: StudyConfig
+) -> list[InitialPlan | SkippedPlan]:
     """Fit the best plans of a study into a space."""
     best = best_plans(study, PLANS_PER_STUDY)
     if not best:
@@ -150,9 +153,24 @@ def _best_starts(study: Study, space: Space) -> list[InitialPlan | SkippedPlan]:
         reason = f"it has no complete trial {limits}"
         return [SkippedPlan(f"warm start: study {study.study_name}", reason)]
     return [
-        adapt_plan(space, f"warm start: trial {trial.number} of study {study.study_name}", plan)
+        adapt_plan(
+            space,
+            f"warm start: trial {trial.number} of study {study.study_name}",
+            _with_images_as(config, plan, study),
+        )
         for trial, plan in best
     ]
+
+
+def _with_images_as(config: StudyConfig, plan: TrialPlan, study: Study) -> TrialPlan:
+    """Name the image size and the strength of a plan of another study where they are searched."""
+    definition = study.user_attrs[attrs.DEFINITION]
+    values: dict[str, Any] = {}
+    for name, key in zip(OF_IMAGES, ("data.image_size", "training.augment.strength"), strict=True):
+        own = getattr(plan, name)
+        value = get_dotted(definition, key) if own is None else own
+        values[name] = value if name in config.image_dimensions else None
+    return replace(plan, **values)
 
 
 def best_plans(study: Study, count: int) -> list[tuple[FrozenTrial, TrialPlan]]:

@@ -33,7 +33,7 @@ from autotune.study.state.trial_queue import TrialQueue
 from autotune.version import COMMIT, installed_version
 
 if TYPE_CHECKING:
-    from autotune.study.setup.definition import Definition
+    from autotune.study.setup.definition import DefinedBackbone, Definition
 
 logger = logging.getLogger(__name__)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -283,6 +283,12 @@ def check_existing(definition: Definition) -> bool:
     return True
 
 
+def _hashes_by_size(backbone: DefinedBackbone, config: StudyConfig) -> dict[str, Any]:
+    """Return the hash of the weights at each size of the images, where there are several."""
+    pairs = zip(map(str, config.image_sizes), backbone.hashes, strict=True)
+    return {"hashes_by_size": dict(pairs)} if len(backbone.hashes) > 1 else {}
+
+
 def _store_definition(
     study: Study,
     definition: Definition,
@@ -300,6 +306,7 @@ def _store_definition(
     backbones = {
         backbone.name: {
             "weights_hash": backbone.weights_hash,
+            **_hashes_by_size(backbone, config),
             "parameters": sum(layer.parameters for layer in backbone.layers),
             "layers": [layer.to_json() for layer in backbone.layers],
             **({"package": backbone.package} if backbone.package else {}),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from autotune.config.schema import ONLINE, StudyConfig
@@ -14,6 +14,7 @@ from autotune.data.views.views import Views
 from autotune.errors import StudyError, join_sentences
 from autotune.models.backbone import Backbone, load_backbone
 from autotune.models.pretrained.packages import INSTALL
+from autotune.plan import Images, TrialPlan
 from autotune.study.setup.manifest_store import describe_changes, read_manifest
 from autotune.study.state import attrs
 
@@ -42,9 +43,14 @@ class BackboneResources:
     validation: Views
 
     @property
+    def views(self) -> set[Views]:
+        """Its views, each once."""
+        return {self.train, self.validation}
+
+    @property
     def cache_bytes(self) -> int:
         """Memory of its views once they are rendered."""
-        return sum(views.cache_bytes for views in {self.train, self.validation})
+        return sum(views.cache_bytes for views in self.views)
 
 
 class ResourceCache:
@@ -64,23 +70,40 @@ class ResourceCache:
         self.memory_bytes = worker_memory_budget(workers) if limit is None else limit
         self._handle = handle
         self._config = config
-        self._loaded: dict[str, BackboneResources] = {}
+        self._loaded: dict[Images, BackboneResources] = {}
 
-    def get(self, backbone: str) -> BackboneResources:
-        """Return what the trials of a backbone train with.
+    def of(self, plan: TrialPlan) -> BackboneResources:
+        """Return what a plan trains with, see :meth:`get`."""
+        return self.get(*plan.images)
+
+    def get(
+        self, backbone: str, image_size: int | None = None, augment_strength: float | None = None
+    ) -> BackboneResources:
+        """Return what the trials of a backbone train with, at a size and strength of the study.
 
         Raises:
             StudyError: When the images or the weights are not those of the study.
         """
-        if backbone not in self._loaded:
-            used = sum(resources.cache_bytes for resources in self._loaded.values())
-            self._loaded[backbone] = self._load(backbone, self.memory_bytes - used)
-        return self._loaded[backbone]
+        key = backbone, image_size, augment_strength
+        if key not in self._loaded:
+            views = {views for each in self._loaded.values() for views in each.views}
+            left = self.memory_bytes - sum(each.cache_bytes for each in views)
+            config = self._config.for_images(image_size, augment_strength)
+            twin = next((self._loaded[k] for k in self._loaded if k[:2] == key[:2]), None)
+            self._loaded[key] = (
+                self._load(backbone, config, left)
+                if twin is None
+                else (_with_other_views(twin, config, left))
+            )
+        return self._loaded[key]
 
-    def _load(self, name: str, memory_bytes: int) -> BackboneResources:
-        handle, config = self._handle, self._config
-        attributes, size = handle.study.user_attrs, config.data.image_size
-        facts = attributes[attrs.BACKBONES][name]
+    def _load(self, name: str, config: StudyConfig, memory_bytes: int) -> BackboneResources:
+        handle = self._handle
+        attributes, size = handle.study.user_attrs, config.image_size
+        facts = dict(attributes[attrs.BACKBONES][name])
+        facts["weights_hash"] = facts.get("hashes_by_size", {}).get(
+            str(size), facts["weights_hash"]
+        )
         weights, package = config.weights_of(name), facts.get("package", "")
         backbone = load_backbone(name, weights, size, prefer_package=bool(package))
         if backbone.weights_hash != facts["weights_hash"]:
@@ -116,6 +139,20 @@ class ResourceCache:
                     "or start another study with --name",
                 )
             )
+
+
+def _with_other_views(
+    twin: BackboneResources, config: StudyConfig, memory_bytes: int
+) -> BackboneResources:
+    """Return resources that differ in the strength of their augmentation alone."""
+    is_online = config.training.num_views == ONLINE
+    train = twin.data.train_views(
+        config.training.augment,
+        config.training.view_count,
+        config.search.seed,
+        0 if is_online else memory_bytes,
+    )
+    return replace(twin, train=train)
 
 
 def _make_views(data: StudyData, config: StudyConfig, memory_bytes: int) -> tuple[Views, Views]:

@@ -14,6 +14,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from optuna.trial import FrozenTrial
+
+from autotune.study.state import attrs
 
 #: Images of which the scores are kept: they say how often two networks disagree, to about a tenth.
 MAX_IMAGES = 1000
@@ -35,6 +38,12 @@ def decode_scores(stored: Mapping[str, Any]) -> Floats:
     steps = np.frombuffer(zlib.decompress(base64.b64decode(stored["steps"])), np.uint8)
     low, high = float(stored["low"]), float(stored["high"])
     return low + (high - low) / 255 * steps.astype(np.float64)
+
+
+def scores_of(trial: FrozenTrial) -> Floats | None:
+    """Return the scores of a complete trial; ``None`` for a trial of an earlier version."""
+    stored = trial.user_attrs.get(attrs.IMAGE_SCORES)
+    return decode_scores(stored) if stored else None
 
 
 def _positions(images: int) -> npt.NDArray[np.int64]:

@@ -66,7 +66,10 @@ def choose_precision(ctx: WorkerContext, resources: BackboneResources) -> AmpPol
         # adds some: half precision would look slow although it is several times as fast.
         return half_precision_for(device) if is_gpu else _fastest(ctx, resources, kind)
 
-    mode = _stored_or(ctx, attrs.PRECISION, (resources.backbone.name, kind), choose)
+    name = resources.backbone.name
+    if len(ctx.config.image_sizes) > 1:  # whichever of them is trained first
+        name += f" at {resources.data.spec.size} px"
+    mode = _stored_or(ctx, attrs.PRECISION, (name, kind), choose)
     return AmpPolicy.from_mode(mode, device)
 
 

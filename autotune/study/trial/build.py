@@ -41,7 +41,7 @@ def build_trial_trainer(
 
     The arguments are those of :func:`build_trainer`.
     """
-    resources = ctx.resources.get(plan.backbone)
+    resources = ctx.resources.of(plan)
     folds = resources.data.folds
     build = partial(
         build_trainer,
@@ -94,7 +94,7 @@ def build_trainer(
         teacher: A network whose probabilities the network learns too.
     """
     seed = ctx.config.search.seed if seed is None else seed
-    resources = ctx.resources.get(plan.backbone)
+    resources = ctx.resources.of(plan)
     train: Batches = resources.train if refit is None else refit
     validation: Batches | None = resources.validation if refit is None else None
     assert refit is not None or fold is not None or not resources.data.folds, "which fold?"

@@ -98,7 +98,7 @@ class WorkerContext:
         resources: Backbones and images.
         device: Where networks train.
         loader_workers: Processes that prepare images which do not fit into memory.
-        root_splits: Per backbone, the split whose features those of all other splits come from.
+        root_splits: Per backbone and image size, the split from whose features all others come.
         stats: What the worker has computed for the cache.
         wrong_in_half: Per operation, whether this machine computes it wrongly in half precision.
     """
@@ -109,7 +109,7 @@ class WorkerContext:
     resources: ResourceCache
     device: torch.device
     loader_workers: int
-    root_splits: dict[str, PrefixSplit | None] = field(default_factory=dict)
+    root_splits: dict[tuple[str, int | None], PrefixSplit | None] = field(default_factory=dict)
     stats: CacheStats = field(default_factory=CacheStats)
     wrong_in_half: dict[str, bool] = field(default_factory=dict)
 
@@ -140,7 +140,8 @@ def build_context(
     # take the cores from the training.
     loader_workers = min(8, torch.get_num_threads()) if device.type == "cuda" else 0
     resources = ResourceCache(handle, config, workers)
-    if len(config.backbones) == 1:  # of several, a worker may never train some
+    # Of several backbones or image sizes, a worker may never train some.
+    if len(config.backbones) == 1 and not config.image_dimensions:
         resources.get(config.backbones[0])
     space = attrs.study_space(handle.study)
     return WorkerContext(handle, config, space, resources, device, loader_workers)

@@ -49,7 +49,7 @@ def use_features(
     Returns:
         Why the backbone cannot be split, or an empty string.
     """
-    trainer = trainers_of(training)[0]
+    trainer, key = trainers_of(training)[0], plan.images[:2]
     try:
         split = find_split(
             trainer.network,
@@ -59,20 +59,20 @@ def use_features(
             is_mixed=trainer.mixing is not None,
         )
     except SplitError as error:
-        if plan.backbone not in ctx.root_splits:
+        if key not in ctx.root_splits:
             logger.warning("%s trains whole: %s", plan.backbone, error)
-            ctx.root_splits[plan.backbone] = None
+            ctx.root_splits[key] = None
         return str(error)
     if split is None:
         return ""
-    if plan.backbone not in ctx.root_splits:
-        ctx.root_splits[plan.backbone] = _find_root(trainer, plan, resources, ctx)
+    if key not in ctx.root_splits:
+        ctx.root_splits[key] = _find_root(trainer, plan, resources, ctx)
     cache = FeatureCache(
         CountingArrayCache(ctx.handle.files.cache, ctx.config.cache.disk_bytes, ctx.stats),
         resources.backbone.weights_hash,
         trainer.normalize,
         trainer.amp,
-        ctx.root_splits[plan.backbone],
+        ctx.root_splits[key],
         ctx.loader_workers,
         # Features of a trial that ran out of memory stay on the disk.
         on_device=trainer.micro_batch_size >= ctx.config.training.batch_size,

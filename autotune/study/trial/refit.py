@@ -96,7 +96,10 @@ class Refit:
 def refit_views(
     data: StudyData, config: StudyConfig, fit: RefitConfig, memory_bytes: int
 ) -> Views:
-    """Return the training and validation images for a refit; online views are not cached."""
+    """Return the training and validation images for a refit; online views are not cached.
+
+    ``config`` has the size of the images and the strength of augmentation of the plan.
+    """
     training = config.training
     is_online = _is_online(config, fit)
     count = training.epochs if is_online else training.view_count
@@ -298,8 +301,8 @@ def read_teacher(training: Training, ctx: WorkerContext) -> Teacher | None:
     ensemble = Ensemble(
         [refit.training.eval_model for _, _, refit in members],
         [weight for weight, _, _ in members],
-        [ctx.resources.get(plan.backbone).data.spec for _, plan, _ in members],
-        ctx.resources.get(training.plan.backbone).data.spec,
+        [ctx.resources.of(plan).data.spec for _, plan, _ in members],
+        ctx.resources.of(training.plan).data.spec,
     )
     return Teacher(ensemble.to(ctx.device).eval().requires_grad_(False))
 
@@ -328,8 +331,9 @@ def read_refit(training: Training, files: TrainingFiles, ctx: WorkerContext) -> 
     """
     result = read_result(files)
     assert result is not None and training.refit is not None, "it was stored"
-    data = ctx.resources.get(training.plan.backbone).data
-    train = refit_views(data, ctx.config, training.refit, memory_bytes=0)
+    data = ctx.resources.of(training.plan).data
+    config = ctx.config.for_images(*training.plan.images[1:])
+    train = refit_views(data, config, training.refit, memory_bytes=0)
     trainer = build_trainer(training.plan, ctx, refit=train)
     trainer.eval_model.load_trainable_state(result["weights"])
     summary = TrainingSummary.from_json(result["summary"])

@@ -94,7 +94,7 @@ def retrain(
         # A checkpoint after the last epoch leaves nothing to train.
         metrics = training.metrics or training.validate()
         compute = precision_record(trainers_of(training)[0])
-        predicted = Predicted.of_trial(training, ctx.resources.get(plan.backbone))
+        predicted = Predicted.of_trial(training, ctx.resources.of(plan))
         return Trained(metrics, curve, compute, predicted, training.curves)
 
     size = ctx.config.training.batch_size if micro_batch_size is None else micro_batch_size

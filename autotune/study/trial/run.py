@@ -180,7 +180,7 @@ class _Run:
         text = plan.describe(named=len(ctx.space.backbones) > 1)
         self.on_event({"event": "start", "trial": trial.number, "plan": text})
         training = build_trial_trainer(plan, ctx, self.stopped, micro_batch_size)
-        resources = ctx.resources.get(plan.backbone)
+        resources = ctx.resources.of(plan)
         record = _describe_run(training, ctx.device)
         try:
             costs = self._measure_costs(training, record)

@@ -67,17 +67,16 @@ def test_errors_are_those_of_the_rows() -> None:
     torch.testing.assert_close(errors(without, moments().around_zero()), rows.square().mean(1))
 
 
-def test_the_nearest_map_of_a_norm_lies_between_kept_and_measured_statistics() -> None:
+def test_the_nearest_norm_lies_between_kept_and_measured_statistics() -> None:
     part = moments().centered()
     weights = 0.7 * WEIGHTS + 0.3 * drawn(3, 4, 5)
     response = Response.from_weights(weights, part)
-    kept, measured, nearest = response.maps(weights, torch.zeros(3, 4), part)
-    for fit in (measured, nearest):
-        torch.testing.assert_close(fit.scale * response.mean + fit.offset, TARGETS.mean(1))
-    spread = (INPUTS @ weights.mT * measured.scale[:, None]).var(1, correction=0)
-    torch.testing.assert_close(spread, TARGETS.var(1, correction=0))
-    assert bool((errors(nearest, part) <= errors(kept, part)).all())
-    assert bool((errors(nearest, part) <= errors(measured, part)).all())
+    nearest = response.nearest(weights, part)
+    torch.testing.assert_close(nearest.scale * response.mean + nearest.offset, TARGETS.mean(1))
+    measured = (part.squares / response.variance).sqrt()
+    for scale in (measured, torch.ones_like(measured)):
+        other = Fit(weights, scale, part.targets - scale * response.mean)
+        assert bool((errors(nearest, part) <= errors(other, part)).all())
 
 
 def test_factors_of_a_low_rank_keep_most_of_the_outputs() -> None:
