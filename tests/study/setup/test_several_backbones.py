@@ -264,7 +264,7 @@ def test_summary_and_report_name_them(finished: OpenStudy) -> None:
     page = page_of(finished.study)
     assert f"{RESNET}, {EFFICIENTNET} on digits" in page.text
     assert plan.describe(named=True) in page.text
-    assert len(page.having("table", **{"class": "backbones"})) == 1
+    assert len(page.having("table", **{"class": "backbones stacked"})) == 1
     for trial in results.trials:
         space_edges(results, trial)
 
