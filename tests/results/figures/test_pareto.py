@@ -83,7 +83,7 @@ def test_every_pair_of_objectives_gives_a_page(metric: str, cost: str) -> None:
     assert not page.open
     headings = {"Metric against cost", "Course of the study", "Learning curves"}
     assert headings <= set(page.of("h2"))
-    assert len(page.having("table", **{"class": "front"})) == 1
+    assert len(page.having("table", **{"class": "front stacked"})) == 1
 
 
 @pytest.mark.parametrize("trials", [0, 1, 2])
