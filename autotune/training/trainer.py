@@ -193,14 +193,12 @@ class Trainer:
             DivergedError: When the loss or the validation logits are not finite.
             TrialInterruptedError: When a stop was asked for; the checkpoint has the epochs before.
         """
-        start = time.perf_counter()
-        state = None if checkpoint is None else checkpoint.load(self.state())
-        if state is None or self.policy.l2_sp:  # which pulls towards where the layers started
-            self.start_layers()
-        if state is not None:
+        if checkpoint is not None and (state := checkpoint.load(self.state())) is not None:
             self.load_state(state)
+        start = time.perf_counter()
         solved: LinearHead | None = None
         if self.epoch == 0:
+            self.start_layers()
             solved = self.solve_head()
         while self.epoch < self.config.epochs:
             if solved is not None and not self.network.depth:  # there is nothing left to train
@@ -539,6 +537,8 @@ class Trainer:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from what :meth:`state` returned."""
+        if self.policy.l2_sp and self.network.start is not None:
+            self.start_layers()  # L2-SP pulls towards where the layers started
         self.epoch = state["epoch"]
         self.network.load_trainable_state(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -102,7 +102,8 @@ RECIPES: dict[str, tuple[TrialPlan, dict[str, Any]]] = {
 
 #: Of these there is one in folds, too: ``folds: sgd`` and so on.
 IN_FOLDS = tuple(
-    f"folds: {name}" for name in ("sgd", "reshaped by data", "all of the policy, reshaped")
+    f"folds: {name}"
+    for name in ("sgd", "reshaped by data", "reshaped and fitted", "all of the policy, reshaped")
 )
 
 

@@ -22,7 +22,10 @@ def short_interval(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("refit", "tiny", "-o", "model"), r"(best plan|baseline): epoch \d of 3, time left 0:\d\d"),
+        (
+            ("refit", "tiny", "-o", "model"),
+            r"(best plan|baseline): epoch \d of 3, time left 0:\d\d",
+        ),
         (("confirm", "tiny", "--top", "1", "--seeds", "2"), r"seed \d: epoch \d of 3, time left"),
         (("reproduce", "tiny", "0"), r"trial 0: epoch \d of 3, time left 0:\d\d"),
     ],
