@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import statistics
 import tempfile
@@ -31,6 +30,7 @@ from autotune.config.loading import load_study_file
 from autotune.data.views.study_data import StudyData
 from autotune.results.evaluation.combination import DISTILL, ENSEMBLE, SOUP
 from autotune.results.evaluation.refit import refit_study
+from autotune.results.values.intervals import CONFIDENCE_LEVEL, t_interval
 from autotune.storage.paths import StudyPaths
 from autotune.study.engine.job import Job, worker_name
 from autotune.study.engine.worker import run_worker
@@ -144,11 +144,9 @@ def line(
 
 def interval(values: list[float], decimals: int) -> str:
     """Write a mean with its 95 % t-interval."""
-    from scipy.stats import t
-
-    count, mean = len(values), statistics.fmean(values)
-    half = t.ppf(0.975, count - 1) * statistics.stdev(values) / math.sqrt(count)
-    return f"{mean:+.{decimals}f} ({mean - half:+.{decimals}f} to {mean + half:+.{decimals}f})"
+    found = t_interval(values, CONFIDENCE_LEVEL)
+    ends = (f"{end:+.{decimals}f}" for end in (found.low, found.high))
+    return f"{found.mean:+.{decimals}f} ({' to '.join(ends)})"
 
 
 def main() -> None:

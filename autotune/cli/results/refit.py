@@ -17,9 +17,9 @@ from autotune.text import plural, relative_path
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from autotune.results.evaluation.bootstrap import Estimate
     from autotune.results.evaluation.combination import Combination
     from autotune.results.evaluation.refit import RefitResult
+    from autotune.results.values.intervals import Estimate
     from autotune.results.values.objective import Objective
 
 

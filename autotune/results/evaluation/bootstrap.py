@@ -23,6 +23,7 @@ import numpy.typing as npt
 from scipy.sparse import csr_array
 from torch import Tensor
 
+from autotune.results.values.intervals import Estimate
 from autotune.training.metrics import compute_metrics
 
 #: Confidence level of the intervals.
@@ -38,15 +39,6 @@ TOP_ACCURACY, CALIBRATION_ERROR = "top5_accuracy", "calibration_error"
 _MAX_WEIGHTS = 4_000_000
 
 Floats = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A metric, or a difference of two, with its interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)

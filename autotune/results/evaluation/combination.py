@@ -20,9 +20,10 @@ from torch import Tensor
 from autotune.data.views.views import Views
 from autotune.errors import UserError, did_you_mean, join_sentences
 from autotune.plan import TrialPlan
-from autotune.results.evaluation.bootstrap import Assessment, Estimate
+from autotune.results.evaluation.bootstrap import Assessment
 from autotune.results.evaluation.ensemble_selection import EnsembleChoice, rank_key
 from autotune.results.model.model import Model
+from autotune.results.values.intervals import Estimate
 from autotune.results.values.objective import Objective
 from autotune.study.trial.build import build_trial_trainer
 from autotune.study.trial.context import WorkerContext

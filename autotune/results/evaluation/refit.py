@@ -23,7 +23,7 @@ from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.sources.registry import fetch_source
 from autotune.errors import disk_full_as_user_error, place_as_user_error
 from autotune.plan import TrialPlan
-from autotune.results.evaluation.bootstrap import Comparison, Estimate, compare
+from autotune.results.evaluation.bootstrap import Comparison, compare
 from autotune.results.evaluation.combination import (
     DISTILL,
     ENSEMBLE,
@@ -55,6 +55,7 @@ from autotune.results.evaluation.refitting import (
 from autotune.results.model.model_folder import replace_files, save_model
 from autotune.results.study_results import StudyResults
 from autotune.results.values.epoch_rows import epoch_rows, epochs_table
+from autotune.results.values.intervals import Estimate
 from autotune.storage.artifacts import add_artifact
 from autotune.storage.rdb.retry import call_with_retry
 from autotune.storage.rdb.study_lock import study_lock

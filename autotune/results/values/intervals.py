@@ -51,6 +51,15 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """A metric, or a difference of two, with the ends of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class PlanComparison:
     """A plan compared with the baseline.
 

@@ -25,22 +25,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from autotune.results.values.intervals import CONFIDENCE_LEVEL, Estimate
+
 #: How often the images are resampled.
 RESAMPLES = 1000
-#: The level of the intervals.
-LEVEL = 0.95
 _CHUNK = 100  # resamples at a time: 0.8 MB for 1,000 images
 
 Floats = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Corrected:
-    """A number that is corrected for the choice, with its interval at :data:`LEVEL`."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -53,14 +44,14 @@ class Selection:
         chances: Probability of each plan to be the best of them on other images of the same kind.
     """
 
-    value: Corrected
-    gain: Corrected | None
+    value: Estimate
+    gain: Estimate | None
     chances: Mapping[int, float]
 
     def to_json(self) -> dict[str, Any]:
         """Return value and gain as JSON values."""
         numbers = {"value": asdict(self.value), "gain": self.gain and asdict(self.gain)}
-        return {**numbers, "level": LEVEL, "compared": len(self.chances)}
+        return {**numbers, "level": CONFIDENCE_LEVEL, "compared": len(self.chances)}
 
 
 def judge_selection(
@@ -92,12 +83,12 @@ def judge_selection(
     sign, numbers = 1.0 if maximized else -1.0, list(values)
     matrix = sign * np.stack([scores[number] for number in numbers])
     level = sign * np.array(list(values.values()))
-    kept = matrix.shape[1]
+    means, kept = matrix.mean(axis=1), matrix.shape[1]
     scale = (kept / (images or kept)) ** 0.5
     best, gains = [], []
     wins = np.zeros(len(numbers))
     for weights in _draws(kept):
-        shift = scale * (weights @ matrix.T - matrix.mean(axis=1))
+        shift = scale * (weights @ matrix.T - means)
         chosen = (level + shift).argmax(axis=1)
         wins += np.bincount(chosen, minlength=len(numbers))
         reflected = level - shift
@@ -111,9 +102,9 @@ def judge_selection(
     )
 
 
-def _summarize(numbers: Floats) -> Corrected:
-    low, high = np.quantile(numbers, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Corrected(float(numbers.mean()), float(low), float(high))
+def _summarize(numbers: Floats) -> Estimate:
+    low, high = np.quantile(numbers, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2])
+    return Estimate(float(numbers.mean()), float(low), float(high))
 
 
 def _draws(images: int) -> Iterator[Floats]:
