@@ -206,7 +206,6 @@ def run(
 def course(training: Trainer) -> Course:
     """Train to the end; return the validation accuracy after the epochs of interest."""
     training.start_layers()
-    training.start_layers()
     training.network.start, training.network.stale_norms = None, ()  # not once more
     found = {0: training.validate().accuracy}
     for result in training.run():
