@@ -112,12 +112,22 @@ class StudyResults:
         return next(failed, "")
 
     @property
+    def is_tied(self) -> bool:
+        """Whether the best trial has the values of the baseline, and only a lower log loss."""
+        best, baseline = self.best, self.baseline
+        if best is None or baseline is None or best is baseline:
+            return False
+        return bool(best.values == baseline.values)
+
+    @property
     def difference(self) -> str:
         """How far the best trial lies from the baseline; empty while one of them is missing."""
         if self.baseline is None or self.best is None:
             return ""
         if self.best is self.baseline:
             return "no trial is better"
+        if self.is_tied:
+            return "none; the log loss of the best is lower"
         objectives = [each for each in (self.objective, self.cost) if each is not None]
         values = zip(objectives, self.best.values, self.baseline.values, strict=True)
         return ", ".join(each.format_difference(best, base) for each, best, base in values)

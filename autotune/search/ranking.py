@@ -1,11 +1,20 @@
-"""The order of trials from best to worst, shared by the search and the reports."""
+"""The order of trials from best to worst, shared by the search and the reports.
+
+With few validation images many trials have equal values, and their number says nothing about them:
+the baseline has the lowest. The log loss on the same images, which also counts how sure a network
+is, tells them apart.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+
+#: User attribute of a trial: its validation metrics by name.
+METRICS = "metrics"
 
 
 def is_infeasible(trial: FrozenTrial) -> bool:
@@ -21,13 +30,34 @@ def best_trial(trials: Iterable[FrozenTrial], direction: StudyDirection) -> Froz
 def rank_trials(trials: Iterable[FrozenTrial], direction: StudyDirection) -> list[FrozenTrial]:
     """Return the complete, feasible trials, best first.
 
-    Trials with equal metrics are ordered by cost (with two objectives), then by number.
+    Trials with equal :func:`rank_key` are ordered by number.
     """
-    sign = _sign(direction)
-    return sorted(
-        _feasible(trials),
-        key=lambda trial: (sign * trial.values[0], *trial.values[1:], trial.number),
+    return sorted(_feasible(trials), key=lambda trial: (_key(trial, direction), trial.number))
+
+
+def rank_key(
+    values: Sequence[float], log_loss: float | None, direction: StudyDirection
+) -> tuple[float, ...]:
+    """Return what results are ordered by: the metric, the cost if there is one, the log loss.
+
+    The best result has the smallest key.
+
+    Args:
+        values: The metric and, with two objectives, the cost.
+        log_loss: The validation log loss. A result without one comes after equal ones.
+        direction: The direction of the metric.
+    """
+    return (
+        _sign(direction) * values[0],
+        *values[1:],
+        math.inf if log_loss is None else log_loss,
     )
+
+
+def log_loss_of(trial: FrozenTrial) -> float | None:
+    """Return the validation log loss of a trial; ``None`` where it is not stored."""
+    value = trial.user_attrs.get(METRICS, {}).get("log_loss")
+    return None if value is None else float(value)
 
 
 def pareto_front(trials: Iterable[FrozenTrial], direction: StudyDirection) -> list[FrozenTrial]:
@@ -43,15 +73,31 @@ def pareto_front(trials: Iterable[FrozenTrial], direction: StudyDirection) -> li
 
 
 def is_dominated(
-    values: Sequence[float], trials: Iterable[FrozenTrial], direction: StudyDirection
+    trial: FrozenTrial,
+    values: Sequence[float],
+    trials: Iterable[FrozenTrial],
+    direction: StudyDirection,
 ) -> bool:
-    """Tell whether a feasible trial is at least as good as these values in all objectives."""
-    sign = _sign(direction)
+    """Tell whether a feasible trial is at least as good in all objectives.
+
+    Of trials with equal values, the first of :func:`rank_trials` dominates the others.
+
+    Args:
+        trial: A trial that is about to end.
+        values: Its values.
+        trials: The trials of its study.
+        direction: The direction of the metric.
+    """
+    own = (rank_key(values, log_loss_of(trial), direction), trial.number)
     return any(
-        sign * trial.values[0] <= sign * values[0]
-        and all(old <= new for old, new in zip(trial.values[1:], values[1:], strict=True))
-        for trial in _feasible(trials)
+        (_key(other, direction), other.number) < own
+        and all(old <= new for old, new in zip(other.values[1:], values[1:], strict=True))
+        for other in _feasible(trials)
     )
+
+
+def _key(trial: FrozenTrial, direction: StudyDirection) -> tuple[float, ...]:
+    return rank_key(trial.values, log_loss_of(trial), direction)
 
 
 def _feasible(trials: Iterable[FrozenTrial]) -> Iterator[FrozenTrial]:

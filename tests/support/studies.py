@@ -6,12 +6,13 @@ Everything goes through Optuna's public API; attributes carry the names of
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,23 @@ def make_study(
 def make_results(**options: Any) -> StudyResults:
     """Make a study with :func:`make_study` and read it."""
     return StudyResults.from_study(make_study(**options))
+
+
+def make_tied_results(log_loss: float = 0.01) -> StudyResults:
+    """Read a study whose trial 1 has the accuracy of the baseline, and no other trial has.
+
+    Args:
+        log_loss: The log loss of trial 1; that of the baseline is higher than 0.01.
+    """
+    results = make_results(gain=-0.05, running=0, retried=0)
+    baseline, trial, *others = results.trials
+    tied = copy.copy(trial)
+    tied.state, tied.values = TrialState.COMPLETE, list(baseline.values)
+    tied._user_attrs = {
+        **trial.user_attrs,
+        attrs.METRICS: {**baseline.user_attrs[attrs.METRICS], "log_loss": log_loss},
+    }
+    return replace(results, trials=(baseline, tied, *others))
 
 
 def _study_attributes(

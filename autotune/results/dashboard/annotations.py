@@ -20,6 +20,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from optuna_dashboard import wsgi
 from optuna_dashboard._inmemory_cache import InMemoryCache, _CachedExtraStudyProperty
+from optuna_dashboard._serializer import serialize_frozen_trial
 
 from autotune import optuna_private
 from autotune.errors import FormatError
@@ -167,6 +168,12 @@ class _AnnotationPlugin:
         attrs.check_version(study)
         results = StudyResults.from_study(study)
         annotations = self._annotate_trials(results)
+        if results.cost is None:  # Optuna knows neither the limits nor what orders equal values
+            stored = self._storage.get_study_system_attrs(study_id)
+            best = [] if results.best is None else [results.best]
+            response["best_trials"] = [
+                serialize_frozen_trial(study_id, trial, stored) for trial in best
+            ]
         _set_note(response, study_note(results, self._url))
         response["user_attrs"] = _to_list(study_attributes(results.attributes))
         for trial in (*response["trials"], *response["best_trials"]):

@@ -161,6 +161,17 @@ def _searched(results: StudyResults) -> Answer:
         return Answer("search", text, plain, None, best)
     front = f"; {len(results.front)} trials on the Pareto front" if len(results.front) > 1 else ""
     base = baseline.values[0]
+    if results.is_tied:
+        text = (
+            f"trial {best.number} equals the baseline, {value}, and has the lower log loss"
+            f"{_plan(results, best)}{front}"
+        )
+        plain = (
+            f"On the images by which plans were chosen, {_name_plan(results, best)} gets "
+            f"{_in_words(objective, base)}, as does {_AS_IT_IS}. It is surer of what is right, "
+            "which may be chance."
+        )
+        return Answer("search", text, plain, None, best)
     if best is not baseline:
         gain = objective.format_difference(best.values[0], base)
         text = (

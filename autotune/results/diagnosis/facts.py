@@ -63,8 +63,9 @@ class Facts:
 
     @cached_property
     def improved(self) -> FrozenTrial | None:
-        """The best trial, unless that is the baseline."""
-        return None if self.best is self.results.baseline else self.best
+        """The best trial, unless that is the baseline, or only equal to it."""
+        is_equal = self.best is self.results.baseline or self.results.is_tied
+        return None if is_equal else self.best
 
     @cached_property
     def candidate(self) -> FrozenTrial | None:

@@ -187,7 +187,8 @@ def caveats(results: StudyResults) -> list[str]:
             "them. That is how much one fold differs from another, not the error of the mean, "
             "which is smaller."
         )
-    noise = noise_between(results, best, baseline) if baseline and best is not baseline else None
+    has_gain = best is not baseline and not results.is_tied
+    noise = noise_between(results, best, baseline) if baseline and has_gain else None
     if noise is not None and baseline is not None:
         gain = objective.gain(value, baseline.values[0])
         text = (

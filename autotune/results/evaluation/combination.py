@@ -21,7 +21,7 @@ from autotune.data.views.views import Views
 from autotune.errors import UserError, did_you_mean, join_sentences
 from autotune.plan import TrialPlan
 from autotune.results.evaluation.bootstrap import Assessment
-from autotune.results.evaluation.ensemble_selection import EnsembleChoice, rank_key
+from autotune.results.evaluation.ensemble_selection import EnsembleChoice, rank_metrics
 from autotune.results.model.model import Model
 from autotune.results.values.intervals import Estimate
 from autotune.results.values.objective import Objective
@@ -234,10 +234,9 @@ def judge_soup(
         trainer.average_weights([result["weights"][fold] for result in results if result])
     soup = training.validate()
     single = mean_metrics([Metrics(**result["metrics"]) for result in results if result])
-    keys = [rank_key(each, objective.name, objective.is_maximized) for each in (soup, single)]
     both = _describe_scores(objective, single, soup)
     text = f"on the validation split, mean of the single ones → average of weights: {both}"
-    if keys[0] > keys[1]:
+    if rank_metrics(soup, objective) < rank_metrics(single, objective):
         return True, f"Soup of {len(trainings)} trainings; {text}."
     return (
         False,

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from autotune.atomic import check_folder, write_text
@@ -96,7 +97,8 @@ class Confirmation:
     """The result of a confirmation.
 
     Args:
-        plans: The plans, the best mean first; those that diverged come last.
+        plans: The plans, the best mean first, of equal ones the lowest mean log loss; those that
+            diverged come last.
         trained: Number of trainings of this call.
         verdict: The summary; ``None`` where every plan diverged.
     """
@@ -137,6 +139,7 @@ class Confirmation:
 @dataclass(frozen=True)
 class _SeedResult:
     value: float | None
+    log_loss: float | None
     failed: str
     is_cached: bool
     curves: Stored
@@ -160,6 +163,11 @@ class _Candidate:
     def values(self) -> list[float]:
         """Return the values; fewer than there are seeds where it diverged."""
         return [result.value for result in self.results if result.value is not None]
+
+    def log_loss(self) -> float:
+        """Return the mean log loss of the trainings that did not diverge."""
+        losses = [result.log_loss for result in self.results if result.log_loss is not None]
+        return fmean(losses) if losses else math.inf
 
 
 def confirm_plans(
@@ -256,8 +264,9 @@ def _read(path: Path, training: Training, objective: str, is_cached: bool) -> _S
     scores = read_scores(path, training)
     assert scores is not None, "it was found intact a moment ago"
     with reading(str(path), CONFIRMATION):
-        value = scores["metrics"] and scores["metrics"][objective]
-        return _SeedResult(value, scores["failed"], is_cached, scores.get("curves", {}))
+        metrics = scores["metrics"] or {}
+        value, log_loss = (metrics[name] if metrics else None for name in (objective, "log_loss"))
+        return _SeedResult(value, log_loss, scores["failed"], is_cached, scores.get("curves", {}))
 
 
 def _compare(
@@ -296,7 +305,9 @@ def _compare(
             f"({result_of(baseline).failed}), and plans are compared with it. Make a study with a "
             "lower baseline.lr."
         )
-    by_trial = {plan.trial: plan for plan in plans if plan.trial is not None}
+    # The comparison keeps the order of plans with equal means.
+    in_order = sorted(plans, key=_Candidate.log_loss)
+    by_trial = {plan.trial: plan for plan in in_order if plan.trial is not None}
     compared = compare_with_baseline(
         {trial: v for trial, plan in by_trial.items() if len(v := plan.values()) == len(seeds)},
         baseline.values(),

@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autotune.errors import StudyError
 from autotune.results.study_results import StudyResults
+from autotune.results.values.objective import Objective
 from autotune.search import ranking
 from autotune.study.state.predictions import ValidationLogits
 from autotune.text import plural
@@ -81,8 +82,7 @@ def select_ensemble(
         raise StudyError(_explain_missing(results, first, own))
     shares = {first.number: own.probabilities}
     shares |= {number: logits.probabilities for number, logits in usable.items()}
-    objective = results.objective.name
-    scores = _Scores(torch.from_numpy(own.labels), objective, results.objective.is_maximized)
+    scores = _Scores(torch.from_numpy(own.labels), results.objective)
     order = _select(shares, first.number, scores, most)
     counts = Counter(order)
     return EnsembleChoice(
@@ -97,21 +97,20 @@ def select_ensemble(
 @dataclass(frozen=True)
 class _Scores:
     labels: torch.Tensor
-    objective: str
-    is_maximized: bool
+    objective: Objective
 
     def of(self, shares: Floats) -> Metrics:
         tiny = np.finfo(np.float64).tiny
         return compute_metrics(torch.from_numpy(np.log(np.maximum(shares, tiny))), self.labels)
 
-    def key(self, metrics: Metrics) -> tuple[float, float]:
-        return rank_key(metrics, self.objective, self.is_maximized)
+    def key(self, metrics: Metrics) -> tuple[float, ...]:
+        return rank_metrics(metrics, self.objective)
 
 
-def rank_key(metrics: Metrics, objective: str, is_maximized: bool) -> tuple[float, float]:
-    """Return what orders scores: the objective, and of equal ones the log loss; more is better."""
-    value = metrics.objective(objective)
-    return (value if is_maximized else -value, -metrics.log_loss)
+def rank_metrics(metrics: Metrics, objective: Objective) -> tuple[float, ...]:
+    """Return the key of :func:`autotune.search.ranking.rank_key`; the best has the smallest."""
+    value = metrics.objective(objective.name)
+    return ranking.rank_key([value], metrics.log_loss, objective.direction)
 
 
 def _select(shares: Mapping[int, Floats], first: int, scores: _Scores, most: int) -> list[int]:
@@ -124,9 +123,9 @@ def _select(shares: Mapping[int, Floats], first: int, scores: _Scores, most: int
         keys = {
             number: scores.key(scores.of((total + shares[number]) / size)) for number in allowed
         }
-        added = max(keys, key=lambda number: keys[number])  # the better trial of equal ones
+        added = min(keys, key=lambda number: keys[number])  # the better trial of equal ones
         order, total = [*order, added], total + shares[added]
-        if keys[added] > best_key:
+        if keys[added] < best_key:
             best, best_key = order, keys[added]
     return best
 

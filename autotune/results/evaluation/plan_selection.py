@@ -62,6 +62,8 @@ def select_plan(results: StudyResults, trial: int | None = None) -> SelectedPlan
         raise StudyError(f"the study {results.name!r} has {results.explain_no_best()}")
     if attrs.is_baseline(best):
         return _selected(results, best, "the baseline: no trial is better")
+    if results.is_tied:
+        return _selected(results, best, "equal to the baseline, with a lower log loss")
     bias = "Its value is biased upwards by selection; 'autotune confirm' measures by how much."
     return _selected(results, best, "the best of the search", bias)
 

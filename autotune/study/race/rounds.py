@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from optuna.study import Study
+from optuna.study import Study, StudyDirection
 from optuna.trial import TrialState
 
 from autotune.config.fields import ALL, largest, values_of_dimension
@@ -43,6 +43,7 @@ class Score:
         latency_ms: Latency of an image, if it was measured.
         seconds: Seconds of the training.
         reason: Why there is no result.
+        log_loss: The validation log loss, if it is stored.
     """
 
     value: float | None
@@ -50,6 +51,7 @@ class Score:
     latency_ms: float | None = None
     seconds: float = 0.0
     reason: str = ""
+    log_loss: float | None = None
 
 
 def round_name(study: str, number: int) -> str:
@@ -160,15 +162,23 @@ def read_round(study: Study, names: Sequence[str], tuned: bool) -> dict[str, Sco
             values.get(attrs.COSTS, {}).get("latency_ms"),
             float(values.get(attrs.SECONDS, 0.0)),
             "" if is_complete else reason.removeprefix(f"{attrs.INFEASIBLE}: "),
+            ranking.log_loss_of(trial),
         )
     return scores
 
 
 def rank(scores: Mapping[str, Score], metric: str) -> list[str]:
-    """Return the backbones with a result, the best first; the earlier of equal ones first."""
-    sign = -1.0 if OBJECTIVES[metric] == "maximize" else 1.0
-    values = {name: each.value for name, each in scores.items() if each.value is not None}
-    return sorted(values, key=lambda name: sign * values[name])
+    """Return the backbones with a result, the best first, as trials are ordered.
+
+    Of equal ones the first given comes first.
+    """
+    direction = StudyDirection[OBJECTIVES[metric].upper()]
+    keys = {
+        name: ranking.rank_key([each.value], each.log_loss, direction)
+        for name, each in scores.items()
+        if each.value is not None
+    }
+    return sorted(keys, key=lambda name: keys[name])
 
 
 def choose(ranked: Sequence[str], scores: Mapping[str, Score], keep: int) -> list[str]:

@@ -84,7 +84,8 @@ MICRO_BATCH = "part"  # int: micro-batch size, where a whole batch does not fit 
 PEAK_MEMORY_MB = study_view.PEAK_MEMORY_MB
 DEVICE_MEMORY_MB = study_view.DEVICE_MEMORY_MB
 COSTS = "costs"  # dict: cost -> float, as measured before training
-METRICS = "metrics"  # dict: Metrics.to_json() of the last epoch; with folds, means over them
+# dict: Metrics.to_json() of the last epoch; with folds, means over them
+METRICS = ranking.METRICS
 DEVIATIONS = "metrics_deviation"  # dict: standard deviations of the same over folds
 # dict: losses, learning rates and seconds by epoch, see training/curves.py; written with a report
 CURVES = "curves"

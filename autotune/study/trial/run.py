@@ -393,7 +393,7 @@ def store_artifacts(
             paths.append(predicted.write_logits(folder))
             direction = attrs.metric_direction(study)
             is_best = not ranking.is_infeasible(frozen) and not ranking.is_dominated(
-                outcome.values, trials, direction
+                frozen, outcome.values, trials, direction
             )
             if is_best or attrs.is_baseline(frozen):
                 paths += predicted.write(folder)

@@ -89,6 +89,21 @@ def test_notes_and_attributes_are_filled_in_and_the_rest_stays(
     assert ours == plain
 
 
+def test_the_best_trial_is_that_of_the_other_pages(tmp_path: Path) -> None:
+    limits = {"constraints": {"max_latency_ms": 0.01}}
+    for study in (make_study(gain=-0.05), make_study(**limits), make_study(trials=0)):
+        for log_loss in (0.2, 0.1):  # the last one has the lowest log loss
+            known = {attrs.METRICS: {"log_loss": log_loss}}
+            study.add_trial(create_trial(value=0.99, user_attrs=known))
+        shown = Dashboard(study, tmp_path).study(study._study_id)
+        best = StudyResults.from_study(study).best
+        assert best is not None and best.number == len(study.trials) - 1
+        assert [one["number"] for one in shown["best_trials"]] == [best.number]
+    beyond = make_study(trials=0)
+    beyond.add_trial(create_trial(value=0.9, constraints={"max_parameters": 1.0}))
+    assert Dashboard(beyond, tmp_path).study(beyond._study_id)["best_trials"] == []
+
+
 def test_a_note_that_somebody_has_written_is_shown(study: Study, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

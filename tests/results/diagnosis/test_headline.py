@@ -8,17 +8,21 @@ import pytest
 from optuna.study import Study
 from optuna.trial import TrialState, create_trial
 
-from autotune.results.diagnosis.answer import headline
+from autotune.results.diagnosis.answer import find_answer, headline
+from autotune.results.diagnosis.facts import Facts
+from autotune.results.diagnosis.gain_checks import check_noise
 from autotune.results.diagnosis.headline import (
+    caveats,
     describe_refit,
     describe_saved_epochs,
     key_figures,
 )
+from autotune.results.evaluation.plan_selection import select_plan
 from autotune.results.study_results import StudyResults
 from autotune.study.state import attrs
 from autotune.study.state.budget import StopReason
 from tests.support.page import Parsed, page_of
-from tests.support.studies import ONE_PARAMETER, make_results, make_study
+from tests.support.studies import ONE_PARAMETER, make_results, make_study, make_tied_results
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +62,25 @@ def test_headline_when_nothing_beats_the_baseline() -> None:
     text = headline(make_results(gain=-0.05, space=ONE_PARAMETER))
     assert text.startswith("no trial is better than the baseline: 84.2 %")
     assert "→" not in text
+
+
+def test_of_equal_trials_the_one_with_the_lower_log_loss_is_named() -> None:
+    tied = make_tied_results()
+    answer = find_answer(tied)
+    assert tied.best is tied.trials[1] and answer.trial is tied.best
+    assert answer.text.startswith(
+        "trial 1 equals the baseline, 84.2 %, and has the lower log loss: "
+    )
+    assert answer.is_better is None and "which may be chance" in answer.plain
+    assert tied.difference == "none; the log loss of the best is lower"
+    assert select_plan(tied).describe() == (
+        "trial 1, equal to the baseline, with a lower log loss"
+    )
+    assert check_noise(Facts(tied)).answer.startswith("There is no gain")
+    assert not any("The gain of" in text for text in caveats(tied))
+    worse = make_tied_results(log_loss=9.0)
+    assert worse.best is worse.baseline and worse.difference == "no trial is better"
+    assert "84.2 %, which trial 1 reaches as well" in headline(worse)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 from optuna.trial import create_trial
@@ -12,6 +13,7 @@ from optuna.trial import create_trial
 from autotune.errors import StudyError
 from autotune.plan import TrainingPolicy, TrialPlan
 from autotune.results.diagnosis.headline import describe_confirmation
+from autotune.results.evaluation import confirm as confirm_module
 from autotune.results.evaluation.confirm import Confirmation, confirm_plans
 from autotune.results.evaluation.plan_selection import plans_to_confirm
 from autotune.results.study_results import StudyResults
@@ -19,7 +21,9 @@ from autotune.results.values.verdict import Verdict
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.trial.build import build_trial_trainer
+from autotune.study.trial.confirmation import read_scores
 from autotune.study.trial.context import build_context
+from autotune.study.trial.trainings import Training
 from tests.support.inline import Event, run
 from tests.support.inside import contents
 from tests.support.page import page_of
@@ -73,6 +77,26 @@ def test_every_plan_is_trained_under_every_seed(opened: OpenStudy) -> None:
         assert one.gain.mean == pytest.approx(statistics.fmean(gains))
     means = [one.mean.mean for one in found.plans if one.mean]
     assert means == sorted(means, reverse=True)
+
+
+def test_of_plans_with_equal_means_the_lower_log_loss_comes_first(
+    opened: OpenStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(path: Path, training: Training) -> dict[str, Any] | None:
+        scores = read_scores(path, training)
+        number = next(n for n, plan in plans.items() if plan == training.plan)
+        metrics = {"accuracy": 0.5, "log_loss": losses[number]}
+        return scores and {**scores, "metrics": metrics}
+
+    found = confirm_plans(opened, top=2, seeds=2)
+    order = [one.trial for one in found.plans]
+    plans = {one.trial: one.plan for one in (found.baseline, *found.plans)}
+    monkeypatch.setattr(confirm_module, "read_scores", read)
+    for least in order:
+        losses = {number: 0.1 if number == least else 0.2 for number in plans}
+        tied = confirm_plans(opened, top=2, seeds=2)
+        assert tied.plans[0].trial == least and tied.plans[0].gain is not None
+        assert tied.plans[0].gain.mean == 0.0
 
 
 def test_seeds_differ_and_no_features_are_made(opened: OpenStudy) -> None:

@@ -201,8 +201,8 @@ def test_a_soup_is_made_where_the_validation_split_agrees(
     agrees: bool,
 ) -> None:
     events: list[Event] = []
-    calls = iter([(1.0, 0.0), (0.5, 0.0)] if agrees else [(0.5, 0.0), (0.5, 0.0)])
-    monkeypatch.setattr(combination_module, "rank_key", lambda *args: next(calls))
+    calls = iter([(0.5, 0.0), (1.0, 0.0)] if agrees else [(0.5, 0.0), (0.5, 0.0)])
+    monkeypatch.setattr(combination_module, "rank_metrics", lambda *args: next(calls))
     made = refit_study(opened, 1, tmp_path, events.append, combine="soup", members=2)
     trained = [one["training"] for one in events if one["event"] == "result"]
     rehearsed = ["trial 1, training split", "seed 1, training split"]

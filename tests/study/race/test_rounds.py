@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,10 @@ def test_ranks() -> None:
     scores = {"a": score(0.8), "b": score(0.9), "c": score(None), "d": score(0.9)}
     assert rank(scores, "accuracy") == ["b", "d", "a"]
     assert rank(scores, "log_loss") == ["a", "b", "d"]
+    scores |= {
+        name: replace(scores[name], log_loss=loss) for name, loss in (("b", 0.3), ("d", 0.2))
+    }
+    assert rank(scores, "accuracy") == ["d", "b", "a"]
 
 
 def test_who_is_clearly_behind_does_not_enter() -> None:

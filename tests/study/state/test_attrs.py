@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from autotune.search import ranking
 from autotune.study.state import attrs
 
-MAXIMISE, MINIMISE = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
+MAXIMISE = StudyDirection.MAXIMIZE
 
 
 def trial(
@@ -74,7 +74,8 @@ def test_the_front_is_optuna_s_without_doubles(values: list[tuple[int, int, bool
         assert best(study) == (front[0].number if front else None)
         for one in front:
             others = [other for other in study.trials if other.values != one.values]
-            assert not ranking.is_dominated(one.values, others, attrs.metric_direction(study))
+            direction = attrs.metric_direction(study)
+            assert not ranking.is_dominated(one, one.values, others, direction)
 
 
 @pytest.mark.parametrize(
@@ -83,13 +84,8 @@ def test_the_front_is_optuna_s_without_doubles(values: list[tuple[int, int, bool
 )
 def test_what_is_no_better_in_anything_is_beaten(values: list[float], beaten: bool) -> None:
     trials = [trial(0.9, 2.0), trial(0.5, 1.0), trial(0.99, 0.1, beyond=1.0)]
-    assert ranking.is_dominated(values, trials, MAXIMISE) is beaten
-
-
-def test_equal_values_do_not_replace_the_best() -> None:
-    assert ranking.is_dominated([0.5], [trial(0.5)], MINIMISE)
-    assert not ranking.is_dominated([0.4], [trial(0.5)], MINIMISE)
-    assert not ranking.is_dominated([0.4], [], MINIMISE)
+    *others, ending = study_of([*trials, trial(*values)], "maximize", "minimize").trials
+    assert ranking.is_dominated(ending, values, others, MAXIMISE) is beaten
 
 
 def test_infeasible_trials_are_counted_by_themselves() -> None:
