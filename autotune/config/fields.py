@@ -222,9 +222,10 @@ def number_choice(low: float, high: float) -> FieldRule:
     return _list_rule(scalar.func, "a number or a list of numbers", scalar.takes)
 
 
-def lr_dimension(optimizers: tuple[str, ...], auto: str) -> FieldRule:
-    """Accept a dimension of learning rates, one for each of some optimizers, or ``auto``."""
-    dimension = number_dimension(False, 0.0, 100.0, low_open=True)
+def dimension_by_optimizer(
+    dimension: FieldRule, optimizers: tuple[str, ...], auto: str
+) -> FieldRule:
+    """Accept a dimension, one for each of some optimizers, or ``auto``."""
     check_dimension: Any = dimension.func
     words = (auto, *optimizers)
 
@@ -237,15 +238,15 @@ def lr_dimension(optimizers: tuple[str, ...], auto: str) -> FieldRule:
             or not value
         ):
             return check_dimension(value)
-        rates = {}
+        checked = {}
         for name, own in value.items():
             if name not in optimizers:
                 _refuse(f"names the optimizers {', '.join(optimizers)}", name, optimizers)
             try:
-                rates[name] = check_dimension(own)
+                checked[name] = check_dimension(own)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
-        return rates
+        return checked
 
     takes = f"{dimension.takes}; `{auto}`; or a mapping from optimizers to any of these"
     return FieldRule(check, takes=takes)

@@ -25,10 +25,10 @@ from autotune.config.fields import (
     choice_dimension,
     choices,
     depth_dimension,
+    dimension_by_optimizer,
     expression,
     kernel_dimension,
     largest,
-    lr_dimension,
     names,
     number,
     number_choice,
@@ -199,7 +199,12 @@ class PolicySpace(_Section):
 
     optimizer: Annotated[Dimension, choice_dimension(OPTIMIZERS)] = "adamw"
     """Optimizer."""
-    lr: Annotated[Dimension, lr_dimension(OPTIMIZERS, AUTO)] = 3e-3
+    lr: Annotated[
+        Dimension,
+        dimension_by_optimizer(
+            number_dimension(False, 0.0, 100.0, low_open=True), OPTIMIZERS, AUTO
+        ),
+    ] = 3e-3
     """Peak learning rate of the head. `auto`: a range that suits each optimizer, also where
     `optimizer` is given and `lr` is not."""
     layer_decay: Annotated[Dimension, number_dimension(False, 0.0, 1.0, low_open=True)] = 1.0
@@ -209,8 +214,10 @@ class PolicySpace(_Section):
     parameters: Annotated[Dimension, choice_dimension(PARAMETERS)] = "all"
     """What trains of a trainable layer that keeps its shape: `all`, its `norms` alone, or its
     `biases` alone."""
-    weight_decay: Annotated[Dimension, number_dimension(False, 0.0, 10.0)] = 1e-4
-    """Weight decay; norms and biases have none."""
+    weight_decay: Annotated[
+        Dimension, dimension_by_optimizer(number_dimension(False, 0.0, 10.0), OPTIMIZERS, AUTO)
+    ] = 1e-4
+    """Weight decay; norms and biases have none. `auto`: a range that suits each optimizer."""
     momentum: Annotated[Dimension, number_dimension(False, 0.0, 0.999)] = 0.9
     """Momentum of `sgd`."""
     label_smoothing: Annotated[Dimension, number_dimension(False, 0.0, 0.9)] = 0.0

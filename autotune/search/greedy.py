@@ -25,7 +25,8 @@ from autotune.plan import OF_IMAGES
 from autotune.search import ranking
 from autotune.search.deduplication import nearest_unseen, seen_keys
 from autotune.search.dimensions import integer_values
-from autotune.search.parameters.learning_rates import LR, optimizer_of
+from autotune.search.parameters.by_optimizer import optimizer_of, shared_name
+from autotune.search.parameters.learning_rates import LR
 from autotune.search.space import Params, Space
 from autotune.search.study_view import FAILED_PLAN
 
@@ -138,7 +139,7 @@ def _free(names: Sequence[str], low: int, high: int) -> tuple[str, ...]:
     """
     layers = [name for name in names if _is_layer(name) and low <= int(name.split(".")[1]) <= high]
     others = (["inherit"] if layers else []) + [LR]
-    rates = (name for name in names if optimizer_of(name))
+    rates = (name for name in names if optimizer_of(name) and shared_name(name) == LR)
     return (*layers, *(name for name in others if name in names), *rates)
 
 

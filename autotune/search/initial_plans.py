@@ -27,7 +27,8 @@ from autotune.search.dimensions import (
     nearest_in,
 )
 from autotune.search.parameters.activity import is_active
-from autotune.search.parameters.learning_rates import FINE_TUNING_LR, HEAD_FACTOR, LR, optimizer_of
+from autotune.search.parameters.by_optimizer import optimizer_of, shared_name
+from autotune.search.parameters.learning_rates import FINE_TUNING_LR, HEAD_FACTOR
 from autotune.search.space import Params, Space, plan_values
 
 #: The same where the head and few layers share one rate: about the root of ten.
@@ -69,6 +70,9 @@ def default_plans(
     :data:`FINE_TUNING_LR`. Where the trainable layers have a rate of their own, the head above all
     layers keeps the baseline's.
 
+    Of several image sizes all plans have the largest, but one: all layers at one low rate are
+    tried with the smallest, which costs little and shows what it loses.
+
     Of several optimizers the others get the plans for which they are known: SGD trains all layers
     at one low rate (Kornblith et al. 2019, Kolesnikov et al. 2020), and each trains few layers, as
     AutoTune does with Adagrad (Basha et al. 2020).
@@ -100,10 +104,13 @@ def default_plans(
     solved = {**decayed, **_SOLVED, "lr": gentle, "backbone_lr": 1.0}
     searched_start = space.distributions.get("training.head_start")
     can_solve = searched_start is not None and contains(searched_start, SOLVED)
+    size = _smallest_image(space)
+    small = uniform if size is None else {**uniform, "image_size": size}
+    at_size = "" if size is None else f", images of {size} px"
     wanted = [
         ("{layers}", few),
         ("{layers}", decayed),
-        ("{layers} at a low rate", uniform),
+        ("{layers} at a low rate" + at_size, small),
         *(
             [("solved head, {layers}", solved), ("solved head", {"depth": 0, **_SOLVED})]
             if can_solve
@@ -177,6 +184,12 @@ def _as_written(rate: float) -> float:
     return float(f"{rate:.6g}")
 
 
+def _smallest_image(space: Space) -> int | None:
+    """Return the smallest of several image sizes; ``None`` where there is one."""
+    searched = space.distributions.get("image_size")
+    return None if searched is None else int(min(integer_values(searched)))
+
+
 def _of_optimizer(
     optimizer: str, space: Space, few: Mapping[str, Any], uniform: Mapping[str, Any]
 ) -> list[tuple[str, dict[str, Any]]]:
@@ -209,12 +222,13 @@ def _fine_tuning_lr(space: Space, baseline: TrialPlan, config: BaselineConfig) -
 def _nearest_plan(space: Space, baseline: TrialPlan, values: dict[str, Any]) -> InitialPlan:
     """Return the plan of a space nearest to the baseline with some values changed."""
     wanted = plan_values(baseline) | {
-        name if name == "depth" else f"training.{name}": value for name, value in values.items()
+        name if name in ("depth", "image_size") else f"training.{name}": value
+        for name, value in values.items()
     }
     params = {}
     for name, distribution in space.distributions.items():
         if optimizer_of(name):
-            wanted[name] = wanted[LR]  # those of other optimizers have no effect
+            wanted[name] = wanted[shared_name(name)]  # those of others have no effect
         if name.startswith("layer."):
             params[name] = _nearest_to_keep(distribution)
         elif name in wanted:

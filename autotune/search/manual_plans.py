@@ -22,10 +22,16 @@ from optuna.distributions import (
 
 from autotune.config.old_names import stored_init
 from autotune.errors import ConfigError, Problem, did_you_mean, join_sentences
-from autotune.plan import KEEP, HiddenLayer, TrialPlan
+from autotune.plan import KEEP, HiddenLayer, TrainingPolicy, TrialPlan
 from autotune.search.dimensions import contains, describe, inactive_value, nearest_in
 from autotune.search.parameters.activity import is_active
-from autotune.search.parameters.learning_rates import LR, head_lr, lr_name, optimizer_of
+from autotune.search.parameters.by_optimizer import (
+    WEIGHT_DECAY,
+    optimizer_of,
+    own_name,
+    shared_name,
+)
+from autotune.search.parameters.learning_rates import head_lr
 from autotune.search.space import KEY_NAMES, LAYER_FIELDS, Params, Space, plan_values
 
 #: Names that people use for parameters, besides those of the study file.
@@ -78,7 +84,8 @@ def manual_plan(
             problems.append(Problem(key, names))
             continue
         if len(names) > 1 and all(map(optimizer_of, names)):
-            names = [lr_name(dict.fromkeys(names), _optimizer(given, base))]
+            own, shared = dict.fromkeys(names), shared_name(names[0])
+            names = [own_name(own, shared, _optimizer(given, base))]
         if names == ["inherit"]:
             value = stored_init(value)
         for name in names:
@@ -121,7 +128,7 @@ def _matching_names(space: Space, key: str) -> list[str] | str:
     name = _ALIASES.get(name) or ".".join([*path, _ALIASES.get(last, last)])
     if name in names:
         return [name]
-    short = {other: LR if optimizer_of(other) else _NUMBER.sub("", other) for other in names}
+    short = {other: _NUMBER.sub("", shared_name(other)) for other in names}
     found = [other for other in names if short[other] == name]
     found = found or [other for other in names if short[other].endswith(f".{name}")]
     kinds = sorted({short[other] for other in found})
@@ -211,7 +218,9 @@ def _completed(space: Space, wanted: Params, base: TrialPlan) -> Params:
 def _usual_value(name: str, distribution: BaseDistribution) -> Any:
     """Return the value of a layer that the other plan does not have: as little as possible."""
     if optimizer := optimizer_of(name):
-        return nearest_in(distribution, head_lr(optimizer))
+        is_decay = shared_name(name) == WEIGHT_DECAY
+        usual = TrainingPolicy().weight_decay if is_decay else head_lr(optimizer)
+        return nearest_in(distribution, usual)
     if name.startswith("head.units."):
         return nearest_in(distribution, _UNITS)
     if name.startswith("head.dropout."):

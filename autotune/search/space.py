@@ -60,14 +60,14 @@ from autotune.search.dimensions import (
     to_distribution,
 )
 from autotune.search.parameters.activity import changes_layer, is_active
-from autotune.search.parameters.learning_rates import (
-    LR,
-    LR_RANGES,
-    head_lr,
-    lr_dimensions,
-    lr_name,
+from autotune.search.parameters.by_optimizer import (
+    RANGES,
     optimizer_of,
+    own_dimensions,
+    own_name,
+    shared_name,
 )
+from autotune.search.parameters.learning_rates import LR_RANGES, head_lr
 
 if TYPE_CHECKING:
     from autotune.models.surgery.capabilities import LayerCapabilities
@@ -83,7 +83,7 @@ _PARAMETER = re.compile(
     rf"backbone|depth|inherit|{'|'.join(OF_IMAGES)}"
     r"|head\.(pool|hidden_layers|activation|batch_norm|(units|dropout)\.\d+)"
     rf"|layer\.\d+\.({'|'.join(LAYER_FIELDS)})|training\.({'|'.join(POLICY_FIELDS)})"
-    rf"|training\.lr\.({'|'.join(OPTIMIZERS)})"
+    rf"|({'|'.join(map(re.escape, RANGES))})\.({'|'.join(OPTIMIZERS)})"
 )
 
 
@@ -187,11 +187,12 @@ class Space:
         for name in POLICY_FIELDS:
             is_integer = isinstance(getattr(TrainingPolicy(), name), int)
             dimension = getattr(config.training, KEY_NAMES.get(name, name))
-            if name == "lr":
-                rates = lr_dimensions(dimension, values_of_dimension(config.training.optimizer))
-                dimensions |= {rate: (own, False) for rate, own in rates.items()}
+            if (parameter := f"training.{name}") in RANGES:
+                optimizers = values_of_dimension(config.training.optimizer)
+                owned = own_dimensions(parameter, dimension, optimizers)
+                dimensions |= {key: (own, False) for key, own in owned.items()}
             else:
-                dimensions[f"training.{name}"] = (dimension, is_integer)
+                dimensions[parameter] = (dimension, is_integer)
         kinds = [candidate.resolve_parameters for candidate in candidates]
         trained, allowed["training.parameters"] = shared_dimension(
             config.training.parameters, kinds
@@ -241,8 +242,8 @@ class Space:
             if not _PARAMETER.fullmatch(name):
                 raise TypeError(f"a space has no parameter {name!r}")
         policy = {f"training.{name}": value for name, value in asdict(TrainingPolicy()).items()}
-        if any(map(optimizer_of, given)):
-            del policy[LR]
+        for name in {shared_name(name) for name in given if optimizer_of(name)}:
+            del policy[name]
         missing = {name: value for name, value in policy.items() if name not in given}
         return Space(
             values["backbone"],
@@ -298,7 +299,8 @@ class Space:
             HiddenLayer(int(values[f"head.units.{i}"]), float(values[f"head.dropout.{i}"]))
             for i in range(1, values["head.hidden_layers"] + 1)
         )
-        values[LR] = values[lr_name(values, values["training.optimizer"])]
+        for name in RANGES:
+            values[name] = values[own_name(values, name, values["training.optimizer"])]
         policy = {
             name: values[f"training.{name}"]
             for name in POLICY_FIELDS
@@ -367,8 +369,9 @@ class Space:
         policy: dict[str, Any] = {}
         for name, default in asdict(TrainingPolicy()).items():
             key = f"training.{name}"
+            if key in RANGES:
+                key = own_name({**self.fixed, **self.distributions}, key, policy["optimizer"])
             if name == "lr":
-                key = lr_name({**self.fixed, **self.distributions}, policy["optimizer"])
                 default = self._default_lr(key, policy["optimizer"], default)
             if name in given:
                 policy[name] = given[name]
@@ -423,7 +426,7 @@ def plan_values(plan: TrialPlan) -> Params:
     given = {name: getattr(plan, name) for name in OF_IMAGES}
     values |= {name: value for name, value in given.items() if value is not None}
     values |= {f"training.{name}": getattr(plan.policy, name) for name in POLICY_FIELDS}
-    return values | {f"{LR}.{plan.policy.optimizer}": plan.policy.lr}
+    return values | {f"{name}.{plan.policy.optimizer}": values[name] for name in RANGES}
 
 
 def active_params(space: Space | None, params: Mapping[str, Any]) -> dict[str, Any]:

@@ -150,7 +150,10 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     "space.training.layer_decay": ([(1, 1.0), (0.5, 0.5)], [0, 1.1]),
     "space.training.backbone_lr": ([("0.1", 0.1), ([0.1, 1], [0.1, 1.0])], [0, -1, 101, "low"]),
     "space.training.parameters": (kept(*PARAMETERS), ["norm", None, [], ["all", "all"]]),
-    "space.training.weight_decay": ([(0, 0.0), (10, 10.0)], [-1e-9, 10.1]),
+    "space.training.weight_decay": (
+        [(0, 0.0), (10, 10.0), ("auto", "auto"), ({"sgd": [0, 1]}, {"sgd": [0.0, 1.0]})],
+        [-1e-9, 10.1, "none", {"adam": 0.1}, {"sgd": 11}],
+    ),
     "space.training.momentum": ([(0, 0.0), (0.999, 0.999)], [1, -0.1, None]),
     "space.training.label_smoothing": ([(0.9, 0.9)], [1, -0.1]),
     "space.training.head_only_epochs": (

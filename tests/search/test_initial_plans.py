@@ -273,3 +273,16 @@ def test_a_plan_of_any_of_several_backbones_fits() -> None:
         misfit_reason(space, other)
         == "backbone is resnet50, and this study has resnet18, resnet34"
     )
+
+
+@pytest.mark.parametrize("sizes", [[224, 128, 160], {"low": 128, "high": 224, "step": 32}])
+def test_of_several_image_sizes_one_plan_tries_the_smallest(sizes: Any) -> None:
+    config = SpaceConfig.model_validate({"trainable_layers": {"low": 0, "high": 5}})
+    candidate = Candidate("resnet18", 8, fake_capabilities(8))  # type: ignore[arg-type]
+    space = Space.from_candidates([candidate], config, "weights", {"image_size": sizes})
+    plans = default_plans(space, epochs=10)
+    small = [one for one in plans if one.plan.image_size == 128]
+    assert [one.title for one in small] == [
+        "known good: last 5 layers trainable at a low rate, images of 128 px"
+    ]
+    assert len(plans) > 1 and {one.plan.image_size for one in plans} == {128, 224}

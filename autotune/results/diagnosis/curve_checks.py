@@ -11,7 +11,8 @@ from optuna.trial import FrozenTrial, TrialState
 from autotune.results.diagnosis.facts import NO_NOISE, Facts, Finding, unknown
 from autotune.results.diagnosis.loss_curves import END, MIN_EPOCHS, LossCurves, is_solved
 from autotune.results.values.parameter_words import parameter_words
-from autotune.search.parameters.learning_rates import is_lr, optimizer_of
+from autotune.search.parameters.by_optimizer import optimizer_of, shared_name
+from autotune.search.parameters.learning_rates import LR
 from autotune.search.study_view import MIN_FOR_LINE, FinalValuePredictor
 from autotune.text import plural
 
@@ -53,7 +54,8 @@ def check_stability(facts: Facts) -> Finding:
 
 def _describe_divergence(facts: Facts) -> str:
     """Say above which learning rate trainings diverge, where that is a pattern."""
-    rates = dict.fromkeys(name for t in facts.diverged for name in t.params if is_lr(name))
+    searched = dict.fromkeys(name for trial in facts.diverged for name in trial.params)
+    rates = [name for name in searched if shared_name(name) == LR]
     words = ""
     for name in rates:
         optimizer = optimizer_of(name)

@@ -23,7 +23,12 @@ from autotune.config.fields import values_of_dimension
 from autotune.config.loading import get_dotted
 from autotune.config.old_names import KEYS
 from autotune.results.study_results import StudyResults, is_active
-from autotune.search.parameters.learning_rates import is_lr, lr_dimensions, optimizer_of
+from autotune.search.parameters.by_optimizer import (
+    RANGES,
+    optimizer_of,
+    own_dimensions,
+    shared_name,
+)
 from autotune.search.space_checks import rule_problem
 
 #: Share of a range that is its edge.
@@ -130,11 +135,11 @@ def wider_range(results: StudyResults, edge: Edge, layers: int) -> tuple[str, An
         ``None`` where the study file has no range of numbers there.
     """
     key = _key_of(edge.parameter)
-    searched, rates = get_dotted(results.definition, key), {}
-    if is_lr(edge.parameter):
+    searched, owned = get_dotted(results.definition, key), {}
+    if (shared := shared_name(edge.parameter)) in RANGES:
         optimizers = values_of_dimension(get_dotted(results.definition, _OPTIMIZER))
-        rates = lr_dimensions(searched, optimizers)
-        searched = rates.get(edge.parameter)
+        owned = own_dimensions(shared, searched, optimizers)
+        searched = owned.get(edge.parameter)
     if not edge.can_be_widened:
         return None
     side = "low" if edge.side == "lower" else "high"
@@ -151,7 +156,7 @@ def wider_range(results: StudyResults, edge: Edge, layers: int) -> tuple[str, An
         else:
             return None
         if wider != searched and not rule_problem(edge.parameter, wider):
-            others = {optimizer_of(name): own for name, own in rates.items()}
+            others = {optimizer_of(name): own for name, own in owned.items()}
             own = optimizer_of(edge.parameter)
             return key, {**others, own: wider} if own else wider
     return None

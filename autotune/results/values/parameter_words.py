@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from autotune.search.parameters.learning_rates import optimizer_of
+from autotune.search.parameters.by_optimizer import optimizer_of, shared_name
 
 _WORDS = {
     "depth": "trainable layers",
@@ -36,7 +36,7 @@ def parameter_words(name: str) -> str:
     if words := _WORDS.get(name):
         return words
     if optimizer := optimizer_of(name):
-        return f"learning rate with {optimizer}"
+        return f"{parameter_words(shared_name(name))} with {optimizer}"
     if match := _NUMBERED.fullmatch(name):
         _, layer, of_layer, of_head, number = match.groups()
         words = f"{of_layer} of layer {layer}" if layer else f"{of_head} of hidden layer {number}"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autotune.plan import INHERITING, KEEP, SOLVED
-from autotune.search.parameters.learning_rates import optimizer_of
+from autotune.search.parameters.by_optimizer import optimizer_of
 
 #: Fields of the policy that are inactive without trainable layers.
 OF_LAYERS = ("layer_decay", "head_epochs", "l2_sp", "backbone_lr", "parameters")

@@ -1,15 +1,8 @@
-"""Learning rates by optimizer: where a search starts, and what it searches if nobody says.
-
-A rate that suits one optimizer is useless for another, so each has a parameter of its own where
-several are searched: ``training.lr.adamw``, ``training.lr.sgd``.
-"""
+"""Learning rates by optimizer: where a search starts, and what it searches if nobody says."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
-
-from autotune.config.schema import AUTO, OPTIMIZERS
 
 LR = "training.lr"
 #: Peak learning rates with which a whole pretrained network is fine-tuned, for batches of about
@@ -32,51 +25,9 @@ LR_RANGES: dict[str, dict[str, Any]] = {
     "sgd": {"low": 3e-3, "high": 3e-1, "log": True},
     "adagrad": {"low": 1e-3, "high": 1e-1, "log": True},
 }
-assert set(LR_RANGES) == set(FINE_TUNING_LR) == set(OPTIMIZERS)
+assert set(LR_RANGES) == set(FINE_TUNING_LR)
 
 
 def head_lr(optimizer: str) -> float:
     """Return the rate of a new head alone: ten times that of a whole network."""
     return HEAD_FACTOR * FINE_TUNING_LR[optimizer]
-
-
-def lr_dimensions(lr: Any, optimizers: Sequence[str]) -> dict[str, Any]:
-    """Return the parameters of learning rates with their dimensions.
-
-    Args:
-        lr: ``space.training.lr``: a dimension, ``auto``, or a mapping from optimizers.
-        optimizers: The optimizers of the study.
-
-    Returns:
-        One for each optimizer; only ``training.lr`` where all share a dimension, or there is only
-        one.
-    """
-    if lr != AUTO and not is_by_optimizer(lr):
-        return {LR: lr}
-    given = lr if isinstance(lr, Mapping) else {}
-    ranges = {name: given.get(name, LR_RANGES[name]) for name in optimizers}
-    if len(ranges) == 1:
-        return {LR: next(iter(ranges.values()))}
-    return {f"{LR}.{name}": dimension for name, dimension in ranges.items()}
-
-
-def is_by_optimizer(lr: Any) -> bool:
-    """Tell whether a value of ``space.training.lr`` names optimizers."""
-    return isinstance(lr, Mapping) and not lr.keys() & {"low", "high"}
-
-
-def lr_name(names: Mapping[str, Any], optimizer: str) -> str:
-    """Return the parameter that has the learning rate of an optimizer, among all parameters."""
-    own = f"{LR}.{optimizer}"
-    return own if own in names else LR
-
-
-def is_lr(name: str) -> bool:
-    """Tell whether a parameter is a learning rate of the head."""
-    return name == LR or bool(optimizer_of(name))
-
-
-def optimizer_of(name: str) -> str:
-    """Return the optimizer whose learning rate a parameter is; empty for all others."""
-    optimizer = name.removeprefix(f"{LR}.")
-    return optimizer if optimizer != name else ""

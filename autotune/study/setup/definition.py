@@ -34,7 +34,7 @@ from autotune.models.pretrained.names import check_name
 from autotune.models.surgery.capabilities import LayerCapabilities
 from autotune.models.surgery.probing import probe_layers
 from autotune.search.backbone_limits import Candidate
-from autotune.search.parameters.learning_rates import lr_dimensions
+from autotune.search.parameters.by_optimizer import RANGES, WEIGHT_DECAY, own_dimensions
 from autotune.search.plugins import (
     load_pruner_plugin,
     load_sampler_plugin,
@@ -178,15 +178,21 @@ def define(
 
 
 def _rate_notes(config: StudyConfig) -> tuple[str, ...]:
-    """Return a note where several optimizers share a range of learning rates."""
+    """Return a note for each range that several optimizers share, and that does not suit all."""
     policy = config.space.training
     optimizers = values_of_dimension(policy.optimizer)
-    if len(optimizers) == 1 or len(lr_dimensions(policy.lr, optimizers)) > 1:
-        return ()
     names = " and ".join(map(str, optimizers))
-    return (
-        f"space.training.lr: {names} have the same rates, which do not suit them alike; 'auto' "
-        "gives each its own",
+    shared = []
+    for parameter in RANGES:
+        value = getattr(policy, parameter.removeprefix("training."))
+        is_default = parameter == WEIGHT_DECAY and len(values_of_dimension(value)) == 1
+        is_own = len(own_dimensions(parameter, value, optimizers)) > 1
+        if len(optimizers) > 1 and not is_own and not is_default:
+            shared.append(parameter)
+    return tuple(
+        f"space.{parameter}: {names} have the same values, which do not suit them alike; 'auto' "
+        "gives each its own"
+        for parameter in shared
     )
 
 

@@ -1,0 +1,75 @@
+"""Parameters of which each optimizer has its own where several are searched.
+
+A value that suits one optimizer is useless for another. So a search over AdamW and SGD has
+``training.lr.adamw`` and ``training.lr.sgd`` in place of ``training.lr``, each with its own range,
+and likewise ``training.weight_decay``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from autotune.config.schema import AUTO, OPTIMIZERS
+from autotune.search.parameters.learning_rates import LR, LR_RANGES
+
+WEIGHT_DECAY = "training.weight_decay"
+#: Weight decays that ``auto`` searches; the low ends are next to none. AdamW decays the weights
+#: by ``lr * weight_decay`` in each step, apart from the gradient (Loshchilov and Hutter 2019):
+#: around the 0.05 of fine-tuning (He et al. 2022, Masked Autoencoders, table 9; Bao et al. 2022,
+#: BEiT, appendix) and the 0.02 of Wightman et al. 2021 (ResNet strikes back, table 2). SGD adds
+#: it to the gradient, which momentum sums up: the usual 1e-4 (Li et al. 2020, Rethinking the
+#: Hyperparameters for Fine-tuning, section 3), the grid of Kornblith et al. 2019 (Do Better
+#: ImageNet Models Transfer Better?, appendix A: 1e-6 to 1e-3), and a decade more for few images.
+#: Adagrad: the same, since it is part of its gradient as well.
+WEIGHT_DECAY_RANGES: dict[str, dict[str, Any]] = {
+    "adamw": {"low": 1e-3, "high": 3e-1, "log": True},
+    "sgd": {"low": 1e-6, "high": 1e-2, "log": True},
+    "adagrad": {"low": 1e-6, "high": 1e-2, "log": True},
+}
+#: Parameter -> optimizer -> the range of ``auto``.
+RANGES = {LR: LR_RANGES, WEIGHT_DECAY: WEIGHT_DECAY_RANGES}
+assert all(set(ranges) == set(OPTIMIZERS) for ranges in RANGES.values())
+
+
+def own_dimensions(parameter: str, value: Any, optimizers: Sequence[str]) -> dict[str, Any]:
+    """Return the parameters of all optimizers with their dimensions.
+
+    Args:
+        parameter: A key of :data:`RANGES`.
+        value: Its value in the study file: a dimension, ``auto``, or a mapping from optimizers.
+        optimizers: The optimizers of the study.
+
+    Returns:
+        One for each optimizer; only ``parameter`` where all share a dimension, or there is only
+        one.
+    """
+    if value != AUTO and not is_by_optimizer(value):
+        return {parameter: value}
+    given = value if isinstance(value, Mapping) else {}
+    ranges = {name: given.get(name, RANGES[parameter][name]) for name in optimizers}
+    if len(ranges) == 1:
+        return {parameter: next(iter(ranges.values()))}
+    return {f"{parameter}.{name}": dimension for name, dimension in ranges.items()}
+
+
+def is_by_optimizer(value: Any) -> bool:
+    """Tell whether a value of the study file names optimizers."""
+    return isinstance(value, Mapping) and not value.keys() & {"low", "high"}
+
+
+def own_name(names: Mapping[str, Any], parameter: str, optimizer: str) -> str:
+    """Return the parameter that counts with an optimizer, among all parameters."""
+    own = f"{parameter}.{optimizer}"
+    return own if own in names else parameter
+
+
+def shared_name(name: str) -> str:
+    """Return the parameter without its optimizer: ``training.lr`` of ``training.lr.sgd``."""
+    return next((shared for shared in RANGES if name.startswith(f"{shared}.")), name)
+
+
+def optimizer_of(name: str) -> str:
+    """Return the optimizer with which alone a parameter counts; empty for all others."""
+    shared = shared_name(name)
+    return "" if shared == name else name.removeprefix(f"{shared}.")
