@@ -154,7 +154,7 @@ def make_results(**options: Any) -> StudyResults:
 
 
 def make_tied_results(log_loss: float = 0.01) -> StudyResults:
-    """Read a study whose trial 1 has the accuracy of the baseline, and no other trial has.
+    """Read a study whose trial 1 has the accuracy of the baseline, and no trial has a higher one.
 
     Args:
         log_loss: The log loss of trial 1; that of the baseline is higher than 0.01.

@@ -80,7 +80,7 @@ def test_of_equal_trials_the_one_with_the_lower_log_loss_is_named() -> None:
     assert not any("The gain of" in text for text in caveats(tied))
     worse = make_tied_results(log_loss=9.0)
     assert worse.best is worse.baseline and worse.difference == "no trial is better"
-    assert "84.2 %, which trial 1 reaches as well" in headline(worse)
+    assert headline(worse).endswith("reaches as well")
 
 
 @pytest.mark.parametrize(
