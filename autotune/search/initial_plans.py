@@ -18,7 +18,7 @@ from optuna.distributions import (
 )
 
 from autotune.config.schema import BaselineConfig
-from autotune.plan import KEEP, SOLVED, TrialPlan
+from autotune.plan import KEEP, SOLVED, TrainingPolicy, TrialPlan
 from autotune.search.dimensions import (
     contains,
     describe,
@@ -27,7 +27,7 @@ from autotune.search.dimensions import (
     nearest_in,
 )
 from autotune.search.parameters.activity import is_active
-from autotune.search.parameters.by_optimizer import optimizer_of, shared_name
+from autotune.search.parameters.by_optimizer import WEIGHT_DECAY, optimizer_of, shared_name
 from autotune.search.parameters.learning_rates import FINE_TUNING_LR, HEAD_FACTOR
 from autotune.search.space import Params, Space, plan_values
 
@@ -227,8 +227,10 @@ def _nearest_plan(space: Space, baseline: TrialPlan, values: dict[str, Any]) -> 
     }
     params = {}
     for name, distribution in space.distributions.items():
-        if optimizer_of(name):
+        if optimizer := optimizer_of(name):
             wanted[name] = wanted[shared_name(name)]  # those of others have no effect
+            if shared_name(name) == WEIGHT_DECAY and optimizer != baseline.policy.optimizer:
+                wanted[name] = TrainingPolicy().weight_decay
         if name.startswith("layer."):
             params[name] = _nearest_to_keep(distribution)
         elif name in wanted:

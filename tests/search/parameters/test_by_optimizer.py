@@ -58,8 +58,8 @@ def test_each_of_several_optimizers_has_its_own() -> None:
     assert WEIGHT_DECAY not in {*made.distributions, *made.fixed}
     assert to_dimension(made.distributions[f"{WEIGHT_DECAY}.sgd"]) == [1e-4, 5e-4]
     assert Space.from_json(json.loads(json.dumps(made.to_json()))) == made
-    adamw = TrainingPolicy("adamw", lr=1e-3, weight_decay=0.05)
-    sgd = TrainingPolicy("sgd", lr=0.1, weight_decay=5e-4)
+    adamw = TrainingPolicy("adamw", weight_decay=0.05)
+    sgd = TrainingPolicy("sgd", weight_decay=5e-4)
     for policy in (adamw, sgd):
         plan = replace(made.baseline(), policy=policy)
         params = made.params(plan)
