@@ -305,7 +305,9 @@ def study_name(base: Mapping[str, Any], overrides: Mapping[str, Any], stem: str)
     for key in NAMING_KEYS:
         value, before = (_joined(get_dotted(source, key), key) for source in (values, base))
         before = _DEFAULTS.get(key) if before is None else before
-        if not isinstance(value, str) or (value == before and (name or key != "dataset")):
+        is_own_race = isinstance(get_dotted(overrides, key), Mapping)  # among a list of its own
+        is_same = value == before and (name or key != "dataset") and not is_own_race
+        if not isinstance(value, str) or is_same:
             continue
         if key == "init":
             value = stored_init(value)  # names of earlier versions stay

@@ -701,18 +701,21 @@ class StudyConfig(_Section):
             and f"must be one number without {'views' if augment.policy != 'none' else 'a policy'}"
             f", which it is the strength of, but got {format_yaml(augment.strength)}; set "
             f"{'training.num_views' if augment.policy != 'none' else 'training.augment.policy'}",
-            "weights": self._weights_problem(),
+            # 'race' alone may be a study that exists, and has the backbone of these weights.
+            "weights": (self.race != Race() and self.race_weights_problem())
+            or weights_problem(self.weights, self.backbones),
         }
         return [Problem(key, message) for key, message in rules.items() if message]
 
-    def _weights_problem(self) -> str:
+    def race_weights_problem(self) -> str:
+        """Say what is wrong with the weights of a race: a file has those of one backbone."""
         is_file = isinstance(self.weights, str) and self.weights not in (HUB, NONE)
-        if self.race is not None and is_file:
-            return (
-                f"must be hub or none in a race, or name its backbone, but got {self.weights}; "
-                "backbone=resnet18 (make: BACKBONE=resnet18) says whose weights they are"
-            )
-        return weights_problem(self.weights, self.backbones)
+        if self.race is None or not is_file:
+            return ""
+        return (
+            f"must be hub or none in a race, or name its backbone, but got {self.weights}; "
+            "backbone=resnet18 (make: BACKBONE=resnet18) says whose weights they are"
+        )
 
 
 def all_fields(

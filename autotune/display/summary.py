@@ -35,6 +35,7 @@ from autotune.study.state import attrs
 from autotune.text import relative_path, shell_quote
 
 if TYPE_CHECKING:
+    from autotune.study.race.progress import RaceProgress
     from autotune.study.setup.opening import OpenStudy
 
 #: Trials of a Pareto front that the terminal lists.
@@ -74,6 +75,17 @@ def print_summary(console: Console, opened: OpenStudy, *, trained: bool) -> bool
         console.print(Text(line))
     _print_next(console, opened, results)
     return results.no_result is None
+
+
+def print_race(console: Console, race: RaceProgress) -> None:
+    """Print the round of a race, its workers, and what the rounds before have found."""
+    results = StudyResults.from_study(race.opened.study)
+    text = race.describe()
+    console.print(Text(f"{text[0].upper()}{text[1:]}."))
+    print_workers(console, race.opened)
+    console.print(Text(f"trials of this round: {results.describe_progress()}"))
+    if table := race_table(results):
+        console.print(_race_table(table))
 
 
 def _remarks(results: StudyResults) -> Iterator[str]:

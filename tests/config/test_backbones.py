@@ -53,7 +53,10 @@ def test_other_values(value: str, message: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"weights": "mine.pth"}, r"weights: must be hub or none in a race, .*BACKBONE=resnet18"),
+        (
+            {"weights": "mine.pth", "backbone": {"race": "small"}},
+            r"weights: must be hub or none in a race, .*BACKBONE=resnet18",
+        ),
         ({"weights": {"resnet1": "a.pth"}}, "weights: must name backbones of the study"),
         (
             {"backbone": {"race": "auto", "keep": 2}, "search": {"strategy": "greedy"}},
@@ -80,3 +83,24 @@ def test_the_backbones_of_a_race() -> None:
     )
     assert own.with_backbones(["b"]).weights == {"b": "b.pth"}
     assert own.without_race("b").weights == "none"
+
+
+def test_a_file_of_weights_is_left_to_the_study_that_may_exist() -> None:
+    config = validate({"dataset": "d", "backbone": "race", "weights": "mine.pth"}, "test")
+    assert "BACKBONE=resnet18" in config.race_weights_problem()
+    chosen = config.with_backbones(["resnet18.a1_in1k"])
+    assert chosen.weights == {"resnet18.a1_in1k": "mine.pth"}
+    assert not chosen.race_weights_problem()
+
+
+def test_a_race_among_a_list_of_its_own_has_a_study_of_its_own() -> None:
+    names = {
+        value: load_study_file("folder", ["dataset=photos", *value]).name
+        for value in (
+            (),
+            ("backbone=race",),
+            ("backbone={race: [resnet18, resnet50]}",),
+            ("backbone=resnet18.a1_in1k",),
+        )
+    }
+    assert list(names.values()) == ["photos", "photos", "photos-race", "photos-resnet18.a1_in1k"]

@@ -75,7 +75,12 @@ INSTEAD = (
         r"^make rename STUDY=photos-tpe TO=flowers",
         "make rename STUDY=flowers TO=back && make rename STUDY=back TO=flowers",
     ),
-    (r"WEIGHTS=resnet18\.safetensors", "WEIGHTS=resnet18.safetensors NAME=of-file"),
+    (
+        r"BACKBONE=resnet18 WEIGHTS=resnet18\.safetensors",
+        "BACKBONE=test_resnet WEIGHTS=resnet18.safetensors NAME=of-file",
+    ),
+    (r"\[resnet18, convnext_nano, mobilenetv3_large_100\]", "[test_resnet, test_convnext]"),
+    (r"BACKBONE=resnet18\.a1_in1k$", "BACKBONE=test_resnet NAME=of-one"),
     (r"search\.trials=60 ", "search.trials=4 "),
     (r"search\.trials=60$", "search.trials=4"),
     (r"30-per-class", "6-per-class"),

@@ -125,6 +125,8 @@ def _run_seeds(
     problems: list[UserError] = []
     is_interrupted = False
     for config in configs:
+        if results and config.race is not None:  # the race of the first study is that of all
+            config = config.with_backbones(tuple(results[0].backbones))
         result, problem = run_one(stdout, config)
         if result.handle.name != config.name:
             stdout.print(STOPPED_RACE)

@@ -36,18 +36,28 @@ def status(
 ) -> None:
     """Show the progress of a study, its workers, what failed, and the best trial.
 
+    While the race for a study runs, it shows the round.
+
     Exit code 1: the study has ended, and no trial has a result.
     """
     if every is not None and not watch:
         raise UserError("--every goes with --watch")
     located = console.locate(study, overrides, name, storage)
+    from autotune.display.summary import print_race, print_summary, print_workers
+
+    stdout = console.stdout()
     try:
         opened = _open(located, WAIT_S if watch else 0.0)
     except KeyboardInterrupt:
         return
-    from autotune.display.summary import print_summary, print_workers
+    except StudyError:
+        from autotune.study.race.progress import find_race
 
-    stdout = console.stdout()
+        race = find_race(located.name, located.storage, located.files)
+        if race is None:
+            raise
+        print_race(stdout, race)
+        return
     if watch:
         from autotune.display.watch import watch as watch_study
 
@@ -63,18 +73,23 @@ def status(
 
 def _open(located: console.Located, wait_s: float) -> OpenStudy:
     """Open a study; wait for one that seems to be in the making, for some time."""
+    from autotune.study.race.progress import find_race
     from autotune.study.setup.opening import POLL_S, open_existing
 
-    deadline, is_told = time.monotonic() + wait_s, False
+    deadline, told = time.monotonic() + wait_s, ""
     while True:
         try:
             return open_existing(located.name, located.storage, located.files)
         except (StudyError, StorageError) as error:
             if time.monotonic() >= deadline or not _may_come(located, error):
                 raise
-            if not is_told:
-                console.stderr(soft_wrap=True).print(f"waiting, Ctrl-C ends it: {error}")
-            is_told = True
+            reason = str(error)
+            race = find_race(located.name, located.storage, located.files) if wait_s else None
+            if race is not None:
+                deadline, reason = time.monotonic() + wait_s, race.describe()
+            if reason != told and (race is not None or not told):
+                console.stderr(soft_wrap=True).print(f"waiting, Ctrl-C ends it: {reason}")
+                told = reason
         time.sleep(POLL_S)
 
 

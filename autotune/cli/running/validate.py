@@ -13,6 +13,7 @@ from autotune.text import format_bytes, format_duration, plural
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from autotune.config.schema import StudyConfig
     from autotune.models.backbone import Backbone
     from autotune.study.race.entrants import Entrants
     from autotune.study.setup.definition import Definition
@@ -37,6 +38,8 @@ def validate(
     from autotune.study.setup.definition import define
 
     entrants = None
+    if config.race is not None:
+        config = _with_stored_backbones(config)
     if config.race is not None:
         from autotune.study.race.entrants import Entrants
 
@@ -67,7 +70,7 @@ def validate(
         note = "; the validation split of the data set is in the folds" if has_validation else ""
         stdout.print(f"  split     {config.data.folds} folds and a test split{note}")
     if entrants is not None:
-        _print_race(stdout, entrants)
+        _print_race(stdout, entrants, definition)
     with console.stderr().status("measuring how long trials take"):
         lines = _describe_durations(definition, loaded)
     for line in lines:
@@ -80,8 +83,21 @@ def validate(
         stdout.print(f"  fixed     {key}: {value}")
 
 
-def _print_race(stdout: Console, entrants: Entrants) -> None:
-    """Print who takes part in a race, and who does not; nothing is downloaded."""
+def _with_stored_backbones(config: StudyConfig) -> StudyConfig:
+    """Return the study file with the backbones of its study, if there is one."""
+    from autotune.study.race.running import with_stored_backbones
+    from autotune.study.setup.manifest_store import find_study
+    from autotune.study.state import attrs
+
+    found = find_study(config.name, config.storage)
+    if found is None or attrs.DEFINITION not in found[0].user_attrs:
+        return config
+    return with_stored_backbones(config, found[0])
+
+
+def _print_race(stdout: Console, entrants: Entrants, definition: Definition) -> None:
+    """Print who takes part in a race, who does not, and what it costs; nothing is downloaded."""
+    from autotune.study.devices import visible_gpus
     from autotune.study.state.constraints import format_cost
 
     for entry in entrants.running:
@@ -89,6 +105,8 @@ def _print_race(stdout: Console, entrants: Entrants) -> None:
         facts = (f"{size} parameters", entry.license, entrants.describe_source(entry))
         text = f"  race      {entry.backbone}: {', '.join(filter(None, facts))}"
         stdout.print(text, soft_wrap=True)
+    if costs := entrants.describe_costs(definition.dataset, len(visible_gpus())):
+        stdout.print(f"  race      {costs}", soft_wrap=True)
     for entry in entrants.entries:
         if entry.left_out:
             stdout.print(f"  left out  {entry.backbone}: {entry.left_out}", soft_wrap=True)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from autotune.config.backbones import AUTO, LARGE, SMALL, Race
 from autotune.config.schema import StudyConfig
 from autotune.config.weights import HUB, NONE
 from autotune.data.preprocessing import ImageSpec
+from autotune.data.splits.dataset import Dataset
 from autotune.errors import BackboneError, ConfigError, Problem, UserError
 from autotune.models.backbone import (
     HubError,
@@ -27,10 +28,11 @@ from autotune.models.pretrained.packages import (
     offer,
 )
 from autotune.study.devices import visible_gpus
+from autotune.study.race.duration import count_macs, race_seconds
 from autotune.study.state.constraints import violations
 from autotune.study.state.race_record import RaceEntry
 from autotune.study.trial.run import EventCallback
-from autotune.text import error_line, first_line, join_some, plural
+from autotune.text import error_line, first_line, format_duration, join_some, plural
 
 #: Least memory of a GPU for the list of large backbones: a batch of 32 images of ConvNeXt-Base
 #: with its gradients takes about 8 GB.
@@ -76,6 +78,7 @@ class Entrants:
     packaged: list[str] = field(default_factory=list)
     _sources: dict[str, str] = field(default_factory=dict)
     _loaded: set[str] = field(default_factory=set)
+    _macs: dict[str, int] = field(default_factory=dict)
     _hub_error: HubError | None = None
 
     def look(self) -> None:
@@ -85,6 +88,8 @@ class Entrants:
             ConfigError: With every name of the study file that is no backbone.
         """
         problems: list[Problem] = []
+        if problem := self.config.race_weights_problem():
+            problems.append(Problem("weights", problem))
         for name in self.race.names(self.listed):
             try:
                 check_name(name)
@@ -102,10 +107,12 @@ class Entrants:
         self._sources[name] = (weights_at_hand(name) or HUB) if weights == HUB else weights
         license = license_of(name) if weights == HUB else ""
         try:
-            for size in self.config.image_sizes:
-                model = build_backbone(name, size, device="meta")
+            sizes = self.config.image_sizes
+            model, *_ = [build_backbone(name, size, device="meta") for size in sizes]
         except BackboneError as error:
             return RaceEntry(name, left_out=first_line(error))
+        with suppress(BackboneError):  # its time is not known then
+            self._macs[name] = count_macs(model, sizes[0])  # the race has the largest size
         parameters = sum(parameter.numel() for parameter in model.parameters())
         limit = self.config.constraints.max_parameters
         limits = {} if limit is None else {"parameters": limit}
@@ -139,16 +146,38 @@ class Entrants:
             NONE: "no weights",
         }.get(source, f"weights: {source}")
 
-    def describe(self) -> Iterator[str]:
-        """Yield a line about the backbones, and a line about the downloads."""
+    def describe(self) -> str:
+        """Name the backbones, with the size of each download."""
         running = self.running
         where = f"the list {self.listed}" if self.listed else "the study file"
-        yield f"race: {plural(len(running), 'backbone')} of {where}"
-        wanted = [entry for entry in running if self._sources[entry.backbone] == HUB]
-        if wanted:
-            sizes = {e.backbone: (e.parameters or 0) * _BYTES / 1e6 for e in wanted}
-            each = join_some([f"{name} {size:,.0f} MB" for name, size in sizes.items()], 30)
-            yield f"race: to download {sum(sizes.values()):,.0f} MB from the hub: {each}"
+        names = (
+            f"{entry.backbone} ({size / 1e6:,.0f} MB)"
+            if (size := self._download_bytes(entry))
+            else entry.backbone
+            for entry in running
+        )
+        return f"{plural(len(running), 'backbone')} of {where}: {join_some([*names], 30)}"
+
+    def describe_costs(self, dataset: Dataset | None, gpus: int) -> str:
+        """Say about how long the race takes, and what it downloads; empty for a single backbone.
+
+        Args:
+            dataset: The images of the study; ``None`` where they are not known yet.
+            gpus: GPUs that train; 0 for the CPU.
+        """
+        names, texts = [entry.backbone for entry in self.running], []
+        macs = [self._macs[name] for name in names if name in self._macs]
+        if dataset is not None and len(macs) > 1:
+            seconds = race_seconds(self.config, dataset, macs, gpus)
+            on = plural(gpus, "GPU") if gpus else "the CPU"
+            texts.append(f"roughly {format_duration(seconds)} on {on}")
+        if size := sum(map(self._download_bytes, self.running)):
+            texts.append(f"{size / 1e6:,.0f} MB to download from the hub")
+        return ", and ".join(texts)
+
+    def _download_bytes(self, entry: RaceEntry) -> int:
+        is_here = self._sources[entry.backbone] != HUB
+        return 0 if is_here else (entry.parameters or 0) * _BYTES
 
     def load(self, on_event: EventCallback) -> None:
         """Load the weights of all; those that cannot be had are left out.

@@ -8,7 +8,9 @@ from typing import Any
 
 from optuna.study import Study
 
+from autotune.config.backbones import Race
 from autotune.config.schema import OBJECTIVES, StudyConfig
+from autotune.data.sources.registry import needs_download
 from autotune.errors import ChangedStudyError, UserError
 from autotune.study.engine import launcher
 from autotune.study.engine.launcher import RunResult
@@ -22,6 +24,7 @@ from autotune.study.race.rounds import (
     round_name,
     tunings,
 )
+from autotune.study.setup.definition import open_dataset
 from autotune.study.setup.definition_changes import refuse_race
 from autotune.study.setup.manifest_store import find_study
 from autotune.study.setup.opening import find_existing
@@ -44,7 +47,10 @@ def run_study(
         return launcher.run_study(config, on_event=on_event, **options)
     stored = find_study(config.name, config.storage)
     if stored is not None and attrs.DEFINITION in stored[0].user_attrs:
-        config = with_winners(config, stored[0])
+        config = with_stored_backbones(config, stored[0])
+        if attrs.RACE not in stored[0].user_attrs:
+            names = join_some(list(config.backbones))
+            on_event(_lines(f"race: none, because the study has its backbone: {names}"))
         result = launcher.run_study(config, on_event=on_event, **options)
     else:
         race = run_race(config, on_event=on_event, **options)
@@ -56,17 +62,22 @@ def run_study(
     return result
 
 
-def with_winners(config: StudyConfig, study: Study) -> StudyConfig:
-    """Return the study file with the backbones that the race of its study has chosen.
+def with_stored_backbones(config: StudyConfig, study: Study) -> StudyConfig:
+    """Return the study file with the backbones of its study, which exists: it needs no race.
+
+    ``race`` alone leaves the choice open, so a study keeps its backbones however they were chosen.
+    A race that names its list or how many to keep has to be the one that has chosen them.
 
     Raises:
         ChangedStudyError: When the study has other backbones than a race like this has chosen.
     """
     assert config.race is not None
     stored = study.user_attrs.get(attrs.RACE)
-    if stored is None or stored["asked"] != config.race.to_json():
+    is_same = stored is not None and stored["asked"] == config.race.to_json()
+    if not is_same and config.race != Race():
         raise refuse_race(study, config.backbone)
-    return config.with_backbones(RaceRecord.from_json(stored).kept)
+    names = attrs.definition(study.user_attrs)["backbone"]
+    return config.with_backbones([names] if isinstance(names, str) else names)
 
 
 def run_race(
@@ -164,7 +175,11 @@ class _Race:
         entrants = Entrants.of(
             self.config, self.options.get("gpus"), self.options.get("gpus_per_worker")
         )
-        self.on_event(_lines(*entrants.describe()))
+        entrants.check_any()
+        dataset = None if needs_download(self.config.dataset) else open_dataset(self.config)
+        self.on_event(_lines(f"race: {entrants.describe()}"))
+        if costs := entrants.describe_costs(dataset, self._gpus()):
+            self.on_event(_lines(f"race: {costs}"))
         entrants.load(self.on_event)
         left = [entry for entry in entrants.entries if entry.left_out]
         self.on_event(_lines(*(f"race: without {e.backbone}: {e.left_out}" for e in left)))
@@ -175,6 +190,13 @@ class _Race:
             entries=tuple(entrants.entries),
             packaged=tuple(entrants.packaged),
         )
+
+    def _gpus(self) -> int:
+        """Return the number of GPUs that train."""
+        if self.options.get("engine") == "ray":
+            has_gpus = bool(self.options.get("gpus_per_worker"))
+            return (self.options.get("workers") or 1) * has_gpus
+        return len(launcher.resolve_gpus(self.options.get("gpus")))
 
     def _announce(self, record: RaceRecord, number: int, rounds: int, names: Sequence[str]) -> str:
         what = record.describe_round(number)

@@ -105,6 +105,23 @@ class Definition:
         return tuple(dict.fromkeys(spec for backbone in self.backbones for spec in backbone.specs))
 
 
+def open_dataset(config: StudyConfig, progress: ProgressCallback = no_progress) -> Dataset:
+    """Open the images of a study file alone.
+
+    Raises:
+        ConfigError: When they cannot be used.
+    """
+    problems = ProblemCollector(config)
+    files = StudyPaths.from_url(config.storage, config.files)
+    leave_out(files.written_folders(config.storage))
+    opened = problems.attempt(
+        "dataset", lambda: Dataset.open(config.dataset, config.data, None, progress)
+    )
+    problems.raise_if_any()
+    assert opened is not None
+    return opened
+
+
 def define(
     config: StudyConfig,
     manifest: Manifest | None = None,

@@ -80,7 +80,10 @@ def refuse_race(study: Study, now: Any) -> ChangedStudyError:
     before = race["asked"] if race else attrs.definition(study.user_attrs)["backbone"]
     lines = [f"  backbone: {before!r} in the study, {now!r} now"]
     if isinstance(before, str):
-        lines.append(f"  backbone={before} (make: BACKBONE={before}) continues it")
+        name = study.study_name
+        lines.append(
+            f"  backbone={before} --name {name} (make: BACKBONE={before} NAME={name}) continues it"
+        )
     return _changed(study, lines)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,16 @@ import optuna
 import pytest
 import timm
 import torch
+from rich.console import Console
 from safetensors.torch import save_file
 
 from autotune.config.schema import StudyConfig
+from autotune.display.summary import print_race
 from autotune.errors import ChangedStudyError, ConfigError, UserError
 from autotune.results.report.markdown import render_markdown
 from autotune.results.report.race_table import race_table
 from autotune.results.study_results import StudyResults
+from autotune.study.race.progress import find_race
 from autotune.study.race.running import run_race, run_study
 from autotune.study.setup.opening import open_existing
 from autotune.study.state import attrs
@@ -119,6 +123,66 @@ def test_it_continues_without_another_race(
         ):
             run_study(changed, workers=1)
     assert not lines_of(events)
+
+
+@pytest.mark.slow
+def test_a_study_keeps_its_backbone_where_the_file_says_race(
+    tmp_path: Path, weights: dict[str, str]
+) -> None:
+    path = weights["test_resnet"]
+    named = race_config(tmp_path, path, backbone="test_resnet")
+    events: list[dict[str, Any]] = []
+    with workers_inline():
+        run_study(named, workers=1)
+        # The same command, after the default of the study file has become a race.
+        config = race_config(tmp_path, path, backbone="race", search__trials=2)
+        result = run_study(config, on_event=events.append, workers=1)
+        assert result.trained and result.handle.name == "small"
+        other = race_config(tmp_path, weights)
+        with pytest.raises(ChangedStudyError, match=r"backbone=test_resnet --name small \(make"):
+            run_study(other, workers=1)
+    assert lines_of(events) == [
+        "race: none, because the study has its backbone: test_resnet",
+    ]
+    handle = open_existing("small", config.storage)
+    assert handle.config().backbones == ("test_resnet",)
+    assert attrs.RACE not in handle.study.user_attrs
+
+
+def test_a_file_of_weights_needs_the_name_of_its_backbone(
+    tmp_path: Path, weights: dict[str, str]
+) -> None:
+    config = race_config(tmp_path, weights["test_resnet"], backbone="race")
+    with pytest.raises(ConfigError, match="weights: must be hub or none in a race"):
+        run_study(config, workers=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_are_checked_before_weights_are_loaded(tmp_path: Path) -> None:
+    config = race_config(tmp_path, "hub", dataset=str(tmp_path / "nowhere"))
+    events: list[dict[str, Any]] = []
+    with pytest.raises(ConfigError, match="nowhere"):
+        run_study(config, on_event=events.append, workers=1)
+    assert not lines_of(events)
+
+
+@pytest.mark.slow
+def test_the_progress_of_a_race_is_known_before_its_study(
+    tmp_path: Path, weights: dict[str, str]
+) -> None:
+    config = race_config(tmp_path, weights)
+    assert find_race("small", config.storage) is None
+    with workers_inline(), pytest.raises(KeyboardInterrupt):
+        run_race(config, on_event=_interrupt_at("race: validation"), workers=1)
+    race = find_race("small", config.storage)
+    assert race is not None and (race.number, race.opened.name) == (0, "small.race0")
+    names = {name for name in NAMES if name in race.describe()}
+    assert "the race is in round 1 (solved head): " in race.describe() and names == set(NAMES)
+    console = Console(width=200, record=True, file=io.StringIO())
+    print_race(console, race)
+    said = console.export_text()
+    assert said.startswith("The study 'small' is made when its race has ended; the race is in")
+    assert "trials of this round: 3 of 3 finished" in said and "solved head" in said
 
 
 @pytest.mark.slow
