@@ -701,11 +701,15 @@ class StudyConfig(_Section):
             and f"must be one number without {'views' if augment.policy != 'none' else 'a policy'}"
             f", which it is the strength of, but got {format_yaml(augment.strength)}; set "
             f"{'training.num_views' if augment.policy != 'none' else 'training.augment.policy'}",
-            # 'race' alone may be a study that exists, and has the backbone of these weights.
-            "weights": (self.race != Race() and self.race_weights_problem())
-            or weights_problem(self.weights, self.backbones),
+            "weights": self._weights_problem(),
         }
         return [Problem(key, message) for key, message in rules.items() if message]
+
+    def _weights_problem(self) -> str:
+        if problem := self.race_weights_problem():
+            # 'race' alone may be a study that exists, and has the backbone of these weights.
+            return "" if self.race == Race() else problem
+        return weights_problem(self.weights, self.backbones)
 
     def race_weights_problem(self) -> str:
         """Say what is wrong with the weights of a race: a file has those of one backbone."""

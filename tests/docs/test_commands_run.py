@@ -81,6 +81,7 @@ INSTEAD = (
     ),
     (r"\[resnet18, convnext_nano, mobilenetv3_large_100\]", "[test_resnet, test_convnext]"),
     (r"BACKBONE=resnet18\.a1_in1k$", "BACKBONE=test_resnet NAME=of-one"),
+    (r"backbone=resnet18 weights=", "backbone=test_resnet weights="),
     (r"search\.trials=60 ", "search.trials=4 "),
     (r"search\.trials=60$", "search.trials=4"),
     (r"30-per-class", "6-per-class"),
