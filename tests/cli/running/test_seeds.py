@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from rich.console import Console
 
+from autotune.cli.running.run import _run_seeds
+from autotune.config.backbones import Race
+from autotune.config.loading import load_study_file
+from autotune.config.schema import StudyConfig
 from tests.support.inside import call
 from tests.support.runs import SMALL, trials_of
+from tests.support.studies import make_study
 
 
 @pytest.mark.slow
@@ -43,3 +52,23 @@ def test_mistakes_write_nothing(arguments: tuple[str, ...], why: str, tmp_path: 
     assert (ended.code, ended.out) == (2, ""), ended.out
     assert why in " ".join(ended.err.split())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_studies_of_all_seeds_have_the_backbones_of_one_race(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[StudyConfig] = []
+
+    def run_one(stdout: Console, config: StudyConfig) -> Any:
+        asked.append(config)
+        handle = SimpleNamespace(name=config.name, study=make_study(others={"test_vit": 4}))
+        return SimpleNamespace(handle=handle, interrupted=False), None
+
+    monkeypatch.setattr("autotune.display.comparison.print_seeds", lambda *given: None)
+    configs = [
+        load_study_file("folder", ["dataset=photos", f"search.seed={seed}"], f"photos-seed{seed}")
+        for seed in range(3)
+    ]
+    _run_seeds(Console(file=io.StringIO()), configs, run_one)
+    assert asked[0].race == Race() and [one.name for one in asked] == [c.name for c in configs]
+    assert [one.backbones for one in asked[1:]] == [("test_resnet.r160_in1k", "test_vit")] * 2
