@@ -1,6 +1,6 @@
-"""The table of learning curves: its space, its file, and how a plan is looked up.
+"""The tables of learning curves: their tasks, space and files, and how a plan is looked up.
 
-`benchmarks/search_table.py` makes it, `benchmarks/search_quality.py` simulates studies on it.
+`benchmarks/search_table.py` makes them, `benchmarks/search_quality.py` simulates studies on them.
 """
 
 from __future__ import annotations
@@ -19,29 +19,68 @@ from autotune.config.loading import load_study_file
 from autotune.config.schema import StudyConfig
 from autotune.search.space import Space
 
-TABLE = Path(__file__).parent / "search_table.npz"
+TABLES = Path(__file__).parent / "search_tables"
 #: What differs from `studies/digits.yaml`: a space small enough to be trained whole. The learning
-#: rates go on to where most plans fail, and every plan of the table trains its head.
-OVERRIDES = (
-    "space.trainable_layers={low: 0, high: 4}",
-    "space.layers={kernel: [keep, 1], width: [keep, 0.5], last: 2}",
-    "space.head={hidden_layers: {low: 0, high: 1}, units: [128, 512], dropout: [0.0, 0.5]}",
+#: rates go on to where most plans fail, and every plan of a table trains its head.
+SPACE = (
+    "space.trainable_layers={low: 0, high: 3}",
+    "space.layers={kernel: [keep, 1], width: [keep, 0.5], max_layers: 2}",
+    "space.head={hidden_layers: {low: 0, high: 1}, units: [128, 512], dropout: [0.0, 0.25, 0.5]}",
     "space.training={lr: {low: 1.0e-3, high: 0.3, log: true}, layer_decay: {low: 0.6, high: 1.0}}",
     "baseline.head_start=random",
 )
-#: Stands in the table for an epoch that diverged, and for all after it.
+#: Images of each task: ten digits with few images each, and the letters of `glyphs.py`.
+TASKS: Mapping[str, tuple[str, ...]] = {
+    "digits": (
+        "data={test: 0.3, validation: 0.2, train_per_class: 5, image_size: 32}",
+        "training.batch_size=16",
+    ),
+    "glyphs": (
+        "data={validation: 0.2, test: 0.2, image_size: 32}",
+        "training.batch_size=32",
+        "training.augment={crop: 0.8, flip: 0.0, rotate: 15.0}",
+    ),
+}
+#: Stands in a table for an epoch that diverged, and for all after it.
 DIVERGED = int(np.iinfo(np.uint16).max)
+
+#: Epochs from one evaluation of a training to the next.
+EVERY = 2
 
 Params = dict[str, Any]
 
 
-def load_config(*overrides: str) -> StudyConfig:
-    """Return the study whose plans are in the table.
+def load_config(task: str, *overrides: str) -> StudyConfig:
+    """Return the study whose plans are in a table.
 
     Args:
+        task: A name of :data:`TASKS`.
         overrides: What else differs from `studies/digits.yaml`.
     """
-    return load_study_file("digits", [*OVERRIDES, *overrides], "search-table")
+    return load_study_file("digits", [*SPACE, *TASKS[task], *overrides], "search-table")
+
+
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """One way to train all plans of a table.
+
+    Args:
+        right: uint16, ``(plans, evaluations)``: right validation images after every ``EVERY``
+            epochs, or ``DIVERGED``.
+        average: The same, by the moving average of the weights.
+        test: uint16, ``(plans, 2)``: right test images after the last epoch, by the weights and
+            by their average; 0 where the training diverged.
+    """
+
+    right: np.ndarray
+    average: np.ndarray
+    test: np.ndarray
+
+    @property
+    def final(self) -> np.ndarray:
+        """Right images after the last epoch, ``(plans,)``; 0 where the training diverged."""
+        last = self.right[:, -1]
+        return np.where(last == DIVERGED, 0, last).astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,30 +91,26 @@ class Table:
         space: The space; its ranges are continuous.
         axes: Values of each parameter that are in the table.
         index: uint8, ``(plans, parameters)``: positions on the axes, in the order of the space.
-        right: uint16, ``(plans, epochs)``: right validation images, or ``DIVERGED``.
-        log_loss: float16, ``(plans, epochs)``: in nats, NaN where the training diverged.
+        full: Curves of trainings with all epochs.
+        short: What trainings with half as many epochs, and a schedule of that length, end with.
         images: Number of validation images.
+        test_images: Number of test images.
         about: How the table was made: versions, machine, seconds.
     """
 
     space: Space
     axes: Mapping[str, list[Any]]
     index: np.ndarray
-    right: np.ndarray
-    log_loss: np.ndarray
+    full: Curves
+    short: Curves
     images: int
+    test_images: int
     about: Mapping[str, Any]
 
     @property
     def epochs(self) -> int:
-        """Epochs of every training."""
-        return int(self.right.shape[1])
-
-    @property
-    def final(self) -> np.ndarray:
-        """Right images after the last epoch, ``(plans,)``; 0 where the training diverged."""
-        last = self.right[:, -1]
-        return np.where(last == DIVERGED, 0, last).astype(np.int64)
+        """Epochs of a full training."""
+        return EVERY * int(self.full.right.shape[1])
 
     def row(self, params: Mapping[str, Any]) -> int:
         """Find the plan that is nearest to some parameters.
@@ -107,27 +142,32 @@ class Table:
             "space": self.space.to_json(),
             "axes": dict(self.axes),
             "images": self.images,
+            "test_images": self.test_images,
             "about": dict(self.about),
         }
-        np.savez_compressed(
-            path,
-            json=np.array(json.dumps(about)),
-            index=self.index,
-            right=self.right,
-            log_loss=self.log_loss,
-        )
+        arrays = {
+            f"{name}_{key}": values
+            for name, curves in (("full", self.full), ("short", self.short))
+            for key, values in vars(curves).items()
+        }
+        np.savez_compressed(path, json=np.array(json.dumps(about)), index=self.index, **arrays)
 
     @staticmethod
-    def load(path: Path = TABLE) -> Table:
-        """Read a table."""
-        with np.load(path) as file:
+    def load(task: str) -> Table:
+        """Read the table of a task."""
+        with np.load(TABLES / f"{task}.npz") as file:
             about = json.loads(str(file["json"]))
+            full, short = (
+                Curves(*(file[f"{name}_{key}"] for key in ("right", "average", "test")))
+                for name in ("full", "short")
+            )
             return Table(
                 Space.from_json(about["space"]),
                 about["axes"],
                 file["index"],
-                file["right"],
-                file["log_loss"],
+                full,
+                short,
                 about["images"],
+                about["test_images"],
                 about["about"],
             )

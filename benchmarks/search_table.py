@@ -1,12 +1,14 @@
 """What every plan of a small space scores in every epoch, from real training.
 
-Trains each plan of a finite space on the digits and keeps, for every epoch, how many validation
-images it had right and its log loss. A study can then be simulated in seconds on the results that
-a real one would have had: `benchmarks/search_quality.py` does. The layers that a plan locks give
-the same features in all plans, so they are computed once a depth and only the rest is trained;
-some plans are then trained as autotune does, on images, and compared.
+Trains each plan of a finite space on two tasks, for all epochs and for half of them, and keeps how
+many validation images it had right, by its weights and by their moving average: of the full
+training after every second epoch, of the short one at its end; and then how many test images.
+A study can then be simulated in seconds on the results that a real one would have had:
+`benchmarks/search_quality.py` does. The layers that a plan freezes give the same features in all
+plans, so they are computed once a depth and only the rest is trained; some plans are then trained
+as autotune does, on images, and compared.
 
-    python benchmarks/search_table.py [--jobs 2] [--check 24]
+    python benchmarks/search_table.py [--jobs 2] [--check 24] [--tasks digits,glyphs]
 
 An interrupted run goes on where it was: rows go to a file in `storage/` as they come.
 """
@@ -22,20 +24,32 @@ import platform
 import random
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import glyphs
 import numpy as np
 import torch
 from optuna.distributions import CategoricalDistribution, IntDistribution
-from search_curves import DIVERGED, OVERRIDES, TABLE, Params, Table, load_config
+from search_curves import (
+    DIVERGED,
+    EVERY,
+    SPACE,
+    TABLES,
+    TASKS,
+    Curves,
+    Params,
+    Table,
+    load_config,
+)
 from torch import Tensor, nn
 
-from autotune.data.views.study_data import StudyData
+from autotune.data.views.study_data import StudyData, open_test_views
 from autotune.data.views.views import Views
 from autotune.errors import DivergedError
 from autotune.models.backbone import Backbone, load_backbone
@@ -50,9 +64,11 @@ from autotune.training.trainer import Trainer
 HERE = Path(__file__).parent
 #: The values of the searched ranges that are trained; a simulated trial takes the nearest.
 GRID: Mapping[str, tuple[float, ...]] = {
-    "training.lr": (0.001, 0.004, 0.017, 0.07, 0.3),
+    "training.lr": (0.001, 0.005, 0.025, 0.12),
     "training.layer_decay": (0.6, 1.0),
 }
+#: Decay of the moving average of the weights, which is evaluated beside them.
+DECAY = 0.9
 #: Children of the backbone that are frozen unless all layers are trainable, and those that are
 #: unless as many of the last layers are.
 STEM = ("conv1", "bn1", "act1", "maxpool")
@@ -94,8 +110,8 @@ class FeatureViews(Views):
     def __init__(self, images: Views, features: Tensor) -> None:
         # Order, labels and batches are those of the images; what is handed out is another tensor.
         self.__dict__.update(vars(images))
-        self._kept = features
-        self._filled = torch.ones(features.shape[:2], dtype=torch.bool)
+        self.cached = features
+        self._is_cached = torch.ones(features.shape[:2], dtype=torch.bool)
 
 
 def as_it_is(features: Tensor) -> Tensor:
@@ -105,53 +121,59 @@ def as_it_is(features: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Bench:
-    """What all trainings share."""
+    """What all trainings of a task share."""
 
     found: Definition
     backbone: Backbone
     train: Views
     validation: Views
+    test: Views
     normalize: Normalizer
 
-    def network(self, plan: TrialPlan) -> Network:
-        """Build the network of a plan."""
+    def training(self, plan: TrialPlan, epochs: int) -> Trainer:
+        """Prepare the training of a plan as a study would."""
+        return self._training(plan, self._network(plan), self.train, self.validation, epochs)
+
+    def training_on_features(
+        self, plan: TrialPlan, epochs: int, views: Sequence[Views]
+    ) -> Trainer:
+        """Prepare the same training on what the frozen layers give."""
+        network = self._network(plan)
+        for name in frozen_children(plan.depth):
+            network.backbone.set_submodule(name, nn.Identity())
+        trainer = self._training(plan, network, views[0], views[1], epochs)
+        trainer.normalize = as_it_is  # type: ignore[assignment]
+        return trainer
+
+    def _network(self, plan: TrialPlan) -> Network:
         classes = len(self.found.dataset.source.classes)
         return build_network(self.backbone, plan, classes, self.found.config.search.seed)
 
-    def training(self, plan: TrialPlan) -> Trainer:
-        """Prepare the training of a plan as a study would."""
-        return self._training(
-            self.network(plan), plan, self.train, self.validation, self.normalize
-        )
-
-    def training_on_features(self, plan: TrialPlan) -> Trainer:
-        """Prepare the same training on what the frozen layers give."""
-        network = self.network(plan)
-        for name in frozen_children(plan.depth):
-            network.backbone.set_submodule(name, nn.Identity())
-        return self._training(network, plan, *features(plan.depth), as_it_is)
-
     def _training(
-        self, network: Network, plan: TrialPlan, train: Views, validation: Views, normalize: Any
+        self, plan: TrialPlan, network: Network, train: Views, validation: Views, epochs: int
     ) -> Trainer:
-        config = self.found.config
-        seed = config.search.seed
-        return Trainer(network, plan.policy, config.training, train, validation, normalize, seed)
+        config = self.found.config.training.model_copy(update={"epochs": epochs, "ema": DECAY})
+        seed = self.found.config.search.seed
+        return Trainer(network, plan.policy, config, train, validation, self.normalize, seed)
 
 
 @cache
-def bench() -> Bench:
+def bench(task: str) -> Bench:
     """Open the images and the backbone, once a process."""
-    found = define(load_config())
-    config = found.config
-    with tempfile.TemporaryDirectory(prefix="search-table-") as folder:
-        task = StudyData.open(config.dataset, config.data, found.backbones[0].spec, Path(folder))
+    with tempfile.TemporaryDirectory(prefix="search-table-") as place:
+        images = Path(place) / "images"
+        if task == "glyphs":
+            glyphs.write(images)
+        found = define(load_config(task, *([f"dataset={images}"] if images.exists() else [])))
+        config, spec = found.config, found.backbones[0].spec
+        data = StudyData.open(config.dataset, config.data, spec, Path(place))
+        test = open_test_views(config.dataset, config.data, spec, Path(place))
         settings = config.training
-        train = task.train_views(settings.augment, settings.view_count, config.search.seed)
+        train = data.train_views(settings.augment, settings.view_count, config.search.seed)
         size = config.data.image_size
         backbone = load_backbone(config.backbones[0], config.weights_of(config.backbones[0]), size)
         normalize = Normalizer.from_config(backbone.data_config, torch.device("cpu"))
-        return Bench(found, backbone, train, task.validation_views(), normalize)
+        return Bench(found, backbone, train, data.validation_views(), test, normalize)
 
 
 def frozen_children(depth: int) -> tuple[str, ...]:
@@ -160,9 +182,9 @@ def frozen_children(depth: int) -> tuple[str, ...]:
 
 
 @cache
-def features(depth: int) -> tuple[FeatureViews, FeatureViews]:
-    """Compute what the frozen layers make of the training and of the validation images."""
-    shared = bench()
+def features(task: str, depth: int) -> tuple[FeatureViews, ...]:
+    """Compute what the frozen layers make of training, validation and test images."""
+    shared = bench(task)
     backbone = shared.backbone.fresh().eval()
     frozen = nn.Sequential(*(backbone.get_submodule(name) for name in frozen_children(depth)))
     batch = shared.found.config.training.batch_size
@@ -176,85 +198,128 @@ def features(depth: int) -> tuple[FeatureViews, FeatureViews]:
             views.append(torch.cat([frozen(shared.normalize(chunk)) for chunk, _ in batches]))
         return FeatureViews(images, torch.stack(views, dim=1))
 
-    return compute(shared.train, batch), compute(shared.validation, 4 * batch)
+    return tuple(
+        compute(images, size)
+        for images, size in (
+            (shared.train, batch),
+            (shared.validation, 4 * batch),
+            (shared.test, 4 * batch),
+        )
+    )
 
 
-def curve(training: Trainer) -> tuple[list[int], list[float]]:
-    """Train to the end.
+def count_right(training: Trainer, images: Views) -> tuple[int, int]:
+    """Count the images that the weights have right, and those that their average has."""
+    counts = []
+    average, size = training.ema, training.micro_batch_size
+    training.micro_batch_size = len(images)  # many small batches would take twice as long
+    for training.ema in (None, average):
+        logits, labels = training.predict(images)
+        counts.append(int((logits.argmax(1) == labels).sum()))
+    training.micro_batch_size = size
+    return counts[0], counts[1]
+
+
+def curve(training: Trainer, test: Views, every: int) -> dict[str, Any]:
+    """Train to the end, and evaluate after every few epochs.
 
     Returns:
-        Right validation images after each epoch, and the log loss; both are shorter than the
-        training where it diverged.
+        Right validation images after each evaluation, by the weights and by their average, shorter
+        than the training where it diverged; and right test images by both.
     """
-    right: list[int] = []
-    loss: list[float] = []
-    assert training.validation is not None
-    images = len(training.validation)
+    validation = training.validation
+    assert isinstance(validation, Views)
+    training.validation = None  # it is evaluated here
+    right: list[tuple[int, int]] = []
+    test_right = (0, 0)
     try:
         for result in training.run():
-            assert result.metrics is not None
-            right.append(round(result.metrics.accuracy * images))
-            loss.append(round(result.metrics.log_loss, 4))
+            if result.epoch % every == 0:
+                right.append(count_right(training, validation))
+        test_right = count_right(training, test)
     except DivergedError:
         pass
-    return right, loss
+    return {"right": [a for a, _ in right], "average": [b for _, b in right], "test": test_right}
 
 
-def train_row(job: tuple[int, Params]) -> dict[str, Any]:
-    """Train one row of the table."""
-    row, params = job
-    plan = bench().found.space.plan(params)
+def train_row(task: str, row: int, params: Params) -> dict[str, Any]:
+    """Train one row of a table, for all epochs and for half of them."""
+    shared = bench(task)
+    plan = shared.found.space.plan(params)
     start = time.process_time()
+    found: dict[str, Any] = {"row": row}
+    epochs = shared.found.config.training.epochs
     with single_threaded():
-        right, loss = curve(bench().training_on_features(plan))
-    seconds = round(time.process_time() - start, 3)
-    return {"row": row, "right": right, "loss": loss, "cpu_s": seconds}
+        views = features(task, plan.depth)
+        for name, count, every in (("full", epochs, EVERY), ("short", epochs // 2, epochs // 2)):
+            training = shared.training_on_features(plan, count, views)
+            found[name] = curve(training, views[2], every)
+    return found | {"cpu_s": round(time.process_time() - start, 3)}
 
 
-def train_all(params: list[Params], path: Path, jobs: int) -> list[dict[str, Any]]:
+def train_all(task: str, params: list[Params], path: Path, jobs: int) -> list[dict[str, Any]]:
     """Train the rows that are not in the file yet, in an order of no meaning."""
     rows: dict[int, dict[str, Any]] = {}
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines()
         rows = {row["row"]: row for row in map(json.loads, lines)}
-    missing = [(row, params[row]) for row in range(len(params)) if row not in rows]
+    missing = [row for row in range(len(params)) if row not in rows]
     random.Random(0).shuffle(missing)
     path.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     context = multiprocessing.get_context("spawn")
-    with path.open("a", encoding="utf-8") as file, context.Pool(jobs) as pool:
-        for done, row in enumerate(pool.imap_unordered(train_row, missing, chunksize=4), start=1):
+    with path.open("a", encoding="utf-8") as file, ProcessPoolExecutor(jobs, context) as pool:
+        started = [pool.submit(train_row, task, row, params[row]) for row in missing]
+        for done, future in enumerate(as_completed(started), start=1):
+            row = future.result()
             rows[row["row"]] = row
             file.write(json.dumps(row) + "\n")
             file.flush()
             if done % 100 == 0 or done == len(missing):
                 left_s = (time.perf_counter() - start) / done * (len(missing) - done)
-                print(f"{len(rows)} of {len(params)} plans, {left_s / 60:.1f} minutes to go")
+                print(
+                    f"{task}: {len(rows)} of {len(params)} plans, {left_s / 60:.1f} minutes to go",
+                    flush=True,
+                )
     return [rows[row] for row in range(len(params))]
 
 
-def make_table(params: list[Params], rows: list[dict[str, Any]]) -> Table:
+def make_table(task: str, params: list[Params], rows: list[dict[str, Any]]) -> Table:
     """Put the rows into arrays."""
-    space, config = bench().found.space, bench().found.config
-    axes = axes_of(space)
+    shared = bench(task)
+    axes = axes_of(shared.found.space)
     index = [[axes[name].index(value) for name, value in param.items()] for param in params]
-    right = np.full((len(rows), config.training.epochs), DIVERGED, dtype=np.uint16)
-    log_loss = np.full(right.shape, np.nan, dtype=np.float16)
-    for row, found in enumerate(rows):
-        right[row, : len(found["right"])] = found["right"]
-        log_loss[row, : len(found["loss"])] = found["loss"]
+    epochs = shared.found.config.training.epochs
     about = {
         "cpu_s": round(sum(row["cpu_s"] for row in rows)),
         "machine": f"{available_cpus()} cores, {platform.machine()}",
         "versions": {name: version(name) for name in ("torch", "timm", "optuna")},
         "python": platform.python_version(),
     }
-    images = len(bench().validation)
-    return Table(space, axes, np.array(index, dtype=np.uint8), right, log_loss, images, about)
+    return Table(
+        shared.found.space,
+        axes,
+        np.array(index, dtype=np.uint8),
+        make_curves([row["full"] for row in rows], epochs // EVERY),
+        make_curves([row["short"] for row in rows], 1),
+        len(shared.validation),
+        len(shared.test),
+        about,
+    )
 
 
-def check(table: Table, params: list[Params], count: int) -> None:
+def make_curves(rows: Sequence[Mapping[str, Any]], count: int) -> Curves:
+    """Put the curves of all plans, of a number of evaluations each, into arrays."""
+    right, average = (
+        np.array([row[name] + [DIVERGED] * (count - len(row[name])) for row in rows], np.uint16)
+        for name in ("right", "average")
+    )
+    return Curves(right, average, np.array([row["test"] for row in rows], np.uint16))
+
+
+def check(task: str, table: Table, params: list[Params], count: int) -> None:
     """Train some plans of every depth on images, as a study would, and compare."""
+    shared = bench(task)
     drawn = random.Random(1).sample(range(len(params)), len(params))
     depths = sorted({param["depth"] for param in params})
     of_depth = {depth: [row for row in drawn if params[row]["depth"] == depth] for depth in depths}
@@ -262,33 +327,46 @@ def check(table: Table, params: list[Params], count: int) -> None:
     differences = []
     for row in chosen:
         with single_threaded():
-            right, _ = curve(bench().training(table.space.plan(params[row])))
-        stored = [one for one in table.right[row].tolist() if one != DIVERGED]
-        if len(right) != len(stored):
-            raise SystemExit(f"row {row} diverges after {len(stored)} epochs, {len(right)} here")
-        differences.append(max(abs(a - b) for a, b in zip(right, stored, strict=True)))
+            training = shared.training(table.space.plan(params[row]), table.epochs)
+            found = curve(training, shared.test, EVERY)
+        stored = [right for right in table.full.right[row].tolist() if right != DIVERGED]
+        if len(found["right"]) != len(stored):
+            raise SystemExit(
+                f"row {row} diverges after {len(stored)} epochs, {len(found['right'])} on images"
+            )
+        pairs = zip(found["right"], stored, strict=True)
+        differences.append(max((abs(a - b) for a, b in pairs), default=0))
     print(
-        f"{len(chosen)} plans trained on images: "
+        f"{task}: {len(chosen)} plans trained on images: "
         f"{sum(difference == 0 for difference in differences)} curves identical, "
         f"largest difference {max(differences)} of {table.images} images"
     )
+
+
+def make(task: str, jobs: int, checked: int) -> None:
+    """Make the table of a task."""
+    params = all_params(bench(task).found.space)
+    recipe = json.dumps([SPACE, TASKS[task], DECAY, params])
+    key = hashlib.blake2b(recipe.encode(), digest_size=4).hexdigest()
+    path = HERE.parent / "storage" / "search_table.files" / f"{task}-{key}.jsonl"
+    table = make_table(task, params, train_all(task, params, path, jobs))
+    output = TABLES / f"{task}.npz"
+    TABLES.mkdir(exist_ok=True)
+    table.save(output)
+    size = output.stat().st_size / 1024
+    print(f"{output}: {len(params)} plans, {size:.0f} KiB, {table.about['cpu_s']} CPU s")
+    if checked:
+        check(task, table, params, checked)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=2, help="processes that train")
     parser.add_argument("--check", type=int, default=24, help="plans trained on images as well")
-    parser.add_argument("--output", type=Path, default=TABLE)
+    parser.add_argument("--tasks", default=",".join(TASKS), help="names, with commas between")
     options = parser.parse_args()
-    params = all_params(bench().found.space)
-    key = hashlib.blake2b(json.dumps([OVERRIDES, params]).encode(), digest_size=4).hexdigest()
-    path = HERE.parent / "storage" / "search_table.files" / f"{key}.jsonl"
-    table = make_table(params, train_all(params, path, options.jobs))
-    table.save(options.output)
-    size = options.output.stat().st_size / 1024
-    print(f"{options.output}: {len(params)} plans, {size:.0f} KiB, {table.about['cpu_s']} CPU s")
-    if options.check:
-        check(table, params, options.check)
+    for task in options.tasks.split(","):
+        make(task, options.jobs, options.check)
 
 
 if __name__ == "__main__":
