@@ -115,6 +115,8 @@ def _check_not_empty(value: str) -> str:
 
 Name = Annotated[str, AfterValidator(_check_not_empty)]
 _Limit = Annotated[float | None, number(False, 0, low_open=True, optional=True)]
+#: Value of ``search.patience``: ends a study by what it could gain.
+NOISE = "noise"
 _Count = Annotated[int | None, number(True, 1, optional=True)]
 _AutoOrOff = Annotated[str, choice(("auto", "off"))]
 _Share = Annotated[float, number(False, 0, 1, low_open=True, high_open=True)]
@@ -409,8 +411,9 @@ class SearchConfig(_Section):
     """Seconds of a run after which no new trial starts; null: no limit."""
     device_hours: _Limit = None
     """Hours of device time over all workers after which no new trial starts; null: no limit."""
-    patience: _Count = None
-    """Finished trials without improvement after which no new trial starts; null: no limit."""
+    patience: Annotated[int | str | None, number(True, 1, optional=True, words=(NOISE,))] = None
+    """Finished trials without improvement after which no new trial starts; `noise`: as many as it
+    takes until twice as many would gain less than the error of a comparison; null: no limit."""
     seed: Annotated[int, number(True, 0, 2**31 - 1)] = 0
     """Seed of the sampler and of every training; `autotune run --seeds 5` runs five studies."""
 

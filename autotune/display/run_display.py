@@ -21,7 +21,8 @@ from autotune.display.status import describe_image_progress
 from autotune.display.worker_states import WorkerStates, ready_line
 from autotune.results.study_results import StudyResults
 from autotune.study.state import attrs
-from autotune.study.state.budget import Budget, device_hours_used, stop_reason, trials_since_best
+from autotune.study.state.budget import Budget, device_hours_used, stop_reason
+from autotune.study.state.patience import trials_since_best
 from autotune.text import format_clock, plural
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class BudgetLeft:
         return BudgetLeft(
             budget,
             device_hours_used(trials, now),
-            trials_since_best(trials, direction) if budget.patience else 0,
+            trials_since_best(trials, direction) if budget.patience_trials else 0,
             running,
             not running and stop_reason(trials, budget, direction, now) is not None,
             now,
@@ -199,8 +200,8 @@ class RunState:
             f"{progress.finished}{whole} finished, {progress.pruned} pruned, "
             f"{infeasible}{progress.failed} failed"
         )
-        if self.left is not None and self.left.budget.patience:
-            text += f", {self.left.since_best}/{self.left.budget.patience} without a better one"
+        if self.left is not None and (patience := self.left.budget.patience_trials):
+            text += f", {self.left.since_best}/{patience} without a better one"
         return text
 
     def notices(self, event: dict[str, Any]) -> list[str]:

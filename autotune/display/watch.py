@@ -74,8 +74,8 @@ class StudyView:
         snapshot, budget = self.snapshot, self.snapshot.budget
         left = BudgetLeft.from_results(self.results, snapshot.moment)
         text = self.results.describe_progress()
-        if budget.patience:
-            text += f"; {left.since_best} of {budget.patience} without a better one"
+        if budget.patience_trials:
+            text += f"; {left.since_best} of {budget.patience_trials} without a better one"
         if budget.device_hours:
             text += f"; {left.device_hours:.3g} of {budget.device_hours:g} device-hours"
         share = left.share_used(snapshot.progress.finished, snapshot.moment)

@@ -191,7 +191,7 @@ KEYS: dict[str, tuple[list[tuple[Any, Any]], list[Any]]] = {
     "search.trials": ([(1, 1), (10**9, 10**9)], [0, -1, 1.5, True, None]),
     "search.timeout": ([(None, None), (60, 60.0), ("1e3", 1000.0)], [0, -1, True, "1h"]),
     "search.device_hours": ([(None, None), (1, 1.0), ("0.5", 0.5)], [0, -1, True]),
-    "search.patience": ([(None, None), (10, 10)], [0, 1.5, True]),
+    "search.patience": ([(None, None), (10, 10), ("noise", "noise")], [0, 1.5, True, "nois"]),
     "search.seed": ([(0, 0), (2**31 - 1, 2**31 - 1)], [-1, 2**31, None]),
     "training.epochs": ([(1, 1), (20.0, 20), ("20", 20)], [0, 100001, 1.5, True, 10**400]),
     "training.batch_size": ([(2, 2)], [0, 1, 65537, False]),

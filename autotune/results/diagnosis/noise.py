@@ -15,11 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-import numpy as np
 from optuna.trial import FrozenTrial
 
 from autotune.results.study_results import StudyResults
-from autotune.study.state.image_scores import scores_of
+from autotune.study.state.image_scores import paired_error
 
 #: Rivals of the best trial from whose differences to it the noise of a study is taken.
 _RIVALS = 10
@@ -60,15 +59,9 @@ def noise_between(results: StudyResults, first: FrozenTrial, other: FrozenTrial)
     images = int(results.dataset.get("validation") or 0)
     if not images:
         return None
-    scores = [scores_of(trial) for trial in (first, other)]
-    is_share = results.objective.is_share
-    if scores[0] is not None and scores[1] is not None and len(scores[0]) == len(scores[1]):
-        differences = scores[0] - scores[1]
-        deviation = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
-        if is_share:  # of networks that agree on every image, one image more or less
-            largest = float(np.abs(scores[0]).max(initial=1.0))
-            deviation = max(deviation, largest / math.sqrt(len(differences)))
-        return Noise(deviation / math.sqrt(images), False, images)
+    error = paired_error(first, other, results.objective.is_share)
+    if error is not None:
+        return Noise(error, False, images)
     if results.objective.name != "accuracy":
         return None
     values = [min(1.0, max(0.0, trial.values[0])) for trial in (first, other)]

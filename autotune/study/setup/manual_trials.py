@@ -18,7 +18,8 @@ from autotune.search.manual_plans import ManualPlan, manual_plan
 from autotune.storage.rdb.connection import storage_errors
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
-from autotune.study.state.budget import Budget, device_hours_used, trials_since_best
+from autotune.study.state.budget import Budget, device_hours_used
+from autotune.study.state.patience import impatience, trials_since_best
 
 #: What has the values that are not given: a trial by its number, the best one, or a plan.
 Base = int | Literal["best"] | TrialPlan
@@ -104,10 +105,9 @@ def _needs(
     trials_needed = progress.finished + progress.running + progress.waiting
     if trials_needed > budget.trials:
         needs["search.trials"] = trials_needed
-    if budget.patience is not None:
+    if budget.patience is not None and impatience(trials, direction, budget.patience):
         since = trials_since_best(trials, direction)
-        if since >= budget.patience:
-            needs["search.patience"] = since + progress.waiting
+        needs["search.patience"] = since + progress.waiting
     if budget.device_hours is not None:
         used = device_hours_used(trials, time.time())
         if used >= budget.device_hours:

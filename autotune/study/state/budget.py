@@ -15,8 +15,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autotune.config.schema import SearchConfig
 from autotune.format_versions import reading
-from autotune.search import ranking
 from autotune.study.state import attrs
+from autotune.study.state.patience import impatience
 from autotune.text import plural
 
 TRIALS = "trials"
@@ -36,20 +36,25 @@ class Budget:
         timeout: Seconds of a run, ``None`` for no limit (as below).
         until: The moment at which those are over, in seconds of the Unix epoch.
         device_hours: Hours for which trials hold a device, over all workers.
-        patience: Finished trials without a better one.
+        patience: Finished trials without a better one; ``noise``: see :mod:`.patience`.
     """
 
     trials: int
     timeout: float | None = None
     until: float | None = None
     device_hours: float | None = None
-    patience: int | None = None
+    patience: int | str | None = None
 
     @staticmethod
     def from_config(search: SearchConfig, now: float) -> Budget:
         """Return the budget of a run that starts now."""
         until = None if search.timeout is None else now + search.timeout
         return Budget(search.trials, search.timeout, until, search.device_hours, search.patience)
+
+    @property
+    def patience_trials(self) -> int | None:
+        """The patience where it is a number of trials."""
+        return self.patience if isinstance(self.patience, int) else None
 
     @staticmethod
     def from_study(study: Study) -> Budget:
@@ -130,36 +135,14 @@ def stop_reason(
             text = f"{used:.3g} of {budget.device_hours:g} device-hours used"
             return StopReason(DEVICE_HOURS, text)
     if budget.patience is not None:
-        since = trials_since_best(trials, direction)
-        if since >= budget.patience:
-            return StopReason(PATIENCE, f"no better trial in the last {since}")
+        text = impatience(trials, direction, budget.patience)
+        return StopReason(PATIENCE, text) if text else None
     return None
 
 
 def device_hours_used(trials: Iterable[FrozenTrial], now: float) -> float:
     """Return the hours for which all attempts at trials have held a device."""
     return sum(attrs.device_seconds(trial, now) for trial in trials) / 3600
-
-
-def trials_since_best(trials: Sequence[FrozenTrial], direction: StudyDirection) -> int:
-    """Count the trials that ended after the best one, in the order in which they ended.
-
-    Among equals the first one is the best. Before a trial is complete, none is counted.
-    """
-    retried = attrs.retried_numbers(trials)
-    ended = sorted(
-        (trial for trial in trials if trial.state.is_finished() and trial.number not in retried),
-        key=lambda trial: (attrs.ended_at(trial), trial.number),
-    )
-    best = ranking.best_trial(ended, direction)
-    if best is None:
-        return 0
-    first = next(
-        index
-        for index, trial in enumerate(ended)
-        if trial.value == best.value and ranking.best_trial([trial], direction) is not None
-    )
-    return len(ended) - 1 - first
 
 
 def startable_queue(trials: Iterable[FrozenTrial], reason: StopReason | None) -> list[FrozenTrial]:

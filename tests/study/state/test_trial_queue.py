@@ -21,7 +21,8 @@ from autotune.search.samplers import CanonicalSampler
 from autotune.search.space import Space
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.state import attrs
-from autotune.study.state.budget import Budget, StopReason, trials_since_best
+from autotune.study.state.budget import Budget, StopReason
+from autotune.study.state.patience import trials_since_best
 from autotune.study.state.retries import INTERRUPTED, WORKER_LOST
 from autotune.study.state.trial_queue import Claim, TrialQueue, Wait
 from tests.support.runs import wait_for
