@@ -243,6 +243,7 @@ class Study(StudyPlots):
         top: int = 5,
         seeds: int = 5,
         *,
+        splits: bool = False,
         workers: int | None = None,
         gpus: str | None = None,
         workers_per_gpu: int | None = None,
@@ -257,6 +258,7 @@ class Study(StudyPlots):
         Args:
             top: Number of plans besides the baseline.
             seeds: Number of seeds, at least two.
+            splits: Whether each seed also divides the training and validation images anew.
             workers: Number of workers; default: one per GPU, or two on the CPU.
             gpus: ``all``, ``none``, or indices such as ``0,2``; default: all.
             workers_per_gpu: Workers that share a GPU, instead of ``workers``.
@@ -284,7 +286,7 @@ class Study(StudyPlots):
 
         with self._trainings_view(progress) as on_event:
             devices = Workers(workers, gpus, workers_per_gpu)
-            return confirm_plans(handle, top, seeds, on_event, workers=devices)
+            return confirm_plans(handle, top, seeds, on_event, workers=devices, splits=splits)
 
     def refit(
         self,

@@ -20,6 +20,10 @@ def confirm(
     overrides: console.Overrides = None,
     top: Annotated[int, typer.Option(min=1, help="Plans, besides the baseline.")] = 5,
     seeds: Annotated[int, typer.Option(min=2, help="Seeds of each; none is the study's.")] = 5,
+    splits: Annotated[
+        bool,
+        typer.Option("--splits", help="Divide training and validation images anew for each seed."),
+    ] = False,
     workers: console.WorkersOption = None,
     gpus: console.GpusOption = None,
     workers_per_gpu: console.WorkersPerGpuOption = None,
@@ -47,6 +51,7 @@ def confirm(
             TrainingsView(objective, status, stderr),
             status.on_progress,
             Workers(workers, gpus, workers_per_gpu),
+            splits,
         )
     if as_json:
         typer.echo(json.dumps(confirmation.to_json(), indent=2))
@@ -56,7 +61,7 @@ def confirm(
     from autotune.study.state import attrs
 
     has_several = attrs.has_several_backbones(opened.study.user_attrs)
-    stdout.print(_table(confirmation, opened.name, objective))
+    stdout.print(_table(confirmation, opened.name, objective, splits))
     for plan in (confirmation.baseline, *confirmation.plans):  # too long for the table
         stdout.print(f"{_format_trial(plan.trial)}: {plan.plan.describe(has_several)}")
     for plan in confirmation.plans:
@@ -67,14 +72,18 @@ def confirm(
         stdout.print(f"{sentence[:1].upper()}{sentence[1:]}.")
     images = opened.study.user_attrs[attrs.DATASET].get("validation")
     stdout.print(
-        f"These are the {images} validation images by which the search has chosen; "
-        "'autotune refit' measures on others."
+        "Each seed has other validation images, among them those by which the search has chosen; "
+        "'autotune refit' measures on the test split."
+        if splits
+        else f"These are the {images} validation images by which the search has chosen; "
+        "--splits varies them, and 'autotune refit' measures on others."
     )
     console.refresh_report(opened, stdout)
 
 
-def _table(confirmation: Confirmation, name: str, objective: Objective) -> Table:
-    seeds = f"seeds {confirmation.seeds[0]} to {confirmation.seeds[-1]}"
+def _table(confirmation: Confirmation, name: str, objective: Objective, splits: bool) -> Table:
+    varied = "seeds and splits" if splits else "seeds"
+    seeds = f"{varied} {confirmation.seeds[0]} to {confirmation.seeds[-1]}"
     title = f"study {name}, {objective.label}, {seeds}, 95 % intervals"
     table = Table(title=title, title_justify="left", box=None)  # fits 80 columns
     points = " (points)" if objective.is_share else ""

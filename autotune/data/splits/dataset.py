@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -101,6 +101,25 @@ class Dataset:
                 ) from error
             raise
         return cls(source, split, groups, folds, duplicates, missing=missing)
+
+    def divide_anew(self, data: DataConfig, seed: int) -> Dataset:
+        """Return the same images with another division of those outside of the test split.
+
+        Groups stay together, and as many images validate as before, to about one in so many.
+
+        Args:
+            data: How the images were split, without folds.
+            seed: Seed of the new division.
+
+        Raises:
+            DatasetError: When a class has too few images, or too few groups.
+        """
+        merged = merge_for_folds(self.source, self.split)
+        count = max(2, round(len(merged.train) / len(self.split.validation)))
+        data = data.model_copy(update={"seed": seed, "folds": count})
+        fold = make_folds(self.source, merged, data, self.groups)[0]
+        train, validation = (tuple(rows.tolist()) for rows in (fold.train, fold.validation))
+        return replace(self, split=SplitIndices(train, validation, self.split.test))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -96,6 +96,7 @@ class StudyData:
         manifest: Manifest | None = None,
         is_new: bool = False,
         check: Callable[[Dataset], None] = lambda dataset: None,
+        split_seed: int | None = None,
     ) -> StudyData:
         """Split a data set and decode its training and validation images, if not done yet.
 
@@ -109,6 +110,7 @@ class StudyData:
             manifest: The split of the study, where it exists.
             is_new: Whether the study is being made, so that its images may still be changed.
             check: Called with the images before any is decoded; may refuse them.
+            split_seed: Divides the images outside of the test split anew, after the check.
 
         Raises:
             DatasetError: When the images cannot be used.
@@ -116,6 +118,8 @@ class StudyData:
         """
         opened = Dataset.open(dataset, data, manifest)
         check(opened)
+        if split_seed is not None:
+            opened = opened.divide_anew(data, split_seed)
         source, split = opened.source, opened.split
         store = open_store(
             source,

@@ -2,6 +2,8 @@
 
 Images, splits and folds are those of the study. A seed changes the initial weights, the order of
 the images and dropout. The views stay those of the study, so cached features can be reused.
+On request each seed also divides the images outside of the test split anew: the search has chosen
+by the validation images of the study, and the plans then meet others.
 """
 
 from __future__ import annotations
@@ -155,10 +157,12 @@ class _Candidate:
     micro_batch_size: int | None = None
     results: list[_SeedResult] = field(default_factory=list)
 
-    def training(self, seed: int) -> Training:
-        """Return its training under a seed."""
+    def training(self, seed: int, splits: bool) -> Training:
+        """Return its training under a seed, which may be that of a division of the images too."""
         plan = "baseline" if self.trial is None else f"trial {self.trial}"
-        return Training(f"{plan}, seed {seed}", self.plan, seed, self.micro_batch_size)
+        name = f"{plan}, seed and split {seed}" if splits else f"{plan}, seed {seed}"
+        split_seed = seed if splits else None
+        return Training(name, self.plan, seed, self.micro_batch_size, split_seed=split_seed)
 
     def values(self) -> list[float]:
         """Return the values; fewer than there are seeds where it diverged."""
@@ -177,6 +181,7 @@ def confirm_plans(
     on_event: EventCallback = lambda event: None,
     on_download: ProgressCallback = no_progress,
     workers: Workers | None = None,
+    splits: bool = False,
 ) -> Confirmation:
     """Train the best plans of a study and its baseline under several seeds, and compare them.
 
@@ -193,13 +198,22 @@ def confirm_plans(
             why the training has ``failed``.
         on_download: Called while a registered dataset is downloaded.
         workers: Where to train; by default in this process.
+        splits: Whether each seed also divides the training and validation images anew. The test
+            split stays as it is, and unread.
 
     Raises:
-        StudyError: When there is no plan but the baseline, or the baseline diverges.
+        DatasetError: When the images cannot be divided anew.
+        StudyError: When there is no plan but the baseline, or the baseline diverges; or when a
+            study with folds is to have other splits.
         DiskFullError: When a result cannot be written.
         KeyboardInterrupt: After a signal.
     """
     results = StudyResults.from_study(handle.study)
+    if splits and results.dataset.get("folds"):
+        raise StudyError(
+            f"confirming with other splits needs a study without data.folds, but {results.name!r} "
+            "has folds: all of its images outside of the test split have validated in every trial"
+        )
     best = plans_to_confirm(results, top)
     check_folder(handle.files.confirmed(handle.name))
     check_folder(handle.files.trainings(handle.name))
@@ -218,14 +232,14 @@ def confirm_plans(
     numbers = tuple((config.search.seed + offset) % 2**31 for offset in range(1, seeds + 1))
     # All plans under a seed before the next one: an interrupted call leaves complete pairs.
     owners = {
-        (training := candidate.training(seed)): candidate
+        (training := candidate.training(seed, splits)): candidate
         for seed in numbers
         for candidate in (first, *plans)
     }
     trained = _train(handle, list(owners), on_event, workers)
     for training, candidate in owners.items():
         candidate.results.append(trained[training.name])
-    confirmation = _compare(results, first, plans, numbers)
+    confirmation = _compare(results, first, plans, numbers, splits)
     table = confirmation.epochs().to_csv(index=False, lineterminator="\n")
     write_text(handle.files.report(handle.name, CONFIRMED_EPOCHS), table)
     verdict = confirmation.verdict
@@ -274,11 +288,13 @@ def _compare(
     baseline: _Candidate,
     plans: Sequence[_Candidate],
     seeds: tuple[int, ...],
+    splits: bool,
 ) -> Confirmation:
     """Rank the plans that were trained under every seed."""
     objective = results.objective
     images = int(results.dataset.get("validation") or 0)
     step = 1 / images if objective.is_share and images else 0.0
+    overlap = _overlap(results) if splits else 0.0
 
     def result_of(
         candidate: _Candidate, mean: Interval | None = None, gain: Interval | None = None
@@ -314,9 +330,10 @@ def _compare(
         maximized=objective.is_maximized,
         step=step,
         num_compared=len(plans),
+        overlap=overlap,
     )
     ranked = [result_of(by_trial.pop(one.name), one.mean, one.gain) for one in compared]
-    mean = t_interval(baseline.values(), CONFIDENCE_LEVEL, step / math.sqrt(12))
+    mean = t_interval(baseline.values(), CONFIDENCE_LEVEL, step / math.sqrt(12), overlap)
     verdict = None
     if compared:
         best, bias = compared[0], ranked[0].selection_bias
@@ -330,6 +347,7 @@ def _compare(
             selection_bias=0.0 if bias is None else bias,
             seeds=len(seeds),
             trials=tuple(plan.trial for plan in plans if plan.trial is not None),
+            splits=splits,
         )
     return Confirmation(
         baseline=result_of(baseline, mean),
@@ -338,3 +356,8 @@ def _compare(
         trained=sum(not one.is_cached for plan in (baseline, *plans) for one in plan.results),
         verdict=verdict,
     )
+
+
+def _overlap(results: StudyResults) -> float:
+    """Return the number of validation images per training image of a division."""
+    return float(results.dataset["validation"] / results.dataset["train"])

@@ -87,6 +87,7 @@ def compare_with_baseline(
     maximized: bool = True,
     step: float = 0.0,
     num_compared: int | None = None,
+    overlap: float = 0.0,
 ) -> list[PlanComparison]:
     """Compare plans with the baseline.
 
@@ -99,6 +100,7 @@ def compare_with_baseline(
             at all; no deviation is taken to be smaller than what rounding alone gives to a
             difference of two values, ``step / sqrt(6)``.
         num_compared: Number of plans that these were chosen from; by default all of them.
+        overlap: See :func:`t_interval`.
 
     Returns:
         The plans, the best mean first; among equals the first one given.
@@ -108,17 +110,30 @@ def compare_with_baseline(
     compared = []
     for name, of_plan in values.items():
         gains = [sign * (value - base) for value, base in zip(of_plan, baseline, strict=True)]
-        gain = t_interval(gains, 1 - (1 - CONFIDENCE_LEVEL) / plans, step / math.sqrt(6))
-        mean = t_interval(of_plan, CONFIDENCE_LEVEL, step / math.sqrt(12))
+        gain = t_interval(gains, 1 - (1 - CONFIDENCE_LEVEL) / plans, step / math.sqrt(6), overlap)
+        mean = t_interval(of_plan, CONFIDENCE_LEVEL, step / math.sqrt(12), overlap)
         compared.append(PlanComparison(name, mean, gain))
     return sorted(compared, key=lambda plan: -sign * plan.mean.mean)
 
 
-def t_interval(values: Sequence[float], level: float, least: float = 0.0) -> Interval:
-    """Return Student's t interval of the mean of some values."""
+def t_interval(
+    values: Sequence[float], level: float, least: float = 0.0, overlap: float = 0.0
+) -> Interval:
+    """Return Student's t interval of the mean of some values.
+
+    Args:
+        values: At least two.
+        level: How often the interval holds the true mean.
+        least: The smallest deviation that counts.
+        overlap: Validation images per training image, where the values come from random divisions
+            of the same images. Their training images overlap, so the values depend on each other,
+            and the variance of their mean is larger by this share of that of a value (Nadeau and
+            Bengio 2003, the corrected resampled t test).
+    """
     deviation = max(statistics.stdev(values), least)
     width = _quantile(len(values) - 1, (1 + level) / 2)
-    return Interval(statistics.fmean(values), width * deviation / math.sqrt(len(values)))
+    error = deviation * math.sqrt(1 / len(values) + overlap)
+    return Interval(statistics.fmean(values), width * error)
 
 
 @cache

@@ -28,6 +28,7 @@ class Verdict:
         selection_bias: By how much the mean is worse than the value in the search.
         seeds: Number of seeds.
         trials: All trials that were compared.
+        splits: Whether the images were divided anew under each seed.
     """
 
     trial: int
@@ -39,6 +40,7 @@ class Verdict:
     selection_bias: float
     seeds: int
     trials: tuple[int, ...]
+    splits: bool = False
 
     @staticmethod
     def from_attributes(attributes: Mapping[str, Any]) -> Verdict | None:
@@ -72,7 +74,8 @@ class Verdict:
         """
         low, high = (objective.format_gain(end, unit=False) for end in (self.low, self.high))
         several = len(self.trials) > 1
-        basis = f"95 % interval {low} to {high}, {self.seeds} seeds"
+        over = "seeds and splits" if self.splits else "seeds"
+        basis = f"95 % interval {low} to {high}, {self.seeds} {over}"
         basis += f", corrected for choosing among {len(self.trials)}" if several else ""
         gain, bias = objective.format_gain(self.gain), self._describe_bias(objective)
         if self.is_better:

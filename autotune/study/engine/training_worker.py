@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -129,6 +129,17 @@ class _Work:
     stop: threading.Event
     on_event: EventCallback
     _views: dict[Images, tuple[Views, Views]] = field(default_factory=dict)
+    _divided: list[WorkerContext] = field(default_factory=list)
+
+    def _context_of(self, training: Training) -> WorkerContext:
+        """Return the context of a training; that of the last other division is kept."""
+        seed = training.split_seed
+        if seed is None:
+            return self.ctx
+        if not self._divided or self._divided[0].resources.split_seed != seed:
+            resources = self.ctx.resources.divided_anew(seed)
+            self._divided[:] = [replace(self.ctx, resources=resources)]
+        return self._divided[0]
 
     def try_to_do(self, training: Training) -> bool:
         """Do a training unless another worker has it; tell whether nothing is left to do of it."""
@@ -194,7 +205,7 @@ class _Work:
         stopped: Callable[[], bool] = self.stop.is_set
         if training.refit is None:
             train = train_for_average if training.keeps_weights else train_confirmation
-            train(training, files, self.ctx, on_epoch, stopped)
+            train(training, files, self._context_of(training), on_epoch, stopped)
             return
         images, test = self._refit_views(training)
         store_refit(training, files, self.ctx, images, test, on_epoch, stopped)

@@ -60,17 +60,31 @@ class ResourceCache:
         handle: The study.
         config: Its configuration.
         workers: Number of workers that share the memory of this machine.
+        split_seed: Divides the images outside of the test split anew; ``None`` for the split of
+            the study.
 
     Attributes:
         memory_bytes: Limit for the views of all backbones together.
     """
 
-    def __init__(self, handle: OpenStudy, config: StudyConfig, workers: int = 1) -> None:
+    def __init__(
+        self,
+        handle: OpenStudy,
+        config: StudyConfig,
+        workers: int = 1,
+        split_seed: int | None = None,
+    ) -> None:
         limit = config.cache.memory_bytes
         self.memory_bytes = worker_memory_budget(workers) if limit is None else limit
         self._handle = handle
         self._config = config
+        self._workers = workers
+        self.split_seed = split_seed
         self._loaded: dict[Images, BackboneResources] = {}
+
+    def divided_anew(self, seed: int | None) -> ResourceCache:
+        """Return the resources with another division of the images, nothing of them loaded."""
+        return ResourceCache(self._handle, self._config, self._workers, seed)
 
     def of(self, plan: TrialPlan) -> BackboneResources:
         """Return what a plan trains with, see :meth:`get`."""
@@ -125,6 +139,7 @@ class ResourceCache:
             limit_bytes=config.cache.disk_bytes,
             manifest=read_manifest(handle.study, handle.files),
             check=self._check_unchanged,
+            split_seed=self.split_seed,
         )
         return BackboneResources(backbone, data, *_make_views(data, config, memory_bytes))
 

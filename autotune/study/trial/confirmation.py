@@ -20,7 +20,10 @@ from autotune.training.checkpoint import Checkpoint
 logger = logging.getLogger(__name__)
 
 #: Fields of the file of one training.
-FIELDS = ("format", "autotune", "plan", "seed", "metrics", "failed", "curves", "checksum")
+FIELDS = (
+    *("format", "autotune", "plan", "seed", "split_seed"),
+    *("metrics", "failed", "curves", "checksum"),
+)
 
 
 def train_confirmation(
@@ -126,6 +129,8 @@ def write_scores(path: Path, values: dict[str, Any]) -> None:
 def _expected(training: Training) -> dict[str, Any]:
     """Return what a file has to say of its training, as JSON gives it back: lists, not tuples."""
     values: dict[str, Any] = {"plan": training.plan.to_json(), "seed": training.seed}
+    if training.split_seed is not None:
+        values["split_seed"] = training.split_seed
     return dict(json.loads(json.dumps(values)))
 
 

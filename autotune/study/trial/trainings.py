@@ -47,6 +47,8 @@ class Training:
         same_start: Whether the seed leaves the initial weights as they are in the study, so that
             the weights of several seeds can be averaged; without ``refit`` they are kept.
         teacher: Refits whose averaged probabilities are learned too, each with its weight.
+        split_seed: Divides the images outside of the test split anew; ``None`` for the split of
+            the study.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Training:
     refit: RefitConfig | None = None
     same_start: bool = False
     teacher: tuple[tuple[int, Training], ...] = ()
+    split_seed: int | None = None
 
     @property
     def keeps_weights(self) -> bool:
@@ -134,6 +137,8 @@ class TrainingFiles:
         ]
         if training.same_start:
             parts.append("same start")
+        if training.split_seed is not None:
+            parts.append(["split", training.split_seed])
         parts += [
             [weight, TrainingFiles.of(member, handle, config).key]
             for weight, member in training.teacher

@@ -183,3 +183,39 @@ def test_folds_are_those_of_the_manifest(tmp_path: Path) -> None:
         assert np.array_equal(fold.validation, other.validation)
     assert later.groups is not None and made.groups is not None
     assert len(set(later.groups.tolist())) == len(set(made.groups.tolist()))
+
+
+@pytest.mark.parametrize("limit", [None, 4])
+def test_images_outside_of_the_test_split_are_divided_anew(limit: int | None) -> None:
+    source = listed([40, 20, 12])
+    config = DataConfig(train_per_class=limit)
+    first = Dataset(source, make_split(source, config))
+    others = [first.divide_anew(config, seed) for seed in (1, 1, 2)]
+    assert others[0].split == others[1].split != others[2].split
+    for other in others:
+        split = other.split
+        assert split.test == first.split.test
+        assert not {*split.train} & {*split.validation}
+        assert not {*split.train, *split.validation} & {*split.test}
+        pool = len(source.samples) - len(split.test)
+        if limit is None:
+            assert len(split.train) + len(split.validation) == pool
+        else:
+            assert classes_of(source, np.array(split.train)) == dict.fromkeys(range(3), limit)
+        by_class = classes_of(source, np.array(split.validation))
+        before = classes_of(source, np.array(first.split.validation))
+        assert all(abs(by_class[label] - before[label]) <= 2 for label in range(3))
+    assert len({other.split.validation for other in others}) == 2
+
+
+def test_groups_stay_together_when_images_are_divided_anew() -> None:
+    source = grouped({label: [3] * 12 for label in range(2)})
+    groups = find_groups(source, None)
+    config = DataConfig()
+    first = Dataset(source, make_split(source, config, groups), groups)
+    for seed in range(3):
+        split = first.divide_anew(config, seed).split
+        names = [
+            {source.samples[i].group for i in side} for side in (split.train, split.validation)
+        ]
+        assert not names[0] & names[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from autotune.results.evaluation import confirm as confirm_module
 from autotune.results.evaluation.confirm import Confirmation, confirm_plans
 from autotune.results.evaluation.plan_selection import plans_to_confirm
 from autotune.results.study_results import StudyResults
+from autotune.results.values.intervals import CONFIDENCE_LEVEL, t_interval
 from autotune.results.values.verdict import Verdict
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
@@ -261,3 +263,38 @@ def test_nothing_but_the_baseline(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="has no complete trial but the baseline; nothing can"):
         confirm_plans(made, 5, 5)
     assert not made.files.confirmed("small").exists()
+
+
+def test_a_seed_can_divide_the_images_too(opened: OpenStudy) -> None:
+    study_values = confirmed_again(opened)[1].baseline.values
+    found = confirm_plans(opened, top=1, seeds=3, splits=True)
+    assert found.trained == 6 and found.verdict is not None and found.verdict.splits
+    assert found.baseline.values[:2] != study_values
+    ctx = build_context(opened)
+    own = ctx.resources.of(found.baseline.plan).data
+    for value, seed in zip(found.baseline.values, found.seeds, strict=True):
+        divided = replace(ctx, resources=ctx.resources.divided_anew(seed))
+        data = divided.resources.of(found.baseline.plan).data
+        assert data.info.test_fingerprint == own.info.test_fingerprint
+        keys = [{one.store.keys[row] for row in one.validation_rows} for one in (own, data)]
+        assert keys[0] != keys[1]
+        training = build_trial_trainer(found.baseline.plan, divided, seed=seed)
+        last = [result.metrics for result in training.run()][-1]
+        assert last is not None and last.accuracy == value
+    # Divisions share training images: their values say less than as many independent ones.
+    plan, info = found.plans[0], opened.study.user_attrs[attrs.DATASET]
+    gains = [mine - base for mine, base in zip(plan.values, found.baseline.values, strict=True)]
+    least = 1 / info["validation"] / 6**0.5
+    wanted = t_interval(gains, CONFIDENCE_LEVEL, least, info["validation"] / info["train"])
+    assert plan.gain == wanted
+    assert plan.gain.half_width > t_interval(gains, CONFIDENCE_LEVEL, least).half_width
+    assert "3 seeds and splits" in describe_confirmation(StudyResults.from_study(opened.study))
+    assert confirm_plans(opened, top=1, seeds=3, splits=True).trained == 0
+    confirmed_again(opened)
+
+
+def test_folds_have_no_other_splits(tmp_path: Path) -> None:
+    made = open_small(tmp_path, search__trials=2, training__epochs=1, data__folds=2)
+    run(made)
+    with pytest.raises(StudyError, match=r"needs a study without data\.folds, but 'small' has"):
+        confirm_plans(made, 1, 2, splits=True)
