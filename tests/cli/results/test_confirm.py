@@ -33,7 +33,8 @@ def test_confirm(opened: OpenStudy) -> None:
     lines = first.err.splitlines()
     ready, done = ([one for one in lines if ("is ready" in one) == way] for way in (True, False))
     assert re.fullmatch(r"1 of 6: \S+.*, seed 1: .* %, time left 0:\d\d", done[0])
-    assert sorted(ready) == ["worker 0 is ready on cpu", "worker 1 is ready on cpu"]
+    # One that starts late may find nothing left to do.
+    assert {*ready} <= {f"worker {number} is ready on cpu" for number in (0, 1)} and ready
     assert lines[-1].startswith("6 of 6: ")
     assert "study small, accuracy, seeds 1 to 2, 95 % intervals" in first.out
     assert len([one for one in first.out.splitlines() if " ± " in one]) == 3
