@@ -75,7 +75,7 @@ def gain_of_doubling(ended: Sequence[FrozenTrial], direction: StudyDirection) ->
     # The share of the halves whose best trial is the one at this rank.
     shares = [math.comb(count - 1 - rank, half - 1) / halves for rank in range(len(values))]
     mean = sum(share * value for share, value in zip(shares, values, strict=True)) / sum(shares)
-    return abs(values[0] - mean)
+    return float(abs(values[0] - mean))
 
 
 def comparison_error(ended: Sequence[FrozenTrial], direction: StudyDirection) -> float | None:
