@@ -1,13 +1,14 @@
 """How good are the searches? Studies of many seeds, simulated on real learning curves.
 
 Random search, Optuna's TPE and GP as a user would write them (define by run, parameters only where
-they have a meaning), and autotune's, each with and without the median pruner, one trial after the
-other and with eight workers. Nothing is trained: `benchmarks/search_table.npz` holds what every
-plan scores in every epoch. Writes a dated report with a plot under ``benchmarks/results/``.
+they have a meaning), and autotune's, one trial after the other and with eight workers; and rules
+that end trials early, against none and against controls of the same cost. Nothing is trained:
+`benchmarks/search_tables/` holds what every plan scores. What a study chooses is judged by the
+test images. Writes a dated report with a plot under ``benchmarks/results/``.
 
     python benchmarks/search_quality.py                                     # all of it
-    python benchmarks/search_quality.py --strategies tpe,tpe-conditional --seeds 10 \
-        --workers 1 --pruners median --print                                # a quick look
+    python benchmarks/search_quality.py --strategies tpe --seeds 10 --workers 1 \
+        --rules 'none;median' --print                                       # a quick look
 
 Simulated studies are kept in `storage/` until the code that searches changes.
 """
@@ -31,12 +32,11 @@ from typing import Any
 
 import optuna
 import search_simulator
-from search_curves import TABLE, Table
-from search_figures import Results, draw, render
-from search_simulator import STRATEGIES, Course, Ours, Simulation
+from search_curves import TABLES, TASKS, Table
+from search_figures import Group, Results, draw, render
+from search_simulator import RULES, STRATEGIES, Course, Ours, Simulation
 
 import autotune.search
-from autotune.errors import ConfigError
 
 HERE = Path(__file__).parent
 STUDIES = HERE.parent / "storage" / "search_quality.files" / "studies.jsonl"
@@ -47,16 +47,18 @@ class Case:
     """One simulated study.
 
     Args:
+        task: The task of its table.
         strategy: Its name.
-        pruner: Name of the pruner.
+        rule: Name of the rule that ends trials.
         workers: How many train at the same time.
         trials: The budget.
         seed: Of the samplers.
         code: Digest of the table and of the code that searches.
     """
 
+    task: str
     strategy: str
-    pruner: str
+    rule: str
     workers: int
     trials: int
     seed: int
@@ -64,47 +66,36 @@ class Case:
 
 
 @cache
-def the_table() -> Table:
-    return Table.load()
+def the_table(task: str) -> Table:
+    return Table.load(task)
 
 
 @cache
-def digest(ours: bool) -> str:
+def digest(task: str, ours: bool) -> str:
     """Return what the outcome of a study depends on, besides its case."""
     folder = Path(autotune.search.__file__).parent
-    paths = [TABLE, Path(search_simulator.__file__), folder / "pruners.py"]
+    paths = [TABLES / f"{task}.npz", Path(search_simulator.__file__), folder / "pruners.py"]
     found = hashlib.blake2b(digest_size=6)
     for path in [*paths, *(sorted(folder.glob("*.py")) if ours else [])]:
         found.update(path.read_bytes())
     return f"{found.hexdigest()}-optuna-{optuna.__version__}"
 
 
-def known_strategies(names: Sequence[str]) -> list[str]:
-    """Return the strategies that this version of autotune has."""
-    known = []
-    for name in names:
-        try:
-            STRATEGIES[name](the_table().space, 1)
-        except ConfigError as error:
-            reasons = "; ".join(f"{problem.key} {problem.message}" for problem in error.problems)
-            print(f"left out: {name} ({reasons})")
-        else:
-            known.append(name)
-    return known
-
-
 def cases(options: argparse.Namespace) -> list[Case]:
-    """List the studies to simulate, seed by seed."""
+    """List the studies to simulate, seed by seed.
+
+    Rivals have no pruner: what they save is not the question.
+    """
     found = []
-    strategies = known_strategies(options.strategies)
     for seed in range(options.seeds):
-        for workers in options.workers:
-            for strategy in strategies:
-                ours = isinstance(STRATEGIES[strategy](the_table().space, 1), Ours)
-                trials = options.random_trials if strategy == "random" else options.trials
-                # Rivals have what Optuna's users have: none, or the median.
-                for pruner in [one for one in options.pruners if ours or one != "percentile"]:
-                    found.append(Case(strategy, pruner, workers, trials, seed, digest(ours)))
+        for task in options.tasks:
+            for workers in options.workers:
+                for strategy in options.strategies:
+                    ours = isinstance(STRATEGIES[strategy](the_table(task).space, 1), Ours)
+                    trials = options.random_trials if strategy == "random" else options.trials
+                    for rule in options.rules if ours else ["none"]:
+                        code = digest(task, ours)
+                        found.append(Case(task, strategy, rule, workers, trials, seed, code))
     return found
 
 
@@ -119,9 +110,10 @@ def prepare_process() -> None:
 
 def simulate(case: Case) -> tuple[Case, Course]:
     """Simulate one study."""
-    table = the_table()
+    table = the_table(case.task)
     strategy = STRATEGIES[case.strategy](table.space, case.trials)
-    simulation = Simulation(table, strategy, case.pruner, case.workers, case.trials, case.seed)
+    rule = RULES[case.rule]
+    simulation = Simulation(table, strategy, rule, case.workers, case.trials, case.seed)
     return case, simulation.run()
 
 
@@ -156,11 +148,11 @@ def simulate_all(wanted: Sequence[Case], jobs: int) -> dict[Case, Course]:
     return {case: known[case] for case in wanted}
 
 
-def names(choices: Sequence[str]) -> Any:
-    """Return a reader of comma-separated names."""
+def names(choices: Sequence[str], separator: str = ",") -> Any:
+    """Return a reader of names with a separator between them."""
 
     def read(text: str) -> list[str]:
-        found = text.split(",")
+        found = text.split(separator)
         if unknown := [one for one in found if one not in choices]:
             raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(choices)}")
         return found
@@ -170,9 +162,10 @@ def names(choices: Sequence[str]) -> Any:
 
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    every, pruners = list(STRATEGIES), ["none", "median", "percentile"]
+    every, rules, tasks = list(STRATEGIES), list(RULES), list(TASKS)
+    parser.add_argument("--tasks", type=names(tasks), default=tasks, metavar="A,B")
     parser.add_argument("--strategies", type=names(every), default=every, metavar="A,B")
-    parser.add_argument("--pruners", type=names(pruners), default=pruners, metavar="A,B")
+    parser.add_argument("--rules", type=names(rules, ";"), default=rules, metavar="A;B")
     parser.add_argument(
         "--workers",
         type=lambda text: [int(one) for one in text.split(",")],
@@ -180,7 +173,7 @@ def read_options() -> argparse.Namespace:
         metavar="1,8",
     )
     parser.add_argument("--seeds", type=int, default=30)
-    parser.add_argument("--trials", type=int, default=60, help="of a study with a model")
+    parser.add_argument("--trials", type=int, default=40, help="of a study with a model")
     parser.add_argument("--random-trials", type=int, default=100, help="of random search")
     parser.add_argument("--jobs", type=int, default=2, help="processes that simulate")
     parser.add_argument("--print", action="store_true", help="write no report")
@@ -190,11 +183,20 @@ def read_options() -> argparse.Namespace:
 
 def main() -> None:
     options = read_options()
-    groups: dict[tuple[str, str, int], list[Course]] = defaultdict(list)
+    courses: dict[str, dict[tuple[str, str, int], list[Course]]] = {}
     for case, course in simulate_all(cases(options), options.jobs).items():
-        groups[case.strategy, case.pruner, case.workers].append(course)
-    results = Results(the_table(), groups, options.trials, options.random_trials)
-    text = render(results)
+        of_task = courses.setdefault(case.task, defaultdict(list))
+        of_task[case.strategy, case.rule, case.workers].append(course)
+    results = {
+        task: Results(
+            the_table(task),
+            {key: Group(the_table(task), own) for key, own in of_task.items()},
+            options.trials,
+            options.random_trials,
+        )
+        for task, of_task in courses.items()
+    }
+    text = render(results, options.seeds)
     print(text)
     if options.print:
         return
@@ -202,7 +204,7 @@ def main() -> None:
     output = options.output or HERE / "results" / today
     picture = output.with_suffix(".png")
     draw(results, picture)
-    output.write_text(text + f"\n![Regret]({picture.name})\n", encoding="utf-8")
+    output.write_text(text + f"\n![What rules save and cost]({picture.name})\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Studies simulated on a table of learning curves, in virtual time.
 
-A trial of a simulated study reports what the real training of its plan reported, epoch by epoch;
-samplers and pruners are the real ones. Several workers run in virtual time: an epoch is an event,
-and whoever is through with a trial asks for the next one at once.
+A trial of a simulated study reports what the real training of its plan reported, every second
+epoch; samplers and pruners are the real ones. Several workers run in virtual time: an evaluation
+is an event, and whoever is through with a trial asks for the next one at once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import optuna
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
-from search_curves import DIVERGED, Params, Table, load_config
+from search_curves import DIVERGED, EVERY, Params, Table, load_config
 
 from autotune.config.schema import StudyConfig
 from autotune.search.dimensions import suggest
@@ -24,7 +24,7 @@ from autotune.search.initial_plans import default_plans
 from autotune.search.pruners import make_pruner
 from autotune.search.samplers import make_sampler
 from autotune.search.space import Space
-from autotune.search.study_view import FAILED_PLAN
+from autotune.search.study_view import FAILED_PLAN, FinalValuePredictor
 
 #: An epoch of a plan with the last ``n`` layers trainable takes ``1 + n * COST_OF_LAYER``: roughly
 #: what the trainings of the table took on images.
@@ -146,7 +146,9 @@ def _rival(make: Callable[[int], BaseSampler]) -> Builder:
 
 
 def _ours(*overrides: str) -> Builder:
-    return lambda space, trials: Ours(load_config(f"search.trials={trials}", *overrides), space)
+    return lambda space, trials: Ours(
+        load_config("digits", f"search.trials={trials}", *overrides), space
+    )
 
 
 #: How each strategy is built. The first three are what autotune is compared with.
@@ -162,22 +164,61 @@ STRATEGIES: Mapping[str, Builder] = {
 LETTERS = {TrialState.COMPLETE: "C", TrialState.PRUNED: "P", TrialState.FAIL: "F"}
 
 
+@dataclass(frozen=True)
+class Rule:
+    """When a trial ends before its last epoch, and what comes after the last trial.
+
+    Args:
+        pruner: A pruner of autotune, by name.
+        average: Whether trials are compared by the moving average of their weights; their own
+            values are those of the weights.
+        finished: How many pruned trials with the best predictions are trained to the end at last.
+        short: Whether all trials have half of the epochs, and the best ten then all of them.
+        share: Share of the trials that the study has.
+    """
+
+    pruner: str = "none"
+    average: bool = False
+    finished: int = 0
+    short: bool = False
+    share: float = 1.0
+
+
+#: What may be pruned, and the controls: what the same epochs bring without a pruner.
+RULES: Mapping[str, Rule] = {
+    "none": Rule(),
+    "half the trials": Rule(share=0.5),
+    "half the epochs, then ten": Rule(short=True),
+    "percentile": Rule("percentile"),
+    "median": Rule("median"),
+    "median of averages": Rule("median", average=True),
+    "median, four finished": Rule("median", finished=4),
+    "hyperband": Rule("hyperband"),
+}
+#: Trials that a short study trains with all epochs.
+TOP = 10
+
+
 @dataclass
 class Course:
     """How a simulated study went, trial by trial in the order in which they finished.
 
     Args:
-        best: Right images of the best complete trial so far; 0 where there is none.
+        right: Right validation images of each trial; 0 where it is not complete.
         epochs: Epochs that all workers together had spent by then.
         rows: The plans, as rows of the table.
         states: One letter each: complete, pruned, failed.
+        chosen: The plans among which the best one is chosen at last.
+        spent: Epochs of the whole study.
         ended: Why it ended before its budget; empty where it did not.
     """
 
-    best: list[int] = field(default_factory=list)
+    right: list[int] = field(default_factory=list)
     epochs: list[int] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     states: str = ""
+    chosen: list[int] = field(default_factory=list)
+    spent: int = 0
     ended: str = ""
 
 
@@ -187,27 +228,28 @@ class Simulation:
     Args:
         table: The learning curves.
         strategy: How it is searched.
-        pruner: A pruner of autotune, by name.
+        rule: When its trials end.
         workers: How many train at the same time.
         trials: The budget.
         seed: Of the samplers.
     """
 
     def __init__(
-        self, table: Table, strategy: Strategy, pruner: str, workers: int, trials: int, seed: int
+        self, table: Table, strategy: Strategy, rule: Rule, workers: int, trials: int, seed: int
     ) -> None:
         self.table = table
         self.strategy = strategy
-        self.trials = trials
+        self.rule = rule
+        self.trials = round(rule.share * trials)
         self.samplers = [strategy.sampler((seed * 1009 + one) % 2**31) for one in range(workers)]
         self.study = optuna.create_study(
             direction="maximize",
             sampler=self.samplers[0],
-            pruner=make_pruner(pruner, table.epochs, workers),
+            pruner=make_pruner(rule.pruner, table.epochs, workers),
         )
         self.course = Course()
         self.asked = self.spent = self.events = 0
-        # Time, order of arrival, worker, trial, row of the table, epoch that ends then.
+        # Time, order of arrival, worker, trial, row of the table, evaluation that comes then.
         self.queue: list[tuple[float, int, int, Trial, int, int]] = []
         self.idle: list[int] = []
 
@@ -217,17 +259,18 @@ class Simulation:
         for worker in range(len(self.samplers)):
             self._claim(worker, 0.0)
         while self.queue:
-            now, _, worker, trial, row, epoch = heapq.heappop(self.queue)
-            self.spent += 1
-            state = self._report(trial, row, epoch)
+            now, _, worker, trial, row, evaluation = heapq.heappop(self.queue)
+            self.spent += self.table.epochs // 2 if self.rule.short else EVERY
+            state = self._report(trial, row, evaluation)
             if state is None:
-                self._push(worker, now, trial, row, epoch + 1)
+                self._push(worker, now, trial, row, evaluation + 1)
                 continue
             self._tell(worker, trial, row, state)
             # What has just ended may have given those something to do who found nothing.
             waiting, self.idle = [worker, *self.idle], []
             for one in waiting:
                 self._claim(one, now)
+        self._finish()
         return self.course
 
     def _claim(self, worker: int, now: float) -> None:
@@ -246,33 +289,66 @@ class Simulation:
         self.asked += 1
         self._push(worker, now, trial, row, 1)
 
-    def _push(self, worker: int, now: float, trial: Trial, row: int, epoch: int) -> None:
+    def _push(self, worker: int, now: float, trial: Trial, row: int, evaluation: int) -> None:
         self.events += 1
         cost = 1.0 + COST_OF_LAYER * trial.params["depth"]
-        heapq.heappush(self.queue, (now + cost, self.events, worker, trial, row, epoch))
+        heapq.heappush(self.queue, (now + cost, self.events, worker, trial, row, evaluation))
 
-    def _report(self, trial: Trial, row: int, epoch: int) -> TrialState | None:
-        """Report an epoch; return how the trial ends, ``None`` where it goes on."""
-        right = int(self.table.right[row, epoch - 1])
-        if right == DIVERGED:
+    def _report(self, trial: Trial, row: int, evaluation: int) -> TrialState | None:
+        """Report an evaluation; return how the trial ends, ``None`` where it goes on."""
+        table, last = self.table, self.table.full.right.shape[1]
+        if self.rule.short:
+            return TrialState.FAIL if table.short.final[row] == 0 else TrialState.COMPLETE
+        if table.full.right[row, evaluation - 1] == DIVERGED:
             return TrialState.FAIL
-        trial.report(right / self.table.images, epoch)
-        if epoch == self.table.epochs:
+        trial.report(self._value(row, evaluation), EVERY * evaluation)
+        if evaluation == last:
             return TrialState.COMPLETE
         return TrialState.PRUNED if trial.should_prune() else None
+
+    def _value(self, row: int, evaluation: int) -> float:
+        """Return what a trial reports: the last value is always that of its weights."""
+        curves = self.table.full
+        is_last = evaluation == curves.right.shape[1]
+        values = curves.average if self.rule.average and not is_last else curves.right
+        return int(values[row, evaluation - 1]) / self.table.images
 
     def _tell(self, worker: int, trial: Trial, row: int, state: TrialState) -> None:
         """End a trial and write down where the study stands."""
         course, right = self.course, 0
         value = None
         if state == TrialState.COMPLETE:
-            right = int(self.table.right[row, -1])
+            curves = self.table.short if self.rule.short else self.table.full
+            right = int(curves.final[row])
             value = right / self.table.images
         if state == TrialState.FAIL:
             trial.set_user_attr(FAILED_PLAN, True)
         self.study.sampler = self.samplers[worker]
         self.study.tell(trial, value, state=state)
-        course.best.append(max(right, course.best[-1] if course.best else 0))
+        course.right.append(right)
         course.epochs.append(self.spent)
         course.rows.append(row)
         course.states += LETTERS[state]
+
+    def _finish(self) -> None:
+        """Train to the end what the rule says, and settle what is chosen from."""
+        course, table = self.course, self.table
+        ended = self.study.get_trials(deepcopy=False)
+        ended = [trial for trial in ended if trial.state.is_finished()]
+        rows = {trial.number: table.row(trial.params) for trial in ended}
+        complete = [trial for trial in ended if trial.state == TrialState.COMPLETE]
+        course.spent = self.spent
+        if self.rule.short:
+            complete.sort(key=lambda trial: -trial.values[0])
+            complete = complete[:TOP]
+            course.spent += len(complete) * table.epochs
+        if self.rule.finished:
+            predictor = FinalValuePredictor(
+                (trial.intermediate_values, trial.values[0]) for trial in complete
+            )
+            pruned = [trial for trial in ended if trial.state == TrialState.PRUNED]
+            pruned.sort(key=lambda trial: -(predictor.predict(trial.intermediate_values) or 0.0))
+            for trial in pruned[: self.rule.finished]:
+                course.spent += table.epochs - max(trial.intermediate_values)
+                complete.append(trial)
+        course.chosen = [rows[trial.number] for trial in complete]
