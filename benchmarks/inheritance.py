@@ -12,8 +12,8 @@ learning rates.
 
 Every course is a line of the file of results. What it has is not trained again, so a run that was
 ended continues. ``letters`` needs weights of timm's ``test_vit2`` at 64 px, which has none of its
-own: train it on the letters of ``letters_weights.py``.
-``report`` writes a dated report under ``benchmarks/results/``.
+own; ``letters_weights.py`` trains it. ``report`` writes a dated report under
+``benchmarks/results/``; files of results are merged by ``cat``.
 """
 
 from __future__ import annotations

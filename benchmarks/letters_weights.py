@@ -1,9 +1,14 @@
-"""Make the weights of the package: timm's ``test_resnet`` trained from scratch on printed letters.
+r"""Make the package's weights: timm's ``test_resnet`` trained from scratch on printed letters.
 
-Run as ``python -m benchmarks.letters_weights [--out PATH] [--seed N] [--epochs N]``. The source
-task is to tell apart the letters A-Z and a-z in the fonts that come with matplotlib, white on
-black, moved and turned a little. No digit is ever drawn: a study on handwritten digits transfers
-from a task that never saw its classes.
+Run as ``python -m benchmarks.letters_weights [--out PATH] [--seed N] [--epochs N]``; with these
+options it makes the weights for ``inheritance.py letters``::
+
+    python -m benchmarks.letters_weights --architecture test_vit2 --size 64 --lr 0.001 \
+        --epochs 20 --out FILE
+
+The source task is to tell apart the letters A-Z and a-z in the fonts that come with matplotlib,
+white on black, moved and turned a little. No digit is ever drawn: a study on handwritten digits
+transfers from a task that never saw its classes.
 
 The letters are clean print on purpose. When they are bent, drawn with other pens and reduced to
 8x8 pixels until they look like the digits of scikit-learn, a linear head on the frozen backbone
@@ -16,6 +21,7 @@ import argparse
 import json
 import string
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -37,7 +43,8 @@ FONTS = ("DejaVuSans*.ttf", "DejaVuSerif*.ttf", "STIXGeneral*.ttf", "cm*10.ttf")
 SYMBOLS = ("DejaVuSansDisplay", "DejaVuSerifDisplay", "cmex10", "cmsy10")
 #: Fonts that are never trained on: the accuracy in the metadata is measured on them.
 HELD_OUT = ("DejaVuSerif-Italic", "STIXGeneralBol", "cmss10")
-#: Sides of a rendered glyph, of the longer side of the letter in it, and of the model's input.
+#: Sides of a rendered glyph, of the longer side of the letter in it, and of the input of
+#: ``test_resnet``.
 GLYPH, LETTER, SIZE = 64, 48, 32
 STEPS, BATCH, LEARNING_RATE, WEIGHT_DECAY = 100, 128, 4e-3, 0.05
 DEFAULT_OUT = (
@@ -82,15 +89,31 @@ def render(fonts: list[Path]) -> tuple[Tensor, Tensor]:
     return torch.stack(glyphs).unsqueeze(1).float() / 255, labels
 
 
-def normalization() -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and the deviation of timm's own weights, so that users need no others."""
-    config = timm.get_pretrained_cfg(ARCHITECTURE)
-    if config is None:
-        raise LookupError(f"timm {timm.__version__} has no configuration of {ARCHITECTURE}")
-    return config.mean, config.std
+@dataclass(frozen=True)
+class Target:
+    """What is trained: an architecture of timm, and the side of its input in pixels."""
+
+    architecture: str
+    size: int
+
+    def create(self) -> nn.Module:
+        """Return the architecture with random weights."""
+        config = timm.get_pretrained_cfg(self.architecture)
+        fixed = config is not None and config.fixed_input_size
+        options = {"img_size": self.size} if fixed else {}
+        return timm.create_model(self.architecture, num_classes=len(CLASSES), **options)
+
+    def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return mean and deviation of timm's own weights, so that users need no others."""
+        config = timm.get_pretrained_cfg(self.architecture)
+        if config is None:
+            raise LookupError(
+                f"timm {timm.__version__} has no configuration of {self.architecture}"
+            )
+        return config.mean, config.std
 
 
-def draw(glyphs: Tensor, rng: torch.Generator) -> Tensor:
+def draw(glyphs: Tensor, rng: torch.Generator, target: Target) -> Tensor:
     """Turn rendered glyphs into normalized input: turn, shear, scale and move each, add noise.
 
     torchvision's transforms draw one set of parameters for a whole batch; one sampling grid per
@@ -99,9 +122,10 @@ def draw(glyphs: Tensor, rng: torch.Generator) -> Tensor:
     Args:
         glyphs: What ``render`` gives, or a part of it.
         rng: Source of the distortions.
+        target: What the images are for.
 
     Returns:
-        Images of shape (glyphs, 3, SIZE, SIZE), normalized as the backbone asks for.
+        Images of shape (glyphs, 3, size, size), normalized as the backbone asks for.
     """
     count = len(glyphs)
 
@@ -113,35 +137,40 @@ def draw(glyphs: Tensor, rng: torch.Generator) -> Tensor:
     horizontal = (width * angle.cos(), width * (shear - angle.sin()), around(0.0, 0.015))
     vertical = (height * angle.sin(), height * angle.cos(), around(0.0, 0.015))
     theta = torch.stack([torch.stack(horizontal, 1), torch.stack(vertical, 1)], 1)
-    grid = functional.affine_grid(theta, [count, 1, SIZE, SIZE], align_corners=False)
+    grid = functional.affine_grid(theta, [count, 1, target.size, target.size], align_corners=False)
     images = functional.grid_sample(glyphs, grid, align_corners=False)
     images = (images + 0.1 * torch.randn(images.shape, generator=rng)).clamp(0, 1)
-    mean, std = (torch.tensor(value).view(3, 1, 1) for value in normalization())
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in target.normalization())
     return (images - mean) / std
 
 
-def train(glyphs: Tensor, labels: Tensor, epochs: int, seed: int) -> nn.Module:
+def train(
+    glyphs: Tensor, labels: Tensor, target: Target, epochs: int, seed: int, lr: float
+) -> nn.Module:
     """Train the architecture from scratch.
 
     Args:
         glyphs: Rendered letters.
         labels: The class of each.
+        target: The architecture.
         epochs: Rounds of STEPS batches, each of freshly distorted letters.
         seed: Of the first weights, the order and the distortions.
+        lr: The peak of the learning rate.
 
     Returns:
         The trained model, in evaluation mode.
     """
     torch.manual_seed(seed)
     rng = torch.Generator().manual_seed(seed)
-    model = timm.create_model(ARCHITECTURE, num_classes=len(CLASSES))
+    model = target.create()
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, LEARNING_RATE, epochs=epochs, steps_per_epoch=STEPS
+        optimizer, lr, epochs=epochs, steps_per_epoch=STEPS
     )
     for _ in range(epochs * STEPS):
         chosen = torch.randint(len(glyphs), (BATCH,), generator=rng)
-        loss = functional.cross_entropy(model(draw(glyphs[chosen], rng)), labels[chosen])
+        images = draw(glyphs[chosen], rng, target)
+        loss = functional.cross_entropy(model(images), labels[chosen])
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
@@ -150,10 +179,15 @@ def train(glyphs: Tensor, labels: Tensor, epochs: int, seed: int) -> nn.Module:
 
 
 @torch.inference_mode()
-def accuracy(model: nn.Module, glyphs: Tensor, labels: Tensor, rounds: int = 20) -> float:
+def accuracy(
+    model: nn.Module, glyphs: Tensor, labels: Tensor, target: Target, rounds: int = 20
+) -> float:
     """Return the share of letters that a model tells, each drawn a number of times."""
     rng = torch.Generator().manual_seed(2**31)
-    right = [(model(draw(glyphs, rng)).argmax(1) == labels).float().mean() for _ in range(rounds)]
+    right = [
+        (model(draw(glyphs, rng, target)).argmax(1) == labels).float().mean()
+        for _ in range(rounds)
+    ]
     return float(torch.stack(right).mean())
 
 
@@ -171,27 +205,31 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT, help="file to write")
     parser.add_argument("--seed", type=int, default=0, help="seed of the training")
     parser.add_argument("--epochs", type=int, default=12, help=f"rounds of {STEPS} batches")
+    parser.add_argument("--architecture", default=ARCHITECTURE, help="model of timm")
+    parser.add_argument("--size", type=int, default=SIZE, help="side of the images in pixels")
+    parser.add_argument("--lr", type=float, default=LEARNING_RATE, help="peak learning rate")
     arguments = parser.parse_args()
+    target = Target(arguments.architecture, arguments.size)
     # the order of a sum depends on the number of threads: a fixed one gives the same weights, and
     # one is not slowed down by threads that wait for each other on a busy machine
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     start = time.perf_counter()
     fonts, held_out = find_fonts()
-    model = train(*render(fonts), arguments.epochs, arguments.seed)
+    model = train(*render(fonts), target, arguments.epochs, arguments.seed, arguments.lr)
     state = {
         name: value.half() if value.is_floating_point() else value
         for name, value in model.state_dict().items()
     }
     model.load_state_dict(state)  # what is measured is what is written: the rounded weights
-    score = accuracy(model, *render(held_out))
-    mean, std = normalization()
+    score = accuracy(model, *render(held_out), target)
+    mean, std = target.normalization()
     facts = {
-        "architecture": ARCHITECTURE,
+        "architecture": target.architecture,
         "source_task": "printed letters A-Z a-z in fonts of matplotlib, white on black, no digits",
         "classes": CLASSES,
-        "classifier": f"fc, included, {len(CLASSES)} classes",
-        "input": {"size": [3, SIZE, SIZE], "mean": mean, "std": std},
+        "classifier": f"{model.default_cfg['classifier']}, included, {len(CLASSES)} classes",
+        "input": {"size": [3, target.size, target.size], "mean": mean, "std": std},
         "epochs": arguments.epochs,
         "seed": arguments.seed,
         "accuracy": round(score, 4),
