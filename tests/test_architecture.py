@@ -92,7 +92,8 @@ FLOORS = {
     "results": (
         ("values",),
         ("model", "study_results"),
-        ("comparison", "seeds"),
+        ("noise",),
+        ("comparison", "seeds", "cheapest"),
         ("evaluation", "figures"),
         ("diagnosis",),
         ("overview", "report"),

@@ -290,7 +290,7 @@ class Study(StudyPlots):
 
     def refit(
         self,
-        trial: int | None = None,
+        trial: int | Literal["cheapest"] | None = None,
         folder: str | Path | None = None,
         *,
         combine: str = "none",
@@ -307,7 +307,9 @@ class Study(StudyPlots):
         after an interrupt.
 
         Args:
-            trial: Number of the trial to take; default: the best confirmed one, or the best.
+            trial: Number of the trial to take, or ``cheapest``: of a study of two objectives the
+                trial of least cost that is at most a standard error behind the best; default:
+                the best confirmed one, or the best.
             folder: Folder of the model, for :func:`autotune.load`; default: beside the study.
             combine: ``ensemble`` (of the best plans), ``soup`` (the weights of several trainings
                 of the plan, averaged), ``distill`` (the plan, taught by the ensemble) or ``none``.

@@ -327,6 +327,19 @@ def ask(question: str, is_yes: bool) -> None:
     typer.confirm(visible(question), abort=True)
 
 
+def parse_trial(trial: str | None, word: str) -> int | None:
+    """Read the number of a trial, where ``--trial`` may also be a word.
+
+    Raises:
+        UserError: When it is neither.
+    """
+    if trial is None:
+        return None
+    if not trial.isascii() or not trial.isdigit():
+        raise UserError(f"--trial: must be the number of a trial, or {word!r}, but got {trial!r}")
+    return int(trial)
+
+
 def open_study(
     study: str, overrides: Sequence[str] | None, name: str | None, storage: str | None
 ) -> OpenStudy:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from autotune.display.console import lines_of_text
 from autotune.display.worker_table import WorkersTable, format_failures
+from autotune.results.cheapest import describe_cheapest
 from autotune.results.diagnosis.answer import find_answer
 from autotune.results.diagnosis.headline import (
     describe_confirmation,
@@ -102,6 +103,8 @@ def _remarks(results: StudyResults) -> Iterator[str]:
     for failure in failures(results):
         if failure.state == "failed":
             yield f"  {len(failure.numbers)} failed: {failure.reason}"
+    if cheapest := describe_cheapest(results):
+        yield cheapest
     if results.best is not None:
         if tested := describe_refit(results):
             yield tested

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import math
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -29,7 +28,10 @@ from autotune.training.trainer import Trainer
 WARM_UP_S, WARM_UP_PASSES = 0.2, 20
 #: Timed passes, until one of the two is reached; never fewer than three.
 TIMED_S, TIMED_PASSES = 0.5, 200
-#: Share of passes on a GPU that no other process has delayed.
+#: Passes of a turn, until one of the two is reached; and turns of two networks likewise.
+TURN_S, TURN_PASSES = 0.01, 20
+TURNS_S, TURNS = 2.0, 100
+#: Share of passes that no other process has delayed.
 FAST_SHARE = 0.1
 #: Seconds of waiting for a GPU on which another process times its network.
 LOCK_TIMEOUT_S = 30.0
@@ -84,24 +86,59 @@ def forward_ms(network: nn.Module, image: Tensor, amp: AmpPolicy | None = None) 
         amp: Mixed precision; by default none.
 
     Returns:
-        On the CPU the median of the passes; on a GPU the time within which a tenth of them ends.
+        The time within which a tenth of the passes ends.
     """
     device = image.device
+    with _ready(network, image, amp) as timed, _alone(device):
+        _repeat(timed, WARM_UP_S, WARM_UP_PASSES)
+        times = _repeat(timed, TIMED_S, TIMED_PASSES)
+    return 1000.0 * fast_quantile(times)
+
+
+def turns_ms(
+    first: tuple[nn.Module, Tensor], second: tuple[nn.Module, Tensor]
+) -> list[tuple[float, float]]:
+    """Time the forward pass of one image of two networks that take turns.
+
+    So the load of the machine meets both, and their ratio is known better than either time. The
+    arguments are a network and a normalized image ``(1, C, H, W)`` on its device each.
+
+    Returns:
+        The fastest pass of both networks in each turn, in milliseconds.
+    """
+    turns: list[tuple[float, float]] = []
+    with _ready(*first) as one, _ready(*second) as other, _alone(first[1].device):
+        for timed in (one, other):
+            _repeat(timed, WARM_UP_S, WARM_UP_PASSES)
+        end = time.perf_counter() + TURNS_S
+        while len(turns) < 3 or (len(turns) < TURNS and time.perf_counter() < end):
+            fastest = [1000.0 * min(_repeat(timed, TURN_S, TURN_PASSES)) for timed in (one, other)]
+            turns.append((fastest[0], fastest[1]))
+    return turns
+
+
+@contextmanager
+def _ready(
+    network: nn.Module, image: Tensor, amp: AmpPolicy | None = None
+) -> Iterator[Callable[[], float]]:
+    """Yield a function that times a pass in seconds; restore the network afterwards."""
 
     def timed() -> float:
         start = time.perf_counter()
         with nullcontext() if amp is None else amp.autocast():
             network(image)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        if image.is_cuda:
+            torch.cuda.synchronize(image.device)
         return time.perf_counter() - start
 
-    alone = single_threaded() if device.type == "cpu" else _gpu_lock(device)
-    with _untouched(network, device), torch.no_grad(), alone:
+    with _untouched(network, image.device), torch.no_grad():
         network.eval()
-        _repeat(timed, WARM_UP_S, WARM_UP_PASSES)
-        times = _repeat(timed, TIMED_S, TIMED_PASSES)
-    return 1000.0 * (statistics.median(times) if device.type == "cpu" else fast_quantile(times))
+        yield timed
+
+
+def _alone(device: torch.device) -> AbstractContextManager[None]:
+    """Keep other threads away on the CPU, other timings on a GPU."""
+    return single_threaded() if device.type == "cpu" else _gpu_lock(device)
 
 
 def fast_quantile(times: Sequence[float]) -> float:

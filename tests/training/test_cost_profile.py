@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -23,6 +22,7 @@ from autotune.training.cost_profile import (
     measure_costs,
     memory_mb,
     saved_bytes,
+    turns_ms,
 )
 from tests.support.backbones import SMALL, plan, state_of, training
 from tests.support.cuda import pretend_gpus
@@ -181,7 +181,7 @@ def test_copies_of_weights_are_counted(options: dict[str, float], ema: float | N
     assert memory_mb(more) - memory_mb(plain) == pytest.approx(size / 2**20)
 
 
-def test_latency_is_the_median_of_the_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latency_is_that_of_a_pass_that_nothing_made_late(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(10_000))
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock) ** 2 / 1e6)
     count = cost_profile.WARM_UP_PASSES
@@ -200,7 +200,15 @@ def test_latency_is_the_median_of_the_passes(monkeypatch: pytest.MonkeyPatch) ->
     # A pass takes the time between two readings: 1, 5, 9, ... millionths of a second.
     timed = [(2 * (2 * i) + 1) / 1e6 for i in range(count, passes)]
     assert passes == count + cost_profile.TIMED_PASSES
-    assert found == pytest.approx(1000 * statistics.median(timed))
+    assert found == pytest.approx(1000 * fast_quantile(timed))
+
+
+def test_two_networks_take_turns() -> None:
+    slow, fast = Chain(40, 64), Chain(2, 64)
+    pixels = torch.randn(1, 64)
+    turns = turns_ms((fast.train(), pixels), (slow, pixels))
+    assert len(turns) >= 3 and fast.training
+    assert all(0 < quick < late for quick, late in turns)
 
 
 def test_mixed_targets_are_counted() -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from autotune.results.evaluation.combination import Combination
+    from autotune.results.evaluation.plan_selection import Choice
     from autotune.results.evaluation.refit import RefitResult
     from autotune.results.values.intervals import Estimate
     from autotune.results.values.objective import Objective
@@ -36,8 +37,11 @@ def refit(
     study: console.ExistingArgument = "digits",
     overrides: console.Overrides = None,
     trial: Annotated[
-        int | None,
-        typer.Option(help="Number of the trial; default: the best confirmed one, or the best."),
+        str | None,
+        typer.Option(
+            help="Number of the trial, or 'cheapest': of two objectives the one of least cost "
+            "that is about as good as the best. Default: the best confirmed one, or the best."
+        ),
     ] = None,
     combine: Annotated[
         Combine,
@@ -64,6 +68,9 @@ def refit(
 
     Call it again to continue an interrupted refit.
     """
+    choice: Choice | None = "cheapest"
+    if trial != choice:
+        choice = console.parse_trial(trial, "cheapest")
     located = console.locate(study, overrides, name, storage)
     if output is not None:
         console.check_folder(output)
@@ -75,6 +82,7 @@ def refit(
         from autotune.results.evaluation.model_card import describe_difference
         from autotune.results.evaluation.refit import refit_study
         from autotune.results.study_results import StudyResults
+        from autotune.results.values.speed import describe_speed
         from autotune.study.engine.trainings import Workers
         from autotune.study.setup.opening import open_existing
         from autotune.study.state import attrs
@@ -83,7 +91,7 @@ def refit(
         objective = StudyResults.from_study(opened.study).objective
         result = refit_study(
             opened,
-            trial,
+            choice,
             output,
             TrainingsView(objective, status, stderr),
             status.on_progress,
@@ -114,6 +122,8 @@ def refit(
     if not result.is_baseline:
         differences = result.comparison.to_json()["difference"]
         stdout.print(describe_difference(objective.name, differences))
+    if result.speed is not None:
+        stdout.print(describe_speed(result.speed.to_json()))
     config = opened.config()
     is_pretrained_on_dogs = (
         config.dataset == DOGS.name and config.weights_of(result.plan.backbone) != "none"

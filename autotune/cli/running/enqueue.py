@@ -50,7 +50,11 @@ def enqueue(
     if plan is not None and (trial is not None or source is not None):
         raise UserError("--plan is a plan of its own: give it without --trial and --from")
     given = parse_overrides(values or ())
-    base = _read_plan(plan) if plan is not None else _parse_trial(trial)
+    base: Base | None = "best"
+    if plan is not None:
+        base = _read_plan(plan)
+    elif trial != base:
+        base = console.parse_trial(trial, "best")
     opened = console.open_study(study, overrides, name, storage)
     from autotune.results.diagnosis.next_steps import run_commands
     from autotune.results.study_results import StudyResults
@@ -87,14 +91,6 @@ def _join(values: Mapping[str, Any]) -> str:
         f"{name} {f'{value:.4g}' if isinstance(value, float) else value}"
         for name, value in values.items()
     )
-
-
-def _parse_trial(trial: str | None) -> Base | None:
-    if trial is None or trial == "best":
-        return "best" if trial else None
-    if not trial.isascii() or not trial.isdigit():
-        raise UserError(f"--trial: must be the number of a trial, or 'best', but got {trial!r}")
-    return int(trial)
 
 
 def _read_plan(path: str) -> TrialPlan:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from optuna.trial import FrozenTrial
 
-from autotune.results.diagnosis.noise import noise_between
+from autotune.results.noise import noise_between
 from autotune.results.study_results import StudyResults
 from autotune.results.values.objective import Objective
 from autotune.search import ranking

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.results.diagnosis.noise import Noise, noise_between, noise_of_study
+from autotune.results.noise import Noise, noise_between, noise_of_study
 from autotune.results.study_results import StudyResults
 from autotune.results.values.objective import Objective
 from autotune.search import ranking

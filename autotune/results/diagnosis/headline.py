@@ -9,9 +9,10 @@ from typing import Any
 from optuna.trial import TrialState
 
 from autotune.results.diagnosis.answer import last_test
-from autotune.results.diagnosis.noise import noise_between
 from autotune.results.figures.history import last_moment
+from autotune.results.noise import noise_between
 from autotune.results.study_results import StudyResults
+from autotune.results.values.speed import describe_speed
 from autotune.study.state import attrs
 from autotune.study.state.budget import (
     EXHAUSTED,
@@ -146,9 +147,11 @@ def describe_refit(results: StudyResults) -> str:
         "was read "
     )
     reads = results.attributes[attrs.TEST_READS]
+    speed = f" {describe_speed(last['speed'])}" if "speed" in last else ""
     if len(reads) == 1:
-        return f"{text}once."
-    return f"{text}{len(reads)} times; a choice that uses these values makes them optimistic."
+        return f"{text}once.{speed}"
+    often = f"{len(reads)} times; a choice that uses these values makes them optimistic."
+    return f"{text}{often}{speed}"
 
 
 def _describe_combination(results: StudyResults, last: Mapping[str, Any]) -> str:

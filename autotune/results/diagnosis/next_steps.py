@@ -14,6 +14,7 @@ from optuna.trial import TrialState
 
 from autotune.config.loading import slug
 from autotune.config.schema import NAME_RULE
+from autotune.results.cheapest import CHEAPEST, describe_cheapest, find_cheapest
 from autotune.results.diagnosis.answer import Answer, find_answer
 from autotune.results.diagnosis.curve_checks import (
     check_overfitting,
@@ -140,6 +141,10 @@ def _steps(results: StudyResults, commands: _Commands) -> Iterator[NextStep]:
         yield from _without_gain(results, answer, commands)
     elif results.baseline is not None and answer.trial is not results.baseline:
         yield from _with_unclear_gain(results, commands)
+    cheapest = find_cheapest(results)
+    if cheapest is not None and cheapest.trial not in (answer.trial, results.best):
+        text = f"Or make a cheaper model that is about as good. {describe_cheapest(results)}"
+        yield NextStep(text, commands.verb("refit", "--trial", CHEAPEST))
 
 
 def _changes_to_training(results: StudyResults) -> Iterator[NextStep]:

@@ -256,7 +256,11 @@ def measure_model(
     name: str, model: Model, scores: Assessment, gain: Mapping[str, Estimate] | None = None
 ) -> ModelScores:
     """Put the costs of a model beside its scores; the arguments are those of ModelScores."""
-    device, size = next(model.parameters()).device, model.spec.size
-    image = to_channels_last(torch.randn(1, 3, size, size, device=device))
-    latency = round(forward_ms(model.network, image), 4)
+    latency = round(forward_ms(model.network, random_image(model)), 4)
     return ModelScores(name, scores, gain or {}, count_parameters(model), latency)
+
+
+def random_image(model: Model) -> Tensor:
+    """Return an image ``(1, 3, size, size)`` of noise, on the device of a model, to time it."""
+    size, device = model.spec.size, next(model.parameters()).device
+    return to_channels_last(torch.randn(1, 3, size, size, device=device))

@@ -19,6 +19,7 @@ from autotune.plan import TrialPlan
 from autotune.results.evaluation.bootstrap import Bin
 from autotune.results.values.markdown import escape, table
 from autotune.results.values.objective import Objective
+from autotune.results.values.speed import describe_speed
 from autotune.text import as_cell
 
 CARD, MATRIX, RELIABILITY = "README.md", "confusion_matrix.csv", "reliability.png"
@@ -155,6 +156,8 @@ def model_card(record: Mapping[str, Any], matrix: npt.NDArray[np.int64]) -> str:
         difference = "This model is the baseline."
     else:
         difference = describe_difference(record["objective"], record["intervals"]["difference"])
+    if speed := record.get("speed"):
+        difference = f"{difference}\n\n{describe_speed(speed)}"
     model = [
         ("parameters", f"{record['parameters']:,}"),
         ("input", " x ".join(map(str, preprocessing["input_size"]))),

@@ -2,21 +2,27 @@
 
 Values over several seeds come before one value of the search: the best confirmed mean is taken,
 whether or not it is shown to be better than the baseline. The baseline itself is taken where no
-confirmed plan has a better mean.
+confirmed plan has a better mean. A trial of one's own choice comes before both: a number, or the
+cheapest one that is about as good as the best.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from optuna.trial import FrozenTrial
 
 from autotune.errors import StudyError
 from autotune.plan import TrialPlan
+from autotune.results.cheapest import find_cheapest
 from autotune.results.study_results import StudyResults
 from autotune.results.values.verdict import Verdict
 from autotune.search import ranking
 from autotune.study.state import attrs
+
+#: A trial of one's own choice: its number, or ``cheapest``, see :mod:`autotune.results.cheapest`.
+Choice = int | Literal["cheapest"]
 
 
 @dataclass(frozen=True)
@@ -38,16 +44,18 @@ class SelectedPlan:
         return f"trial {self.trial}, {self.reason}"
 
 
-def select_plan(results: StudyResults, trial: int | None = None) -> SelectedPlan:
+def select_plan(results: StudyResults, trial: Choice | None = None) -> SelectedPlan:
     """Select the plan to refit.
 
     Args:
         results: The study.
-        trial: Number of the trial to take, whatever is known about it.
+        trial: Number of the trial to take, whatever is known about it; or ``cheapest``.
 
     Raises:
         StudyError: When there is no such trial, or none that is complete.
     """
+    if isinstance(trial, str):
+        return _cheapest(results)
     if trial is not None:
         if not 0 <= trial < len(results.trials):
             raise StudyError(
@@ -115,6 +123,23 @@ def _confirmed(results: StudyResults, verdict: Verdict) -> SelectedPlan:
         return _selected(results, trial, seeds, *outdated)
     text = verdict.describe(results.objective)
     return _selected(results, trial, seeds, f"{text[0].upper()}{text[1:]}.", *outdated)
+
+
+def _cheapest(results: StudyResults) -> SelectedPlan:
+    if results.cost is None:
+        raise StudyError(
+            f"--trial cheapest: the study {results.name!r} has no cost; give a study two "
+            "objectives, such as objectives=[accuracy, latency_ms], or the number of a trial"
+        )
+    found = find_cheapest(results)
+    if found is None:
+        raise StudyError(f"the study {results.name!r} has {results.explain_no_best()}")
+    if found.noise is None:
+        return _selected(results, found.trial, "the best: no cheaper trial is about as good")
+    reason = f"the cheapest at most a standard error behind trial {results.front[0].number}"
+    loss, error = (results.objective.format_gain(each) for each in (found.loss, found.noise.error))
+    remark = f"On the validation split it is {loss} behind, and a standard error is {error}."
+    return _selected(results, found.trial, reason, remark)
 
 
 def _selected(

@@ -44,7 +44,7 @@ from autotune.results.evaluation.ensemble_selection import (
     select_ensemble,
 )
 from autotune.results.evaluation.model_card import weights_origin, write_model_card
-from autotune.results.evaluation.plan_selection import SelectedPlan, select_plan
+from autotune.results.evaluation.plan_selection import Choice, SelectedPlan, select_plan
 from autotune.results.evaluation.refitting import (
     BASELINE,
     BEST,
@@ -56,6 +56,7 @@ from autotune.results.model.model_folder import replace_files, save_model
 from autotune.results.study_results import StudyResults
 from autotune.results.values.epoch_rows import epoch_rows, epochs_table
 from autotune.results.values.intervals import Estimate
+from autotune.results.values.speed import Speed
 from autotune.storage.artifacts import add_artifact
 from autotune.storage.rdb.retry import call_with_retry
 from autotune.storage.rdb.study_lock import study_lock
@@ -89,6 +90,8 @@ class RefitResult:
         comparison: All metrics of both with their intervals.
         summary: How the plan was trained.
         reads: How often the test split has been read, this time included.
+        speed: How many times faster the model is than the baseline; ``None`` where it has the same
+            layers, image size and backbone, and where several trainings were combined.
         combination: What was asked to be combined. Where it is used, ``test`` and ``comparison``
             are those of the combination, which is the model in the folder.
         others: How further members were trained.
@@ -103,6 +106,7 @@ class RefitResult:
     test_images: int
     reads: int
     folder: Path
+    speed: Speed | None = None
     combination: Combination | None = None
     others: Mapping[str, TrainingSummary] = field(default_factory=dict)
 
@@ -171,6 +175,7 @@ class RefitResult:
             "trained_on": self.summary.to_json(),
             "baseline_trained_on": self.baseline_summary.to_json(),
             "times_the_test_part_was_read": self.reads,
+            "speed": None if self.speed is None else self.speed.to_json(),
             "combination": None if self.combination is None else self.combination.to_json(),
         }
 
@@ -181,7 +186,7 @@ class RefitResult:
 
 def refit_study(
     handle: OpenStudy,
-    trial: int | None = None,
+    trial: Choice | None = None,
     folder: Path | None = None,
     on_event: EventCallback = lambda event: None,
     on_progress: ProgressCallback = no_progress,
@@ -199,7 +204,7 @@ def refit_study(
 
     Args:
         handle: The study.
-        trial: Number of the trial to take; default: see
+        trial: Number of the trial to take, or ``cheapest``; default: see
             :mod:`autotune.results.evaluation.plan_selection`.
         folder: Where the model is written; default: beside the study.
         on_event: Called with everything that happens, see
@@ -237,7 +242,7 @@ def refit_study(
     # With workers, this process leaves the devices to them.
     ctx = build_context(handle, gpu=None if workers is None else "", config=config)
     run = Refitting(ctx, workers, on_event, combine != NONE)
-    chosen = BEST if trial is None else f"trial {trial}"
+    chosen = BEST if trial is None else f"trial {selection.trial}"
     trainings = _base_trainings(results, selection, config, settings or config.refit, chosen)
     combination = None
     if choice is not None:
@@ -258,6 +263,7 @@ def refit_study(
     comparison = compare(final.logits, baseline.logits, labels)
     if combination is not None:
         combination = run.measure(combination, selection, stored, final)
+    speed = run.speed(stored) if combination is None else None
     result = RefitResult(
         selection=selection,
         test=compute_metrics(final.logits, labels),
@@ -270,9 +276,11 @@ def refit_study(
             handle,
             selection.trial,
             compare(single.logits, baseline.logits, labels),
+            speed,
             combination,
         ),
         folder=folder or handle.files.model(handle.name),
+        speed=speed,
         combination=combination,
         others={n: one.summary for n, one in stored.items() if n not in (BEST, BASELINE)},
     )
@@ -403,7 +411,11 @@ def _keep_with_study(handle: OpenStudy, folder: Path, reads: int, names: Iterabl
 
 
 def _record_read(
-    handle: OpenStudy, trial: int, comparison: Comparison, combination: Combination | None
+    handle: OpenStudy,
+    trial: int,
+    comparison: Comparison,
+    speed: Speed | None,
+    combination: Combination | None,
 ) -> int:
     """Record with the study that the test split was read; return how often it has been.
 
@@ -411,6 +423,7 @@ def _record_read(
         handle: The study.
         trial: The trial whose plan was refitted.
         comparison: Its plan, alone, with the baseline: what the study is about.
+        speed: Its speed, if it was measured.
         combination: A combination that was measured too.
     """
     objective = handle.config().training.objective
@@ -424,6 +437,8 @@ def _record_read(
         "gain": _interval(comparison.difference[objective]),
         "intervals": comparison.model.intervals,
     }
+    if speed is not None:
+        entry["speed"] = speed.to_json()
     if combination is not None and combination.is_used:
         measured = combination.models[-1]
         entry["combination"] = {

@@ -21,9 +21,11 @@ from autotune.results.evaluation.combination import (
     Combination,
     measure_model,
     predict_views,
+    random_image,
 )
 from autotune.results.evaluation.plan_selection import SelectedPlan
 from autotune.results.model.model import Model, ModelSpec, join_networks
+from autotune.results.values.speed import Speed
 from autotune.study.devices import find_device
 from autotune.study.engine.launcher import resolve_gpus
 from autotune.study.engine.trainings import Workers, train_all, train_here
@@ -37,6 +39,7 @@ from autotune.study.trial.refit import (
 )
 from autotune.study.trial.run import EventCallback, torch_device_name
 from autotune.study.trial.trainings import Training, TrainingFiles
+from autotune.training.cost_profile import turns_ms
 from autotune.training.trainer import Trainer
 
 #: Names of the trainings of a refit; further members are called by their trials or seeds.
@@ -156,6 +159,21 @@ class Refitting:
             self.tests[each.plan.images] for each in specs if each.spec.size == spec.spec.size
         )
         return FinalModel(model, predict_views(model, images), None)
+
+    def speed(self, stored: Mapping[str, StoredRefit]) -> Speed | None:
+        """Compare the latency of the single plan with that of the baseline.
+
+        ``None`` where they have the same layers, image size and backbone.
+        """
+        best, base = stored[BEST], stored.get(BASELINE, stored[BEST])
+        if not best.plan.reshaped and best.plan.images[:2] == base.plan.images[:2]:
+            return None
+        pairs = []
+        for each in (best, base):
+            model = self.single(each.plan, each).model
+            pairs.append((model.network, random_image(model)))
+        turns = turns_ms(pairs[0], pairs[1])
+        return Speed.from_turns(turns, torch_device_name(self.on_device().device))
 
     def measure(
         self,

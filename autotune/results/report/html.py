@@ -22,6 +22,7 @@ from plotly.offline import get_plotlyjs
 
 from autotune.config.loading import slug
 from autotune.data.quality.checks import duplicate_summary
+from autotune.results.cheapest import describe_cheapest
 from autotune.results.diagnosis.answer import Answer, find_answer
 from autotune.results.diagnosis.diagnostics import diagnose
 from autotune.results.diagnosis.facts import Facts
@@ -137,6 +138,7 @@ def _context(results: StudyResults, storage_url: str) -> dict[str, Any]:
         "total": len(results.trials),
         "max_rows": MAX_ROWS,
         "front": trial_rows(results, results.front),
+        "cheapest": describe_cheapest(results),
         "failures": failures(results),
         "warm_start": attrs.describe_warm_start(results.study),
         "dataset": results.dataset,

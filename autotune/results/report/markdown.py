@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 
+from autotune.results.cheapest import describe_cheapest
 from autotune.results.diagnosis.answer import find_answer
 from autotune.results.diagnosis.diagnostics import diagnose
 from autotune.results.diagnosis.headline import (
@@ -170,6 +171,8 @@ def _trials(results: StudyResults) -> Iterator[str]:
         [_cells(row, bool(chance)) for row in trial_rows(results, trials)],
         right=len(chance) + len(costs) + 4,
     )
+    if cheapest := describe_cheapest(results):
+        yield escape(cheapest)
     if len(ranked) > BEST_SHOWN:
         yield f"{len(ranked) - BEST_SHOWN} more {'of the front' if front else 'are complete'}."
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from autotune.results.cheapest import find_cheapest
 from autotune.results.study_results import StudyResults
 from autotune.search import ranking
 from autotune.study.setup.opening import OpenStudy, open_existing
@@ -87,6 +88,14 @@ def test_fit_takes_the_best_of_the_front_or_a_trial_of_one_s_choice(folder: Path
     ended = call("refit", "two", cwd=folder)
     assert ended.code == 0, ended.err
     assert f"trial {best.number} " in ended.out
+    cheapest = find_cheapest(StudyResults.from_study(opened.study))
+    assert cheapest is not None
+    ended = call("refit", "two", "--trial", "cheapest", cwd=folder)
+    assert ended.code == 0, ended.err
+    assert f"Refitted: trial {cheapest.trial.number}, the " in ended.out
+    refused = call("refit", "two", "--trial", "fastest", cwd=folder)
+    assert refused.code == 2
+    assert "must be the number of a trial, or 'cheapest', but got 'fastest'" in refused.err
 
 
 def test_without_a_plan_within_the_limits_every_verb_says_so(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from autotune.results.model.export import FORMATS, export
 from autotune.results.model.model_folder import load_model
 from autotune.results.report.images import find_image_results, predictions_csv
 from autotune.results.study_results import StudyResults
+from autotune.results.values.speed import describe_speed
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.state.predictions import WORST
@@ -248,3 +249,25 @@ def test_a_combination_that_cannot_be(
 ) -> None:
     with pytest.raises(UserError, match=what):
         refit_study(opened, 1, combine=kind, members=members)
+
+
+def test_a_reshaped_network_is_timed_against_the_baseline(tmp_path: Path) -> None:
+    made = open_small(
+        tmp_path, search__trials=2, space__trainable_layers=1, space__layers__width=0.5
+    )
+    run(made)
+    result = refit_study(made, trial=1)
+    assert result.plan.reshaped and result.speed is not None
+    assert result.speed.ratio.low <= result.speed.ratio.value <= result.speed.ratio.high
+    (read,) = made.study.user_attrs[attrs.TEST_READS]
+    record = json.loads((result.folder / "record.json").read_text("utf-8"))
+    assert read["speed"] == record["speed"] == json.loads(json.dumps(result.speed.to_json()))
+    text = describe_speed(read["speed"])
+    assert describe_refit(StudyResults.from_study(made.study)).endswith(text)
+    assert text in (result.folder / "README.md").read_text("utf-8")
+
+
+def test_the_baseline_is_not_timed_against_itself(opened: OpenStudy, tmp_path: Path) -> None:
+    result = refit_study(opened, trial=0, folder=tmp_path)
+    assert result.is_baseline and result.speed is None
+    assert "speed" not in opened.study.user_attrs[attrs.TEST_READS][-1]

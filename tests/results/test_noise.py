@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from optuna.trial import create_trial
 
-from autotune.results.diagnosis.noise import noise_between
+from autotune.results.noise import noise_between
 from autotune.results.study_results import StudyResults
 from autotune.study.state import attrs
 from autotune.study.state.image_scores import encode_scores
