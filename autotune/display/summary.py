@@ -160,7 +160,8 @@ def _race_table(race: RaceTable) -> Table:
     table = Table(title=f"race: {race.text}", title_justify="left")
     *numbers, last = race.titles
     for title in numbers:
-        table.add_column(title, justify="left" if title in ("backbone", "license") else "right")
+        is_text = title in ("backbone", "license")
+        table.add_column(title, justify="left" if is_text else "right", overflow="fold")
     table.add_column(last, overflow="fold")
     for row in race.rows:
         table.add_row(*map(Text, row))

@@ -75,11 +75,13 @@ class RaceRecord:
         return f"tuned, {epochs} epoch{'s' * (epochs != 1)}" if epochs else "solved head"
 
     def outcome(self, entry: RaceEntry) -> str:
-        """Say what became of a backbone."""
+        """Say what became of a backbone; empty where the race has not decided yet."""
         if entry.left_out:
             return f"left out: {entry.left_out}"
         if entry.backbone in self.kept:
             return "in the study"
+        if not self.kept and len(entry.values) >= len(self.epochs) - 1:
+            return ""
         return f"out after: {self.describe_round(len(entry.values) - 1)}" if entry.values else ""
 
     def to_json(self) -> dict[str, Any]:

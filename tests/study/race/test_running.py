@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from autotune.study.race.progress import find_race
 from autotune.study.race.running import run_race, run_study
 from autotune.study.setup.opening import open_existing
 from autotune.study.state import attrs
-from autotune.study.state.race_record import RaceRecord
+from autotune.study.state.race_record import RaceEntry, RaceRecord
 from tests.support.inline import workers_inline
 from tests.support.packages import close_hub
 from tests.support.small import small_config
@@ -183,6 +184,18 @@ def test_the_progress_of_a_race_is_known_before_its_study(
     said = console.export_text()
     assert said.startswith("The study 'small' is made when its race has ended; the race is in")
     assert "trials of this round: 3 of 3 finished" in said and "solved head" in said
+    assert "out after" not in said
+
+
+def test_what_became_of_a_backbone() -> None:
+    entries = [RaceEntry("a", values=(0.9, 0.8)), RaceEntry("b", values=(0.8,)), RaceEntry("c")]
+    record = RaceRecord({"race": "auto"}, "small", "accuracy", (0, 2, 6), tuple(entries))
+    assert [record.outcome(entry) for entry in entries] == ["", "out after: solved head", ""]
+    ended = replace(record, kept=("a",))
+    assert [ended.outcome(entry) for entry in entries] == [
+        *("in the study", "out after: solved head", ""),
+    ]
+    assert record.outcome(RaceEntry("d", left_out="no hub")) == "left out: no hub"
 
 
 @pytest.mark.slow
