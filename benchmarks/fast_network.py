@@ -1,7 +1,10 @@
 """How much faster are refitted models than the untouched backbone, and what does that cost?
 
-    autotune refit photos --trial cheapest
-    python benchmarks/fast_network.py storage/autotune.files/models/photos
+    for seed in 0 1 2; do
+        autotune run digits-fast search.seed=$seed --name digits-fast.seed$seed --workers 1
+        autotune refit digits-fast.seed$seed --trial cheapest --workers 1
+    done
+    python benchmarks/fast_network.py storage/autotune.files/models/digits-fast.seed*
     python benchmarks/fast_network.py --shapes
 
 One image at a time, on one thread. Two networks take turns, so that the load of the machine meets

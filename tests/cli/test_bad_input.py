@@ -51,8 +51,8 @@ def checked(ended: Ended, before: object, after: object) -> str:
     [
         (
             ("run", "digts"),
-            "no study file 'digts': the presets are caltech101, caltech256, digits, dogs, folder, "
-            "paper-densenet121, paper-resnet50, paper-vgg16, transfer-aircraft, "
+            "no study file 'digts': the presets are caltech101, caltech256, digits-fast, digits, "
+            "dogs, folder, paper-densenet121, paper-resnet50, paper-vgg16, transfer-aircraft, "
             "transfer-caltech101, transfer-dtd, transfer-flowers102, transfer-pets, and a path "
             "must be that of a YAML file; did you mean 'digits'?",
         ),
@@ -102,7 +102,7 @@ def checked(ended: Ended, before: object, after: object) -> str:
         (("run", "digits", "--gpus", "x"), "--gpus: must be 'all', 'none' or indices below"),
         (
             ("cp", "digts", "my.yaml"),
-            "there is no preset 'digts'; there are caltech101, caltech256, digits, dogs",
+            "there is no preset 'digts'; there are caltech101, caltech256, digits-fast, digits",
         ),
         (("cp", "digits", "no/my.yaml"), "no must exist and be writable, to write no/my.yaml"),
         (("refit", "digits", "--output", "taken/model"), "taken must be a folder that can be wri"),
