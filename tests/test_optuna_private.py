@@ -31,7 +31,8 @@ ATTRIBUTES = {
     "frozen trial": {"_trial_id", "_system_attrs"},
     "database storage": {"_get_trials", "_create_new_trial"},
     "distribution": {"_contains"},
-    "GP sampler": {"_get_constraints_acqf_args", "_constraints_gprs_cache_list"},
+    "GP sampler": {"_get_constraints_acqf_args", "_constraints_gprs_cache_list"}
+    | {"_sample_relative_impl"},
 }
 #: Tables and columns that autotune reads and writes in its own statements.
 TABLES = {

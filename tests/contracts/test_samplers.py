@@ -432,16 +432,27 @@ def test_plans_that_do_not_fit_into_memory_are_kept_away_from(name: str, limited
 
 def test_a_gp_goes_on_when_a_stage_hides_the_plans_that_did_not_fit() -> None:
     """The number of constraints goes up and down with what it is shown."""
-    sampler = sampler_of(FULL, sampler="gp")
-    study = new_study(FULL, sampler)
+    space = space_of_three(
+        trainable_layers={"low": 0, "high": 3}, training={"lr": {"low": 1e-4, "high": 1}}
+    )
+    study = new_study(space, sampler_of(space, sampler="gp"))
     for number in range(STARTUP_TRIALS + 6):
         trial = study.ask()
-        suggest(trial, FULL)
+        suggest(trial, space)
         trial.set_constraint("max_latency_ms", -0.1)
         if number == STARTUP_TRIALS + 2:
             trial.set_constraint(DEVICE_MEMORY, 0.5)
         study.tell(trial, float(number))
-    check_static(study, FULL)
+    check_static(study, space)
+
+
+def test_a_gp_computes_on_the_cpu_whatever_the_default_device_is() -> None:
+    def draws() -> list[Params]:
+        return run(new_study(ONE_RATE, sampler_of(ONE_RATE, sampler="gp")), ONE_RATE, 12)
+
+    expected = draws()
+    with torch.device("meta"):
+        assert draws() == expected
 
 
 @pytest.mark.parametrize("name", MODELS)
