@@ -99,6 +99,15 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, closed_connections: None
     return f"sqlite:///{tmp_path}/study.db"
 
 
+@pytest.fixture(scope="module")
+def analyzed_once() -> Iterator[None]:
+    """Analyze each backbone once: half of the time of a small study."""
+    from tests.support.small import backbones_analyzed_once  # imports torch
+
+    with backbones_analyzed_once():
+        yield
+
+
 @pytest.fixture
 def idle_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have memory that gives out be nobody else's: what holds the machine's memory is luck."""

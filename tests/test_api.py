@@ -23,6 +23,7 @@ from tests.support.inline import workers_inline
 from tests.support.runs import environment, trials_of, wait_for
 from tests.support.studies import HOSTILE, make_study
 
+pytestmark = pytest.mark.usefixtures("analyzed_once")
 PAGE = Path(__file__).parents[1] / "docs/python.md"
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 

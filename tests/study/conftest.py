@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.small import backbones_analyzed_once
+from tests.support.inline import plots_not_drawn
 
 
-@pytest.fixture(scope="session", autouse=True)
-def analyzed_once() -> Iterator[None]:
-    """Analyze each backbone once: half of the time of most studies here."""
-    with backbones_analyzed_once():
+@pytest.fixture(scope="module", autouse=True)
+def plots_drawn_nowhere(analyzed_once: None) -> Iterator[None]:
+    """Analyze each backbone once and draw no plots: half of the time of most studies here."""
+    with plots_not_drawn():
         yield
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from autotune.results.evaluation import model_card, refit
 from autotune.study.engine import launcher, trainings
 from autotune.study.engine.job import Job, worker_name
 from autotune.study.engine.worker import run_worker
@@ -28,19 +29,22 @@ Event = dict[str, Any]
 def plots_not_drawn() -> Iterator[None]:
     """Store a dot for each plot: to draw them takes as long as a small training.
 
-    ``test_plots.py`` draws them.
+    ``test_plots.py`` and one refit of ``results/evaluation/test_refit.py`` draw them.
     """
 
-    def dot(name: str) -> Callable[..., Path]:
+    def dot(name: str = "") -> Callable[..., Path]:
         def draw(folder: Path, *_: object) -> Path:
-            Image.new("L", (1, 1)).save(folder / name)
-            return folder / name
+            path = folder / name
+            Image.new("L", (1, 1)).save(path)
+            return path
 
         return draw
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trial_run, "draw_curve", dot("learning_curve.png"))
-        patch.setattr(trial_run, "draw_confusion", dot("confusion_matrix.png"))
+        for module in (trial_run, refit):
+            patch.setattr(module, "draw_curve", dot("learning_curve.png"))
+            patch.setattr(module, "draw_confusion", dot("confusion_matrix.png"))
+        patch.setattr(model_card, "_draw_reliability", dot())
         yield
 
 
@@ -148,17 +152,16 @@ def inline_backend(
     _devices: Sequence[str], slots: int, _threads: int | None = None
 ) -> Iterator[InlineBackend]:
     backend = InlineBackend(slots)
-    with plots_not_drawn():
-        try:
-            yield backend
-        finally:
-            backend.close()
+    try:
+        yield backend
+    finally:
+        backend.close()
 
 
 @contextmanager
 def workers_inline() -> Iterator[None]:
     """Run the workers of every study that is launched in this process as threads."""
-    with pytest.MonkeyPatch.context() as patch:
+    with plots_not_drawn(), pytest.MonkeyPatch.context() as patch:
         for module in (launcher, trainings):
             patch.setattr(module, "local_backend", inline_backend)
         yield

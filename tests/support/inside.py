@@ -73,7 +73,7 @@ def call(*arguments: str, cwd: Path, processes: bool = False, **extra: str) -> E
 @contextmanager
 def _shortcuts(verb: str, processes: bool) -> Iterator[None]:
     with ExitStack() as stack:
-        if verb in ("run", "validate", "layers"):
+        if verb in ("run", "validate", "layers", "confirm", "refit", "reproduce"):
             from tests.support.small import backbones_analyzed_once  # imports torch
 
             stack.enter_context(backbones_analyzed_once())

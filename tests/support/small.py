@@ -22,7 +22,7 @@ from autotune.data.sources.base import DigitsSource
 from autotune.data.splits import dataset as dataset_module
 from autotune.data.splits.stratified import SplitIndices
 from autotune.data.views.study_data import StudyData
-from autotune.models import inspection
+from autotune.models import inspection, network
 from autotune.models.layers import Layer
 from autotune.models.network import Network
 from autotune.models.prefix.split import PrefixSplit
@@ -78,6 +78,17 @@ def probe_once(model: nn.Module, layers: Sequence[Layer], input_size: tuple[int,
     if key not in _PROBED:
         _PROBED[key] = _probe_layers(model, layers, input_size)  # type: ignore[arg-type]
     return _PROBED[key]
+
+
+_POOLS: dict[object, str] = {}
+_pool_problem = network.pool_problem
+
+
+def _pool_problem_once(model: nn.Module, name: str, pool: str, size: tuple[int, int, int]) -> str:
+    key = (repr(model), name, pool, tuple(size))
+    if key not in _POOLS:
+        _POOLS[key] = _pool_problem(model, name, pool, size)
+    return _POOLS[key]
 
 
 _SPLITS: dict[object, PrefixSplit] = {}
@@ -150,6 +161,8 @@ def backbones_analyzed_once() -> Iterator[None]:
         patch.setattr(dataset_module, "make_split", _make_split_once)
         for module in (definition_module, inspection, probing):
             patch.setattr(module, "probe_layers", probe_once)
+        for module in (definition_module, inspection):
+            patch.setattr(module, "pool_problem", _pool_problem_once)
         yield
 
 

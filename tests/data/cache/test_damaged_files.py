@@ -203,6 +203,7 @@ def test_every_damaged_image_is_named_once_with_a_reason(
     assert np.array_equal(second.images[:], store.images[:])
 
 
+@pytest.mark.usefixtures("analyzed_once")
 def test_a_study_of_such_a_folder_ends(tmp_path: Path) -> None:
     kinds = make_zoo(tmp_path / "zoo", seed=1, each=3)
     data = {"data__max_unreadable_share": 0.9, "data__train_per_class": None, "data__test": 0.1}

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import errno
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from autotune.config.schema import RefitConfig
 from autotune.errors import BackboneError, DiskFullError, UserError
@@ -29,7 +31,7 @@ from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.state.predictions import WORST
 from autotune.training.metrics import Metrics
-from tests.support.inline import Event, run
+from tests.support.inline import Event, plots_not_drawn, run
 from tests.support.inside import contents
 from tests.support.small import open_small
 
@@ -38,6 +40,7 @@ from tests.support.small import open_small
 def opened(tmp_path_factory: pytest.TempPathFactory) -> OpenStudy:
     made = open_small(
         tmp_path_factory.mktemp("fit"),
+        data__test=0.1,
         search__trials=2,
         training__num_views=2,
         refit__ema=0.5,
@@ -45,6 +48,13 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> OpenStudy:
     )
     run(made)
     return made
+
+
+@pytest.fixture(autouse=True)
+def plots_drawn_once() -> Iterator[None]:
+    """Draw the plots of the model that the module shares, and of no other one."""
+    with plots_not_drawn():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +87,9 @@ def test_both_are_trained_alike_and_all_figures_are_kept(
     card = (fitted.folder / "README.md").read_text("utf-8")
     assert "| average of the weights | decay 0.5000 | decay 0.5000 |\n" in card
     assert "the plan of trial 1, as asked for:" in card
+    for name in ("confusion_matrix.png", "learning_curve.png", "reliability.png"):
+        with Image.open(fitted.folder / name) as plot:
+            assert min(plot.size) > 100
 
 
 def test_the_report_shows_the_images_of_the_test_split(
