@@ -113,9 +113,13 @@ class Results:
         return Difference.of(getattr(own, split) - getattr(none, split))
 
 
-def render(results: Mapping[str, Results], seeds: int) -> str:
+def render(results: Mapping[str, Results], seeds: int, gp_seeds: int) -> str:
     """Write the report, without its picture."""
-    lines = [f"# Search quality: {seeds} seeds", "", date_and_machine("optuna", "torch", "numpy")]
+    lines = [
+        f"# Search quality: {seeds} seeds, {gp_seeds} of the GP",
+        "",
+        date_and_machine("optuna", "torch", "numpy"),
+    ]
     for task, own in results.items():
         lines += ["", f"## {task}", "", *describe(own.table), "", *sampler_table(own)]
         lines += ["", *rule_table(own), "", *goals(own)]

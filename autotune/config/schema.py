@@ -46,7 +46,7 @@ from autotune.errors import Problem, did_you_mean, format_yaml, join_sentences
 from autotune.plan import KEEP, SOLVED
 
 SAMPLERS = ("gp", "tpe", "random")
-PRUNERS = ("percentile", "median", "hyperband", "none")
+PRUNERS = ("median", "percentile", "hyperband", "none")
 OPTIMIZERS = ("adamw", "sgd", "adagrad")
 PARAMETERS = ("all", "norms", "biases")
 HEAD_STARTS = ("random", SOLVED)
@@ -396,7 +396,7 @@ class SearchConfig(_Section):
 
     sampler: Annotated[str, choice(SAMPLERS, plugin=True)] = "gp"
     """Sampler, which chooses the next plan."""
-    pruner: Annotated[str, choice(PRUNERS, plugin=True)] = "percentile"
+    pruner: Annotated[str, choice(PRUNERS, plugin=True)] = "median"
     """Pruner, which ends bad trials before their last epoch."""
     strategy: Annotated[str, choice(STRATEGIES)] = "joint"
     """`joint`: all parameters together; `greedy`: layer by layer, as AutoTune does."""

@@ -36,7 +36,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = folder / "files/my.yaml"
     text = path.read_text(encoding="utf-8")
     text = text.replace("sampler: gp", "sampler: mine.py:MySampler")
-    text = text.replace("pruner: percentile", "pruner: mine.py:MyPruner")
+    text = text.replace("pruner: median", "pruner: mine.py:MyPruner")
     text = text.replace("space:\n", "space:\n  custom: mine.py:gentle\n", 1)
     path.write_text(text, encoding="utf-8")
     arguments = ("run", "files/my.yaml", *SMALL, "search.trials=7", "training.epochs=4")
