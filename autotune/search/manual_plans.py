@@ -276,7 +276,8 @@ def _changed(space: Space, wanted: Params, base: TrialPlan, values: Params) -> I
     before = plan_values(base)
     after = plan_values(space.plan({name: values[name] for name in space.distributions}))
     for name, value in before.items():
-        is_kept = name not in wanted and name in after and is_active(name, before)
+        is_wanted = name in wanted or shared_name(name) in wanted
+        is_kept = not is_wanted and name in after and is_active(name, before)
         if is_kept and is_active(name, after) and after[name] != value:
             has = space.distributions.get(name)
             allowed = describe(has) if has is not None else str(after[name])

@@ -49,7 +49,8 @@ def test_a_plan_from_a_file(folder: Path) -> None:
         (folder / "best.yaml").write_text(call("best", "photos", cwd=folder).out)
     said = enqueue(folder, "--plan", "best.yaml").err
     assert "has tried this plan: 0." in said
-    assert enqueue(folder, "--plan", "best.yaml", "weight_decay=0.001").code == 0
+    for value in ("weight_decay=0.001", "lr=0.0015"):
+        assert enqueue(folder, "--plan", "best.yaml", value).err == ""
 
 
 @pytest.mark.parametrize(
