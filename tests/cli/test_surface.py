@@ -33,7 +33,7 @@ SURFACE = {
     "compare": {"study", "--storage", "--output", "-o", "--json"},
     "report": {*WHICH, "--output", "-o", "--format"},
     "dashboard": {*WHICH, "--port", "--public", "--host"},
-    "confirm": {*WHICH, *WORKERS, "--top", "--seeds", "--json"},
+    "confirm": {*WHICH, *WORKERS, "--top", "--seeds", "--splits", "--json"},
     "reproduce": {*WHICH, "trial", "--predictions"},
     "refit": {*WHICH, *WORKERS, "--trial", "--combine", "--members", "--output", "-o", "--json"},
     "predict": {
