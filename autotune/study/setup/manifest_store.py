@@ -100,6 +100,7 @@ def find_study(name: str | None, url: str) -> tuple[Study, RetryingStorage] | No
     storage = open_storage(url)
     with storage_errors(url):
         if name is None or name not in optuna.get_all_study_names(storage):
+            storage.engine.dispose()  # who asks again and again would keep a connection each time
             return None
         return attrs.load_study(name, storage), storage
 

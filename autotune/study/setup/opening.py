@@ -126,6 +126,7 @@ def open_existing(
     with storage_errors(url):
         names = optuna.get_all_study_names(storage)
         if name not in names:
+            storage.engine.dispose()  # who asks again and again would keep a connection each time
             raise StudyError(
                 join_sentences(
                     f"the storage {redact(url)} has no study {name!r}; it has "

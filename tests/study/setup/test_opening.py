@@ -10,19 +10,28 @@ from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy
 from optuna.study import Study, StudyDirection
 from optuna.trial import TrialState
+from sqlalchemy.pool import Pool
 
 import autotune.models
 from autotune.errors import ConfigError, StudyError
 from autotune.models.pretrained.packages import PACKAGES
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
 from autotune.search.space import Space
+from autotune.storage.rdb.connection import open_storage
+from autotune.study.race.progress import find_race
 from autotune.study.setup import opening
 from autotune.study.setup.definition import define
 from autotune.study.setup.definition_changes import differences
 from autotune.study.setup.manifest_store import look_up_existing
-from autotune.study.setup.opening import check_existing, open_existing, wait_for_existing
+from autotune.study.setup.opening import (
+    check_existing,
+    find_existing,
+    open_existing,
+    wait_for_existing,
+)
 from autotune.study.setup.resources import ResourceCache
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget, StopReason
@@ -427,3 +436,24 @@ def test_what_a_full_disk_has_left_of_a_database_is_none(tmp_path: Path) -> None
     (tmp_path / "study.db").touch()
     check_existing(define(small_config(tmp_path)))
     assert open_small(tmp_path).study.trials
+
+
+def test_asking_for_a_study_that_is_not_there_keeps_no_connection(url: str) -> None:
+    open_storage(url, create=True).engine.dispose()
+    open_now: set[int] = set()
+    listeners = (
+        ("connect", lambda connection, _: open_now.add(id(connection))),
+        ("close", lambda connection, _: open_now.discard(id(connection))),
+    )
+    for name, listener in listeners:
+        sqlalchemy.event.listen(Pool, name, listener)
+    try:
+        for _ in range(3):
+            with pytest.raises(StudyError):
+                open_existing("absent", url)
+            assert find_existing("absent", url) is None
+            assert find_race("absent", url) is None
+    finally:
+        for name, listener in listeners:
+            sqlalchemy.event.remove(Pool, name, listener)
+    assert not open_now
