@@ -167,6 +167,20 @@ def read_round(study: Study, names: Sequence[str], tuned: bool) -> dict[str, Sco
     return scores
 
 
+def best_so_far(
+    earlier: Mapping[str, Score], found: Mapping[str, Score], metric: str
+) -> dict[str, Score]:
+    """Return the better result of each backbone that has one in this round.
+
+    A few epochs can make a network worse than its solved head, which the study can have again.
+    """
+    best = {}
+    for name in rank(found, metric):
+        pair = {"found": found[name], "earlier": earlier.get(name, found[name])}
+        best[name] = pair[rank(pair, metric)[0]]
+    return best
+
+
 def rank(scores: Mapping[str, Score], metric: str) -> list[str]:
     """Return the backbones with a result, the best first, as trials are ordered.
 

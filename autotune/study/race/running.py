@@ -17,6 +17,8 @@ from autotune.study.engine.launcher import RunResult
 from autotune.study.race.entrants import Entrants
 from autotune.study.race.rounds import (
     TUNINGS,
+    Score,
+    best_so_far,
     choose,
     rank,
     read_round,
@@ -132,7 +134,7 @@ class _Race:
             self.on_event(_lines(f"race: {names[0]} alone can take part"))
             return replace(record, kept=tuple(names))
         rounds = [(len(names), 0), *tunings(self.config, len(names))]
-        scores = {}
+        scores: dict[str, Score] = {}
         for number, (most, epochs) in enumerate(rounds):
             names = names[:most]
             record = replace(record, epochs=(*record.epochs[:number], epochs))
@@ -140,21 +142,21 @@ class _Race:
             result = self._run_round(record, names, number, epochs)
             if result.interrupted:
                 return result
-            scores = read_round(result.handle.study, names, tuned=epochs > 0)
-            before, record = record, _with_scores(record, scores)
-            ranked = rank(scores, record.metric)
-            if not ranked:
+            found = read_round(result.handle.study, names, tuned=epochs > 0)
+            before, record = record, _with_scores(record, found)
+            best = best_so_far(scores, found, record.metric)
+            if not best:
                 if number:  # nothing can be tuned: the round before decides
                     record = before
                     break
                 raise self._none_left(record)
-            names = ranked
+            scores, names = best, rank(best, record.metric)
             values = (f"{name} {scores[name].value:.4g}" for name in names)
             self.on_event(_lines(f"race: validation {record.metric}: {', '.join(values)}"))
         kept = choose(names, scores, self.config.kept)
         enter = "enters" if len(kept) == 1 else "enter"
         self.on_event(_lines(f"race: {join_some(kept)} {enter} the study"))
-        return replace(record, kept=tuple(kept), entries=_sorted(record))
+        return replace(record, kept=tuple(kept), entries=_sorted(record, kept))
 
     def _stored(self) -> RaceRecord | None:
         """Return who takes part in a race that was interrupted."""
@@ -245,11 +247,13 @@ def _with_scores(record: RaceRecord, scores: Any) -> RaceRecord:
     return record.changed(entries)
 
 
-def _sorted(record: RaceRecord) -> tuple[RaceEntry, ...]:
-    """Return the entries, those that went furthest first, and those that were left out last."""
+def _sorted(record: RaceRecord, kept: Sequence[str]) -> tuple[RaceEntry, ...]:
+    """Return the entries: who is kept, then who went furthest, and who was left out last."""
     sign = -1.0 if OBJECTIVES[record.metric] == "maximize" else 1.0
 
-    def place(entry: RaceEntry) -> tuple[bool, int, float]:
-        return bool(entry.left_out), -len(entry.values), sign * (entry.values or (0.0,))[-1]
+    def place(entry: RaceEntry) -> tuple[bool, int, int, float]:
+        rank = kept.index(entry.backbone) if entry.backbone in kept else len(kept)
+        best = min((sign * value for value in entry.values), default=0.0)
+        return bool(entry.left_out), rank, -len(entry.values), best
 
     return tuple(sorted(record.entries, key=place))

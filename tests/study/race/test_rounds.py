@@ -13,6 +13,7 @@ from autotune.config.loading import presets, read_yaml
 from autotune.models.backbone import license_of
 from autotune.study.race.rounds import (
     Score,
+    best_so_far,
     choose,
     rank,
     round_config,
@@ -82,6 +83,17 @@ def test_ranks() -> None:
         name: replace(scores[name], log_loss=loss) for name, loss in (("b", 0.3), ("d", 0.2))
     }
     assert rank(scores, "accuracy") == ["d", "b", "a"]
+
+
+def test_a_backbone_counts_with_the_best_of_its_rounds() -> None:
+    heads = {"a": score(0.85), "b": score(0.8), "c": score(0.7)}
+    tuned = {"a": score(0.72), "b": score(0.82), "c": score(None)}
+    best = best_so_far(heads, tuned, "accuracy")
+    assert best == {"b": tuned["b"], "a": heads["a"]}
+    assert rank(best, "accuracy") == ["a", "b"]
+    assert best_so_far({}, heads, "accuracy") == heads
+    losses = best_so_far({"a": score(0.5)}, {"a": score(0.9)}, "log_loss")
+    assert losses["a"].value == 0.5
 
 
 def test_who_is_clearly_behind_does_not_enter() -> None:
