@@ -412,8 +412,8 @@ class SearchConfig(_Section):
     device_hours: _Limit = None
     """Hours of device time over all workers after which no new trial starts; null: no limit."""
     patience: Annotated[int | str | None, number(True, 1, optional=True, words=(NOISE,))] = None
-    """Finished trials without improvement after which no new trial starts; `noise`: as many as it
-    takes until twice as many would gain less than the error of a comparison; null: no limit."""
+    """Finished trials without improvement after which no new trial starts; `noise`: none starts
+    when as many trials again would gain less than the error of a comparison; null: no limit."""
     seed: Annotated[int, number(True, 0, 2**31 - 1)] = 0
     """Seed of the sampler and of every training; `autotune run --seeds 5` runs five studies."""
 

@@ -19,9 +19,7 @@ from optuna.trial import FrozenTrial
 
 from autotune.results.study_results import StudyResults
 from autotune.study.state.image_scores import paired_error
-
-#: Rivals of the best trial from whose differences to it the noise of a study is taken.
-_RIVALS = 10
+from autotune.study.state.patience import RIVALS
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def noise_between(results: StudyResults, first: FrozenTrial, other: FrozenTrial)
 
 def noise_of_study(results: StudyResults, ranked: Sequence[FrozenTrial]) -> Noise | None:
     """Return the usual noise between the best trial of a study and those that follow it."""
-    pairs = (noise_between(results, ranked[0], rival) for rival in ranked[1 : 1 + _RIVALS])
+    pairs = (noise_between(results, ranked[0], rival) for rival in ranked[1 : 1 + RIVALS])
     measured = [noise for noise in pairs if noise is not None]
     if not measured:
         return None

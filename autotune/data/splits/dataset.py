@@ -105,7 +105,7 @@ class Dataset:
     def divide_anew(self, data: DataConfig, seed: int) -> Dataset:
         """Return the same images with another division of those outside of the test split.
 
-        Groups stay together, and as many images validate as before, to about one in so many.
+        Groups stay together. About as many images validate as before.
 
         Args:
             data: How the images were split, without folds.

@@ -16,7 +16,7 @@ from autotune.study.state.image_scores import paired_error
 #: Finished trials before anything is said about more of them.
 MIN_TRIALS = 20
 #: Trials whose differences to the best one tell the error of a comparison.
-_RIVALS = 10
+RIVALS = 10
 
 
 def impatience(
@@ -34,11 +34,10 @@ def impatience(
         since = trials_since_best(trials, direction)
         return f"no better trial in the last {since}" if since >= patience else ""
     ended = _ended(trials)
-    error = comparison_error(ended, direction)
-    if len(ended) < MIN_TRIALS or error is None:
+    if len(ended) < MIN_TRIALS:  # before scores are decoded, at each claim
         return ""
-    gain = gain_of_doubling(ended, direction)
-    if gain >= error:
+    error = comparison_error(ended, direction)
+    if error is None or (gain := gain_of_doubling(ended, direction)) >= error:
         return ""
     return (
         f"as many trials again would gain about {gain:.2g}, less than the standard error of a "
@@ -85,7 +84,7 @@ def comparison_error(ended: Sequence[FrozenTrial], direction: StudyDirection) ->
     """
     ranked = ranking.rank_trials(ended, direction)
     is_share = direction == StudyDirection.MAXIMIZE
-    errors = [paired_error(ranked[0], rival, is_share) for rival in ranked[1 : 1 + _RIVALS]]
+    errors = [paired_error(ranked[0], rival, is_share) for rival in ranked[1 : 1 + RIVALS]]
     known = [error for error in errors if error is not None]
     return median(known) if known else None
 
