@@ -46,7 +46,7 @@ from autotune.errors import Problem, did_you_mean, format_yaml, join_sentences
 from autotune.plan import KEEP, SOLVED
 
 SAMPLERS = ("gp", "tpe", "random")
-PRUNERS = ("median", "percentile", "hyperband", "none")
+PRUNERS = ("median", "narrowing", "percentile", "hyperband", "none")
 OPTIMIZERS = ("adamw", "sgd", "adagrad")
 PARAMETERS = ("all", "norms", "biases")
 HEAD_STARTS = ("random", SOLVED)

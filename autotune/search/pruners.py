@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, PercentilePruner
@@ -15,6 +16,8 @@ from autotune.search.plugins import load_pruner_plugin
 
 #: Minimum number of other trials with a value at an epoch before a trial is pruned there.
 N_MIN_TRIALS = 5
+#: Shares of the trials that ``narrowing`` keeps after the warm-up and at the end.
+NARROWING_SHARES = (0.5, 0.1)
 
 
 def make_pruner(name: str, epochs: int, workers: int, head_epochs: int = 0) -> BasePruner:
@@ -23,12 +26,14 @@ def make_pruner(name: str, epochs: int, workers: int, head_epochs: int = 0) -> B
     Every trial first gets its head-only epochs and a tenth of the others, in which the learning
     rate warms up. To wait longer saves less and tells no more: until the rate has come down far,
     later epochs predict the last one as badly (benchmarks/search_quality.py). ``median`` ends the
-    worse half of the trials, ``percentile`` the worst quarter; both compare with all trials,
-    running ones included, see :class:`AllTrialsPruner`. They wait for :data:`N_MIN_TRIALS` other
-    trials at the epoch: so the first trials finish, and with many workers those in the lead.
+    worse half of the trials, ``narrowing`` the worse half at first and more and more later,
+    ``percentile`` the worst quarter; they compare with all trials, running ones included, see
+    :class:`AllTrialsPruner`. They wait for :data:`N_MIN_TRIALS` other trials at the epoch: so the
+    first trials finish, and with many workers those in the lead.
 
     Args:
-        name: ``median``, ``percentile``, ``hyperband``, ``none`` or ``my_file.py:MyPruner``.
+        name: ``median``, ``narrowing``, ``percentile``, ``hyperband``, ``none`` or
+            ``my_file.py:MyPruner``.
         epochs: Epochs of an unpruned trial.
         workers: Workers of the study, for a custom pruner.
         head_epochs: The most epochs for which a trial trains its head only.
@@ -41,6 +46,8 @@ def make_pruner(name: str, epochs: int, workers: int, head_epochs: int = 0) -> B
     warmup = head_epochs + max(1, (epochs - head_epochs) // 10)
     if name == "median":
         return AllTrialsPruner(MedianPruner(0, warmup, n_min_trials=N_MIN_TRIALS), epochs)
+    if name == "narrowing":
+        return AllTrialsPruner(NarrowingPruner(warmup, epochs), epochs)
     if name == "percentile":
         base = PercentilePruner(75.0, 0, warmup, n_min_trials=N_MIN_TRIALS)
         return AllTrialsPruner(base, epochs)
@@ -49,6 +56,36 @@ def make_pruner(name: str, epochs: int, workers: int, head_epochs: int = 0) -> B
     if name == "none":
         return NopPruner()
     raise KeyError(name)
+
+
+class NarrowingPruner(BasePruner):
+    """Keep the better half of the trials after the warm-up, and the best tenth at the end.
+
+    The share that is kept falls with the root of the time: the first evaluations say whether a
+    trial is among the bad ones, the later ones whether it can still win.
+
+    Args:
+        warmup: Epochs before which no trial is pruned.
+        epochs: Epochs of an unpruned trial.
+    """
+
+    def __init__(self, warmup: int, epochs: int) -> None:
+        self._warmup = warmup
+        self._epochs = epochs
+
+    def share(self, epoch: int) -> float:
+        """Return the share of the trials that is kept after an epoch."""
+        first, last = NARROWING_SHARES
+        time = (epoch - self._warmup) / max(1, self._epochs - self._warmup)
+        return first + (last - first) * math.sqrt(min(max(time, 0.0), 1.0))
+
+    def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        """Tell whether to prune a trial."""
+        if trial.last_step is None:
+            return False
+        percent = 100 * self.share(trial.last_step)
+        rule = PercentilePruner(percent, 0, self._warmup, n_min_trials=N_MIN_TRIALS)
+        return rule.prune(study, trial)
 
 
 class AllTrialsPruner(BasePruner):

@@ -9,7 +9,12 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, Percentile
 from optuna.trial import TrialState, create_trial
 
 from autotune.config.schema import PRUNERS
-from autotune.search.pruners import N_MIN_TRIALS, AllTrialsPruner, make_pruner
+from autotune.search.pruners import (
+    N_MIN_TRIALS,
+    AllTrialsPruner,
+    NarrowingPruner,
+    make_pruner,
+)
 
 EPOCHS = 20
 WARMUP = EPOCHS // 10
@@ -88,7 +93,7 @@ def test_nothing_is_pruned_in_head_only_epochs_and_warm_up(head_epochs: int, war
 
 
 @pytest.mark.filterwarnings("ignore:All-NaN")
-@pytest.mark.parametrize("name", ["median", "percentile"])
+@pytest.mark.parametrize("name", ["median", "narrowing", "percentile"])
 def test_bad_trials_are_pruned_right_after_the_warm_up(name: str) -> None:
     study = study_with(make_pruner(name, EPOCHS, 1), [rising(0.8)] * 5)
     assert pruned_at(study, rising(0.1)) == WARMUP
@@ -111,9 +116,23 @@ def test_percentile_ends_the_worst_quarter_where_median_ends_half() -> None:
     assert list(ends.values()) == [WARMUP, None, WARMUP]
 
 
+def test_narrowing_begins_as_the_median_and_ends_with_the_best_tenth() -> None:
+    curves = [rising(0.5 + level / 100) for level in range(1, 21)]
+    study = study_with(make_pruner("narrowing", EPOCHS, 1), curves)
+    assert pruned_at(study, rising(0.60)) == WARMUP
+    ends = [pruned_at(study, rising(0.5 + level / 100)) for level in (12.5, 14.5, 16.5)]
+    assert ends == sorted(end for end in ends if end is not None and WARMUP < end < EPOCHS)
+    assert pruned_at(study, rising(0.70)) is None
+    shares = [NarrowingPruner(WARMUP, EPOCHS).share(epoch) for epoch in range(EPOCHS + 1)]
+    assert shares[: WARMUP + 1] == [0.5] * (WARMUP + 1)
+    assert shares == sorted(shares, reverse=True) and shares[-1] == pytest.approx(0.1)
+    assert NarrowingPruner(1, 1).share(1) == 0.5
+
+
+@pytest.mark.parametrize("name", ["median", "narrowing"])
 @pytest.mark.parametrize("workers", [1, 8])
-def test_the_first_trials_finish(workers: int) -> None:
-    pruner = make_pruner("median", EPOCHS, workers)
+def test_the_first_trials_finish(workers: int, name: str) -> None:
+    pruner = make_pruner(name, EPOCHS, workers)
     assert pruned_at(study_with(pruner, [rising(0.8)] * (N_MIN_TRIALS - 1)), rising(0.1)) is None
     assert pruned_at(study_with(pruner, [rising(0.8)] * N_MIN_TRIALS), rising(0.1)) == WARMUP
 
