@@ -426,8 +426,12 @@ BUDGETS = ("trials", "timeout", "device_hours", "patience")
 LIMITS = ("data.max_unreadable_share",)
 
 
+#: May change between two runs from one built-in pruner to another: what has ended keeps its value.
+PRUNER = "search.pruner"
+
+
 #: Keys that may name a plugin, ``my_file.py:name``.
-PLUGIN_KEYS = ("search.sampler", "search.pruner", "space.custom")
+PLUGIN_KEYS = ("search.sampler", PRUNER, "space.custom")
 
 
 class ConstraintsConfig(_Section):

@@ -53,9 +53,8 @@ def test_it_is_read(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_it_goes_on(folder: Path) -> None:
-    # The baseline of the preset was trained then, and its pruner was another one.
+    # The baseline of the preset was trained then.
     changed = ("search.trials=4", "training.epochs=2", "baseline.head_start=null")
-    changed += ("search.pruner=percentile",)
     ended = call("run", "digits", *changed, cwd=folder)
     assert ended.code == 0, ended
     with connections_closed():

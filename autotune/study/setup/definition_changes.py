@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from autotune import optuna_private
 from autotune.config.fields import is_plugin_ref
 from autotune.config.loading import apply_overrides, get_dotted, slug
-from autotune.config.schema import LIMITS, StudyConfig
+from autotune.config.schema import LIMITS, PRUNER, StudyConfig
 from autotune.config.weights import weights_of
 from autotune.errors import ChangedStudyError
 from autotune.models.pretrained.packages import INSTALL
@@ -34,15 +34,17 @@ def check_same(study: Study, definition: Definition) -> None:
     """Refuse a study that was defined differently.
 
     Images and weights are compared by content: another path is no difference. Nor is a key with
-    its default value that did not exist when the study was made.
+    its default value that did not exist when the study was made, or another built-in pruner.
 
     Raises:
         StudyError: With every difference and what to do.
     """
     stored = _with_defaults(study.user_attrs[attrs.DEFINITION])
     current = definition.config.identity()
-    unlimited = dict.fromkeys(LIMITS)
-    stored, current = (apply_overrides(values, unlimited) for values in (stored, current))
+    pruners = [get_dotted(values, PRUNER) for values in (stored, current)]
+    has_plugin = any(map(is_plugin_ref, pruners))
+    free = dict.fromkeys(LIMITS if has_plugin else (*LIMITS, PRUNER))
+    stored, current = (apply_overrides(values, free) for values in (stored, current))
     changes, stored = _compare_plugins(study, stored, definition.config)
     changes += _content_changes(study, definition, stored, current)
     compared = dict.fromkeys(("dataset", "weights"))

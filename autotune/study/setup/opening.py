@@ -14,7 +14,8 @@ import optuna
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.study import Study
 
-from autotune.config.schema import StudyConfig
+from autotune.config.loading import get_dotted
+from autotune.config.schema import PRUNER, StudyConfig
 from autotune.errors import StudyError, did_you_mean, join_sentences
 from autotune.format_versions import STUDY, reading, stamp
 from autotune.search.plugins import plugin_refs
@@ -211,6 +212,11 @@ def open_or_create(
         files = StudyPaths.for_run(config.storage, remembered, config.files)
         if attrs.DEFINITION in study.user_attrs:
             check_same(study, definition)
+            before = get_dotted(study.user_attrs[attrs.DEFINITION], PRUNER)
+            if before != config.search.pruner:
+                logger.warning(
+                    "%s: %s so far, %s from now on", PRUNER, before, config.search.pruner
+                )
             # It holds the current paths of images, weights and plugins that were moved.
             study.set_user_attr(attrs.DEFINITION, config.identity())
         elif not all(attrs.PLAN in trial.user_attrs for trial in study.get_trials(deepcopy=False)):

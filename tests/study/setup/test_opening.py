@@ -116,6 +116,21 @@ def test_what_is_kept_may_change_and_workers_hear_of_it(tmp_path: Path) -> None:
     assert (cache.memory_bytes, cache.disk_bytes, cache.features) == (None, 10**9, "auto")
 
 
+def test_one_built_in_pruner_may_follow_another(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    open_small(tmp_path, search__pruner="percentile")
+    assert not caplog.messages
+    again = open_small(tmp_path, search__pruner="median")
+    assert again.config().search.pruner == "median"  # workers read it
+    assert caplog.messages == ["search.pruner: percentile so far, median from now on"]
+    mine = tmp_path / "mine.py"
+    mine.write_text("from optuna.pruners import NopPruner\ndef Mine(**_): return NopPruner()\n")
+    own = small_config(tmp_path, search__pruner=f"{mine}:Mine")
+    with pytest.raises(StudyError, match=r"search.pruner: 'median' in the study, '\S+:Mine' now"):
+        check_existing(define(own))
+
+
 def test_a_key_that_came_later_is_no_difference_while_it_has_its_default(tmp_path: Path) -> None:
     handle = open_small(tmp_path)
     older = handle.study.user_attrs[attrs.DEFINITION]
