@@ -42,7 +42,7 @@ from autotune.models.layers import list_layers
 from autotune.models.network import build_network
 from autotune.models.prefix.split import split_network
 from autotune.models.surgery.probing import cached_capabilities
-from autotune.plan import FITTED, LayerPlan, TrainingPolicy, TrialPlan
+from autotune.plan import FITTED, SOLVED, LayerPlan, TrainingPolicy, TrialPlan
 from autotune.study.setup.definition import define
 from autotune.training.features import FeatureCache, Features
 from autotune.training.inputs.normalizer import Normalizer
@@ -57,7 +57,7 @@ CHANGES: tuple[tuple[str, Any], ...] = (
     ("bridge", 0.25),
 )
 STARTS = (FITTED, "weights", "data", "none")
-HEADS = ("trained", "fresh")
+HEADS = ("trained", "solved", "fresh")
 #: The most that a mean of fitted starts may lie below one of today's, in standard errors of the
 #: difference, to count as equal.
 EQUAL = 1.0
@@ -158,7 +158,9 @@ def _setting(
     return Setting(title, config, backbone, task, lr, layer_decay, depth, cache)
 
 
-def plan_of(at: Setting, depth: int, field: str, value: Any, inherit: str) -> TrialPlan:
+def plan_of(
+    at: Setting, depth: int, field: str, value: Any, inherit: str, head_start: str = "random"
+) -> TrialPlan:
     """Change a field of the last layers where they can take the value and keep their output."""
     layers = list_layers(at.backbone.pretrained)
     offers = cached_capabilities(at.backbone, layers, depth)[:depth]
@@ -170,7 +172,7 @@ def plan_of(at: Setting, depth: int, field: str, value: Any, inherit: str) -> Tr
         else LayerPlan()
         for offer in offers
     )
-    policy = TrainingPolicy(lr=at.lr, layer_decay=at.layer_decay)
+    policy = TrainingPolicy(lr=at.lr, layer_decay=at.layer_decay, head_start=head_start)
     return TrialPlan(at.backbone.name, depth, plans, policy=policy, inherit=inherit)
 
 
@@ -187,17 +189,19 @@ def run(
     alone = ("head alone", "", "")
     if alone not in known:
         yield alone, {max(AFTER): probe.metrics.accuracy}
-    heads = {"trained": probe.network.head.state_dict(), "fresh": None}
-    kept = ("keep", "", "trained")
-    if kept not in known:
-        plan = plan_of(at, at.depth, "kernel", "keep", "weights")
-        yield kept, course(at.training(plan, seed, max(AFTER), heads["trained"]))
-    for name, head in ((name, heads[name]) for name in kinds):
+    trained = probe.network.head.state_dict()
+    for name in kinds:
+        head = trained if name == "trained" else None
+        head_start = SOLVED if name == "solved" else "random"
+        kept = ("keep", "", name)
+        if kept not in known:
+            plan = plan_of(at, at.depth, "kernel", "keep", "weights", head_start)
+            yield kept, course(at.training(plan, seed, max(AFTER), head))
         for field, value in CHANGES:
             for inherit in STARTS:
                 if inherit == "data" and field != "width":
                     continue  # chooses channels
-                plan = plan_of(at, at.depth, field, value, inherit)
+                plan = plan_of(at, at.depth, field, value, inherit, head_start)
                 key = (f"{field} {value}", inherit, name)
                 if plan.reshaped and key not in known:
                     yield key, course(at.training(plan, seed, max(AFTER), head))
@@ -207,6 +211,7 @@ def course(training: Trainer) -> Course:
     """Train to the end; return the validation accuracy after the epochs of interest."""
     training.start_layers()
     training.network.start, training.network.stale_norms = None, ()  # not once more
+    training.solve_head()
     found = {0: training.validate().accuracy}
     for result in training.run():
         assert result.metrics is not None

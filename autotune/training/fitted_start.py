@@ -14,6 +14,7 @@ from autotune.models.fitting.sites import Runner, find_sites
 from autotune.models.network import FittedStart, Network
 from autotune.models.prefix.split import PrefixSplit, split_network
 from autotune.training.inputs.batches import Inputs
+from autotune.training.optim.norm_recalibration import recalibrate_batch_norms
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,10 @@ def fit_start(
 ) -> bool:
     """Fit the changed layers of a network, in place, where that brings it nearer to what it was.
 
+    What it was is the pretrained network as it would train: the norms of its trainable layers have
+    the statistics of these images. With those of the pretraining a new head learned from features
+    of another scale (digits, kernel 3 to 1, after ten epochs 90.9 instead of 94.2 %).
+
     Args:
         network: The network with ``network.start``; its norm statistics were measured anew.
         split: Where it is cut; ``None`` if it trains whole.
@@ -56,11 +61,13 @@ def fit_start(
     if split is not None and not _attach_same(pretrained, split, images):
         inputs = images
     batches = _kept(inputs)
+    before = {name: value.clone() for name, value in network.trainable_state().items()}
+    for both in (pretrained, network):
+        _measure_norms(both, batches)
     student = Runner(network.backbone, network.features)
     teacher = Runner(pretrained.backbone, pretrained.features)
     first = next(iter(batches()))
     sites = find_sites(student, teacher, *_names(network, network.start), first)
-    before = {name: value.clone() for name, value in network.trainable_state().items()}
     plain = _distance(student, teacher, batches)
     try:
         fit_layers(student, teacher, sites, batches)
@@ -92,6 +99,13 @@ def _names(
     norms = (name for name, module in network.backbone.named_modules() if module in stale)
     layers = frozenset(name for layer in changed for name in layer.modules)
     return layers, frozenset(norms), dict(start.channels)
+
+
+def _measure_norms(network: Network, batches: Batches) -> None:
+    """Measure the statistics of the trainable norms of the backbone."""
+    of_head = {*network.head.modules()}
+    norms = [norm for norm in network.trainable_norms if norm not in of_head]
+    recalibrate_batch_norms(network, batches(), norms)
 
 
 def _attach_same(pretrained: Network, split: PrefixSplit, images: Batches) -> bool:
