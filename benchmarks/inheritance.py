@@ -1,9 +1,8 @@
 r"""Where do changed layers start best: inherited, fitted, or drawn?
 
-A linear head is trained on the untouched backbone. Then the last layers are changed, from each of
-the starts, and they and all behind them are trained, with that head or with a fresh one.
-Validation accuracy after 0, 1, 3 and 10 epochs. All starts get the same images, order and
-learning rates.
+The last layers are changed, from each of the starts, and they and all behind them are trained,
+with a head that is solved for the features of the start or with a fresh one. Validation accuracy
+after 0, 1, 3 and 10 epochs. All starts get the same images, order and learning rates.
 
     python benchmarks/inheritance.py digits results.jsonl
     python benchmarks/inheritance.py photos results.jsonl --images PHOTOS --weights FILE
@@ -57,13 +56,12 @@ CHANGES: tuple[tuple[str, Any], ...] = (
     ("bridge", 0.25),
 )
 STARTS = (FITTED, "weights", "data", "none")
-HEADS = ("trained", "solved", "fresh")
+HEADS = (SOLVED, "fresh")
 #: The most that a mean of fitted starts may lie below one of today's, in standard errors of the
 #: difference, to count as equal.
 EQUAL = 1.0
 
-State = dict[str, torch.Tensor]
-#: Change, start, trained or fresh head.
+#: Change, start, solved or fresh head.
 Key = tuple[str, str, str]
 Course = dict[int, float]
 
@@ -89,10 +87,8 @@ class Setting:
             self.task.validation_views(),
         )
 
-    def training(
-        self, plan: TrialPlan, seed: int, epochs: int, head: State | None = None
-    ) -> Trainer:
-        """Make the training of a plan on cached features, with a head that is already trained."""
+    def training(self, plan: TrialPlan, seed: int, epochs: int) -> Trainer:
+        """Make the training of a plan on cached features."""
         train, validation = self.views(seed)
         normalize = Normalizer.from_config(self.backbone.data_config, torch.device("cpu"))
         network = build_network(
@@ -102,8 +98,6 @@ class Setting:
             seed,
             lambda: next(sample_batches(train, 64, normalize, seed)),
         )
-        if head is not None:
-            network.head.load_state_dict(head)
         config = self.config.training.model_copy(update={"epochs": epochs})
         trainer = Trainer(network, plan.policy, config, train, validation, normalize, seed)
         split = split_network(network, next(sample_batches(train, 2, normalize, 0)))
@@ -180,31 +174,24 @@ def run(
     at: Setting, seed: int, known: Mapping[Key, Course], kinds: Iterable[str]
 ) -> Iterator[tuple[Key, Course]]:
     """Train everything that is not known of a seed."""
-    probe = at.training(
-        TrialPlan(at.backbone.name, policy=TrainingPolicy(lr=0.03)), seed, max(AFTER)
-    )
-    for _ in probe.run():
-        pass
-    assert probe.metrics is not None
-    alone = ("head alone", "", "")
+    alone = ("head alone", "", SOLVED)
     if alone not in known:
-        yield alone, {max(AFTER): probe.metrics.accuracy}
-    trained = probe.network.head.state_dict()
-    for name in kinds:
-        head = trained if name == "trained" else None
-        head_start = SOLVED if name == "solved" else "random"
-        kept = ("keep", "", name)
+        plan = TrialPlan(at.backbone.name, policy=TrainingPolicy(lr=at.lr, head_start=SOLVED))
+        yield alone, course(at.training(plan, seed, max(AFTER)))
+    for head in kinds:
+        head_start = SOLVED if head == SOLVED else "random"
+        kept = ("keep", "", head)
         if kept not in known:
             plan = plan_of(at, at.depth, "kernel", "keep", "weights", head_start)
-            yield kept, course(at.training(plan, seed, max(AFTER), head))
+            yield kept, course(at.training(plan, seed, max(AFTER)))
         for field, value in CHANGES:
             for inherit in STARTS:
                 if inherit == "data" and field != "width":
                     continue  # chooses channels
                 plan = plan_of(at, at.depth, field, value, inherit, head_start)
-                key = (f"{field} {value}", inherit, name)
+                key = (f"{field} {value}", inherit, head)
                 if plan.reshaped and key not in known:
-                    yield key, course(at.training(plan, seed, max(AFTER), head))
+                    yield key, course(at.training(plan, seed, max(AFTER)))
 
 
 def course(training: Trainer) -> Course:
@@ -306,13 +293,14 @@ def report(path: Path, show: bool) -> None:
             date_and_machine("torch", "timm") + " One thread.",
             "",
             "Validation accuracy in percent, mean ± standard deviation over seeds (of training, "
-            "order and surgery; the split is one). The head was trained on the untouched backbone "
-            "(*head alone*) and kept, or is fresh; *keep* tunes the same layers unchanged. "
-            "*pretrained* inherits, *activations* chooses the channels by their activity on 64 "
-            "training images instead of by magnitude, *random* draws what changes anew; these "
-            "measure norm statistics anew where the change has made them stale. *fitted* is "
-            "*pretrained*, fitted to the outputs of the pretrained layers on at most 512 training "
-            "images, with the statistics of norms that the images ask for.",
+            "order and surgery; the split is one). The head is solved for the features of the "
+            "start, or fresh; *head alone* is the solved head of the untouched backbone, and "
+            "*keep* tunes the same layers unchanged. *pretrained* inherits, *activations* "
+            "chooses the channels by their activity on 64 training images instead of by "
+            "magnitude, *random* draws what changes anew; these measure norm statistics anew "
+            "where the change has made them stale. *fitted* is *pretrained*, fitted to the "
+            "outputs of the pretrained layers on at most 512 training images, with the norm "
+            "statistics of these images.",
             "",
             *(render(title, [*seeds.values()]) for title, seeds in read(path).items()),
         ]
