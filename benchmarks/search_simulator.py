@@ -191,6 +191,7 @@ RULES: Mapping[str, Rule] = {
     "half the epochs, then ten": Rule(short=True),
     "percentile": Rule("percentile"),
     "median": Rule("median"),
+    "narrowing": Rule("narrowing"),
     "median of averages": Rule("median", average=True),
     "median, four finished": Rule("median", finished=4),
     "hyperband": Rule("hyperband"),
