@@ -98,6 +98,7 @@ def serve(address: str) -> NoReturn:
     import selectors
     from importlib import import_module
 
+    sys.path[0] = os.getcwd()  # instead of the folder of this file
     gc.disable()
     import autotune
 

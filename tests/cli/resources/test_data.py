@@ -125,11 +125,11 @@ def test_a_definition_that_may_fetch(
 def test_run_fetches(publisher: Publisher, home: Path, tmp_path: Path) -> None:
     publisher.failures["/dogs/images.tar"] = ["cut:20000"]
     where = {"AUTOTUNE_DATA": str(home), "AUTOTUNE_MIRROR": publisher.url}
-    ended = autotune("run", "dogs", *TINY, "--workers", "1", cwd=tmp_path, **where)
-    assert ended.returncode == 0, ended.stderr
-    lines = ended.stdout.splitlines()
+    ended = call("run", "dogs", *TINY, "--workers", "1", cwd=tmp_path, **where)
+    assert ended.code == 0, ended.err
+    lines = ended.out.splitlines()
     assert any(line.startswith("fetching images.tar") for line in lines)
-    assert "unpacking images.tar" in ended.stdout
+    assert "unpacking images.tar" in ended.out
     assert any(line.startswith("trial 1: ") for line in lines)
     assert publisher.requests[:2] == ["/dogs/images.tar", "/dogs/images.tar bytes=20000-"]
 
