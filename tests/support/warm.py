@@ -107,14 +107,14 @@ def serve(address: str) -> NoReturn:
             import_module(module.name)
     gc.enable()
     gc.freeze()  # else the first search for cycles copies all pages that a process shares
-    threads = {one.read_text().strip() for one in Path("/proc/self/task").glob("*/comm")}
+    threads = [one.read_text().strip() for one in Path("/proc/self/task").glob("*/comm")]
     # The thread of pyarrow's jemalloc, which is made for forks, is the only other one.
-    assert len(threads - {"jemalloc_bg_thd"}) == 1, f"a fork would lose a thread: {threads}"
+    others = [name for name in threads if name != "jemalloc_bg_thd"]
+    assert len(others) == 1, f"a fork would lose a thread: {threads}"
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen()
     print("ready", flush=True)
-    #: Process -> its program, and the same by the file descriptor that tells of its end.
     running: dict[int, socket.socket] = {}
     selector = selectors.DefaultSelector()
     selector.register(0, selectors.EVENT_READ)
@@ -145,10 +145,11 @@ def serve(address: str) -> NoReturn:
                     selector.register(program, selectors.EVENT_READ, pid)
                     selector.register(os.pidfd_open(pid), selectors.EVENT_READ, pid)
             elif isinstance(key.fileobj, socket.socket):
+                if key.data not in running:  # both have ended since
+                    continue
                 received = key.fileobj.recv(16)
                 for number in received or [signal.SIGKILL]:
-                    if key.data in running:
-                        os.kill(key.data, number)
+                    os.kill(key.data, number)
                 if not received:
                     selector.unregister(key.fileobj)
             else:
@@ -158,7 +159,7 @@ def serve(address: str) -> NoReturn:
                 program = running.pop(key.data)
                 if program.fileno() in selector.get_map():
                     selector.unregister(program)
-                with suppress(BrokenPipeError):  # it was killed
+                with suppress(ConnectionError):  # it was killed
                     program.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
                 program.close()
 
