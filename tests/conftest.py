@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from alembic.config import Config
@@ -18,6 +19,8 @@ from alembic.script import ScriptDirectory
 from hypothesis import settings
 
 from tests.support.databases import Server, connections_closed, start_server
+from tests.support.runs import environment
+from tests.support.warm import warm_python
 
 # Read when torch is loaded, here and in every process that a test starts. Threads that spin while
 # they wait take the cores from the other tests: ten times the CPU seconds of a small training.
@@ -45,6 +48,21 @@ def postgres() -> Iterator[Server]:
     """A Postgres server, started when the first test asks for it (once per xdist worker)."""
     with start_server() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[str]:
+    """A program in the place of Python that has imported torch, for tests with many processes.
+
+    The process of autotune is another one, and ends a moment after the program is killed. Tests of
+    what a killed process leaves behind, or of how one starts, take Python itself.
+    """
+    # Not below pytest's folders: the path of a socket has at most 107 characters.
+    with (
+        TemporaryDirectory(prefix="warm-") as folder,
+        warm_python(Path(folder), environment()) as program,
+    ):
+        yield str(program)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -38,6 +38,7 @@ from tests.support.databases import Server
 from tests.support.images import photo
 from tests.support.runs import environment
 from tests.support.serving import free_port, running_publisher
+from tests.support.warm import warm_python
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -190,9 +191,13 @@ def checkout(postgres: Server) -> Iterator[Checkout]:
         given = environment(PYTHONPATH=str(root), HOME=str(root), **extra)
         given["PATH"] = f"{root}/.venv/bin:{given['PATH']}"
         made = Checkout(root, postgres.fresh_database(), given)
+        # One study is run by processes that begin with nothing, as those of users do.
+        assert not (wrong := made.run("make study")), wrong
+        (root / "warm").mkdir()
+        make_programs(root, stack.enter_context(warm_python(root / "warm", given)))
+        assert "exit code 2" in made.run("autotune run nothing"), "a failure would not show"
         stack.callback(made.run, "make postgres-local-down")
         for text in (
-            "make study",
             "make study DATASET=photos",
             f"make study DATASET=photos STORAGE={made.postgres}",
             "make study DATASET=photos SAMPLER=tpe",
@@ -261,17 +266,22 @@ def make_images(root: Path) -> None:
 
 def make_environment(root: Path) -> None:
     """Make a .venv of this Python in which everything is installed."""
+    make_programs(root, Path(sys.executable))
+    for extra in EXTRAS:
+        (root / ".venv" / extra).touch()
+
+
+def make_programs(root: Path, python: Path) -> None:
+    """Make the programs of the .venv, each of which calls this Python."""
     programs = root / ".venv/bin"
-    programs.mkdir(parents=True)
+    programs.mkdir(parents=True, exist_ok=True)
     modules = {"python": ""} | {
         name: f"-m {name}" for name in ("autotune", "pytest", "ruff", "mypy")
     }
     for name, what in modules.items():
         program = programs / name
-        program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {what} "$@"\n')
+        program.write_text(f'#!/bin/sh\nexec {shlex.quote(str(python))} {what} "$@"\n')
         program.chmod(0o755)
-    for extra in EXTRAS:
-        (root / ".venv" / extra).touch()
 
 
 def publish(publisher: Any, root: Path) -> Path:

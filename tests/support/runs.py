@@ -27,8 +27,8 @@ SMALL = (
 )
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "autotune", *arguments]
+def command(*arguments: str, python: str = sys.executable) -> list[str]:
+    return [python, "-m", "autotune", *arguments]
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -50,11 +50,20 @@ def autotune(
     )
 
 
-def start(*arguments: str, cwd: Path, **extra: str) -> subprocess.Popen[str]:
-    """Start the command; its output goes to ``out.txt`` in its folder."""
+def start(
+    *arguments: str, cwd: Path, python: str = sys.executable, **extra: str
+) -> subprocess.Popen[str]:
+    """Start the command; its output goes to ``out.txt`` in its folder.
+
+    Args:
+        arguments: What follows ``autotune``.
+        cwd: The folder to run it in.
+        python: What runs it and its workers: Python, or the fixture ``warm``.
+        extra: Changes of the environment.
+    """
     with (cwd / "out.txt").open("w") as output:
         return subprocess.Popen(
-            command(*arguments),
+            command(*arguments, python=python),
             cwd=cwd,
             env=environment(**extra),
             stdout=output,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from autotune.study.setup.definition import define
 from tests.support.archives import dogs_archives, sums_of
 from tests.support.hub import running_hub
 from tests.support.inside import call, contents
-from tests.support.runs import autotune
+from tests.support.runs import autotune, environment
 from tests.support.serving import Publisher, running_publisher
 
 ROOT = Path(__file__).parents[3]
@@ -125,11 +123,11 @@ def test_a_definition_that_may_fetch(
 def test_run_fetches(publisher: Publisher, home: Path, tmp_path: Path) -> None:
     publisher.failures["/dogs/images.tar"] = ["cut:20000"]
     where = {"AUTOTUNE_DATA": str(home), "AUTOTUNE_MIRROR": publisher.url}
-    ended = autotune("run", "dogs", *TINY, "--workers", "1", cwd=tmp_path, **where)
-    assert ended.returncode == 0, ended.stderr
-    lines = ended.stdout.splitlines()
+    ended = call("run", "dogs", *TINY, "--workers", "1", cwd=tmp_path, **where)
+    assert ended.code == 0, ended.err
+    lines = ended.out.splitlines()
     assert any(line.startswith("fetching images.tar") for line in lines)
-    assert "unpacking images.tar" in ended.stdout
+    assert "unpacking images.tar" in ended.out
     assert any(line.startswith("trial 1: ") for line in lines)
     assert publisher.requests[:2] == ["/dogs/images.tar", "/dogs/images.tar bytes=20000-"]
 
@@ -172,7 +170,7 @@ def test_weights_of_no_backbone(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_make_study_from_a_checkout(tmp_path: Path) -> None:
+def test_make_study_from_a_checkout(tmp_path: Path, warm: str) -> None:
     """All 120 breeds, archives put there by hand, ``make study`` and ``make refit`` to the end."""
     archives = dogs_archives(breeds=120, train=5, test=2)
     checkout, home = tmp_path / "checkout", tmp_path / "data"
@@ -182,17 +180,12 @@ def test_make_study_from_a_checkout(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "studies", checkout / "studies")
     (checkout / ".venv/bin").mkdir(parents=True)
     program = checkout / ".venv/bin/autotune"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m autotune "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec {warm} -m autotune "$@"\n')
     program.chmod(0o755)
     (home / "dogs").mkdir(parents=True)
     (home / "dogs/SHA256SUMS").write_text(sums_of(archives))
     for name, content in archives.items():
         (home / "dogs" / name).write_bytes(content)
-    environment = {
-        **{key: value for key, value in os.environ.items() if key != "AUTOTUNE_STORAGE"},
-        "AUTOTUNE_DATA": str(home),
-        "PYTHONPATH": str(ROOT),
-    }
 
     def make(target: str) -> subprocess.CompletedProcess[str]:
         variables = ("DATASET=dogs", "BACKBONE=test_resnet.r160_in1k", "WEIGHTS=none", "TRIALS=2")
@@ -206,7 +199,7 @@ def test_make_study_from_a_checkout(tmp_path: Path) -> None:
                 "ARGS=data.image_size=32 space.trainable_layers=3",
             ],
             cwd=checkout,
-            env=environment,
+            env=environment(AUTOTUNE_DATA=str(home)),
             capture_output=True,
             text=True,
             timeout=280,

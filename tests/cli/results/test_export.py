@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
+from autotune.display import status
 from autotune.plan import HeadPlan
 from autotune.results.model.export import TOLERANCE
 from autotune.results.model.model_folder import load_model
@@ -22,6 +23,12 @@ from tests.support.inside import Ended, call
 from tests.support.surgery import CLASSES, RESHAPED, change, kept, saved
 
 DOCS = Path(__file__).parents[3] / "docs/models.md"
+
+
+@pytest.fixture(autouse=True)
+def no_lines_about_a_long_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no line on standard error depend on how busy the machine is."""
+    monkeypatch.setattr(status, "LINE_INTERVAL_S", 3600.0)
 
 
 @pytest.fixture(scope="module")

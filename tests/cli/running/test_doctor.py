@@ -24,14 +24,16 @@ pytestmark = pytest.mark.usefixtures("closed_connections")
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
 def test_nothing_is_wrong_while_a_study_runs(
-    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+    kind: str, tmp_path: Path, warm: str, request: pytest.FixtureRequest
 ) -> None:
     url = f"sqlite:///{tmp_path}/storage/autotune.db"
     if kind == "postgres":
         url = request.getfixturevalue("postgres_url")
     open_storage(url, create=True)  # looking while a launcher makes the tables would race with it
     arguments = ("digits", *SMALL, "training.epochs=6", "search.trials=6", "--name", "live")
-    launcher = start("run", *arguments, "--workers", "2", cwd=tmp_path, AUTOTUNE_STORAGE=url)
+    launcher = start(
+        *("run", *arguments, "--workers", "2"), cwd=tmp_path, python=warm, AUTOTUNE_STORAGE=url
+    )
     wait_for(lambda: call("status", "live", cwd=tmp_path, AUTOTUNE_STORAGE=url).code == 0)
     opened = open_existing("live", url)
     looks, running = 0, set()

@@ -74,9 +74,9 @@ def test_a_study_that_does_not_run(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_is_stopped_and_continued(tmp_path: Path) -> None:
+def test_a_run_is_stopped_and_continued(tmp_path: Path, warm: str) -> None:
     small = ("digits", *SMALL, "search.trials=2", "--name", "long", "--workers", "1")
-    launcher = start("run", *small, "training.epochs=3000", cwd=tmp_path)
+    launcher = start("run", *small, "training.epochs=3000", cwd=tmp_path, python=warm)
     wait_for(lambda: epochs_running(trials_of(tmp_path, "long")) > 3)
     began = time.monotonic()
     ended = call("stop", "long", cwd=tmp_path)
@@ -84,7 +84,7 @@ def test_a_run_is_stopped_and_continued(tmp_path: Path) -> None:
     assert launcher.wait(timeout=60) == 130
     assert "Stopped. The trials that were running are queued" in (tmp_path / "out.txt").read_text()
     before = max(trials_of(tmp_path, "long")[-1].intermediate_values)
-    launcher = start("run", *small, "training.epochs=3000", cwd=tmp_path)
+    launcher = start("run", *small, "training.epochs=3000", cwd=tmp_path, python=warm)
     wait_for(lambda: epochs_running(trials_of(tmp_path, "long")) > before)
     launcher.send_signal(signal.SIGINT)
     assert launcher.wait(timeout=60) == 130

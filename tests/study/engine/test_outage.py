@@ -194,10 +194,10 @@ def test_a_worker_stops_when_its_database_is_deleted(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["deleted", "replaced", "moved"])
-def test_a_run_whose_database_is_lost_is_no_success(how: str, tmp_path: Path) -> None:
+def test_a_run_whose_database_is_lost_is_no_success(how: str, tmp_path: Path, warm: str) -> None:
     workers = "1" if how == "moved" else "2"
     options = ("digits", *SMALL, "search.trials=6", "--name", "it", "--workers", workers)
-    process = start("run", *options, cwd=tmp_path)
+    process = start("run", *options, cwd=tmp_path, python=warm)
     folder = tmp_path / "storage"
     wait_for(lambda: any(one.state.is_finished() for one in trials_of(tmp_path, "it")))
     if how == "moved":
