@@ -99,6 +99,7 @@ def _print_race(stdout: Console, entrants: Entrants, definition: Definition) -> 
     """Print who takes part in a race, who does not, and what it costs; nothing is downloaded."""
     from autotune.study.devices import visible_gpus
     from autotune.study.state.constraints import format_cost
+    from autotune.study.state.race_record import describe_left_out
 
     for entry in entrants.running:
         size = format_cost("parameters", entry.parameters or 0)
@@ -107,9 +108,8 @@ def _print_race(stdout: Console, entrants: Entrants, definition: Definition) -> 
         stdout.print(text, soft_wrap=True)
     if costs := entrants.describe_costs(definition.dataset, len(visible_gpus())):
         stdout.print(f"  race      {costs}", soft_wrap=True)
-    for entry in entrants.entries:
-        if entry.left_out:
-            stdout.print(f"  left out  {entry.backbone}: {entry.left_out}", soft_wrap=True)
+    for line in describe_left_out(entrants.entries):
+        stdout.print(f"  left out  {line}", soft_wrap=True)
 
 
 def _describe_durations(definition: Definition, backbones: list[Backbone]) -> list[str]:

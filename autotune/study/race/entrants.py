@@ -30,7 +30,7 @@ from autotune.models.pretrained.packages import (
 from autotune.study.devices import visible_gpus
 from autotune.study.race.duration import count_macs, race_seconds
 from autotune.study.state.constraints import violations
-from autotune.study.state.race_record import RaceEntry
+from autotune.study.state.race_record import RaceEntry, describe_left_out
 from autotune.study.trial.run import EventCallback
 from autotune.text import error_line, first_line, format_duration, join_some, plural
 
@@ -236,10 +236,7 @@ class Entrants:
 
     def _none_left(self) -> UserError:
         """Say why no backbone is left, and what can be had."""
-        reasons: dict[str, list[str]] = {}
-        for entry in self.entries:
-            reasons.setdefault(entry.left_out, []).append(entry.backbone)
-        lines = [f"  {join_some(names)}: {reason}" for reason, names in reasons.items()]
+        lines = [f"  {line}" for line in describe_left_out(self.entries)]
         if self._hub_error is not None:
             lines.append(
                 f"{offer(OFFLINE_BACKBONE)}; or download weights elsewhere and give their file: "

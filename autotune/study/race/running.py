@@ -31,7 +31,7 @@ from autotune.study.setup.definition_changes import refuse_race
 from autotune.study.setup.manifest_store import find_study
 from autotune.study.setup.opening import find_existing
 from autotune.study.state import attrs
-from autotune.study.state.race_record import RaceEntry, RaceRecord
+from autotune.study.state.race_record import RaceEntry, RaceRecord, describe_left_out
 from autotune.study.trial.run import EventCallback
 from autotune.study.upkeep.removal import remove_study
 from autotune.text import join_some
@@ -183,8 +183,8 @@ class _Race:
         if costs := entrants.describe_costs(dataset, self._gpus()):
             self.on_event(_lines(f"race: {costs}"))
         entrants.load(self.on_event)
-        left = [entry for entry in entrants.entries if entry.left_out]
-        self.on_event(_lines(*(f"race: without {e.backbone}: {e.left_out}" for e in left)))
+        left_out = describe_left_out(entrants.entries)
+        self.on_event(_lines(*(f"race: without {line}" for line in left_out)))
         return RaceRecord(
             race.to_json(),
             entrants.listed,
@@ -224,7 +224,7 @@ class _Race:
         self.on_event(event)
 
     def _none_left(self, record: RaceRecord) -> UserError:
-        lines = [f"  {entry.backbone}: {entry.left_out}" for entry in record.entries]
+        lines = [f"  {line}" for line in describe_left_out(record.entries)]
         remove_rounds(self.config)
         return UserError("\n".join(["no backbone of the race is left:", *lines]))
 

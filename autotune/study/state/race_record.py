@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from autotune.format_versions import reading, refuse_unknown
+from autotune.text import join_some
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,15 @@ class RaceEntry:
     values: tuple[float, ...] = ()
     seconds: float = 0.0
     left_out: str = ""
+
+
+def describe_left_out(entries: Iterable[RaceEntry]) -> list[str]:
+    """Return a line for each reason for which backbones were left out, with their names."""
+    reasons: dict[str, list[str]] = {}
+    for entry in entries:
+        if entry.left_out:
+            reasons.setdefault(entry.left_out, []).append(entry.backbone)
+    return [f"{join_some(names)}: {reason}" for reason, names in reasons.items()]
 
 
 @dataclass(frozen=True)

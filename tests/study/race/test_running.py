@@ -25,7 +25,7 @@ from autotune.study.race.progress import find_race
 from autotune.study.race.running import run_race, run_study
 from autotune.study.setup.opening import open_existing
 from autotune.study.state import attrs
-from autotune.study.state.race_record import RaceEntry, RaceRecord
+from autotune.study.state.race_record import RaceEntry, RaceRecord, describe_left_out
 from tests.support.inline import workers_inline
 from tests.support.packages import close_hub
 from tests.support.small import small_config
@@ -196,6 +196,12 @@ def test_what_became_of_a_backbone() -> None:
         *("in the study", "out after: solved head", ""),
     ]
     assert record.outcome(RaceEntry("d", left_out="no hub")) == "left out: no hub"
+
+
+def test_backbones_that_are_left_out_for_one_reason_share_a_line() -> None:
+    reasons = {"a": "no hub", "b": "", "c": "too large", "d": "no hub"}
+    entries = [RaceEntry(name, left_out=reason) for name, reason in reasons.items()]
+    assert describe_left_out(entries) == ["a, d: no hub", "c: too large"]
 
 
 @pytest.mark.slow
