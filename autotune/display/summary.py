@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from autotune.study.race.progress import RaceProgress
     from autotune.study.setup.opening import OpenStudy
 
+#: The fewest columns of a terminal that the name of a backbone gets in the table of a race.
+NAME_WIDTH = 22
 #: Trials of a Pareto front that the terminal lists.
 MAX_FRONT_LINES = 10
 
@@ -67,7 +69,7 @@ def print_summary(console: Console, opened: OpenStudy, *, trained: bool) -> bool
         console.print(lines_of_text(as_text(layer_rows(results.layers_of(answer.trial), plan))))
         console.print()
     if race := race_table(results):
-        console.print(_race_table(race))
+        _print_race_table(console, race)
     if stages := stage_rows(results):
         console.print(_stages_table(stages))
     if len(results.front) > 1:
@@ -86,7 +88,7 @@ def print_race(console: Console, race: RaceProgress) -> None:
     print_workers(console, race.opened)
     console.print(Text(f"trials of this round: {results.describe_progress()}"))
     if table := race_table(results):
-        console.print(_race_table(table))
+        _print_race_table(console, table)
 
 
 def _remarks(results: StudyResults) -> Iterator[str]:
@@ -156,16 +158,20 @@ def _describe_missing(results: StudyResults, title: str) -> str:
     return "none within the limits yet" if is_infeasible else "not finished yet"
 
 
-def _race_table(race: RaceTable) -> Table:
-    table = Table(title=f"race: {race.text}", title_justify="left")
+def _print_race_table(console: Console, race: RaceTable) -> None:
+    console.print(Text(f"race: {race.text}"))
+    table = Table()
     *numbers, last = race.titles
     for title in numbers:
         is_text = title in ("backbone", "license")
-        table.add_column(title, justify="left" if is_text else "right", overflow="fold")
+        width = NAME_WIDTH if title == "backbone" else None
+        table.add_column(
+            title, justify="left" if is_text else "right", overflow="fold", min_width=width
+        )
     table.add_column(last, overflow="fold")
     for row in race.rows:
         table.add_row(*map(Text, row))
-    return table
+    console.print(table)
 
 
 def _stages_table(stages: tuple[StageRow, ...]) -> Table:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from autotune.results.study_results import StudyResults
 from autotune.study.state import attrs
 from autotune.study.state.constraints import format_cost
-from autotune.study.state.race_record import RaceRecord
+from autotune.study.state.race_record import RaceRecord, describe_left_out
 from autotune.text import format_duration, join_some, plural
 
 
@@ -16,9 +16,9 @@ class RaceTable:
     """The race of a study.
 
     Args:
-        text: What it has found, in words.
+        text: What it has found, and who was left out and why, in words.
         titles: The heads of the columns.
-        rows: The cells of each backbone, the best first.
+        rows: The cells of each backbone that took part, the best first.
     """
 
     text: str
@@ -47,7 +47,7 @@ def race_table(results: StudyResults) -> RaceTable | None:
             entry.license,
             record.outcome(entry),
         )
-        for entry in record.entries
+        for entry in record.running
     )
     return RaceTable(_describe(record), (*titles, "parameters", "latency", "license", ""), rows)
 
@@ -55,10 +55,12 @@ def race_table(results: StudyResults) -> RaceTable | None:
 def _describe(record: RaceRecord) -> str:
     count = plural(len(record.entries), "backbone")
     where = f" of the list {record.listed}" if record.listed else ""
+    left_out = describe_left_out(record.entries)
+    without = f" Left out: {'; '.join(left_out)}." if left_out else ""
     if not record.kept:
-        return f"A round of the race among {count}{where}."
+        return f"A round of the race among {count}{where}.{without}"
     kept = join_some(list(record.kept))
     enter = "enters" if len(record.kept) == 1 else "enter"
     spent = format_duration(record.seconds) if record.seconds else ""
     cost = f" Its trainings took {spent} on one device." if spent else ""
-    return f"Of {count}{where}, {kept} {enter} the study.{cost}"
+    return f"Of {count}{where}, {kept} {enter} the study.{cost}{without}"

@@ -86,8 +86,6 @@ class RaceRecord:
 
     def outcome(self, entry: RaceEntry) -> str:
         """Say what became of a backbone; empty where the race has not decided yet."""
-        if entry.left_out:
-            return f"left out: {entry.left_out}"
         if entry.backbone in self.kept:
             return "in the study"
         if not self.kept and len(entry.values) >= len(self.epochs) - 1:
