@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optuna.trial import FrozenTrial, TrialState
-from rich.console import Console
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
     from autotune.study.race.progress import RaceProgress
     from autotune.study.setup.opening import OpenStudy
 
-#: The fewest columns of a terminal that the name of a backbone gets in the table of a race.
-NAME_WIDTH = 22
 #: Trials of a Pareto front that the terminal lists.
 MAX_FRONT_LINES = 10
 
@@ -159,18 +158,16 @@ def _describe_missing(results: StudyResults, title: str) -> str:
 
 
 def _print_race_table(console: Console, race: RaceTable) -> None:
+    """Print a race without the licenses, for which a terminal is too narrow."""
     console.print(Text(f"race: {race.text}"))
-    table = Table()
-    *numbers, last = race.titles
-    for title in numbers:
-        is_text = title in ("backbone", "license")
-        width = NAME_WIDTH if title == "backbone" else None
-        table.add_column(
-            title, justify="left" if is_text else "right", overflow="fold", min_width=width
-        )
-    table.add_column(last, overflow="fold")
+    table = Table(box=SIMPLE_HEAD)
+    shown = [number for number, title in enumerate(race.titles) if title != "license"]
+    for number in shown:
+        is_text = number in (shown[0], shown[-1])
+        justify: JustifyMethod = "left" if is_text else "right"
+        table.add_column(race.titles[number], justify=justify, overflow="fold")
     for row in race.rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(row[number]) for number in shown))
     console.print(table)
 
 
