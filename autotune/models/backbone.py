@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from timm.data.config import resolve_data_config
 from torch import nn
 
 from autotune.errors import BackboneError
+from autotune.models.meta_device import MetaShapes
 from autotune.models.pretrained.names import (
     PACKAGED_WEIGHTS,
     check_name,
@@ -159,7 +161,8 @@ def build_backbone(name: str, image_size: int | None, device: str = "cpu") -> nn
             torch.manual_seed(0)
             model = _create(name, image_size)
             if image_size is not None:
-                model.eval()(torch.zeros(1, 3, image_size, image_size))
+                with MetaShapes() if device == "meta" else nullcontext():
+                    model.eval()(torch.zeros(1, 3, image_size, image_size))
                 model.train()  # drops what some attention layers cache in evaluation mode
     except _SIZE_ERRORS as error:
         if image_size is None:
