@@ -156,13 +156,13 @@ def build_backbone(name: str, image_size: int | None, device: str = "cpu") -> nn
     Raises:
         BackboneError: When the backbone cannot take images of that size.
     """
+    shapes = MetaShapes() if device == "meta" else nullcontext()
     try:
-        with torch.device(device), torch.random.fork_rng(devices=[]), torch.no_grad():
+        with torch.device(device), torch.random.fork_rng(devices=[]), torch.no_grad(), shapes:
             torch.manual_seed(0)
             model = _create(name, image_size)
             if image_size is not None:
-                with MetaShapes() if device == "meta" else nullcontext():
-                    model.eval()(torch.zeros(1, 3, image_size, image_size))
+                model.eval()(torch.zeros(1, 3, image_size, image_size))
                 model.train()  # drops what some attention layers cache in evaluation mode
     except _SIZE_ERRORS as error:
         if image_size is None:
@@ -202,7 +202,7 @@ def classifier_keys(name: str, image_size: int | None = None) -> frozenset[str]:
 
     What ``num_classes=0`` drops may be more than the last linear layer: norms and hidden layers.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), MetaShapes():
         with_classes = _create(name, image_size, num_classes=7)
         without = _create(name, image_size)
     return frozenset(with_classes.state_dict().keys() - without.state_dict().keys())

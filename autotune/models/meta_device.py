@@ -21,7 +21,11 @@ _ACTIVATIONS = {
 _IN_PLACE = {
     aten.hardtanh_, aten.hardswish_, aten.hardsigmoid_, aten.elu_, aten.celu_, aten.leaky_relu_,
     aten.mish_,
+    # What initializes weights.
+    aten.uniform_, aten.normal_, aten.erfinv_, aten.clamp_, aten.zero_,
 }  # fmt: skip
+#: The same, where they are given numbers.
+_IN_PLACE_WITH_NUMBER = {aten.add_, aten.mul_, aten.fill_}
 #: Add or multiply two operands.
 _BINARY = {aten.add, aten.mul}
 
@@ -46,6 +50,8 @@ def run_operation(func: Any, args: Any, kwargs: Any) -> Any:
         return func(*args, **kwargs)
     packet = func.overloadpacket
     if packet in _IN_PLACE:
+        return tensor
+    if packet in _IN_PLACE_WITH_NUMBER and not isinstance(args[1], Tensor):
         return tensor
     if packet in _ACTIVATIONS or (packet in _BINARY and _is_like(args[1], tensor)):
         return torch.empty_like(tensor)

@@ -51,6 +51,10 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "add a number": lambda x: x + 2.5,
     "multiply": lambda x: x * x,
     "a gate": lambda x: x * x.mean((2, 3), keepdim=True),
+    "add a number in place": lambda x: x.clone().add_(2),
+    "multiply in place": lambda x: x.clone().mul_(x),
+    "a row in place": lambda x: x.clone().add_(x[:, :3, :3]),
+    "random numbers": lambda x: nn.init.trunc_normal_(x.clone(), std=0.02),
     "attention": lambda x: F.scaled_dot_product_attention(x, x, x),
     "rows": lambda x: F.linear(x[0, 0], x[0, 1], x[0, 1, 0]),
 }
