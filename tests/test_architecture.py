@@ -52,7 +52,7 @@ FLOORS = {
         ("quality",),
     ),
     "models": (
-        ("pretrained", "device_errors", "layers"),
+        ("pretrained", "device_errors", "layers", "meta_device"),
         ("backbone",),
         ("flops", "image_border", "surgery"),
         ("fitting",),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from timm.data.config import resolve_data_config
 from torch import nn
 
 from autotune.errors import BackboneError
+from autotune.models.meta_device import MetaShapes
 from autotune.models.pretrained.names import (
     PACKAGED_WEIGHTS,
     check_name,
@@ -154,8 +156,9 @@ def build_backbone(name: str, image_size: int | None, device: str = "cpu") -> nn
     Raises:
         BackboneError: When the backbone cannot take images of that size.
     """
+    shapes = MetaShapes() if device == "meta" else nullcontext()
     try:
-        with torch.device(device), torch.random.fork_rng(devices=[]), torch.no_grad():
+        with torch.device(device), torch.random.fork_rng(devices=[]), torch.no_grad(), shapes:
             torch.manual_seed(0)
             model = _create(name, image_size)
             if image_size is not None:
@@ -199,7 +202,7 @@ def classifier_keys(name: str, image_size: int | None = None) -> frozenset[str]:
 
     What ``num_classes=0`` drops may be more than the last linear layer: norms and hidden layers.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), MetaShapes():
         with_classes = _create(name, image_size, num_classes=7)
         without = _create(name, image_size)
     return frozenset(with_classes.state_dict().keys() - without.state_dict().keys())

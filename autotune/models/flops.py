@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from autotune.errors import BackboneError
 from autotune.models.layers import Layer
+from autotune.models.meta_device import MetaShapes
 from autotune.text import error_line
 
 #: Stands for the index of a layer: operations that belong to none.
@@ -64,7 +65,7 @@ class FlopsProfile:
                 stack.callback(module.register_forward_pre_hook(enter).remove)
                 stack.callback(module.register_forward_hook(leave).remove)
             try:
-                with torch.no_grad(), torch.device("meta"), counter:
+                with torch.no_grad(), torch.device("meta"), MetaShapes(), counter:
                     output = model(torch.zeros(1, *input_size))
             except Exception as error:  # each architecture fails in its own way
                 raise BackboneError(

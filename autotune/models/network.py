@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from autotune.errors import PlanError
 from autotune.models.backbone import Backbone
 from autotune.models.layers import Layer, list_layers, trained_names
+from autotune.models.meta_device import MetaShapes
 from autotune.models.surgery.apply import apply_layer_plans, validate_plans
 from autotune.models.surgery.components import ACTIVATIONS
 from autotune.models.surgery.inheritance import channel_norms
@@ -323,7 +324,7 @@ def pool_problem(model: nn.Module, name: str, pool: str, input_size: tuple[int, 
     changed = copy.deepcopy(model)
     try:
         set_pool(changed, pool, name)
-        with torch.device("meta"):
+        with torch.device("meta"), MetaShapes():
             feature_count(changed, input_size)
     except (PlanError, RuntimeError, ValueError, AssertionError) as error:
         return f"cannot pool with {pool!r} ({first_line(error, 120)})"

@@ -23,15 +23,18 @@ from autotune.data.splits import dataset as dataset_module
 from autotune.data.splits.stratified import SplitIndices
 from autotune.data.views.study_data import StudyData
 from autotune.models import inspection, network
+from autotune.models.backbone import Backbone
 from autotune.models.layers import Layer
 from autotune.models.network import Network
 from autotune.models.prefix.split import PrefixSplit
+from autotune.models.pretrained.names import PACKAGED_WEIGHTS, resolve
 from autotune.models.surgery import probing
 from autotune.models.surgery.capabilities import LayerCapabilities
 from autotune.plan import TrialPlan
 from autotune.search.plugins import plugin_refs
 from autotune.storage.paths import StudyPaths
 from autotune.study.setup import definition as definition_module
+from autotune.study.setup import resources as resources_module
 from autotune.study.setup.definition import Definition, define
 from autotune.study.setup.opening import OpenStudy, open_or_create
 from autotune.study.trial import feature_reuse
@@ -114,6 +117,22 @@ def _split_network_once(network: Network, images: torch.Tensor) -> PrefixSplit:
     return _SPLITS[key]
 
 
+_BACKBONES: dict[object, Backbone] = {}
+_load_backbone = resources_module.load_backbone
+
+
+def _load_backbone_once(
+    name: str, weights: str, image_size: int | None, prefer_package: bool = False
+) -> Backbone:
+    """Load a backbone; one whose weights are no file of a test is as it was before."""
+    if weights != "none" and (weights != "hub" or resolve(name) not in PACKAGED_WEIGHTS):
+        return _load_backbone(name, weights, image_size, prefer_package)
+    key = (name, weights, image_size, prefer_package)
+    if key not in _BACKBONES:
+        _BACKBONES[key] = _load_backbone(*key)
+    return _BACKBONES[key]
+
+
 _ROOTS: dict[object, PrefixSplit | None] = {}
 _find_root = feature_reuse._find_root
 
@@ -150,15 +169,17 @@ def _make_split_once(
 
 @contextmanager
 def backbones_analyzed_once() -> Iterator[None]:
-    """Probe and split a backbone that an earlier test has used as that test did it.
+    """Load, probe and split a backbone that an earlier test has used as that test did it.
 
-    Both depend on the backbone and the space alone, and take as long as a small trial. The same
+    All depend on the backbone and the space alone, and take as long as a small trial. The same
     holds for the split of the digits.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(feature_reuse, "_find_root", _find_root_once)
         patch.setattr(feature_reuse, "split_network", _split_network_once)
         patch.setattr(dataset_module, "make_split", _make_split_once)
+        for module in (definition_module, resources_module):
+            patch.setattr(module, "load_backbone", _load_backbone_once)
         for module in (definition_module, inspection, probing):
             patch.setattr(module, "probe_layers", probe_once)
         for module in (definition_module, inspection):

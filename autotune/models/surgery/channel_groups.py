@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from autotune.models.layers import Layer
-from autotune.models.surgery.channel_tracing import ChannelTrace, trace_channels
+from autotune.models.surgery.channel_tracing import FIXED, ChannelTrace, trace_channels
 
 Side = Literal["out", "in", "vector"]
 
@@ -111,6 +111,10 @@ def find_channel_groups(model: nn.Module, layers: Sequence[Layer], image: Tensor
     ]
     trace = trace_channels(model, image, wanted)
     vectors = list(_vectors(trace))
+    holders: dict[int, list[int]] = defaultdict(list)
+    for position, (_, _, _, numbers) in enumerate(vectors):
+        for channel in np.unique(trace.classes[numbers[numbers > FIXED]]).tolist():
+            holders[channel].append(position)
     gates = _gates(trace, place)
     candidates: dict[int, list[ChannelGroup]] = defaultdict(list)
     reasons: dict[int, str] = {}
@@ -123,7 +127,9 @@ def find_channel_groups(model: nn.Module, layers: Sequence[Layer], image: Tensor
         if key in seen:
             continue
         seen.add(key)
-        outcome = _group(key, classes, place[name], vectors, trace, place, model)
+        holding = sorted({position for channel in key for position in holders[channel]})
+        held_in = [vectors[position] for position in holding]
+        outcome = _group(key, classes, place[name], held_in, trace, place, model)
         if isinstance(outcome, str):
             reasons.setdefault(place[name], outcome)
         else:
@@ -183,7 +189,10 @@ def _group(
     place: Mapping[str, int],
     model: nn.Module,
 ) -> ChannelGroup | str:
-    """Make the group of some classes, or return why the number of its channels is fixed."""
+    """Make the group of some classes, or return why the number of its channels is fixed.
+
+    The vectors are those that hold some of them.
+    """
     reason = next((trace.fixed[channel] for channel in key if channel in trace.fixed), None)
     if reason is not None:
         return reason
@@ -193,9 +202,7 @@ def _group(
     unit = 1
     for name, side, dim, numbers in vectors:
         held = trace.classes[numbers]
-        hits = np.isin(held, wanted) & (numbers > 0)
-        if not hits.any():
-            continue
+        hits = np.isin(held, wanted) & (numbers > FIXED)
         layer = place.get(name)
         if layer is None or layer > index:
             return f"{name} of an earlier layer holds them"

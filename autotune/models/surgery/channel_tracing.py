@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from autotune.models.meta_device import run_operation
 from autotune.models.surgery import aten_ops as ops
 from autotune.runtime import single_threaded
 
@@ -147,7 +148,7 @@ class _ChannelTracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
+        result = run_operation(func, args, kwargs)
         if not self.suspended:
             self._trace(func, args, kwargs, result)
         return result

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from autotune.models.backbone import Backbone
 from autotune.models.layers import Layer
+from autotune.models.meta_device import MetaShapes
 from autotune.models.surgery.aligned_pool import POOLS, change_pool, is_pool
 from autotune.models.surgery.capabilities import LayerCapabilities, channel_count
 from autotune.models.surgery.channel_groups import ChannelGroup, find_channel_groups
@@ -59,9 +60,10 @@ class _MetaProbe:
     def __init__(self, model: nn.Module, image: Tensor) -> None:
         self.model = model
         self.image = image
+        self._tensors = {id(tensor): tensor for tensor in _tensors(model)}
         #: Modules that run, with the pixels or values that they write; 1 for pooled channels.
         self.extents: dict[str, int] = {}
-        with ExitStack() as stack, torch.no_grad():
+        with ExitStack() as stack, torch.no_grad(), MetaShapes():
             for name, module in model.named_modules():
                 stack.callback(module.register_forward_hook(self._note_extent(name)).remove)
             self.shape: torch.Size = model(image).shape
@@ -78,10 +80,11 @@ class _MetaProbe:
 
     def problem(self, change: Callable[[nn.Module], object], same_shape: bool = True) -> str:
         """Run a changed copy; return why that fails, "" if it works."""
-        changed = copy.deepcopy(self.model)
+        # Surgery replaces tensors, it does not write into them: the copy has those of the model.
+        changed = copy.deepcopy(self.model, dict(self._tensors))
         try:
             change(changed)
-            with torch.no_grad():
+            with torch.no_grad(), MetaShapes():
                 shape = changed(self.image).shape
         except Exception as error:  # each architecture fails in its own way
             return error_line(error)
@@ -140,7 +143,7 @@ def cached_capabilities(
 def without_weights(model: nn.Module) -> nn.Module:
     """Copy a network to the meta device without copying its weights on the way."""
     on_meta: dict[int, Any] = {}
-    for tensor in [*model.parameters(), *model.buffers()]:
+    for tensor in _tensors(model):
         empty = torch.empty_like(tensor, device="meta")
         on_meta[id(tensor)] = (
             nn.Parameter(empty, requires_grad=tensor.requires_grad)
@@ -148,6 +151,10 @@ def without_weights(model: nn.Module) -> nn.Module:
             else empty
         )
     return copy.deepcopy(model, on_meta)
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
 
 
 def _candidates(probe: _MetaProbe, layer: Layer) -> LayerCapabilities:

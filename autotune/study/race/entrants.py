@@ -90,17 +90,20 @@ class Entrants:
         problems: list[Problem] = []
         if problem := self.config.race_weights_problem():
             problems.append(Problem("weights", problem))
-        for name in self.race.names(self.listed):
+        left_out: dict[str, str] = {}
+        names = self.race.names(self.listed)
+        for name in names:
             try:
                 check_name(name)
             except BackboneError as error:
                 if not self.listed:
                     problems.append(Problem("backbone", str(error)))
-                self.entries.append(RaceEntry(name, left_out=first_line(error)))
-            else:
-                self.entries.append(self._look_at(name))
-        if problems:
+                left_out[name] = first_line(error)
+        if problems:  # before the backbones are built, which takes seconds
             raise ConfigError(self.config.name or "study", problems)
+        for name in names:
+            entry = RaceEntry(name, left_out=left_out[name]) if name in left_out else None
+            self.entries.append(entry or self._look_at(name))
 
     def _look_at(self, name: str) -> RaceEntry:
         weights = self.config.weights_of(name)

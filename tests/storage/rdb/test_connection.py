@@ -9,6 +9,8 @@ from pathlib import Path
 
 import optuna
 import pytest
+import sqlalchemy
+from sqlalchemy.pool import Pool
 
 from autotune.errors import DiskFullError, StorageError
 from autotune.storage.rdb.connection import open_storage, storage_errors
@@ -139,6 +141,23 @@ def test_redact(url: str, shown: str) -> None:
 
 
 # SQLite
+
+
+def test_the_tables_are_made_without_waiting_for_the_disk(here: Path) -> None:
+    settings = []
+
+    def note(connection: sqlite3.Connection, _record: object) -> None:
+        pragmas = ("journal_mode", "synchronous")
+        settings.append([connection.execute(f"PRAGMA {name}").fetchone()[0] for name in pragmas])
+
+    sqlalchemy.event.listen(Pool, "connect", note)
+    try:
+        open_storage("sqlite:///a.db", create=True)
+    finally:
+        sqlalchemy.event.remove(Pool, "connect", note)
+    assert settings
+    assert all(values == ["wal", 1] for values in settings)
+    assert (here / "a.db").stat().st_size > 10_000  # and yet in the file, not in its log alone
 
 
 def test_sqlite_runs_in_wal_mode_with_immediate_transactions(here: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -142,7 +143,9 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """
     if func is torch.ops.prim.device.default:
         return DEVICE
-    leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    leaves = list(_tensors(args))
+    if kwargs:
+        leaves += _tensors(kwargs.values())
     mine = [leaf for leaf in leaves if isinstance(leaf, GpuTensor)]
     wanted = kwargs.get("device")
     if not mine and not is_cuda(wanted):
@@ -169,10 +172,33 @@ def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return args[0]
     if name in ("set_", "resize_") and gpu is not None:
         gpu.memory.add(args[0])
-    out = wrapped(out)
+    out = on_device(out) if isinstance(out, Tensor) else wrapped(out)
     if recording is not None:
         recording.append(func, args, kwargs, out)
-    return return_and_correct_aliasing(func, args, kwargs, out) if mine else out
+    if mine and _aliases(func):
+        return return_and_correct_aliasing(func, args, kwargs, out)
+    return out
+
+
+@cache
+def _aliases(func: Any) -> bool:
+    """Return whether an operation writes to its operands or returns a view of one."""
+    schema = func._schema
+    return any(one.alias_info is not None for one in (*schema.arguments, *schema.returns))
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Yield the tensors among operands and in their lists: operations of torch nest no deeper.
+
+    torch's walk through any nesting would take as long as the operations.
+    """
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            for part in value:
+                if isinstance(part, Tensor):
+                    yield part
 
 
 def compute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
