@@ -136,13 +136,14 @@ def draw_pictures(opened: OpenStudy) -> dict[str, str]:
     folder.mkdir(parents=True, exist_ok=True)
     classes = [str(number) for number in range(10)]
     view = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
-    worst = [(Prediction(i, i % 10, (i + 1) % 10, 0.9, 0.05), view) for i in range(16)]
+    worst = [Prediction(i, i % 10, (i + 1) % 10, 0.9, 0.05) for i in range(16)]
+    names = [f"{number}.png" for number in range(16)]
     with tempfile.TemporaryDirectory() as made:
         curve = {epoch: epoch / EPOCHS for epoch in range(1, EPOCHS + 1)}
         pictures = [
-            draw_curve(Path(made), curve, "accuracy"),
+            draw_curve(Path(made), curve, "accuracy", {}),
             draw_confusion(Path(made), np.eye(10, dtype=np.int64) * 50, classes),
-            draw_worst(Path(made), worst, classes),
+            draw_worst(Path(made), worst, [view] * 16, names, classes),
         ]
         found = {}
         for path in pictures:
