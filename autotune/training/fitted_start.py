@@ -65,15 +65,15 @@ def fit_start(
         inputs = images
     batches = _kept(inputs)
     before = {name: value.clone() for name, value in network.trainable_state().items()}
-    if _fades(pretrained, batches):
-        for both in (pretrained, network):
-            recalibrate_batch_norms(both, batches(), _trainable_norms(both))
     student = Runner(network.backbone, network.features)
     teacher = Runner(pretrained.backbone, pretrained.features)
-    first = next(iter(batches()))
-    sites = find_sites(student, teacher, *_names(network, network.start), first)
-    plain = _distance(student, teacher, batches)
     try:
+        if _fades(pretrained, batches):
+            for both in (pretrained, network):
+                recalibrate_batch_norms(both, batches(), _trainable_norms(both))
+        first = next(iter(batches()))
+        sites = find_sites(student, teacher, *_names(network, network.start), first)
+        plain = _distance(student, teacher, batches)
         fit_layers(student, teacher, sites, batches)
     except RuntimeError as error:
         network.load_trainable_state(before)
@@ -106,11 +106,16 @@ def _names(
 
 
 def _trainable_norms(network: Network) -> list[_BatchNorm]:
-    """Return the trainable batch norms of the backbone."""
+    """Return the trainable batch norms of the backbone that have statistics."""
     of_head = {*network.head.modules()}
-    return [norm for norm in network.trainable_norms if norm not in of_head]
+    return [
+        norm
+        for norm in network.trainable_norms
+        if norm not in of_head and norm.running_var is not None
+    ]
 
 
+@torch.no_grad()
 def _fades(network: Network, batches: Batches) -> bool:
     """Tell whether the trainable norms pass on less of these images than of the pretraining's.
 
@@ -133,7 +138,8 @@ def _fades(network: Network, batches: Batches) -> bool:
         for batch in batches():
             network.features(batch)
     ratios = torch.tensor([_ratio(norm, *sums[norm]) for norm in norms])
-    return bool(norms) and float(ratios.clamp_min(1e-6).log().mean()) < 0
+    ratios = ratios[ratios.isfinite()].clamp_min(1e-6)  # one that does not run has none
+    return bool(len(ratios)) and float(ratios.log().mean()) < 0
 
 
 def _ratio(norm: Any, count: Tensor, total: Tensor, squares: Tensor) -> float:

@@ -115,6 +115,35 @@ def _trainable(net: Network) -> set[str]:
     return set(net.trainable_state())
 
 
+def test_norms_take_the_statistics_of_images_that_fade_behind_them() -> None:
+    images = batches("test_resnet")
+    plain = built(change("test_resnet", {}, depth=2))
+    recalibrate_batch_norms(plain, images, plain.trainable_norms)
+    plain.eval()
+    assert fitted_start._fades(plain, lambda: [batch / 2 for batch in images])
+    assert not fitted_start._fades(plain, lambda: [batch * 2 for batch in images])
+    assert not fitted_start._fades(built(change("test_vit", {}, depth=2)), lambda: [])
+    for norm in plain.trainable_norms:
+        norm.running_mean = norm.running_var = None
+    assert not fitted_start._fades(plain, lambda: images)
+
+
+@pytest.mark.parametrize("place", ["_fades", "fit_layers"])
+def test_statistics_come_back_when_memory_runs_out(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    net, images = measured("test_resnet", "kernel"), batches("test_resnet")
+    twin = copy.deepcopy(net)
+    monkeypatch.setattr(fitted_start, "_fades", lambda *_: True)
+    monkeypatch.setattr(fitted_start, place, fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        fit_start(net, None, lambda: images, lambda: images)
+    assert same_state(net, twin)
+
+
 def test_a_norm_computes_the_same_with_the_statistics_of_the_images() -> None:
     """Measured anew after the fit, the statistics change nothing: they are true."""
     net = measured("test_resnet", "kernel")
