@@ -18,9 +18,9 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from hypothesis import settings
 
-from tests.support.databases import Server, connections_closed, start_server
-from tests.support.runs import environment
-from tests.support.warm import warm_python
+from tests.support.commands.runs import environment
+from tests.support.commands.warm import warm_python
+from tests.support.study.databases import Server, connections_closed, start_server
 
 # Read when torch is loaded, here and in every process that a test starts. Threads that spin while
 # they wait take the cores from the other tests: ten times the CPU seconds of a small training.
@@ -123,7 +123,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, closed_connections: None
 @pytest.fixture(scope="module")
 def analyzed_once() -> Iterator[None]:
     """Analyze each backbone once: half of the time of a small study."""
-    from tests.support.small import backbones_analyzed_once  # imports torch
+    from tests.support.study.small import backbones_analyzed_once  # imports torch
 
     with backbones_analyzed_once():
         yield

@@ -18,10 +18,10 @@ import autotune
 from autotune.api import plots, reader, seeds, study
 from autotune.errors import ConfigError, StorageError, StudyError, UserError
 from autotune.storage.rdb.connection import open_storage
-from tests.support.databases import connections_closed
-from tests.support.inline import workers_inline
-from tests.support.runs import environment, trials_of, wait_for
-from tests.support.studies import HOSTILE, make_study
+from tests.support.commands.inline import workers_inline
+from tests.support.commands.runs import environment, trials_of, wait_for
+from tests.support.study.databases import connections_closed
+from tests.support.study.studies import HOSTILE, make_study
 
 pytestmark = pytest.mark.usefixtures("analyzed_once")
 PAGE = Path(__file__).parents[1] / "docs/python.md"

@@ -38,8 +38,8 @@ from autotune.text import (
     plural,
     visible,
 )
-from tests.support.inside import call
-from tests.support.studies import make_study
+from tests.support.commands.inside import call
+from tests.support.study.studies import make_study
 
 HOSTILE = {
     "clears the screen": "\x1b[2J",

@@ -16,7 +16,7 @@ import timm
 import torch
 
 from autotune.models.layers import list_layers
-from tests.support.images import make_split_folder
+from tests.support.data.images import make_split_folder
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from autotune.results.values.intervals import t_interval
-from tests.support.images import make_class_folders
+from tests.support.data.images import make_class_folders
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.browser import browser
-from tests.support.databases import connections_closed
-from tests.support.inside import call
-from tests.support.runs import SMALL
+from tests.support.commands.inside import call
+from tests.support.commands.runs import SMALL
+from tests.support.pages.browser import browser
+from tests.support.study.databases import connections_closed
 
 __all__ = ["browser"]
 

@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.state import attrs
-from tests.support.images import make_class_folders, make_split_folder
-from tests.support.inside import Ended, call, contents
-from tests.support.runs import SMALL, autotune
-from tests.support.studies import make_study
+from tests.support.commands.inside import Ended, call, contents
+from tests.support.commands.runs import SMALL, autotune
+from tests.support.data.images import make_class_folders, make_split_folder
+from tests.support.study.studies import make_study
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
 #: The digits study on the user's images.

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.inside import call
-from tests.support.odd_images import KINDS, PASSED_OVER, READ, UNREADABLE, make_odd_images
+from tests.support.commands.inside import call
+from tests.support.data.odd_images import KINDS, PASSED_OVER, READ, UNREADABLE, make_odd_images
 
 STUDY = """
 name: odd

@@ -17,9 +17,9 @@ from optuna.trial import TrialState
 
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.state import attrs
-from tests.support.databases import connections_closed
-from tests.support.inside import call
-from tests.support.runs import autotune
+from tests.support.commands.inside import call
+from tests.support.commands.runs import autotune
+from tests.support.study.databases import connections_closed
 
 STORED = Path(__file__).parent / "stored"
 SPLIT = "ae71e052-17cc-44c5-8ba3-b7484a69048c"

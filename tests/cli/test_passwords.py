@@ -12,9 +12,9 @@ import pytest
 import sqlalchemy
 from sqlalchemy.engine import make_url
 
-from tests.support.databases import Server
-from tests.support.inside import call
-from tests.support.runs import SMALL, autotune, command, environment, start, wait_for
+from tests.support.commands.inside import call
+from tests.support.commands.runs import SMALL, autotune, command, environment, start, wait_for
+from tests.support.study.databases import Server
 
 PASSWORD = "hidden-c0ffee"
 URL = f"postgresql://me:{PASSWORD}@host/db"

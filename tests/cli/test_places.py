@@ -13,8 +13,8 @@ import pytest
 from autotune.atomic import check_folder
 from autotune.errors import DiskFullError, PlaceError, UserError, place_error
 from autotune.study.state import attrs
-from tests.support.inside import call, contents
-from tests.support.studies import make_study
+from tests.support.commands.inside import call, contents
+from tests.support.study.studies import make_study
 
 FILES = "storage/autotune.files"
 

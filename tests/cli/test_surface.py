@@ -11,7 +11,7 @@ import pytest
 
 import autotune
 from autotune.cli.main import app
-from tests.support.inside import call, get_command
+from tests.support.commands.inside import call, get_command
 
 WHICH = ("study", "overrides", "--name", "--storage")
 WORKERS = ("--workers", "--workers-per-gpu", "--gpus")

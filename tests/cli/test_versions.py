@@ -14,8 +14,8 @@ from autotune import __version__
 from autotune.errors import FormatError
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.state import attrs
-from tests.support.inside import Ended, call
-from tests.support.studies import make_study
+from tests.support.commands.inside import Ended, call
+from tests.support.study.studies import make_study
 
 VERBS = {
     "worker": ("worker", "made"),

@@ -23,7 +23,7 @@ from autotune.config.loading import (
 from autotune.config.schema import SearchConfig, StudyConfig
 from autotune.config.validation import all_keys
 from autotune.errors import ConfigError, StudyError
-from tests.support.archives import tar_bytes, zip_bytes
+from tests.support.data.archives import tar_bytes, zip_bytes
 
 MINIMAL = "dataset: photos/ants\nbackbone: resnet18\n"
 UNKNOWN = f"unknown key; search has {', '.join(SearchConfig.model_fields)}"

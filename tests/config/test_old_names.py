@@ -14,7 +14,7 @@ from autotune.config.old_names import KEYS, VALUES, with_new_names, with_old_nam
 from autotune.config.schema import StudyConfig
 from autotune.config.validation import validate
 from autotune.errors import ConfigError
-from tests.support.inside import call
+from tests.support.commands.inside import call
 
 OLD = {
     "dataset": "digits",

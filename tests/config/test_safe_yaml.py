@@ -11,7 +11,7 @@ import yaml
 from autotune.config.loading import load_study_file, parse_overrides, presets, read_yaml
 from autotune.config.safe_yaml import MAX_BYTES, LimitError, parse_yaml
 from autotune.errors import MAX_PROBLEMS, ConfigError, UserError
-from tests.support.inside import call
+from tests.support.commands.inside import call
 
 
 def bomb(levels: int = 12, each: int = 10) -> str:

@@ -9,7 +9,7 @@ import pytest
 from autotune.config.loading import get_dotted, load_study_file, parse_overrides
 from autotune.config.text_values import text_keys
 from autotune.errors import ConfigError
-from tests.support.inside import call
+from tests.support.commands.inside import call
 
 #: Names that YAML cuts, changes or refuses.
 NAMES = (

@@ -11,8 +11,16 @@ from torch.utils._pytree import tree_leaves
 
 from autotune.models.network import Network, build_network
 from autotune.training.optim.norm_recalibration import recalibrate_batch_norms
-from tests.support.backbones import DROPPING, SMALL, backbone, depths, images, plan, state_of
-from tests.support.surgery import (
+from tests.support.models.backbones import (
+    DROPPING,
+    SMALL,
+    backbone,
+    depths,
+    images,
+    plan,
+    state_of,
+)
+from tests.support.models.surgery import (
     built,
     capabilities,
     change,

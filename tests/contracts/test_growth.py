@@ -14,7 +14,7 @@ from autotune.models.network import Network
 from autotune.models.surgery import widths
 from autotune.models.surgery.capabilities import channel_count
 from autotune.models.surgery.channel_groups import ChannelGroup
-from tests.support.surgery import (
+from tests.support.models.surgery import (
     FAMILIES,
     built,
     capabilities,

@@ -8,8 +8,16 @@ import torch
 from autotune.models.layers import list_layers
 from autotune.models.network import build_network
 from autotune.plan import LayerPlan, TrialPlan
-from tests.support.backbones import DROPPING, SMALL, backbone, depths, images, plan, same_state
-from tests.support.surgery import (
+from tests.support.models.backbones import (
+    DROPPING,
+    SMALL,
+    backbone,
+    depths,
+    images,
+    plan,
+    same_state,
+)
+from tests.support.models.surgery import (
     built,
     each_family,
     features,

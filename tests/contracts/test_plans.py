@@ -16,8 +16,8 @@ from autotune.models.layers import list_layers
 from autotune.models.network import Network
 from autotune.models.surgery.apply import validate_plans
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, TrialPlan
-from tests.support.backbones import same_state
-from tests.support.surgery import (
+from tests.support.models.backbones import same_state
+from tests.support.models.surgery import (
     built,
     capabilities,
     change,

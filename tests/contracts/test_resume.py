@@ -14,9 +14,9 @@ from autotune.training.checkpoint import Checkpoint
 from autotune.training.curves import TRAINING_LOSS, EpochResult, series
 from autotune.training.folds import CrossValidationTrainer
 from autotune.training.trainer import Trainer
-from tests.support.backbones import differing, flat, folds, plan, training
 from tests.support.marks import slow
-from tests.support.surgery import change
+from tests.support.models.backbones import differing, flat, folds, plan, training
+from tests.support.models.surgery import change
 
 EPOCHS = 4
 RECIPES: dict[str, tuple[TrialPlan, dict[str, Any]]] = {

@@ -22,7 +22,7 @@ from autotune.search.pruners import make_pruner
 from autotune.search.samplers import ATTEMPTS, STARTUP_TRIALS, CanonicalSampler
 from autotune.search.space import Params, Space
 from autotune.search.study_view import DEVICE_MEMORY, FAILED_PLAN
-from tests.support.spaces import sampler_of, space_of_three, start_of
+from tests.support.models.spaces import sampler_of, space_of_three, start_of
 
 MODELS = tuple(name for name in SAMPLERS if name != "random")
 

@@ -20,7 +20,7 @@ from autotune.storage.rdb.connection import open_storage, storage_errors
 from autotune.storage.rdb.heartbeat import Heartbeat
 from autotune.storage.rdb.retry import RetryingStorage
 from autotune.storage.rdb.study_lock import study_lock
-from tests.support.runs import wait_for
+from tests.support.commands.runs import wait_for
 
 #: What every child process starts with; the URL and the folder come as arguments.
 PROLOGUE = """

@@ -14,7 +14,7 @@ from PIL import Image
 
 from autotune.data.cache.reading import silence_pillow
 from autotune.data.image_files import UnreadableImageError, read_image
-from tests.support.odd_images import (
+from tests.support.data.odd_images import (
     encoded,
     half_empty,
     picture,

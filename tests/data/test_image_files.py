@@ -11,8 +11,8 @@ import pytest
 from PIL import Image, TiffImagePlugin
 
 from autotune.data.image_files import UnreadableImageError, read_image
-from tests.support.images import photo
-from tests.support.odd_images import tiff as write_tiff
+from tests.support.data.images import photo
+from tests.support.data.odd_images import tiff as write_tiff
 
 
 def pixels(path: Path) -> np.ndarray:

@@ -9,8 +9,8 @@ from autotune.data import image_formats
 from autotune.data.image_formats import describe_content, describe_passed_over
 from autotune.data.sources.registry import open_source
 from autotune.errors import DatasetError
-from tests.support.archives import tar_bytes, zip_bytes
-from tests.support.images import make_class_folders, photo
+from tests.support.data.archives import tar_bytes, zip_bytes
+from tests.support.data.images import make_class_folders, photo
 
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
 

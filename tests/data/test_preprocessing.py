@@ -12,7 +12,7 @@ from timm.data import create_transform, resolve_model_data_config
 from autotune.data.image_files import UnreadableImageError, read_image
 from autotune.data.preprocessing import ImageSpec, draft_decode, to_store_array
 from autotune.errors import BackboneError
-from tests.support.images import photo
+from tests.support.data.images import photo
 
 CONFIG: dict[str, Any] = {
     "input_size": (3, 32, 32),

@@ -22,7 +22,7 @@ from autotune.storage.rdb.connection import open_storage
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget
-from tests.support.studies import make_study
+from tests.support.study.studies import make_study
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
 

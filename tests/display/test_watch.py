@@ -24,13 +24,13 @@ from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.state.budget import StopReason
 from autotune.study.state.retries import WORKER_LOST
-from tests.support.broken import claim, set_attribute, silence, trials_of
-from tests.support.databases import Server
-from tests.support.inside import call
-from tests.support.runs import SMALL, start, wait_for
-from tests.support.runs import trials_of as trials_of_run
-from tests.support.small import open_small
-from tests.support.studies import make_study
+from tests.support.commands.inside import call
+from tests.support.commands.runs import SMALL, start, wait_for
+from tests.support.commands.runs import trials_of as trials_of_run
+from tests.support.study.broken import claim, set_attribute, silence, trials_of
+from tests.support.study.databases import Server
+from tests.support.study.small import open_small
+from tests.support.study.studies import make_study
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
 

@@ -16,7 +16,7 @@ import yaml
 
 import autotune
 from docs.scripts import build_site
-from tests.support.commands import ROOT
+from tests.support.pages.doc_commands import ROOT
 
 API = (ROOT / "docs/api.md").read_text()
 

@@ -19,8 +19,8 @@ import pytest
 
 from autotune.cli.main import app
 from autotune.config.loading import load_study_file, presets
-from tests.support.commands import EXTRAS, ROOT, Step, commands, pages, steps
-from tests.support.inside import get_command
+from tests.support.commands.inside import get_command
+from tests.support.pages.doc_commands import EXTRAS, ROOT, Step, commands, pages, steps
 
 #: Programs that are not ours and take nothing of ours.
 OTHERS = {

@@ -27,18 +27,18 @@ import timm
 import yaml
 from safetensors.torch import save_file
 
-from tests.support.archives import (
+from tests.support.commands.runs import environment
+from tests.support.commands.serving import free_port, running_publisher
+from tests.support.commands.warm import warm_python
+from tests.support.data.archives import (
     caltech101_archives,
     caltech256_archives,
     dogs_archives,
     sums_of,
 )
-from tests.support.commands import EXTRAS, ROOT, commands, pages
-from tests.support.databases import Server
-from tests.support.images import photo
-from tests.support.runs import environment
-from tests.support.serving import free_port, running_publisher
-from tests.support.warm import warm_python
+from tests.support.data.images import photo
+from tests.support.pages.doc_commands import EXTRAS, ROOT, commands, pages
+from tests.support.study.databases import Server
 
 pytestmark = pytest.mark.timeout(1800)
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torchvision
 
-from tests.support.archives import jpeg, tar_bytes
-from tests.support.commands import ROOT
-from tests.support.inside import call
-from tests.support.runs import SMALL, environment, trials_of
-from tests.support.serving import running_publisher
+from tests.support.commands.inside import call
+from tests.support.commands.runs import SMALL, environment, trials_of
+from tests.support.commands.serving import running_publisher
+from tests.support.data.archives import jpeg, tar_bytes
+from tests.support.pages.doc_commands import ROOT
 
 PAGE = (ROOT / "docs/extending.md").read_text()
 BLOCKS = re.findall(r"```(python|diff)\n(.*?)```", PAGE, re.DOTALL)

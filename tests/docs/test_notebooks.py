@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tests.support.commands import ROOT
+from tests.support.pages.doc_commands import ROOT
 
 NOTEBOOKS = sorted((ROOT / "docs/notebooks").glob("*.ipynb"))
 #: The notebook that a new user opens first is run with every change, the others less often.

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from docs.scripts import surgery
-from tests.support.commands import ROOT, pages
+from tests.support.pages.doc_commands import ROOT, pages
 
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 SOURCES = (*(ROOT / "autotune").rglob("*.py"), ROOT / "docs/install/install.py")

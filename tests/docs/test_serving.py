@@ -10,8 +10,8 @@ import pytest
 
 from autotune.results.model.export import FORMATS, export, random_images
 from autotune.results.model.model_folder import load_model
-from tests.support.images import photo
-from tests.support.surgery import RESHAPED, saved
+from tests.support.data.images import photo
+from tests.support.models.surgery import RESHAPED, saved
 
 PAGE = Path(__file__).parents[2] / "docs/serving.md"
 #: Package -> program; "serve.py" is the beginning of each.

@@ -11,7 +11,7 @@ import pytest
 from autotune.events import Event
 from autotune.loggers import background
 from autotune.loggers.background import Loggers
-from tests.support.events import first_run
+from tests.support.study.events import first_run
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from autotune.loggers import MLflow
-from tests.support.events import ODD, first_run, second_run
+from tests.support.study.events import ODD, first_run, second_run
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of MLflow about SQLAlchemy
 

@@ -17,9 +17,9 @@ from autotune.config.notification import masked
 from autotune.errors import ConfigError
 from autotune.loggers import notification
 from autotune.loggers.notification import Notification, NotificationError
-from tests.support.events import ended, first_run, second_run
-from tests.support.serving import serving
-from tests.support.small import small_config
+from tests.support.commands.serving import serving
+from tests.support.study.events import ended, first_run, second_run
+from tests.support.study.small import small_config
 
 SECRET = "T0KEN"
 

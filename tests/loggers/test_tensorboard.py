@@ -10,7 +10,7 @@ import pytest
 from autotune.events import Event
 from autotune.loggers import TensorBoard
 from autotune.storage.paths import StudyPaths
-from tests.support.events import ODD, epoch, first_run, second_run, started, study_started
+from tests.support.study.events import ODD, epoch, first_run, second_run, started, study_started
 
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

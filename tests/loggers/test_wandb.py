@@ -11,7 +11,7 @@ import pytest
 
 from autotune.errors import UserError
 from autotune.loggers import WandB
-from tests.support.events import ODD, first_run, second_run
+from tests.support.study.events import ODD, first_run, second_run
 
 
 class _Run:

@@ -16,7 +16,7 @@ from autotune.models.backbone import (
     hash_weights,
     load_backbone,
 )
-from tests.support.backbones import state_of
+from tests.support.models.backbones import state_of
 
 NAMES = ("test_resnet", "test_vit", "test_convnext", "test_efficientnet", "test_byobnet")
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from autotune.errors import BackboneError
 from autotune.models.backbone import hash_weights, load_backbone
-from tests.support.hub import Hub, Loader, loader, running_hub
+from tests.support.models.hub import Hub, Loader, loader, running_hub
 
 RESNET, VIT, CONVNEXT, BYOBNET = (
     f"test_{one}.r160_in1k" for one in ("resnet", "vit", "convnext", "byobnet")

@@ -11,7 +11,15 @@ from torch import nn
 from autotune.errors import PlanError
 from autotune.models.network import Head, Network, build_network, feature_count
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrialPlan
-from tests.support.backbones import SMALL, backbone, images, network, plan, same_state, state_of
+from tests.support.models.backbones import (
+    SMALL,
+    backbone,
+    images,
+    network,
+    plan,
+    same_state,
+    state_of,
+)
 
 
 @pytest.mark.parametrize("units", [(), (8,), (8, 16), (8, 16, 4)])

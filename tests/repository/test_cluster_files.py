@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from autotune.cli.main import app
-from tests.support.inside import get_command
+from tests.support.commands.inside import get_command
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs/cluster"

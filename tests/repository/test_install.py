@@ -19,7 +19,7 @@ import pytest
 
 from docs.install import install
 from docs.install.install import InstallError
-from tests.support.serving import free_port
+from tests.support.commands.serving import free_port
 from tests.support.wheels import wheel
 
 ROOT = Path(__file__).parents[2]

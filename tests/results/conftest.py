@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.support.browser import browser
+from tests.support.pages.browser import browser
 
 __all__ = ["browser"]

@@ -16,8 +16,8 @@ from autotune.results.report.markdown import render_markdown
 from autotune.results.study_results import StudyResults
 from autotune.study.state import attrs
 from autotune.study.state.image_scores import encode_scores
-from tests.support.page import page_of
-from tests.support.studies import VALIDATION, make_study
+from tests.support.pages.page import page_of
+from tests.support.study.studies import VALIDATION, make_study
 
 
 def two_objectives(

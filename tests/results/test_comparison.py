@@ -12,7 +12,7 @@ from autotune.results.comparison import Comparison, Group
 from autotune.results.figures.comparison import comparison_figure
 from autotune.results.study_results import StudyResults
 from autotune.study.state import attrs
-from tests.support.studies import HOSTILE, make_results
+from tests.support.study.studies import HOSTILE, make_results
 
 BOTH = {"others": {"convnext_tiny": 7}}
 RESHAPED: dict[str, Any] = {

@@ -12,7 +12,7 @@ from autotune.results.noise import noise_between
 from autotune.results.study_results import StudyResults
 from autotune.study.state import attrs
 from autotune.study.state.image_scores import encode_scores
-from tests.support.studies import VALIDATION, make_study
+from tests.support.study.studies import VALIDATION, make_study
 
 
 @pytest.mark.parametrize(("better", "worse"), [(12, 4), (0, 0), (30, 30)])

@@ -9,7 +9,7 @@ import pytest
 
 from autotune.results.seeds import SeedComparison
 from autotune.results.study_results import StudyResults
-from tests.support.studies import make_results
+from tests.support.study.studies import make_results
 
 
 def named(seed: int, **options: Any) -> StudyResults:

@@ -21,7 +21,7 @@ from autotune.search.space import Space
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.state import attrs
 from autotune.study.state.budget import STOPPED, TRIALS, StopReason
-from tests.support.studies import make_results, make_study
+from tests.support.study.studies import make_results, make_study
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
 TWO = ("accuracy", "latency_ms")

@@ -20,7 +20,7 @@ from autotune.plan import HeadPlan, LayerPlan, TrialPlan
 from autotune.search.backbone_limits import BackboneLimits, Candidate, shared_dimension
 from autotune.search.dimensions import inactive_value
 from autotune.search.space import Params, Space
-from tests.support.spaces import (
+from tests.support.models.spaces import (
     FakeCapabilities,
     check_canonical_form,
     check_json,

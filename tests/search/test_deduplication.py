@@ -12,7 +12,7 @@ from optuna.trial import TrialState, create_trial
 
 from autotune.search.deduplication import Key, _walk, canonical_key, nearest_unseen, seen_keys
 from autotune.search.space import Space
-from tests.support.spaces import space_of_three, start_of
+from tests.support.models.spaces import space_of_three, start_of
 
 SMALL = space_of_three(
     ["weights", "data", "none"],

@@ -16,7 +16,7 @@ from autotune.search.greedy import STAGE, GreedyState, greedy_state, list_stages
 from autotune.search.samplers import CanonicalSampler
 from autotune.search.space import Params, Space
 from autotune.search.study_view import FAILED_PLAN
-from tests.support.spaces import sampler_of, space_of_three, start_of
+from tests.support.models.spaces import sampler_of, space_of_three, start_of
 
 LAYERS = {"kernel": ["keep", 1, 5], "width": ["keep", 0.5]}
 TRAINING = {"lr": {"low": 1e-4, "high": 1, "log": True}, "label_smoothing": [0, 0.1]}

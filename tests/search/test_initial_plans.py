@@ -21,7 +21,7 @@ from autotune.search.initial_plans import (
     misfit_reason,
 )
 from autotune.search.space import Space
-from tests.support.spaces import fake_capabilities, space_of, spaces
+from tests.support.models.spaces import fake_capabilities, space_of, spaces
 
 DEPTH = {"low": 0, "high": 5}
 LR = {"low": 1e-5, "high": 1.0, "log": True}

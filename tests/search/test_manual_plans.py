@@ -10,7 +10,7 @@ from autotune.errors import ConfigError
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, TrialPlan
 from autotune.search.manual_plans import ManualPlan, manual_plan
 from autotune.search.space import Space
-from tests.support.spaces import space_of
+from tests.support.models.spaces import space_of
 
 LR = {"low": 1e-5, "high": 1.0, "log": True}
 SPACE = space_of(

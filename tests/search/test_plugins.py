@@ -24,7 +24,7 @@ from autotune.search.plugins import (
 from autotune.search.pruners import make_pruner
 from autotune.search.samplers import make_sampler
 from autotune.search.space import Space
-from tests.support.spaces import FakeCapabilities, space_of
+from tests.support.models.spaces import FakeCapabilities, space_of
 
 OFFERS: Any = (
     FakeCapabilities(1),

@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autotune.search.samplers import CanonicalSampler, Draw
 from autotune.search.space import Space
-from tests.support.spaces import sampler_of, space_of
+from tests.support.models.spaces import sampler_of, space_of
 
 SPACE: dict[str, Any] = {
     "trainable_layers": {"low": 0, "high": 3},

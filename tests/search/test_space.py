@@ -16,7 +16,7 @@ from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, Tria
 from autotune.search.backbone_limits import Candidate
 from autotune.search.dimensions import contains, inactive_value, integer_values
 from autotune.search.space import Params, Space, num_shaped_layers
-from tests.support.spaces import (
+from tests.support.models.spaces import (
     FULL,
     SHAPES,
     FakeCapabilities,

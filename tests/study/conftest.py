@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.inline import plots_not_drawn
+from tests.support.commands.inline import plots_not_drawn
 
 
 @pytest.fixture(scope="module", autouse=True)

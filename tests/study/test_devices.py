@@ -22,6 +22,9 @@ from autotune.study.engine.launcher import resolve_gpus
 from autotune.study.engine.worker_process import run_worker_process, run_worker_reporting_errors
 from autotune.study.state import attrs
 from autotune.study.trial.context import build_context
+from tests.support.commands.inline import job, run
+from tests.support.commands.inside import call
+from tests.support.commands.runs import trials_of
 from tests.support.cuda import (
     NO_DRIVER,
     NO_GPUS,
@@ -34,11 +37,8 @@ from tests.support.cuda import (
     pretend_gpus,
     refuse_gpus,
 )
-from tests.support.inline import job, run
-from tests.support.inside import call
-from tests.support.runs import trials_of
 from tests.support.simulated_gpu import simulated_gpu
-from tests.support.small import open_small
+from tests.support.study.small import open_small
 
 UUIDS = ("GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", "GPU-8a32f937-d72c-4106-c12f-20bd9faed9f6")
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="is about no usable GPU")

@@ -25,10 +25,10 @@ from autotune.study.setup.opening import OpenStudy, open_or_create
 from autotune.study.state import attrs
 from autotune.study.trial.context import build_context
 from autotune.study.trial.identity import checkpoint_for
-from tests.support.images import make_split_folder
-from tests.support.inline import run
-from tests.support.inside import call
-from tests.support.small import defined, open_small, small_config
+from tests.support.commands.inline import run
+from tests.support.commands.inside import call
+from tests.support.data.images import make_split_folder
+from tests.support.study.small import defined, open_small, small_config
 
 SPEC = ImageSpec(8, 12, "bicubic", 0.6, "center", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 COUNTS = {"cat": 4, "dog": 4}

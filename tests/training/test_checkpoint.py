@@ -18,7 +18,7 @@ from autotune.errors import DiskFullError
 from autotune.training.checkpoint import Checkpoint
 from autotune.training.curves import CHECKPOINT_KEY
 from autotune.training.metrics import LOWEST_LOSS
-from tests.support.backbones import plan, training
+from tests.support.models.backbones import plan, training
 
 SAVING = """
 import sys, torch

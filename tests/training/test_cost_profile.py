@@ -24,9 +24,9 @@ from autotune.training.cost_profile import (
     saved_bytes,
     turns_ms,
 )
-from tests.support.backbones import SMALL, plan, state_of, training
 from tests.support.cuda import pretend_gpus
 from tests.support.marks import slow
+from tests.support.models.backbones import SMALL, plan, state_of, training
 
 
 class Chain(nn.Module):

@@ -19,7 +19,8 @@ from autotune.training.compute.amp import AmpPolicy
 from autotune.training.features import FeatureCache, Features, bytes_per_image
 from autotune.training.inputs.batches import micro_batches
 from autotune.training.trainer import Trainer
-from tests.support.backbones import (
+from tests.support.marks import slow
+from tests.support.models.backbones import (
     CPU,
     SMALL,
     backbone,
@@ -30,7 +31,6 @@ from tests.support.backbones import (
     state_of,
     training,
 )
-from tests.support.marks import slow
 
 
 def cut(name: str, depth: int) -> PrefixSplit:

@@ -19,9 +19,16 @@ from autotune.training.fitted_start import batch_size, fit_start
 from autotune.training.inputs.normalizer import Normalizer
 from autotune.training.optim.l2_sp import L2SP
 from autotune.training.optim.norm_recalibration import recalibrate_batch_norms, sample_batches
-from tests.support.backbones import SIZE, same_state, some_digits, state_of, training
 from tests.support.marks import slow
-from tests.support.surgery import built, capabilities, change, difference, gives_features, pictures
+from tests.support.models.backbones import SIZE, same_state, some_digits, state_of, training
+from tests.support.models.surgery import (
+    built,
+    capabilities,
+    change,
+    difference,
+    gives_features,
+    pictures,
+)
 from tests.training.test_features import on_features
 
 #: The share of the difference from the pretrained features that is left, at most.

@@ -19,7 +19,7 @@ from autotune.training.features import FeatureCache, Features
 from autotune.training.folds import CrossValidationTrainer, trainers_of
 from autotune.training.inputs.batches import SubsetBatches
 from autotune.training.trainer import Trainer
-from tests.support.backbones import backbone, folds, images, plan, some_digits, training
+from tests.support.models.backbones import backbone, folds, images, plan, some_digits, training
 
 
 def test_some_images_share_what_the_whole_set_keeps() -> None:

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from autotune.training.checkpoint import Checkpoint
 from autotune.training.linear_head import STRENGTHS, solve_head
-from tests.support.backbones import folds, plan, training
+from tests.support.models.backbones import folds, plan, training
 
 
 def clouds(

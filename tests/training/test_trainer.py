@@ -19,7 +19,7 @@ from autotune.training.checkpoint import Checkpoint
 from autotune.training.inputs.normalizer import Normalizer
 from autotune.training.metrics import compute_metrics
 from autotune.training.trainer import Trainer, num_batches, num_micro_batches
-from tests.support.backbones import (
+from tests.support.models.backbones import (
     CPU,
     backbone,
     digits,

@@ -12,11 +12,11 @@ import pytest
 from autotune.config.loading import load_study_file
 from autotune.data.progress import READING
 from autotune.study.setup.definition import define
-from tests.support.archives import dogs_archives, sums_of
-from tests.support.hub import running_hub
-from tests.support.inside import call, contents
-from tests.support.runs import autotune, environment
-from tests.support.serving import Publisher, running_publisher
+from tests.support.commands.inside import call, contents
+from tests.support.commands.runs import autotune, environment
+from tests.support.commands.serving import Publisher, running_publisher
+from tests.support.data.archives import dogs_archives, sums_of
+from tests.support.models.hub import running_hub
 
 ROOT = Path(__file__).parents[3]
 ARCHIVES = dogs_archives(breeds=4, train=6, test=2)

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from tests.support.archives import tar_bytes, zip_bytes
-from tests.support.images import make_class_folders, photo
-from tests.support.inside import call, contents
+from tests.support.commands.inside import call, contents
+from tests.support.data.archives import tar_bytes, zip_bytes
+from tests.support.data.images import make_class_folders, photo
 
 
 @pytest.fixture

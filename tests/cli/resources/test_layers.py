@@ -14,9 +14,9 @@ import yaml
 from autotune.config.schema import SpaceConfig
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrialPlan
 from autotune.study.state import attrs
-from tests.support.inside import Ended, call, contents
+from tests.support.commands.inside import Ended, call, contents
 from tests.support.marks import slow
-from tests.support.studies import make_study
+from tests.support.study.studies import make_study
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
 NAME = "test_resnet.r160_in1k"

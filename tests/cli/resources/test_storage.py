@@ -14,11 +14,11 @@ from autotune.storage import filesystem
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.setup.opening import open_existing
 from autotune.study.state import attrs
-from tests.support.databases import Server, downgrade
-from tests.support.inside import Ended, call, contents
-from tests.support.rows import everything, rich_study
-from tests.support.runs import SMALL
-from tests.support.studies import make_study
+from tests.support.commands.inside import Ended, call, contents
+from tests.support.commands.runs import SMALL
+from tests.support.study.databases import Server, downgrade
+from tests.support.study.rows import everything, rich_study
+from tests.support.study.studies import make_study
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
 

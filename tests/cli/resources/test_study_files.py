@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from autotune.config.loading import presets
-from tests.support.inside import call, contents
-from tests.support.runs import SMALL
+from tests.support.commands.inside import call, contents
+from tests.support.commands.runs import SMALL
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
 

@@ -18,11 +18,11 @@ from autotune.study.setup.opening import open_existing
 from autotune.study.state import attrs
 from autotune.study.state.budget import StopReason
 from tests.cli.test_older_study import folder as older_folder
-from tests.support.broken import claim, silence
-from tests.support.inline import run
-from tests.support.inside import Ended, call, contents
-from tests.support.small import open_small
-from tests.support.studies import count_rows, kept_study, write
+from tests.support.commands.inline import run
+from tests.support.commands.inside import Ended, call, contents
+from tests.support.study.broken import claim, silence
+from tests.support.study.small import open_small
+from tests.support.study.studies import count_rows, kept_study, write
 
 __all__ = ["older_folder"]
 pytestmark = pytest.mark.usefixtures("closed_connections")

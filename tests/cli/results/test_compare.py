@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.inside import call, contents
-from tests.support.studies import kept_study
+from tests.support.commands.inside import call, contents
+from tests.support.study.studies import kept_study
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
 

@@ -11,9 +11,9 @@ from optuna.trial import create_trial
 
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
-from tests.support.inline import run
-from tests.support.inside import Ended, call
-from tests.support.small import open_small
+from tests.support.commands.inline import run
+from tests.support.commands.inside import Ended, call
+from tests.support.study.small import open_small
 
 
 @pytest.fixture(scope="module")

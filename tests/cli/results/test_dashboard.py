@@ -17,10 +17,10 @@ import pytest
 
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.setup.opening import open_existing
-from tests.support.browser import open_page, until
-from tests.support.databases import connections_closed
-from tests.support.runs import start, wait_for
-from tests.support.serving import free_port, other_addresses
+from tests.support.commands.runs import start, wait_for
+from tests.support.commands.serving import free_port, other_addresses
+from tests.support.pages.browser import open_page, until
+from tests.support.study.databases import connections_closed
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

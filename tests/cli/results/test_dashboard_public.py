@@ -25,11 +25,11 @@ from optuna_dashboard import wsgi
 from autotune.cli.results.dashboard import _print_endpoint
 from autotune.results.dashboard.public import VARIABLE, PublicEndpoint, check_host
 from autotune.study.setup.opening import open_existing
-from tests.support.browser import open_page, until
-from tests.support.inside import call, contents
-from tests.support.rows import everything
-from tests.support.runs import start, wait_for
-from tests.support.serving import free_port, other_addresses
+from tests.support.commands.inside import call, contents
+from tests.support.commands.runs import start, wait_for
+from tests.support.commands.serving import free_port, other_addresses
+from tests.support.pages.browser import open_page, until
+from tests.support.study.rows import everything
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -18,9 +18,9 @@ from autotune.display import status
 from autotune.plan import HeadPlan
 from autotune.results.model.export import TOLERANCE
 from autotune.results.model.model_folder import load_model
-from tests.support.images import photo
-from tests.support.inside import Ended, call
-from tests.support.surgery import CLASSES, RESHAPED, change, kept, saved
+from tests.support.commands.inside import Ended, call
+from tests.support.data.images import photo
+from tests.support.models.surgery import CLASSES, RESHAPED, change, kept, saved
 
 DOCS = Path(__file__).parents[3] / "docs/models.md"
 

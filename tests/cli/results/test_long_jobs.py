@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from autotune.display import status as status_module
-from tests.support.images import photo
-from tests.support.inside import call
-from tests.support.surgery import kept, saved
+from tests.support.commands.inside import call
+from tests.support.data.images import photo
+from tests.support.models.surgery import kept, saved
 
 
 @pytest.fixture(autouse=True)

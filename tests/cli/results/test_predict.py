@@ -15,11 +15,11 @@ from autotune.display.console import find_model
 from autotune.results.model.model_folder import load_model
 from autotune.study.setup.opening import open_existing
 from autotune.study.state import attrs
+from tests.support.commands.inside import call
 from tests.support.cuda import TOO_OLD, list_gpus, refuse_gpus
-from tests.support.images import photo
-from tests.support.inside import call
-from tests.support.studies import make_study
-from tests.support.surgery import CLASSES, kept, saved
+from tests.support.data.images import photo
+from tests.support.models.surgery import CLASSES, kept, saved
+from tests.support.study.studies import make_study
 
 
 @pytest.fixture(scope="module")

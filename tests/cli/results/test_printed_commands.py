@@ -15,8 +15,8 @@ import pytest
 from autotune.storage.paths import StudyPaths
 from autotune.study.state import attrs
 from autotune.text import shell_quote
-from tests.support.inside import Ended, call
-from tests.support.studies import make_study
+from tests.support.commands.inside import Ended, call
+from tests.support.study.studies import make_study
 
 ROOT = Path(__file__).parents[3]
 NAMES = (

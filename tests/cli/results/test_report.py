@@ -11,9 +11,9 @@ import pytest
 from autotune.storage.paths import StudyPaths
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.state import attrs
-from tests.support.databases import connections_closed
-from tests.support.inside import call, contents
-from tests.support.studies import make_study
+from tests.support.commands.inside import call, contents
+from tests.support.study.databases import connections_closed
+from tests.support.study.studies import make_study
 
 FILES = Path("storage/autotune.files")
 

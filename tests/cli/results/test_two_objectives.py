@@ -12,9 +12,9 @@ from autotune.results.study_results import StudyResults
 from autotune.search import ranking
 from autotune.study.setup.opening import OpenStudy, open_existing
 from autotune.study.state import attrs
-from tests.support.databases import connections_closed
-from tests.support.inside import call
-from tests.support.runs import SMALL
+from tests.support.commands.inside import call
+from tests.support.commands.runs import SMALL
+from tests.support.study.databases import connections_closed
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
 

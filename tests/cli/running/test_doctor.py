@@ -13,10 +13,10 @@ from autotune.storage.rdb.connection import open_storage
 from autotune.study.doctor.checks import check_study
 from autotune.study.setup.opening import open_existing
 from autotune.study.state.budget import StopReason
-from tests.support.broken import claim, silence, trials_of
-from tests.support.inside import call, contents
-from tests.support.runs import SMALL, start, wait_for
-from tests.support.small import open_small
+from tests.support.commands.inside import call, contents
+from tests.support.commands.runs import SMALL, start, wait_for
+from tests.support.study.broken import claim, silence, trials_of
+from tests.support.study.small import open_small
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
 

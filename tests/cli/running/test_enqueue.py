@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from autotune.storage.rdb.connection import open_storage
-from tests.support.databases import connections_closed
-from tests.support.inside import Ended, call
-from tests.support.studies import make_study
+from tests.support.commands.inside import Ended, call
+from tests.support.study.databases import connections_closed
+from tests.support.study.studies import make_study
 
 
 @pytest.fixture(scope="module")

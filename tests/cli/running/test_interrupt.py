@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.inside import contents
-from tests.support.runs import SMALL, start, wait_for
+from tests.support.commands.inside import contents
+from tests.support.commands.runs import SMALL, start, wait_for
 
 
 @pytest.mark.slow

@@ -10,9 +10,9 @@ import pytest
 import autotune
 from autotune.errors import NoResultError
 from autotune.study.state import attrs
-from tests.support.inside import call
-from tests.support.runs import SMALL
-from tests.support.studies import make_study
+from tests.support.commands.inside import call
+from tests.support.commands.runs import SMALL
+from tests.support.study.studies import make_study
 
 REASON = "no trial has a result: of 3 trials 3 diverged"
 

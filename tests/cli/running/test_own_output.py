@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.images import make_class_folders
-from tests.support.inside import call
+from tests.support.commands.inside import call
+from tests.support.data.images import make_class_folders
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("closed_connections")]
 TINY = (

@@ -11,10 +11,10 @@ from optuna.distributions import CategoricalDistribution
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.setup.opening import open_existing
 from autotune.study.state import attrs
-from tests.support.databases import connections_closed
-from tests.support.inside import call, contents
-from tests.support.runs import SMALL, trials_of
-from tests.support.studies import make_study
+from tests.support.commands.inside import call, contents
+from tests.support.commands.runs import SMALL, trials_of
+from tests.support.study.databases import connections_closed
+from tests.support.study.studies import make_study
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
 DOCS = Path(__file__).parents[3] / "docs/search.md"

@@ -15,9 +15,9 @@ from autotune.cli.running.run import _run_seeds
 from autotune.config.backbones import Race
 from autotune.config.loading import load_study_file
 from autotune.config.schema import StudyConfig
-from tests.support.inside import call
-from tests.support.runs import SMALL, trials_of
-from tests.support.studies import make_study
+from tests.support.commands.inside import call
+from tests.support.commands.runs import SMALL, trials_of
+from tests.support.study.studies import make_study
 
 
 @pytest.mark.slow

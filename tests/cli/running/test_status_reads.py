@@ -15,7 +15,7 @@ from autotune.storage.rdb import trial_reader
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.setup.opening import open_existing
 from autotune.study.state import attrs
-from tests.support.studies import make_study
+from tests.support.study.studies import make_study
 
 
 @pytest.mark.usefixtures("closed_connections")

@@ -15,11 +15,11 @@ from autotune.study.doctor.checks import check_study
 from autotune.study.setup.opening import open_existing
 from autotune.study.state.budget import StopReason
 from autotune.study.state.retries import INTERRUPTED
-from tests.support.broken import claim, silence
-from tests.support.inside import call
-from tests.support.runs import SMALL, epochs_running, start, trials_of, wait_for
-from tests.support.small import open_small
-from tests.support.studies import make_study
+from tests.support.commands.inside import call
+from tests.support.commands.runs import SMALL, epochs_running, start, trials_of, wait_for
+from tests.support.study.broken import claim, silence
+from tests.support.study.small import open_small
+from tests.support.study.studies import make_study
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
 

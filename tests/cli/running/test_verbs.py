@@ -20,9 +20,9 @@ from autotune.study.setup.opening import open_existing
 from autotune.study.state import attrs
 from autotune.training.inputs.normalizer import Normalizer
 from autotune.training.metrics import compute_metrics
-from tests.support.inside import call, contents
-from tests.support.runs import trials_of
-from tests.support.studies import make_study
+from tests.support.commands.inside import call, contents
+from tests.support.commands.runs import trials_of
+from tests.support.study.studies import make_study
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
 DATABASE = "storage/autotune.db"
@@ -172,7 +172,7 @@ def check_model(folder: Path, cache: Path) -> None:
         assert values["test"][name] == pytest.approx(value, abs=1e-4), name
 
 
-# Studies at other stages, as tests.support.studies makes them
+# Studies at other stages, as tests.support.study.studies makes them
 
 
 def shown(tmp_path: Path, **made: object) -> str:

@@ -22,8 +22,8 @@ from autotune.data.sources.registry import open_source
 from autotune.study.engine.job import Job
 from autotune.study.engine.worker import run_worker
 from autotune.study.state import attrs
-from tests.support.images import photo
-from tests.support.small import open_small
+from tests.support.data.images import photo
+from tests.support.study.small import open_small
 
 SPEC = ImageSpec(16, 16, "bilinear", 1.0, "center", (0.5,) * 3, (0.5,) * 3)
 FORMATS = ("jpeg", "png", "webp", "bmp", "tiff", "gif")

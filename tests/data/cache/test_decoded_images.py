@@ -22,7 +22,7 @@ from autotune.data.preprocessing import ImageSpec, to_store_array
 from autotune.data.source import Source
 from autotune.data.sources.registry import open_source
 from autotune.errors import DatasetError, DiskFullError
-from tests.support.images import make_class_folders, photo
+from tests.support.data.images import make_class_folders, photo
 
 SPEC = ImageSpec(8, 12, "bicubic", 0.6, "center", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 #: a real process, made quickly; the parent has the same modules

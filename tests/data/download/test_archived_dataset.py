@@ -19,8 +19,8 @@ from autotune.data.download.spec import ArchiveSpec, archive_urls
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.sources.stanford_dogs import read_dogs
 from autotune.errors import DatasetError, DiskFullError, InsufficientSpaceError, UserError
-from tests.support.archives import dogs_archives, sums_of, tar_bytes
-from tests.support.serving import Publisher, running_publisher
+from tests.support.commands.serving import Publisher, running_publisher
+from tests.support.data.archives import dogs_archives, sums_of, tar_bytes
 
 FORK = multiprocessing.get_context("fork")
 HASTY = RetryPolicy(tries=2, pause_s=0.01, timeout_s=0.5)

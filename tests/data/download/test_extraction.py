@@ -21,7 +21,7 @@ from autotune.data.download.extraction import extract, is_archive
 from autotune.data.download.members import MAX_RATIO
 from autotune.data.sources.registry import open_local
 from autotune.errors import DatasetError, DiskFullError, InsufficientSpaceError
-from tests.support.archives import tar_bytes, zip_bytes
+from tests.support.data.archives import tar_bytes, zip_bytes
 
 FORK = multiprocessing.get_context("fork")
 FILES = {"set/cat/1.jpg": b"a cat", "set/dog/1.jpg": b"a dog" * 30000, "set/notes": b""}

@@ -18,7 +18,7 @@ import pytest
 
 from autotune.data.download.extraction import extract, is_archive
 from autotune.errors import DatasetError
-from tests.support.archives import tar_bytes, zip_bytes
+from tests.support.data.archives import tar_bytes, zip_bytes
 
 FILES = {"cat/1.jpg": b"a cat", "dog/1.jpg": b"a dog" * 2000}
 MORE = {"cow/1.jpg": b"a cow", "fox/1.jpg": b"a fox"}

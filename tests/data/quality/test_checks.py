@@ -16,7 +16,7 @@ from autotune.data.quality.checks import (
 )
 from autotune.data.quality.statistics import compute_statistics
 from autotune.data.splits.dataset import Dataset
-from tests.support.images import make_class_folders, make_split_folder
+from tests.support.data.images import make_class_folders, make_split_folder
 
 UNEVEN = {"largest": ["b", 31], "smallest": ["a", 10]}
 BEGIN = "The classes are uneven: 'b' has 31 training images, 'a' 10. See training."

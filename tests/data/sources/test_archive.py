@@ -10,8 +10,8 @@ from autotune.data.download.paths import unpacked_folder
 from autotune.data.progress import INDEXING, READING
 from autotune.data.sources.registry import _archive_digest, open_source
 from autotune.errors import DatasetError
-from tests.support.archives import tar_bytes, zip_bytes
-from tests.support.images import make_class_folders, make_split_folder
+from tests.support.data.archives import tar_bytes, zip_bytes
+from tests.support.data.images import make_class_folders, make_split_folder
 
 pytestmark = pytest.mark.usefixtures("home")
 

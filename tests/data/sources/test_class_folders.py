@@ -10,7 +10,7 @@ import pytest
 from autotune.data.sources.registry import open_source
 from autotune.data.sources.split_names import SplitNames
 from autotune.errors import DatasetError
-from tests.support.images import make_class_folders
+from tests.support.data.images import make_class_folders
 
 
 def make(root: Path, folders: Sequence[str]) -> Path:

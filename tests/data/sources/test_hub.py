@@ -13,7 +13,7 @@ from PIL import Image
 
 from autotune.data.sources.registry import open_source
 from autotune.errors import DatasetError
-from tests.support.dataset_hub import opened, running_hub
+from tests.support.data.dataset_hub import opened, running_hub
 
 COLORS = {"cat": (200, 10, 10), "dog": (10, 200, 10)}
 

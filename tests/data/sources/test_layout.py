@@ -11,8 +11,8 @@ from autotune.data.source import Source
 from autotune.data.sources.registry import open_source
 from autotune.data.sources.split_names import AUTO, SplitNames
 from autotune.errors import DatasetError
-from tests.support.archives import zip_bytes
-from tests.support.images import make_class_folders
+from tests.support.data.archives import zip_bytes
+from tests.support.data.images import make_class_folders
 
 ALL = ("train", "validation", "test")
 

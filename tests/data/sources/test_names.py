@@ -9,7 +9,7 @@ import pytest
 from autotune.data.sources.names import describe_doubtful, describe_similar, is_system_folder
 from autotune.data.sources.registry import open_source
 from autotune.errors import DatasetError
-from tests.support.images import make_class_folders, make_split_folder
+from tests.support.data.images import make_class_folders, make_split_folder
 
 SIMILAR = [
     ("Cat", "cat"),

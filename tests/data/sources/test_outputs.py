@@ -13,7 +13,7 @@ from autotune.data.sources.folders import image_paths
 from autotune.data.sources.registry import open_source
 from autotune.errors import DatasetError
 from autotune.storage.paths import StudyPaths
-from tests.support.images import make_class_folders, make_split_folder, photo
+from tests.support.data.images import make_class_folders, make_split_folder, photo
 
 
 def put(root: Path, *names: str) -> None:

@@ -33,7 +33,8 @@ from autotune.data.sources.torchvision_datasets import (
     TorchvisionReader,
 )
 from autotune.errors import DatasetError
-from tests.support.archives import (
+from tests.support.commands.serving import Publisher, running_publisher
+from tests.support.data.archives import (
     aircraft_archives,
     caltech101_archives,
     caltech256_archives,
@@ -45,7 +46,6 @@ from tests.support.archives import (
     pets_archives,
     sums_of,
 )
-from tests.support.serving import Publisher, running_publisher
 
 pytestmark = pytest.mark.usefixtures("home")
 

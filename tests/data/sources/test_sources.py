@@ -14,7 +14,7 @@ from autotune.data.progress import INDEXING, READING
 from autotune.data.source import Sample
 from autotune.data.sources.registry import dataset_names, open_source
 from autotune.errors import DatasetError
-from tests.support.images import make_class_folders, make_split_folder, photo
+from tests.support.data.images import make_class_folders, make_split_folder, photo
 
 
 def refusal(name: Path | str) -> str:

@@ -11,7 +11,7 @@ from autotune.data.source import Source
 from autotune.data.sources.registry import open_source
 from autotune.data.sources.split_names import AUTO, SplitNames
 from autotune.errors import DatasetError
-from tests.support.images import photo
+from tests.support.data.images import photo
 
 
 def opened(

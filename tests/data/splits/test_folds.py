@@ -20,7 +20,7 @@ from autotune.data.splits.stratified import make_split
 from autotune.data.views.study_data import StudyData
 from autotune.errors import DatasetError
 from tests.data.splits.test_stratified import Listed, listed
-from tests.support.images import make_class_folders, make_split_folder
+from tests.support.data.images import make_class_folders, make_split_folder
 
 SPEC = ImageSpec(8, 12, "bicubic", 0.6, "center", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 

@@ -12,7 +12,7 @@ from autotune.config.schema import DataConfig
 from autotune.data.splits.dataset import Dataset
 from autotune.data.splits.manifest import Manifest, ManifestRow
 from autotune.errors import DatasetError
-from tests.support.images import make_class_folders, make_split_folder
+from tests.support.data.images import make_class_folders, make_split_folder
 
 DATA = DataConfig()
 

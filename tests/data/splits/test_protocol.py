@@ -12,7 +12,7 @@ from autotune.data.splits.dataset import Dataset
 from autotune.data.splits.protocol import apply_protocol
 from autotune.data.views.study_data import StudyData
 from autotune.errors import DatasetError
-from tests.support.images import make_class_folders, make_split_folder
+from tests.support.data.images import make_class_folders, make_split_folder
 
 COUNTS = {"ant": 40, "bee": 12, "cat": 11}
 

@@ -14,7 +14,7 @@ from autotune.data.source import Sample, Source
 from autotune.data.sources.registry import open_source
 from autotune.data.splits.stratified import SplitIndices, make_split, split_fingerprint
 from autotune.errors import DatasetError
-from tests.support.images import make_split_folder
+from tests.support.data.images import make_split_folder
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from autotune.data.splits.dataset import Dataset
 from autotune.data.splits.stratified import make_split
 from autotune.data.views.study_data import StudyData, open_test_views
 from autotune.errors import DatasetError
-from tests.support.images import make_class_folders, make_split_folder
+from tests.support.data.images import make_class_folders, make_split_folder
 
 SPEC = ImageSpec(8, 12, "bicubic", 0.6, "center", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 DATA = DataConfig()

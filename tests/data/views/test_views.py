@@ -16,7 +16,7 @@ from autotune.data.preprocessing import ImageSpec
 from autotune.data.sources.registry import open_source
 from autotune.data.views.augmentation import describe_augmentation, make_augmentation
 from autotune.data.views.views import Views
-from tests.support.images import make_class_folders
+from tests.support.data.images import make_class_folders
 
 SPEC = ImageSpec(16, 24, "bicubic", 0.66, "center", (0.5, 0.4, 0.3), (0.5, 0.5, 0.5))
 ALL = AugmentConfig(crop=0.4, flip=0.5, rotate=20.0, jitter=0.5)

@@ -20,8 +20,8 @@ from autotune.models.prefix.batch_analysis import from_parts, to_parts
 from autotune.models.prefix.split import _compare, split_network
 from autotune.plan import HeadPlan
 from tests.models.prefix.test_split import check_same, crossing, cut
-from tests.support.backbones import images
 from tests.support.cuda import OUT_OF_MEMORY, accelerator_error
+from tests.support.models.backbones import images
 
 
 class Made(nn.Module):

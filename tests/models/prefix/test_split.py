@@ -15,9 +15,9 @@ from autotune.models.network import Network, build_network
 from autotune.models.prefix.split import PrefixSplit, split_network
 from autotune.plan import HeadPlan, LayerPlan, TrialPlan
 from autotune.training.optim.norm_recalibration import recalibrate_batch_norms
-from tests.support import surgery
-from tests.support.backbones import SMALL, backbone, images, network, state_of
 from tests.support.marks import slow
+from tests.support.models import surgery
+from tests.support.models.backbones import SMALL, backbone, images, network, state_of
 
 DEPTHS = [0, 1, 2, 99]
 

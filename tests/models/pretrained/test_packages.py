@@ -10,7 +10,7 @@ import pytest
 from autotune.errors import BackboneError
 from autotune.models.backbone import fetch_weights, hash_weights, load_backbone
 from autotune.models.pretrained.packages import OFFLINE_BACKBONE, PACKAGES, find_package
-from tests.support.packages import (
+from tests.support.models.packages import (
     NAME,
     PACKAGE,
     close_hub,

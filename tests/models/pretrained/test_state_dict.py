@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from autotune.errors import BackboneError
 from autotune.models.backbone import build_backbone, classifier_keys, hash_weights, load_backbone
 from autotune.models.pretrained.state_dict import find_state
-from tests.support.commands import ROOT
-from tests.support.surgery import FAMILIES, RESHAPED, built, change, kept, saved
+from tests.support.models.surgery import FAMILIES, RESHAPED, built, change, kept, saved
+from tests.support.pages.doc_commands import ROOT
 
 State = dict[str, Tensor]
 #: Architectures whose classifier is more than one linear layer, or has another name.

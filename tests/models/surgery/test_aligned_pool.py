@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from autotune.errors import PlanError
 from autotune.models.surgery.aligned_pool import POOLS, GridAlignedPool2d, change_pool, is_pool
-from tests.support.backbones import backbone, images
-from tests.support.surgery import seeded
+from tests.support.models.backbones import backbone, images
+from tests.support.models.surgery import seeded
 
 TARGETS = st.sampled_from(sorted(POOLS))
 

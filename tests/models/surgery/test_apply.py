@@ -10,8 +10,8 @@ from autotune.models.surgery.apply import apply_layer_plans, validate_plans
 from autotune.models.surgery.components import activation_name
 from autotune.models.surgery.inheritance import channel_norms
 from autotune.plan import TrialPlan
-from tests.support.backbones import state_of
-from tests.support.surgery import capabilities, change, pictures, source
+from tests.support.models.backbones import state_of
+from tests.support.models.surgery import capabilities, change, pictures, source
 
 
 def reshaped(plan: TrialPlan, seed: int = 0) -> nn.Module:

@@ -12,7 +12,13 @@ from autotune.models.surgery.capabilities import KERNELS, POOLS, LayerCapabiliti
 from autotune.models.surgery.components import ACTIVATIONS
 from autotune.models.surgery.probing import cached_capabilities, probe_layers, without_weights
 from autotune.plan import KEEP, LayerPlan
-from tests.support.surgery import capabilities, each_family, slow_unless_default, source, values
+from tests.support.models.surgery import (
+    capabilities,
+    each_family,
+    slow_unless_default,
+    source,
+    values,
+)
 
 FIELDS = tuple(LayerPlan().__dict__)
 

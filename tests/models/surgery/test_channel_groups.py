@@ -16,7 +16,7 @@ from autotune.models.surgery.channel_groups import (
     find_channel_groups,
 )
 from autotune.models.surgery.probing import without_weights
-from tests.support.surgery import FAMILIES, each_family, source
+from tests.support.models.surgery import FAMILIES, each_family, source
 
 NORM = ("weight", "bias", "running_mean", "running_var")
 

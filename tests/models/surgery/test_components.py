@@ -19,7 +19,7 @@ from autotune.models.surgery.components import (
     set_drop_path,
     set_dropout,
 )
-from tests.support.surgery import source, stir
+from tests.support.models.surgery import source, stir
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

@@ -17,7 +17,7 @@ from autotune.models.surgery.inheritance import (
     select_channels,
     split_copies,
 )
-from tests.support.surgery import (
+from tests.support.models.surgery import (
     capabilities,
     group,
     member,

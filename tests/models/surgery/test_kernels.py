@@ -21,8 +21,8 @@ from autotune.models.surgery.kernels import (
     is_spatial,
     kernel_problem,
 )
-from tests.support.backbones import backbone, images
-from tests.support.surgery import seeded
+from tests.support.models.backbones import backbone, images
+from tests.support.models.surgery import seeded
 
 # What torch says of padding='same' with an even kernel in the base convolution.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")

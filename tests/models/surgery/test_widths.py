@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from autotune.models.surgery.capabilities import channel_count
 from autotune.models.surgery.channel_groups import ChannelGroup, Member
 from autotune.models.surgery.widths import WidthChange, add_bridge, change_widths
-from tests.support.backbones import same_state, state_of
-from tests.support.surgery import (
+from tests.support.models.backbones import same_state, state_of
+from tests.support.models.surgery import (
     capabilities,
     each_family,
     group,

@@ -14,8 +14,8 @@ from autotune.results.dashboard.server import Shown, make_dashboard_server
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.setup.opening import open_existing
 from autotune.study.state import attrs
-from tests.support.databases import connections_closed
-from tests.support.studies import make_study
+from tests.support.study.databases import connections_closed
+from tests.support.study.studies import make_study
 
 
 @pytest.fixture(scope="module")

@@ -29,8 +29,8 @@ from autotune.results.study_results import StudyResults
 from autotune.storage.admin.copy_study import copy_studies
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.state import attrs
-from tests.support.databases import connections_closed
-from tests.support.studies import make_study
+from tests.support.study.databases import connections_closed
+from tests.support.study.studies import make_study
 
 IMPORTANCES = "/api/studies/0/param_importances"
 

@@ -6,7 +6,7 @@ from optuna.trial import create_trial
 
 from autotune.results.dashboard.attributes import study_attributes, trial_attributes
 from autotune.study.state import attrs
-from tests.support.studies import make_study
+from tests.support.study.studies import make_study
 
 
 def test_attributes_of_a_trial_are_flat_and_short() -> None:

@@ -22,9 +22,9 @@ from autotune.storage.rdb.connection import open_storage
 from autotune.storage.rdb.retry import RetryingStorage
 from autotune.study.state import attrs
 from autotune.study.state.budget import StopReason
-from tests.support.databases import connections_closed
-from tests.support.page import Parsed
-from tests.support.studies import HOSTILE, make_study
+from tests.support.pages.page import Parsed
+from tests.support.study.databases import connections_closed
+from tests.support.study.studies import HOSTILE, make_study
 
 #: A hostile name, with blanks, slashes and Chinese.
 ODD = f"a/b 照片 {HOSTILE}"

@@ -12,7 +12,7 @@ from autotune.results.dashboard.notes import study_note, trial_note
 from autotune.results.study_results import StudyResults
 from autotune.study.state import attrs
 from autotune.study.state.budget import StopReason
-from tests.support.studies import make_study
+from tests.support.study.studies import make_study
 
 URL = "postgresql://me:secret@db.example.org/studies"
 

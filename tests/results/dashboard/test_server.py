@@ -13,9 +13,9 @@ from autotune.errors import StorageError
 from autotune.results.dashboard.server import Shown, make_dashboard_server
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.setup.opening import open_existing
-from tests.support.databases import connections_closed
-from tests.support.inside import call
-from tests.support.studies import make_study
+from tests.support.commands.inside import call
+from tests.support.study.databases import connections_closed
+from tests.support.study.studies import make_study
 
 
 def test_a_study_or_the_list(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from autotune.results.study_results import StudyResults
 from autotune.results.values.verdict import Verdict
 from autotune.study.state import attrs
 from autotune.study.state.budget import StopReason
-from tests.support.page import page_of
-from tests.support.studies import make_results, make_study
+from tests.support.pages.page import page_of
+from tests.support.study.studies import make_results, make_study
 
 URL = "sqlite:////data/a study.db"
 ENDED = StopReason("trials", "24 finished trials").to_json()

@@ -24,8 +24,8 @@ from autotune.results.study_results import StudyResults
 from autotune.results.values.verdict import Verdict
 from autotune.study.state import attrs
 from autotune.study.state.budget import EXHAUSTED, StopReason
-from tests.support.page import page_of
-from tests.support.studies import ONE_PARAMETER, curves_of, image_scores_of, make_study
+from tests.support.pages.page import page_of
+from tests.support.study.studies import ONE_PARAMETER, curves_of, image_scores_of, make_study
 
 RATE = FloatDistribution(1e-4, 1.0, log=True)
 POOL = CategoricalDistribution(["avg", "max", "avgmax"])

@@ -21,8 +21,8 @@ from autotune.results.evaluation.plan_selection import select_plan
 from autotune.results.study_results import StudyResults
 from autotune.study.state import attrs
 from autotune.study.state.budget import StopReason
-from tests.support.page import Parsed, page_of
-from tests.support.studies import ONE_PARAMETER, make_results, make_study, make_tied_results
+from tests.support.pages.page import Parsed, page_of
+from tests.support.study.studies import ONE_PARAMETER, make_results, make_study, make_tied_results
 
 
 @pytest.fixture(scope="module")

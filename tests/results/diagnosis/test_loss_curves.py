@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, create_trial
 
 from autotune.results.diagnosis.loss_curves import LossCurves, describe_losses
 from autotune.study.state import attrs
-from tests.support.studies import curves_of
+from tests.support.study.studies import curves_of
 
 FALLING = [1.0, 0.7, 0.5, 0.4, 0.32, 0.26, 0.21, 0.17, 0.14, 0.12]
 SETTLED = [1.0, 0.8, 0.7, 0.65, 0.63, 0.62, 0.615, 0.612, 0.611, 0.6105]

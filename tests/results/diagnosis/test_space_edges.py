@@ -16,7 +16,7 @@ from optuna.trial import create_trial
 from autotune.plan import LayerPlan, TrialPlan
 from autotune.results.diagnosis.space_edges import space_edges
 from autotune.study.state import attrs
-from tests.support.studies import make_results
+from tests.support.study.studies import make_results
 
 
 @pytest.mark.parametrize(

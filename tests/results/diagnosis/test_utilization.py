@@ -9,8 +9,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autotune.results.diagnosis.utilization import measure_utilization
 from autotune.study.state import attrs
-from tests.support.page import page_of
-from tests.support.studies import START, make_study
+from tests.support.pages.page import page_of
+from tests.support.study.studies import START, make_study
 
 
 def held(

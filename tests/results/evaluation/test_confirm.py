@@ -26,11 +26,11 @@ from autotune.study.trial.build import build_trial_trainer
 from autotune.study.trial.confirmation import read_scores
 from autotune.study.trial.context import build_context
 from autotune.study.trial.trainings import Training
-from tests.support.inline import Event, run
-from tests.support.inside import contents
-from tests.support.page import page_of
-from tests.support.runs import start, wait_for
-from tests.support.small import open_small
+from tests.support.commands.inline import Event, run
+from tests.support.commands.inside import contents
+from tests.support.commands.runs import start, wait_for
+from tests.support.pages.page import page_of
+from tests.support.study.small import open_small
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from autotune.errors import StudyError
 from autotune.results.evaluation.ensemble_selection import EnsembleChoice, select_ensemble
 from autotune.results.study_results import StudyResults
 from autotune.study.state.predictions import ValidationLogits
-from tests.support.studies import make_study
+from tests.support.study.studies import make_study
 
 LABELS = np.array([0, 1, 2, 0, 1, 2])
 IDS = np.array([f"{number}.png" for number in range(6)])

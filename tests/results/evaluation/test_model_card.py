@@ -20,7 +20,7 @@ from autotune.results.evaluation.model_card import (
 )
 from autotune.results.model.model import ModelSpec
 from autotune.results.model.model_folder import save_model
-from tests.support.surgery import FAMILIES, built, kept, source
+from tests.support.models.surgery import FAMILIES, built, kept, source
 
 CLASSES = ("cat", "a|b\n# x", "dog")
 BINS = (Bin(0.0, 0.5, 0, 0.0, 0.0), Bin(0.5, 1.0, 20, 0.75, 0.65))

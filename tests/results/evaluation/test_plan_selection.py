@@ -11,7 +11,7 @@ from autotune.results.evaluation.plan_selection import plans_to_confirm, select_
 from autotune.results.study_results import StudyResults
 from autotune.results.values.verdict import Verdict
 from autotune.study.state import attrs
-from tests.support.studies import make_study
+from tests.support.study.studies import make_study
 
 
 def results(confirmed: int = 0, skip: int = 0, **verdict: Any) -> StudyResults:

@@ -31,9 +31,9 @@ from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.state.predictions import WORST
 from autotune.training.metrics import Metrics
-from tests.support.inline import Event, plots_not_drawn, run
-from tests.support.inside import contents
-from tests.support.small import open_small
+from tests.support.commands.inline import Event, plots_not_drawn, run
+from tests.support.commands.inside import contents
+from tests.support.study.small import open_small
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from autotune.results.evaluation.reproduce import reproduce_trial
 from autotune.study.engine.worker import run_worker
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
-from tests.support.inline import job, run
-from tests.support.small import open_small
+from tests.support.commands.inline import job, run
+from tests.support.study.small import open_small
 
 
 @pytest.fixture(scope="module")

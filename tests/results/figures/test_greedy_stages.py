@@ -14,8 +14,8 @@ from autotune.results.study_results import StudyResults
 from autotune.search.greedy import STAGE
 from autotune.search.space import Space
 from autotune.study.state import attrs
-from tests.support.page import html_of
-from tests.support.studies import make_study
+from tests.support.pages.page import html_of
+from tests.support.study.studies import make_study
 
 SPACE = {
     "trainable_layers": {"low": 0, "high": 3},

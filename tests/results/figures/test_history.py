@@ -19,8 +19,8 @@ from autotune.results.figures.history import (
 )
 from autotune.results.figures.parameters import importances_figure, slice_figure
 from autotune.results.study_results import StudyResults
-from tests.support.page import add, some, traces
-from tests.support.studies import EPOCHS, HOSTILE, ONE_PARAMETER, make_results, make_study
+from tests.support.pages.page import add, some, traces
+from tests.support.study.studies import EPOCHS, HOSTILE, ONE_PARAMETER, make_results, make_study
 
 FIGURES = (history_figure, curves_figure, timeline_figure, importances_figure)
 

@@ -13,8 +13,8 @@ from autotune.results.figures.losses import (
 )
 from autotune.results.study_results import StudyResults
 from autotune.study.state import attrs
-from tests.support.page import page_of, traces
-from tests.support.studies import HOSTILE, curves_of, make_results, make_study
+from tests.support.pages.page import page_of, traces
+from tests.support.study.studies import HOSTILE, curves_of, make_results, make_study
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from autotune.results.figures.parameters import (
 )
 from autotune.results.study_results import StudyResults, is_active
 from autotune.results.values.parameter_words import parameter_words
-from tests.support.page import add, some, traces
-from tests.support.studies import ONE_PARAMETER, make_results, make_study
+from tests.support.pages.page import add, some, traces
+from tests.support.study.studies import ONE_PARAMETER, make_results, make_study
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from autotune.results.figures.parameters import importances
 from autotune.results.figures.pareto import front_figure
 from autotune.results.report.trial_table import backbone_rows, cost_names, trial_rows
 from autotune.results.study_results import StudyResults
-from tests.support.page import page_of, report_page, some, traces
-from tests.support.studies import HOSTILE, make_results, make_study
+from tests.support.pages.page import page_of, report_page, some, traces
+from tests.support.study.studies import HOSTILE, make_results, make_study
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -18,8 +18,8 @@ from autotune.results.report.html import render_html
 from autotune.results.report.trial_table import choose_rows, trial_rows
 from autotune.results.study_results import StudyResults
 from autotune.study.state import attrs
-from tests.support.page import some, traces
-from tests.support.studies import make_results, make_study
+from tests.support.pages.page import some, traces
+from tests.support.study.studies import make_results, make_study
 
 
 def numbers(trials: Iterable[FrozenTrial]) -> list[int]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.surgery import kept, saved
+from tests.support.models.surgery import kept, saved
 
 
 @pytest.fixture(scope="module")

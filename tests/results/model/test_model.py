@@ -17,8 +17,8 @@ from autotune.results.model.model import Model
 from autotune.results.model.model_folder import load_model
 from autotune.study.state import oom
 from autotune.training.inputs.normalizer import Normalizer
-from tests.support.images import make_class_folders, photo
-from tests.support.surgery import kept, pictures, saved
+from tests.support.data.images import make_class_folders, photo
+from tests.support.models.surgery import kept, pictures, saved
 
 pytestmark = pytest.mark.usefixtures("idle_machine")
 

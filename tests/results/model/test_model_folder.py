@@ -14,7 +14,7 @@ import autotune
 from autotune.errors import ModelError
 from autotune.results.model.model import Model
 from autotune.results.model.model_folder import FORMAT, RECORD, WEIGHTS, load_model
-from tests.support.surgery import CLASSES, RESHAPED, built, kept, pictures, saved
+from tests.support.models.surgery import CLASSES, RESHAPED, built, kept, pictures, saved
 
 
 @pytest.mark.parametrize("name", RESHAPED)

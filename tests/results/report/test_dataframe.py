@@ -17,7 +17,7 @@ from optuna.trial import TrialState, create_trial
 from autotune.results.report.dataframe import trial_records, trials_frame
 from autotune.results.study_results import StudyResults
 from autotune.study.state import attrs
-from tests.support.studies import make_results, make_study
+from tests.support.study.studies import make_results, make_study
 
 #: Columns of every study, whatever its trials are.
 ALWAYS = {

@@ -13,7 +13,7 @@ from optuna.trial import create_trial
 from autotune.results.report.epoch_table import epochs_frame
 from autotune.results.study_results import StudyResults
 from autotune.study.state import attrs
-from tests.support.studies import EPOCHS, curves_of, make_results
+from tests.support.study.studies import EPOCHS, curves_of, make_results
 
 COLUMNS = {
     **{"number": "int64", "state": "string", "epoch": "int64", "value": "float64"},

@@ -22,7 +22,7 @@ from autotune.results.report.formats import render, resolve_format
 from autotune.results.report.markdown import BEST_SHOWN
 from autotune.results.study_results import StudyResults
 from autotune.study.state import attrs
-from tests.support.studies import HOSTILE, make_study
+from tests.support.study.studies import HOSTILE, make_study
 
 URL = "postgresql://me:secret@db.example.org/studies"
 

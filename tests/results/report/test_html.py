@@ -18,9 +18,9 @@ from plotly.offline import get_plotlyjs
 from autotune.results.report.trial_table import backbone_rows, choose_rows
 from autotune.results.study_results import StudyResults
 from autotune.study.state import attrs
-from tests.support.browser import open_page, until
-from tests.support.page import Parsed, html_of, page_of, report_page
-from tests.support.studies import HOSTILE, ONE_PARAMETER, make_study
+from tests.support.pages.browser import open_page, until
+from tests.support.pages.page import Parsed, html_of, page_of, report_page
+from tests.support.study.studies import HOSTILE, ONE_PARAMETER, make_study
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -21,8 +21,8 @@ from autotune.results.report.images import (
     predictions_csv,
 )
 from autotune.results.study_results import StudyResults
-from tests.support.predictions import with_predictions
-from tests.support.studies import HOSTILE, make_results
+from tests.support.study.predictions import with_predictions
+from tests.support.study.studies import HOSTILE, make_results
 
 NAMES = ["a class with blanks", HOSTILE, "数字", "=cmd()", "x" * 200, "שלום"]
 #: Images of six classes, three of each.

@@ -13,8 +13,8 @@ from autotune.results.report.reproduction import commands, study_file
 from autotune.results.study_results import StudyResults
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget
-from tests.support.page import html_of
-from tests.support.studies import make_study
+from tests.support.pages.page import html_of
+from tests.support.study.studies import make_study
 
 URL = "postgresql://me:secret@db.example.org/studies"
 

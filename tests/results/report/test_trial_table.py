@@ -5,8 +5,8 @@ from __future__ import annotations
 from optuna.trial import create_trial
 
 from autotune.study.state import attrs
-from tests.support.page import page_of
-from tests.support.studies import make_study
+from tests.support.pages.page import page_of
+from tests.support.study.studies import make_study
 
 
 def test_the_table_has_every_trial() -> None:

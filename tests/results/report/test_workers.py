@@ -14,8 +14,8 @@ from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.state.budget import StopReason
 from autotune.study.state.retries import INTERRUPTED, WORKER_LOST
-from tests.support.broken import claim, set_attribute, silence, trials_of
-from tests.support.small import open_small
+from tests.support.study.broken import claim, set_attribute, silence, trials_of
+from tests.support.study.small import open_small
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
 

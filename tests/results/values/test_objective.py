@@ -8,7 +8,7 @@ from optuna.study import StudyDirection
 from autotune.results.study_results import StudyResults
 from autotune.results.values.objective import Objective
 from autotune.study.state import attrs
-from tests.support.studies import make_study
+from tests.support.study.studies import make_study
 
 ACCURACY = Objective("accuracy", StudyDirection.MAXIMIZE)
 LOSS = Objective("log_loss", StudyDirection.MINIMIZE)

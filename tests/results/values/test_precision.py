@@ -12,8 +12,8 @@ from autotune.results.report.markdown import render_markdown
 from autotune.results.study_results import StudyResults
 from autotune.results.values.precision import describe_precision, describe_precisions
 from autotune.study.state import attrs
-from tests.support.page import page_of
-from tests.support.studies import make_study
+from tests.support.pages.page import page_of
+from tests.support.study.studies import make_study
 
 KEPT = ["stem.conv1", "layer4.0.conv1", "layer4.0.conv2", "layer4.1.conv1"]
 

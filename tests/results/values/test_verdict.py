@@ -11,7 +11,7 @@ from autotune.results.study_results import StudyResults
 from autotune.results.values.objective import Objective
 from autotune.results.values.verdict import Verdict
 from autotune.study.state import attrs
-from tests.support.studies import make_study
+from tests.support.study.studies import make_study
 
 SHARE = Objective("accuracy", StudyDirection.MAXIMIZE)
 LOSS = Objective("log_loss", StudyDirection.MINIMIZE)

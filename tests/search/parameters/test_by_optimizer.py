@@ -25,7 +25,7 @@ from autotune.search.parameters.by_optimizer import (
 )
 from autotune.search.space import Space
 from autotune.search.space_checks import rule_problem
-from tests.support.spaces import space_of
+from tests.support.models.spaces import space_of
 
 DEPTH = {"low": 0, "high": 5}
 BOTH = ["adamw", "sgd"]

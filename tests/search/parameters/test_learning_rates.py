@@ -17,7 +17,7 @@ from autotune.search.manual_plans import manual_plan
 from autotune.search.parameters.activity import is_active
 from autotune.search.parameters.learning_rates import FINE_TUNING_LR, LR_RANGES, head_lr
 from autotune.search.space import Space
-from tests.support.spaces import space_of
+from tests.support.models.spaces import space_of
 
 BOTH = {"optimizer": ["adamw", "sgd"], "lr": "auto"}
 DEPTH = {"low": 0, "high": 5}

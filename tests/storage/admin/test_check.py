@@ -15,9 +15,9 @@ from autotune.storage.admin.check import check
 from autotune.storage.rdb.connection import open_storage
 from autotune.storage.url import parse_url
 from tests.storage.conftest import NewUrl
-from tests.support.databases import Server, downgrade
-from tests.support.inside import contents
-from tests.support.rows import everything, rich_study
+from tests.support.commands.inside import contents
+from tests.support.study.databases import Server, downgrade
+from tests.support.study.rows import everything, rich_study
 
 BOTH = pytest.mark.parametrize("kind", ["sqlite", "postgres"])
 SQLITE = ["file system", "free disk space", "reachable", "driver", "journal mode", "integrity"]

@@ -23,9 +23,9 @@ from autotune.storage.paths import CONFIRMED_EPOCHS, EPOCHS, REPORT_FORMATS, Stu
 from autotune.storage.rdb.connection import open_storage
 from autotune.storage.rdb.heartbeat import read_heartbeat_ages
 from tests.storage.conftest import NewUrl
-from tests.support.databases import Server, downgrade
-from tests.support.rows import everything, rich_study, trials_of
-from tests.support.studies import make_study
+from tests.support.study.databases import Server, downgrade
+from tests.support.study.rows import everything, rich_study, trials_of
+from tests.support.study.studies import make_study
 
 BOTH = pytest.mark.parametrize("kind", ["sqlite", "postgres"])
 

@@ -15,7 +15,7 @@ import sqlalchemy
 from autotune.errors import StorageError
 from autotune.storage.admin import local_postgres
 from autotune.storage.rdb.connection import open_storage
-from tests.support.studies import make_study
+from tests.support.study.studies import make_study
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
 

@@ -7,8 +7,8 @@ from autotune.errors import StorageError
 from autotune.storage.admin.schema import pending_upgrade, upgrade_tables
 from autotune.storage.rdb.connection import open_storage
 from tests.storage.conftest import NewUrl
-from tests.support.databases import OLDER, downgrade
-from tests.support.rows import everything, rich_study
+from tests.support.study.databases import OLDER, downgrade
+from tests.support.study.rows import everything, rich_study
 
 BOTH = pytest.mark.parametrize("kind", ["sqlite", "postgres"])
 

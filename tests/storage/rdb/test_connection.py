@@ -15,7 +15,7 @@ from sqlalchemy.pool import Pool
 from autotune.errors import DiskFullError, StorageError
 from autotune.storage.rdb.connection import open_storage, storage_errors
 from autotune.storage.url import absolute_url, database_path, is_sqlite, parse_url, redact
-from tests.support.databases import Server
+from tests.support.study.databases import Server
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
 

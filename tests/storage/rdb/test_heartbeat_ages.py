@@ -12,8 +12,8 @@ from sqlalchemy.engine import make_url
 
 from autotune.storage.rdb.connection import open_storage
 from autotune.storage.rdb.heartbeat import read_heartbeat_ages
-from tests.support.broken import silence
-from tests.support.databases import Server
+from tests.support.study.broken import silence
+from tests.support.study.databases import Server
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
 

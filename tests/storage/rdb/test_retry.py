@@ -25,7 +25,7 @@ from autotune.storage.rdb.retry import (
     was_unavailable,
 )
 from autotune.storage.rdb.study_lock import study_lock
-from tests.support.databases import Server, start_server
+from tests.support.study.databases import Server, start_server
 
 #: ``ask`` outside of ``optimize``, as in autotune itself.
 pytestmark = [

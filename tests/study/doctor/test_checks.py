@@ -27,9 +27,9 @@ from autotune.study.setup.opening import OpenStudy, open_existing
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget, StopReason
 from autotune.study.state.retries import WORKER_LOST
-from tests.support.broken import claim, renumber, set_attribute, silence, trials_of
-from tests.support.inside import contents
-from tests.support.small import open_small
+from tests.support.commands.inside import contents
+from tests.support.study.broken import claim, renumber, set_attribute, silence, trials_of
+from tests.support.study.small import open_small
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
 

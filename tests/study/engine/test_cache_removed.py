@@ -11,8 +11,8 @@ import pytest
 from optuna.trial import TrialState
 
 from autotune.study.setup.opening import OpenStudy
-from tests.support.inline import Event, run
-from tests.support.small import open_small
+from tests.support.commands.inline import Event, run
+from tests.support.study.small import open_small
 
 STUDY: dict[str, Any] = {
     "search__trials": 4,

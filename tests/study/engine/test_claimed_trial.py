@@ -28,9 +28,9 @@ from autotune.study.state.retries import MAX_RETRIES
 from autotune.study.trial import build
 from autotune.study.trial import run as trial_module
 from autotune.training.trainer import Trainer
+from tests.support.commands.inline import Event, run
 from tests.support.cuda import accelerator_error
-from tests.support.inline import Event, run
-from tests.support.small import open_small as open_with_features
+from tests.support.study.small import open_small as open_with_features
 
 pytestmark = pytest.mark.usefixtures("idle_machine", "no_artifacts")
 

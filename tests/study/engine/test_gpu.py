@@ -20,9 +20,9 @@ from autotune.study.state import attrs
 from autotune.study.state.failures import FailureKind, classify, device_responds
 from autotune.study.state.oom import MIB, measure_shortage
 from tests.study.engine.test_launcher import BARE
-from tests.support.inline import run
-from tests.support.runs import autotune, trials_of
-from tests.support.small import open_small, small_config
+from tests.support.commands.inline import run
+from tests.support.commands.runs import autotune, trials_of
+from tests.support.study.small import open_small, small_config
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 

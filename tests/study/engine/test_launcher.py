@@ -25,8 +25,8 @@ from autotune.study.engine.launcher import count_slots, resolve_gpus, run_study
 from autotune.study.state import attrs
 from autotune.study.state.budget import device_hours_used
 from autotune.study.state.patience import trials_since_best
-from tests.support.inside import call
-from tests.support.runs import (
+from tests.support.commands.inside import call
+from tests.support.commands.runs import (
     SMALL,
     environment,
     epochs_running,
@@ -34,7 +34,7 @@ from tests.support.runs import (
     trials_of,
     wait_for,
 )
-from tests.support.small import small_config
+from tests.support.study.small import small_config
 
 #: Nothing but the baseline is in the queue at first.
 BARE = (*SMALL, "search.default_plans=false")

@@ -18,13 +18,13 @@ from autotune.study.engine.launcher import run_study
 from autotune.study.engine.local_workers import LocalWorkers, local_backend
 from autotune.study.state import attrs
 from tests.study.engine.test_launcher import BARE, by_state
-from tests.support.inside import call
-from tests.support.runs import (
+from tests.support.commands.inside import call
+from tests.support.commands.runs import (
     SMALL,
     autotune,
     trials_of,
 )
-from tests.support.small import open_small, small_config
+from tests.support.study.small import open_small, small_config
 
 
 @pytest.mark.slow

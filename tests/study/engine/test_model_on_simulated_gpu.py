@@ -21,7 +21,7 @@ from autotune.results.model.export import FORMATS, export, random_images
 from autotune.results.model.prediction import predict_files
 from autotune.study.setup.opening import OpenStudy
 from tests.study.engine.test_on_simulated_gpu import opened_study, search
-from tests.support.runs import autotune
+from tests.support.commands.runs import autotune
 from tests.support.simulated_gpu import simulated_gpu
 from tests.support.simulated_gpu.process import faults_of, simulated_environment
 

@@ -25,12 +25,12 @@ from autotune.training import trainer
 from autotune.training.compute.cuda_graphs import CapturedStep
 from autotune.training.trainer import Trainer
 from tests.study.engine.test_launcher import BARE
-from tests.support.inline import Event, run
-from tests.support.inside import call
-from tests.support.runs import autotune, trials_of
+from tests.support.commands.inline import Event, run
+from tests.support.commands.inside import call
+from tests.support.commands.runs import autotune, trials_of
 from tests.support.simulated_gpu import Kind, simulated_gpu
 from tests.support.simulated_gpu.process import faults_of, simulated_environment
-from tests.support.small import open_small
+from tests.support.study.small import open_small
 
 #: A study of the baseline and one plan that trains layers.
 BASE: dict[str, Any] = {

@@ -23,7 +23,7 @@ from autotune.study.trial import run as trial_module
 from autotune.training.inputs.batches import Inputs
 from autotune.training.trainer import Trainer
 from tests.study.engine.test_claimed_trial import open_small
-from tests.support.inline import job, run
+from tests.support.commands.inline import job, run
 
 pytestmark = pytest.mark.usefixtures("idle_machine", "no_artifacts")
 

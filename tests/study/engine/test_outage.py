@@ -19,11 +19,11 @@ from autotune.study.setup.opening import OpenStudy, open_existing
 from autotune.study.state import attrs
 from autotune.study.state.starting import TrialStarter
 from autotune.study.state.trial_queue import Claim
-from tests.support.databases import Server, start_server
-from tests.support.inline import Event, run
-from tests.support.inside import call
-from tests.support.runs import SMALL, start, trials_of, wait_for
-from tests.support.small import open_small
+from tests.support.commands.inline import Event, run
+from tests.support.commands.inside import call
+from tests.support.commands.runs import SMALL, start, trials_of, wait_for
+from tests.support.study.databases import Server, start_server
+from tests.support.study.small import open_small
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
 

@@ -17,7 +17,7 @@ from autotune.storage.rdb.connection import open_storage
 from autotune.study.setup.opening import open_existing
 from autotune.study.state import attrs
 from autotune.study.state.attrs import count_progress
-from tests.support.runs import SMALL, command, environment, start, wait_for
+from tests.support.commands.runs import SMALL, command, environment, start, wait_for
 
 FEW = ("run", "digits", *SMALL, "training.epochs=30", "search.trials=4", "search.pruner=none")
 

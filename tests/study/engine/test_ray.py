@@ -25,9 +25,9 @@ from autotune.study.engine.ray_mailbox import Mailbox
 from autotune.study.engine.ray_workers import ResourceRequest, _cpus_per_worker
 from autotune.study.setup.opening import open_existing
 from autotune.study.state import attrs
-from tests.support.cluster import QUIET, start_cluster, worker_pids
-from tests.support.runs import SMALL, autotune, epochs_running, start, wait_for
-from tests.support.small import small_config
+from tests.support.commands.cluster import QUIET, start_cluster, worker_pids
+from tests.support.commands.runs import SMALL, autotune, epochs_running, start, wait_for
+from tests.support.study.small import small_config
 
 RUN = (
     "run",

@@ -22,10 +22,10 @@ from autotune.study.engine.study_log import StudyLog, how_ended
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.state.budget import PATIENCE, STOPPED, StopReason
-from tests.support.commands import ROOT
-from tests.support.inline import workers_inline
-from tests.support.small import backbones_analyzed_once, small_config
-from tests.support.studies import make_study
+from tests.support.commands.inline import workers_inline
+from tests.support.pages.doc_commands import ROOT
+from tests.support.study.small import backbones_analyzed_once, small_config
+from tests.support.study.studies import make_study
 
 pytestmark = pytest.mark.usefixtures("idle_machine", "closed_connections")
 PAGE = (ROOT / "docs/loggers.md").read_text()

@@ -40,10 +40,10 @@ from autotune.study.trial import run as trial_module
 from autotune.study.trial.build import build_trainer
 from autotune.study.trial.context import build_context
 from autotune.training.metrics import Metrics, compute_metrics
-from tests.support.inline import Event, job, run
-from tests.support.runs import wait_for
-from tests.support.small import open_small
-from tests.support.studies import untimed_curves
+from tests.support.commands.inline import Event, job, run
+from tests.support.commands.runs import wait_for
+from tests.support.study.small import open_small
+from tests.support.study.studies import untimed_curves
 
 pytestmark = pytest.mark.usefixtures("idle_machine")
 

@@ -12,7 +12,7 @@ from autotune.study.race import duration
 from autotune.study.race.duration import count_macs, cpu_speed, race_seconds
 from autotune.study.race.entrants import Entrants
 from autotune.study.setup.definition import open_dataset
-from tests.support.small import small_config
+from tests.support.study.small import small_config
 
 NAMES = ["test_resnet", "test_vit"]
 

@@ -21,7 +21,7 @@ from autotune.study.race.rounds import (
     tuned_depth,
     tunings,
 )
-from tests.support.small import small_config
+from tests.support.study.small import small_config
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,9 @@ from autotune.study.race.running import run_race, run_study
 from autotune.study.setup.opening import open_existing
 from autotune.study.state import attrs
 from autotune.study.state.race_record import RaceEntry, RaceRecord, describe_left_out
-from tests.support.inline import workers_inline
-from tests.support.packages import close_hub
-from tests.support.small import small_config
+from tests.support.commands.inline import workers_inline
+from tests.support.models.packages import close_hub
+from tests.support.study.small import small_config
 
 NAMES = ("test_resnet", "test_convnext", "test_efficientnet")
 

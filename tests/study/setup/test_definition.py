@@ -10,7 +10,7 @@ import pytest
 from autotune.errors import ConfigError, Problem
 from autotune.models.backbone import Backbone
 from autotune.study.setup.definition import define
-from tests.support.small import small_config
+from tests.support.study.small import small_config
 
 
 def test_a_good_file_is_defined(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from autotune.study.setup.opening import OpenStudy, check_existing, open_existin
 from autotune.study.state import attrs
 from autotune.study.state.budget import StopReason
 from autotune.study.trial.context import build_context
-from tests.support.images import make_class_folders
-from tests.support.small import open_defined, small_config
+from tests.support.data.images import make_class_folders
+from tests.support.study.small import open_defined, small_config
 
 
 @pytest.fixture

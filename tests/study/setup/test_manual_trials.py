@@ -20,8 +20,8 @@ from autotune.study.setup.opening import OpenStudy, open_existing
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget
 from autotune.study.state.trial_queue import Claim
-from tests.support.databases import connections_closed
-from tests.support.studies import make_study
+from tests.support.study.databases import connections_closed
+from tests.support.study.studies import make_study
 
 
 def stored(url: str, name: str = "photos", *, trials: int = 4, budget: int = 40) -> OpenStudy:

@@ -36,9 +36,9 @@ from autotune.study.setup.resources import ResourceCache
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget, StopReason
 from autotune.study.state.trial_queue import Claim
-from tests.support.images import make_class_folders
-from tests.support.packages import NAME, close_hub, install_package, open_hub
-from tests.support.small import open_defined, open_small, small_config
+from tests.support.data.images import make_class_folders
+from tests.support.models.packages import NAME, close_hub, install_package, open_hub
+from tests.support.study.small import open_defined, open_small, small_config
 
 
 def test_a_new_study_remembers_everything(tmp_path: Path) -> None:

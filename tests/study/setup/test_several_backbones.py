@@ -22,11 +22,11 @@ from autotune.study.setup.definition import define
 from autotune.study.setup.opening import OpenStudy, check_existing
 from autotune.study.state import attrs
 from autotune.study.trial.context import build_context
-from tests.support.inline import run
-from tests.support.inside import call
-from tests.support.packages import random_model
-from tests.support.page import page_of
-from tests.support.small import open_defined, open_small, small_config
+from tests.support.commands.inline import run
+from tests.support.commands.inside import call
+from tests.support.models.packages import random_model
+from tests.support.pages.page import page_of
+from tests.support.study.small import open_defined, open_small, small_config
 
 RESNET, EFFICIENTNET = BOTH = ("test_resnet.letters", "test_efficientnet")
 TWO: dict[str, Any] = {"backbone": list(BOTH), "weights": "none"}

@@ -20,8 +20,8 @@ from autotune.study.setup.opening import OpenStudy, check_existing
 from autotune.study.state import attrs
 from autotune.study.trial.context import build_context
 from autotune.study.trial.retrain import retrain
-from tests.support.inline import run
-from tests.support.small import defined, open_defined, small_config
+from tests.support.commands.inline import run
+from tests.support.study.small import defined, open_defined, small_config
 
 POLICY = {"policy": "trivial", "strength": [0.0, 0.5]}
 SEVERAL: dict[str, Any] = {

@@ -16,7 +16,7 @@ from autotune.study.engine.launcher import _open
 from autotune.study.setup.definition import Definition
 from autotune.study.setup.manifest_store import read_manifest
 from autotune.study.setup.opening import OpenStudy, open_or_create
-from tests.support.small import defined, small_config
+from tests.support.study.small import defined, small_config
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
 

@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 from autotune.search import ranking
 from autotune.study.setup.initial_trials import best_plans
 from autotune.study.state.constraints import format_cost, format_count, set_constraints, violations
-from tests.support.studies import make_study
+from tests.support.study.studies import make_study
 
 
 @pytest.mark.parametrize(

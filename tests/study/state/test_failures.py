@@ -19,8 +19,8 @@ from autotune.errors import (
     TrialInterruptedError,
 )
 from autotune.study.state.failures import FailureKind, classify, device_responds, first_line
-from tests.support.backbones import CPU
 from tests.support.cuda import OUT_OF_MEMORY, accelerator_error
+from tests.support.models.backbones import CPU
 
 LOADER = "Caught {} in DataLoader worker process 0.\nOriginal Traceback ...\n{}"
 OPERATIONAL = sqlalchemy.exc.OperationalError(

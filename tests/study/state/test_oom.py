@@ -20,7 +20,7 @@ from autotune.study.state.oom import (
     measure_shortage,
     with_oom_backoff,
 )
-from tests.support.backbones import CPU
+from tests.support.models.backbones import CPU
 
 
 def test_what_the_cpu_was_asked_for() -> None:

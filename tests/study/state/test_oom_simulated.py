@@ -13,9 +13,9 @@ from optuna.trial import TrialState
 from autotune.search.study_view import DEVICE_MEMORY
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs, oom
-from tests.support.inline import run
+from tests.support.commands.inline import run
 from tests.support.simulated_gpu import simulated_gpu
-from tests.support.small import open_small
+from tests.support.study.small import open_small
 
 pytestmark = pytest.mark.slow
 

@@ -42,9 +42,9 @@ from tests.study.state.test_trial_queue import (
     states,
     stopped,
 )
-from tests.support.broken import silence
-from tests.support.runs import wait_for
-from tests.support.small import open_small
+from tests.support.commands.runs import wait_for
+from tests.support.study.broken import silence
+from tests.support.study.small import open_small
 
 FINITE = TrialIntermediateValueModel.TrialIntermediateValueType.FINITE
 

@@ -25,7 +25,7 @@ from autotune.study.state.budget import Budget, StopReason
 from autotune.study.state.patience import trials_since_best
 from autotune.study.state.retries import INTERRUPTED, WORKER_LOST
 from autotune.study.state.trial_queue import Claim, TrialQueue, Wait
-from tests.support.runs import wait_for
+from tests.support.commands.runs import wait_for
 
 pytestmark = pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 

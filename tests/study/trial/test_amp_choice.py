@@ -19,9 +19,9 @@ from autotune.study.trial.build import build_trainer
 from autotune.study.trial.context import build_context
 from autotune.training.compute.amp import AmpPolicy, is_kept_fp32
 from autotune.training.compute.half_precision_check import Operation
-from tests.support.backbones import CPU
-from tests.support.inline import run
-from tests.support.small import open_small
+from tests.support.commands.inline import run
+from tests.support.models.backbones import CPU
+from tests.support.study.small import open_small
 from tests.training.compute.test_amp import pretend_card
 
 pytestmark = pytest.mark.usefixtures("idle_machine")

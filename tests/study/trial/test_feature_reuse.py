@@ -21,8 +21,8 @@ from autotune.study.trial import feature_reuse
 from autotune.study.trial.build import build_trainer
 from autotune.study.trial.context import build_context
 from autotune.training.features import Features
-from tests.support.inline import run
-from tests.support.small import open_small
+from tests.support.commands.inline import run
+from tests.support.study.small import open_small
 
 
 def kept(handle: OpenStudy) -> list[str]:

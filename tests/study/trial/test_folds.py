@@ -26,10 +26,10 @@ from autotune.study.trial.context import build_context
 from autotune.training.folds import CrossValidationTrainer
 from autotune.training.metrics import Metrics
 from tests.study.engine.test_worker import picture
-from tests.support.inline import run
-from tests.support.page import page_of
-from tests.support.small import defined, open_small, small_config
-from tests.support.studies import untimed_curves
+from tests.support.commands.inline import run
+from tests.support.pages.page import page_of
+from tests.support.study.small import defined, open_small, small_config
+from tests.support.study.studies import untimed_curves
 
 pytestmark = pytest.mark.usefixtures("idle_machine")
 

@@ -17,8 +17,8 @@ from autotune.storage.admin.copy_study import copy_studies
 from autotune.study.setup.opening import OpenStudy, open_existing
 from autotune.study.state import attrs
 from autotune.study.trial.identity import checkpoint_for
-from tests.support.inline import Event, run
-from tests.support.small import open_small
+from tests.support.commands.inline import Event, run
+from tests.support.study.small import open_small
 
 pytestmark = pytest.mark.usefixtures("no_artifacts")
 EPOCHS = 4

@@ -19,7 +19,7 @@ from autotune.study.trial.plots import (
     draw_worst,
     worst,
 )
-from tests.support.studies import curves_of
+from tests.support.study.studies import curves_of
 
 
 def test_the_worst_images_are_those_with_the_highest_loss() -> None:

@@ -16,7 +16,7 @@ from autotune.study.trial.context import WorkerContext, build_context
 from autotune.study.trial.refit import AVERAGED, ema_decay, refit_views, train_refit
 from autotune.study.trial.retrain import retrain
 from autotune.training.trainer import Trainer
-from tests.support.small import open_small, small_config
+from tests.support.study.small import open_small, small_config
 
 pytestmark = pytest.mark.usefixtures("idle_machine")
 

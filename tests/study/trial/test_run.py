@@ -17,10 +17,10 @@ from autotune.study.state import attrs
 from autotune.study.state.budget import StopReason
 from autotune.study.trial import build
 from autotune.study.trial.context import build_context
-from tests.support.inline import run
-from tests.support.page import page_of
-from tests.support.small import open_small
-from tests.support.studies import untimed_curves
+from tests.support.commands.inline import run
+from tests.support.pages.page import page_of
+from tests.support.study.small import open_small
+from tests.support.study.studies import untimed_curves
 
 TWO = ["accuracy", "latency_ms"]
 

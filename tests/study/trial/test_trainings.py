@@ -17,7 +17,7 @@ from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.trial import trainings
 from autotune.study.trial.trainings import Training, TrainingFiles
-from tests.support.studies import make_study
+from tests.support.study.studies import make_study
 
 BACKBONE = "test_resnet.r160_in1k"
 CONFIRMED = Training("trial 1, seed 2", TrialPlan(BACKBONE), 2)

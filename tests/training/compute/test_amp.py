@@ -17,7 +17,7 @@ from autotune.training.compute.amp import (
     keep_slow_convs_fp32,
     set_float32_precision,
 )
-from tests.support.backbones import CPU, plan, training
+from tests.support.models.backbones import CPU, plan, training
 
 BF16 = AmpPolicy(CPU, torch.bfloat16)
 CUDA = torch.device("cuda", 0)

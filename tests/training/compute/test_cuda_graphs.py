@@ -19,7 +19,7 @@ from autotune.training.checkpoint import Checkpoint
 from autotune.training.compute import cuda_graphs
 from autotune.training.compute.cuda_graphs import CapturedStep
 from autotune.training.trainer import Trainer
-from tests.support.backbones import (
+from tests.support.models.backbones import (
     differing,
     flat,
     plan,

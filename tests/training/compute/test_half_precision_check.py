@@ -20,7 +20,7 @@ from autotune.training.compute.half_precision_check import (
     operation_id,
     record_operations,
 )
-from tests.support.backbones import CPU
+from tests.support.models.backbones import CPU
 
 BF16, FP16 = AmpPolicy(CPU, torch.bfloat16), AmpPolicy(CPU, torch.float16)
 

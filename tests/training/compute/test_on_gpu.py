@@ -23,16 +23,16 @@ from autotune.training.inputs import placement, transfer
 from autotune.training.inputs.batches import SubsetBatches
 from autotune.training.inputs.placement import place_on_device, release_copy
 from autotune.training.trainer import Trainer
-from tests.support.backbones import (
+from tests.support.cuda import accelerator_error
+from tests.support.models.backbones import (
     backbone,
     plan,
     some_digits,
     state_of,
     training,
 )
-from tests.support.cuda import accelerator_error
+from tests.support.models.surgery import change
 from tests.support.simulated_gpu import Kind, SimulatedGpu, simulated_gpu
-from tests.support.surgery import change
 
 GPU = torch.device("cuda", 0)
 #: What no step may do.

@@ -12,8 +12,8 @@ from autotune.data.views.study_data import StudyData
 from autotune.data.views.views import ViewRenderer
 from autotune.training.features import FeatureCache
 from autotune.training.inputs.batches import epoch_order
-from tests.support.backbones import plan
-from tests.support.images import make_class_folders
+from tests.support.data.images import make_class_folders
+from tests.support.models.backbones import plan
 from tests.training.test_features import on_features
 
 LABELS = torch.tensor([0] * 900 + [1] * 90 + [2] * 10)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from autotune.training.inputs.batches import make_mixing
-from tests.support.backbones import plan, state_of, training
+from tests.support.models.backbones import plan, state_of, training
 
 CLASSES = 5
 

@@ -9,8 +9,8 @@ from timm.utils.model_ema import ModelEmaV3
 
 from autotune.training.checkpoint import Checkpoint
 from autotune.training.optim.ema import WeightAverage
-from tests.support.backbones import network, plan, state_of, training
-from tests.support.surgery import change
+from tests.support.models.backbones import network, plan, state_of, training
+from tests.support.models.surgery import change
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.9, 0.9999])

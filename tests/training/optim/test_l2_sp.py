@@ -14,8 +14,8 @@ from autotune.plan import TrialPlan
 from autotune.training.optim.l2_sp import L2SP
 from autotune.training.optim.optimizer import make_optimizer
 from autotune.training.trainer import Trainer
-from tests.support.backbones import backbone, network, plan, state_of, step, training
-from tests.support.surgery import change
+from tests.support.models.backbones import backbone, network, plan, state_of, step, training
+from tests.support.models.surgery import change
 
 OPTIMIZERS = ("sgd", "adagrad", "adamw")
 

@@ -12,8 +12,8 @@ from autotune.models.network import Network, build_network
 from autotune.training.inputs.normalizer import Normalizer
 from autotune.training.optim.norm_recalibration import recalibrate_batch_norms, sample_batches
 from autotune.training.trainer import NORM_IMAGES
-from tests.support.backbones import CPU, backbone, plan, some_digits, state_of, training
-from tests.support.surgery import built, change, pictures
+from tests.support.models.backbones import CPU, backbone, plan, some_digits, state_of, training
+from tests.support.models.surgery import built, change, pictures
 
 PLAN = change("test_resnet", {1: {"width": 0.5}, 2: {"kernel": 5, "activation": "elu"}})
 

@@ -8,7 +8,7 @@ import torch
 from autotune.models.network import Network, build_network
 from autotune.plan import TrialPlan
 from autotune.training.optim.optimizer import make_optimizer, make_schedule, parameter_groups
-from tests.support.backbones import SMALL, backbone, plan
+from tests.support.models.backbones import SMALL, backbone, plan
 
 
 def built(found: TrialPlan) -> Network:

@@ -15,8 +15,8 @@ from autotune.plan import TrialPlan
 from autotune.training.curves import EpochResult
 from autotune.training.optim.phases import Phases
 from autotune.training.trainer import Trainer
-from tests.support.backbones import network, plan, state_of, training
-from tests.support.surgery import change
+from tests.support.models.backbones import network, plan, state_of, training
+from tests.support.models.surgery import change
 
 #: Plan and settings of trainings in which everything could move that must not.
 RECIPES: dict[str, tuple[TrialPlan, dict[str, Any]]] = {

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.images import photo
+from tests.support.data.images import photo
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from autotune.data.source import Source
 from autotune.data.sources.registry import open_source
 from autotune.errors import DatasetError
-from tests.support.images import photo
+from tests.support.data.images import photo
 
 
 def opened(folder: Path, files: list[str], cells: list[str]) -> Source:

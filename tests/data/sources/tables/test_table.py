@@ -13,7 +13,7 @@ from autotune.data.source import Sample, Source
 from autotune.data.sources.registry import open_source
 from autotune.data.splits.stratified import make_split
 from autotune.errors import DatasetError
-from tests.support.images import photo
+from tests.support.data.images import photo
 
 
 def table(folder: Path, *lines: str, name: str = "table.csv", encoding: str = "utf-8") -> Path:

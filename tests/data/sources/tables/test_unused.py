@@ -10,7 +10,7 @@ import pytest
 from autotune.data.sources.registry import open_source
 from autotune.data.sources.split_names import SplitNames
 from autotune.errors import DatasetError
-from tests.support.images import photo
+from tests.support.data.images import photo
 
 PATHS = ["0.png", "1.png", "2.png", "3.png"]
 

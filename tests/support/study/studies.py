@@ -40,7 +40,7 @@ from autotune.study.state import attrs
 from autotune.study.state import constraints as limits
 from autotune.study.state.image_scores import encode_scores
 from autotune.training import curves
-from tests.support.spaces import fake_capabilities
+from tests.support.models.spaces import fake_capabilities
 
 START = datetime(2026, 1, 5, 9, 0, 0)
 EPOCHS = 10

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.io import savemat
 
-from tests.support.images import photo
+from tests.support.data.images import photo
 
 
 def tar_bytes(files: Mapping[str, bytes], *others: tarfile.TarInfo, pad: bool = True) -> bytes:

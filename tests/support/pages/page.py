@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autotune.results.report.html import render_html
 from autotune.results.study_results import StudyResults
-from tests.support.browser import open_page, until
+from tests.support.pages.browser import open_page, until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -1,6 +1,6 @@
 """Make a folder of images as people have them: 30 files of 15 odd kinds, in two classes.
 
-``python tests/support/odd_images.py FOLDER`` writes it and prints what becomes of each kind.
+``python tests/support/data/odd_images.py FOLDER`` writes it and prints what becomes of each kind.
 """
 
 from __future__ import annotations

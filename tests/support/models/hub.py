@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
-from tests.support.serving import serving
+from tests.support.commands.serving import serving
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CODE = """

@@ -15,7 +15,7 @@ from optuna.trial import TrialState, create_trial
 from autotune.storage.admin.read_only import connect_read_only
 from autotune.storage.admin.study_rows import read_study
 from autotune.storage.rdb.connection import open_storage
-from tests.support.studies import make_study
+from tests.support.study.studies import make_study
 
 
 def rich_study(url: str, name: str = "rich") -> RDBStorage:

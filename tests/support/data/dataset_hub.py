@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
-from tests.support.serving import serving
+from tests.support.commands.serving import serving
 
 CODE = """
 import json, logging, sys

@@ -74,11 +74,11 @@ def call(*arguments: str, cwd: Path, processes: bool = False, **extra: str) -> E
 def _shortcuts(verb: str, processes: bool) -> Iterator[None]:
     with ExitStack() as stack:
         if verb in ("run", "validate", "layers", "confirm", "refit", "reproduce"):
-            from tests.support.small import backbones_analyzed_once  # imports torch
+            from tests.support.study.small import backbones_analyzed_once  # imports torch
 
             stack.enter_context(backbones_analyzed_once())
         if verb in ("run", "confirm", "refit") and not processes:
-            from tests.support.inline import workers_inline
+            from tests.support.commands.inline import workers_inline
 
             stack.enter_context(workers_inline())
         yield

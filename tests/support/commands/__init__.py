@@ -1,0 +1,1 @@
+"""Ways to run a command, its workers and servers in tests."""

@@ -1,0 +1,1 @@
+"""Images, archives and publishers of data sets for tests."""

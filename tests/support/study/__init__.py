@@ -1,0 +1,1 @@
+"""Studies and databases for tests, made in a moment or run small."""
