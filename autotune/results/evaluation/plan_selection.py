@@ -2,7 +2,7 @@
 
 Values over several seeds come before one value of the search: the best confirmed mean is taken,
 whether or not it is shown to be better than the baseline. The baseline itself is taken where no
-confirmed plan has a better mean. A trial of one's own choice comes before both: a number, or the
+confirmed plan has a better mean. A trial that the user names comes before both: a number, or the
 cheapest one that is about as good as the best.
 """
 
@@ -21,7 +21,7 @@ from autotune.results.values.verdict import Verdict
 from autotune.search import ranking
 from autotune.study.state import attrs
 
-#: A trial of one's own choice: its number, or ``cheapest``, see :mod:`autotune.results.cheapest`.
+#: A trial that the user names: its number, or ``cheapest``, see :mod:`autotune.results.cheapest`.
 Choice = int | Literal["cheapest"]
 
 

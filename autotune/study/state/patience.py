@@ -1,4 +1,4 @@
-"""When a search has gone on for long enough without, or with little, success."""
+"""When a search has run for long enough with little success, or none."""
 
 from __future__ import annotations
 
