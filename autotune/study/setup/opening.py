@@ -14,6 +14,7 @@ import optuna
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.study import Study
 
+from autotune.config.fields import is_plugin_ref
 from autotune.config.loading import get_dotted
 from autotune.config.schema import PRUNER, StudyConfig
 from autotune.errors import StudyError, did_you_mean, join_sentences
@@ -212,11 +213,12 @@ def open_or_create(
         files = StudyPaths.for_run(config.storage, remembered, config.files)
         if attrs.DEFINITION in study.user_attrs:
             check_same(study, definition)
-            before = get_dotted(study.user_attrs[attrs.DEFINITION], PRUNER)
-            if before != config.search.pruner:
-                logger.warning(
-                    "%s: %s so far, %s from now on", PRUNER, before, config.search.pruner
-                )
+            before, now = (
+                get_dotted(attrs.definition(study.user_attrs), PRUNER),
+                config.search.pruner,
+            )
+            if before != now and not is_plugin_ref(now):  # whose file may have moved
+                logger.warning("%s: %s so far, %s from now on", PRUNER, before, now)
             # It holds the current paths of images, weights and plugins that were moved.
             study.set_user_attr(attrs.DEFINITION, config.identity())
         elif not all(attrs.PLAN in trial.user_attrs for trial in study.get_trials(deepcopy=False)):

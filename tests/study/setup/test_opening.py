@@ -397,23 +397,35 @@ def test_a_warm_start_without_a_storage(tmp_path: Path) -> None:
 # Plugin files
 
 MINE = """
+from optuna.pruners import NopPruner
 from optuna.samplers import RandomSampler
+def Keep(epochs, workers): return NopPruner()
 def Mine(space, seed): return RandomSampler(seed)
 def other(space): return space
 """
 
 
-def test_files_of_ones_own_may_move_and_not_change(tmp_path: Path) -> None:
+def test_files_of_ones_own_may_move_and_not_change(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     here, there = tmp_path / "here.py", tmp_path / "there.py"
     here.write_text(MINE)
-    overrides = {"search__sampler": f"{here}:Mine", "space__custom": f"{here}:other"}
-    open_small(tmp_path, **overrides)
+
+    def keys(path: Path) -> dict[str, str]:
+        return {
+            "search__sampler": f"{path}:Mine",
+            "search__pruner": f"{path}:Keep",
+            "space__custom": f"{path}:other",
+        }
+
+    open_small(tmp_path, **keys(here))
     here.rename(there)
-    moved = {"search__sampler": f"{there}:Mine", "space__custom": f"{there}:other"}
+    moved = keys(there)
     definition = define(small_config(tmp_path, **moved))
     check_existing(definition)
     # Workers look where the file is now.
     assert open_defined(definition).config().search.sampler == f"{there}:Mine"
+    assert not caplog.messages
     there.write_text(MINE + "# changed")
     with pytest.raises(StudyError) as caught:
         check_existing(define(small_config(tmp_path, **moved)))
