@@ -70,7 +70,7 @@ STARTS = {"random": "none", "pretrained": "weights"}
 MEMORY_BYTES = 1 << 30
 NETWORKS = ("vgg16", "resnet50", "densenet121")
 DATASETS = ("caltech101", "caltech256", "dogs")
-#: What studies/folder.yaml recommends for training, in the place of the paper's.
+#: What studies/folder.yaml recommends for training, instead of the paper's policy.
 RECOMMENDED = (
     "baseline.head_start=solved",
     "space.training.head_start=solved",

@@ -100,7 +100,7 @@ def all_params(space: Space) -> list[Params]:
 
 
 class FeatureViews(Views):
-    """Views that hold features in the place of images.
+    """Views that hold features instead of images.
 
     Args:
         images: The views that the features were computed from.

@@ -55,7 +55,7 @@ def measure(data: str, overrides: Mapping[str, Any], storage: str | None, **devi
 
     Args:
         data: The set.
-        overrides: Values in the place of those of its study file.
+        overrides: Values instead of those of its study file.
         storage: URL of the studies.
         devices: ``workers`` and ``gpus``, as of ``autotune.Study.run``.
     """

@@ -55,7 +55,7 @@ def postgres() -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def warm() -> Iterator[str]:
-    """A program in the place of Python that has imported torch, for tests with many processes.
+    """A program like Python that has imported torch already, for tests with many processes.
 
     The process of autotune is another one, and ends a moment after the program is killed. Tests of
     what a killed process leaves behind, or of how one starts, take Python itself.

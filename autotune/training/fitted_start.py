@@ -121,7 +121,7 @@ def _fades(network: Network, batches: Batches) -> bool:
 
     What a norm passes on is the variance of its outputs, in sum over its channels; its statistics
     tell that of the pretraining. The geometric mean of the ratios decides for all norms: it is
-    0.5 for digits behind weights that know printed letters, and 1.1 for photographs of 96 px
+    0.55 for digits behind weights that know printed letters, and 1.1 for photographs of 96 px
     behind a MobileNetV2 that knows those of ImageNet.
     """
     norms = _trainable_norms(network)

@@ -35,7 +35,7 @@ OTHERS = {
 #: Studies of the examples, made by ``make study DATASET=...`` of what is there called.
 EXAMPLES = ("photos", "photos.yaml", "my.yaml", "photos-tpe", "flowers", "digits-seed0")
 EXAMPLES += ("digits-seed1", "digits-seed2", *(f"transfer-dtd-seed{seed}" for seed in range(3)))
-#: What a command in a sentence has in the place of a value.
+#: What a command in a sentence has instead of a value.
 PLACEHOLDERS = {"N": "1", "DATASET=...": "DATASET=photos", "...": "digits-seed2"}
 #: Variables of the environment that are not in the sources of autotune.
 FOREIGN = {
@@ -117,7 +117,7 @@ def test_what_is_wrong_is_noticed(text: str, said: str) -> None:
 
 
 def filled_in(step: Step) -> Step:
-    """Put values in the place of what stands for them."""
+    """Put values where something stands for them."""
     return Step(step.environment, tuple(PLACEHOLDERS.get(word, word) for word in step.words))
 
 

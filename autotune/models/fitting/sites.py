@@ -123,7 +123,7 @@ def find_sites(
 def _counterpart(student: nn.Module, teacher: nn.Module, name: str) -> tuple[str, str | None]:
     """Name the pretrained module of a module, and the bridge that is fitted with it.
 
-    A layer with a bridge is a sequence of two in place of one. With fewer channels in between the
+    A layer with a bridge is a sequence of two instead of one. With fewer channels in between the
     two are fitted together, else the second one alone.
     """
     parent, _, leaf = name.rpartition(".")

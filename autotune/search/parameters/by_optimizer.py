@@ -1,7 +1,7 @@
 """Parameters of which each optimizer has its own where several are searched.
 
 A value that suits one optimizer is useless for another. So a search over AdamW and SGD has
-``training.lr.adamw`` and ``training.lr.sgd`` in place of ``training.lr``, each with its own range,
+``training.lr.adamw`` and ``training.lr.sgd`` instead of ``training.lr``, each with its own range,
 and likewise ``training.weight_decay``.
 """
 

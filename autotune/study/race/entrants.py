@@ -102,8 +102,9 @@ class Entrants:
         if problems:  # before the backbones are built, which takes seconds
             raise ConfigError(self.config.name or "study", problems)
         for name in names:
-            entry = RaceEntry(name, left_out=left_out[name]) if name in left_out else None
-            self.entries.append(entry or self._look_at(name))
+            is_known = name not in left_out
+            entry = self._look_at(name) if is_known else RaceEntry(name, left_out=left_out[name])
+            self.entries.append(entry)
 
     def _look_at(self, name: str) -> RaceEntry:
         weights = self.config.weights_of(name)

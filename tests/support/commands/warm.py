@@ -35,10 +35,10 @@ END = b"\n"
 
 @contextmanager
 def warm_python(folder: Path, environment: Mapping[str, str]) -> Iterator[Path]:
-    """Start a server; yield the path of the program to be called in the place of ``python``.
+    """Start a server; yield the path of the program that is called instead of ``python``.
 
     Args:
-        folder: A folder of its own, with a short path, because a socket lies in it.
+        folder: An empty folder with a short path, because a socket lies in it.
         environment: The variables of the server.
     """
     import shlex
