@@ -32,7 +32,7 @@ from autotune.results.evaluation.combination import DISTILL, ENSEMBLE, SOUP
 from autotune.results.evaluation.refit import refit_study
 from autotune.results.values.intervals import CONFIDENCE_LEVEL, t_interval
 from autotune.storage.paths import StudyPaths
-from autotune.study.engine.job import Job, worker_name
+from autotune.study.engine.pool import Job, worker_name
 from autotune.study.engine.worker import run_worker
 from autotune.study.setup.definition import define
 from autotune.study.setup.opening import OpenStudy, open_or_create

@@ -44,7 +44,7 @@ from autotune.results.evaluation.refit import refit_study
 from autotune.results.values.intervals import CONFIDENCE_LEVEL, Interval, t_interval
 from autotune.search import ranking
 from autotune.storage.paths import StudyPaths
-from autotune.study.engine.job import Job
+from autotune.study.engine.pool import Job
 from autotune.study.engine.worker import run_worker
 from autotune.study.setup.definition import define
 from autotune.study.setup.opening import OpenStudy, open_or_create

@@ -37,7 +37,7 @@ from autotune.study.state import attrs
 from autotune.text import relative_path, shell_quote
 
 if TYPE_CHECKING:
-    from autotune.study.race.progress import RaceProgress
+    from autotune.study.race.rounds import RaceProgress
     from autotune.study.setup.opening import OpenStudy
 
 #: Trials of a Pareto front that the terminal lists.

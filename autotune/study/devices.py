@@ -10,8 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import groupby
 
 import torch
@@ -63,7 +61,8 @@ _REMEDIES = (
         "where it is a virtual GPU, set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:False",
     ),
 )
-#: Errors of torch on a machine without a GPU.
+#: Errors of torch on a machine without a GPU, where none is broken; a torch without CUDA raises an
+#: AssertionError.
 _NO_GPU = "no NVIDIA driver|No CUDA GPUs are available"
 _REMEDY = "see what nvidia-smi says of it"
 _USE_CPU = f'--gpus none or {VISIBLE}="" trains on the CPU'
@@ -129,7 +128,8 @@ def find_device(gpu: str | None = None) -> torch.device:
         # Only a kernel shows whether torch has any for this kind of GPU.
         torch.ones((), device=device).add(1).item()
     except (RuntimeError, AssertionError, torch.cuda.DeferredCudaCallError) as error:
-        if gpu is None and named is None and not count and _means_no_gpu(error):
+        is_none = isinstance(error, AssertionError) or re.search(_NO_GPU, str(error))
+        if gpu is None and named is None and not count and is_none:
             return CPU
         raise _device_error(error, gpu) from error
     return device
@@ -189,23 +189,12 @@ def _allocated(count: int) -> tuple[str, ...]:
 
 def _count(names: list[str]) -> int:
     """Count the existing GPUs among some names, up to the first that does not exist."""
-    with _visible(",".join(names)):
-        return torch.cuda.device_count()  # reads the environment until CUDA is initialized
-
-
-@contextmanager
-def _visible(value: str) -> Iterator[None]:
     before = os.environ[VISIBLE]
-    os.environ[VISIBLE] = value
+    os.environ[VISIBLE] = ",".join(names)
     try:
-        yield
+        return torch.cuda.device_count()  # reads the environment until CUDA is initialized
     finally:
         os.environ[VISIBLE] = before
-
-
-def _means_no_gpu(error: Exception) -> bool:
-    """Tell whether an error means that there is no GPU, not that one is broken."""
-    return isinstance(error, AssertionError) or re.search(_NO_GPU, str(error)) is not None
 
 
 def _device_error(error: Exception, gpu: str | None) -> DeviceError:

@@ -12,7 +12,7 @@ from autotune.config.validation import validate
 from autotune.data.views.study_data import StudyData
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
 from autotune.storage.paths import StudyPaths
-from autotune.study.engine.job import Job
+from autotune.study.engine.pool import Job
 from autotune.study.engine.worker import run_worker
 from autotune.study.setup.definition import define
 from autotune.study.setup.opening import OpenStudy, open_or_create

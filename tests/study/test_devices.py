@@ -17,8 +17,8 @@ import torch
 from autotune.errors import DeviceError, NoDeviceError, UserError
 from autotune.runtime import set_gpu_defaults
 from autotune.study import devices
-from autotune.study.engine.job import CHECK_GPU
 from autotune.study.engine.launcher import resolve_gpus
+from autotune.study.engine.pool import CHECK_GPU
 from autotune.study.engine.worker_process import run_worker_process, run_worker_reporting_errors
 from autotune.study.state import attrs
 from autotune.study.trial.context import build_context

@@ -51,7 +51,7 @@ def status(
     except KeyboardInterrupt:
         return
     except StudyError:
-        from autotune.study.race.progress import find_race
+        from autotune.study.race.rounds import find_race
 
         race = find_race(located.name, located.storage, located.files)
         if race is None:
@@ -73,7 +73,7 @@ def status(
 
 def _open(located: console.Located, wait_s: float) -> OpenStudy:
     """Open a study; wait for one that seems to be in the making, for some time."""
-    from autotune.study.race.progress import find_race
+    from autotune.study.race.rounds import find_race
     from autotune.study.setup.opening import POLL_S, open_existing
 
     deadline, told = time.monotonic() + wait_s, ""

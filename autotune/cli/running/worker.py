@@ -33,7 +33,7 @@ def worker(
     from autotune.data.sources.registry import fetch_source
     from autotune.loggers.opening import open_usable
     from autotune.results.study_results import StudyResults
-    from autotune.study.engine.job import Job, worker_name
+    from autotune.study.engine.pool import Job, worker_name
     from autotune.study.engine.study_log import StudyLog, how_ended
     from autotune.study.engine.worker import run_worker
     from autotune.study.setup.opening import wait_for_existing

@@ -24,7 +24,7 @@ class WorkerRow:
     """One worker.
 
     Args:
-        worker: Its name, see :func:`autotune.study.engine.job.worker_name`.
+        worker: Its name, see :func:`autotune.study.engine.pool.worker_name`.
         device: What it trains on, and which one of its machine; empty before that is recorded.
         trial: Number of the trial that it runs; ``None`` between two trials.
         plan: The trial's plan in a few words.

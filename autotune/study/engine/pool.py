@@ -1,4 +1,4 @@
-"""The workers of a launcher: how many run, when one is replaced, how they are stopped.
+"""The workers of a launcher: what they are told, when one is replaced, how they are stopped.
 
 A backend runs them: :mod:`autotune.study.engine.local_workers` as processes of this machine,
 :mod:`autotune.study.engine.ray_workers` as tasks of a Ray cluster.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import queue
+import secrets
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +24,6 @@ from autotune.errors import DatabaseLostError, NoDeviceError, UserError, WorkerE
 from autotune.runtime import set_gpu_defaults
 from autotune.storage.rdb.connection import storage_errors
 from autotune.storage.url import absolute_url
-from autotune.study.engine.job import Job
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state.retries import INTERRUPTED, MAX_RETRIES, WORKER_LOST
 from autotune.study.trial.run import EventCallback
@@ -33,6 +34,40 @@ from autotune.study.trial.run import EventCallback
 MAX_RESTARTS = MAX_RETRIES + 1
 #: Lines of its log that are shown of a worker that died.
 LAST_LINES = 5
+#: Argument of a worker's process, see
+#: :func:`autotune.study.engine.worker_process.run_worker_process`.
+CHECK_GPU = "--check-gpu"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker is told, with the password of its storage.
+
+    ``index`` separates its random draws from those of the other ``workers`` of its launcher;
+    0 ``threads`` are torch's default; ``gpu`` is for :func:`autotune.study.devices.find_device`.
+    ``trainings`` is what to train instead of trials, see
+    :func:`autotune.study.engine.training_worker.run_training_worker`.
+    """
+
+    study: str
+    storage: str
+    files: str | None
+    worker: str
+    index: int
+    workers: int
+    threads: int
+    log: str
+    gpu: str | None = None
+    trainings: dict[str, Any] | None = None
+
+
+def worker_name(launcher: int, index: int) -> str:
+    """Name a worker: host, process that started it, position, and random characters.
+
+    The random part is needed because containers can share a host's name and process numbers, and
+    a machine reuses the number of a process that has ended.
+    """
+    return f"{socket.gethostname()}/{launcher}/{index}-{secrets.token_hex(4)}"
 
 
 class WorkerBackend(Protocol):

@@ -22,7 +22,7 @@ from autotune.errors import DeviceError, TrialInterruptedError, place_as_user_er
 from autotune.plan import Images
 from autotune.storage.rdb.retry import call_with_retry
 from autotune.study.devices import gpu_name
-from autotune.study.engine.job import Job
+from autotune.study.engine.pool import Job
 from autotune.study.engine.worker import (
     FIRST_PAUSE_S,
     LONGEST_PAUSE_S,

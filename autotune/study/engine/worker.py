@@ -23,7 +23,7 @@ from autotune.storage.rdb.heartbeat import Heartbeat
 from autotune.storage.rdb.retry import call_with_retry
 from autotune.study.devices import gpu_name
 from autotune.study.engine.claimed_trial import run_claimed_trial
-from autotune.study.engine.job import Job
+from autotune.study.engine.pool import Job
 from autotune.study.setup.opening import OpenStudy, open_existing
 from autotune.study.state import attrs
 from autotune.study.state.budget import StopReason

@@ -14,11 +14,11 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from autotune.errors import AutotuneError, DeviceError, NoDeviceError
 from autotune.study.devices import VISIBLE, find_device, gpu_name
-from autotune.study.engine.job import CHECK_GPU, Job
+from autotune.study.engine.pool import CHECK_GPU, Job
 from autotune.study.engine.training_worker import run_training_worker
 from autotune.study.engine.worker import run_worker
 from autotune.study.trial.run import EventCallback
@@ -40,7 +40,9 @@ def run_worker_process(arguments: Sequence[str] = ()) -> int:
         return 0
     job = Job(**json.loads(line))
     launcher = _take_stdin()
-    events = _take_stdout(job.log)
+    # Standard output is for events; what libraries print goes to the log file.
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    redirect_output_to_log(job.log)
     stop = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher handles Ctrl-C
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
@@ -101,13 +103,6 @@ def run_worker_reporting_errors(job: Job, stop: threading.Event, on_event: Event
         on_event({"event": "error", "message": f"{type(error).__name__}: {error}", "exit_code": 1})
         return 1
     return 0
-
-
-def _take_stdout(log: str) -> TextIO:
-    """Keep standard output for events; what libraries print goes to the log file."""
-    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    redirect_output_to_log(log)
-    return events
 
 
 def redirect_output_to_log(log: str) -> None:

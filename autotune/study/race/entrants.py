@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from autotune.config.backbones import AUTO, LARGE, SMALL, Race
 from autotune.config.schema import StudyConfig
@@ -198,9 +198,16 @@ class Entrants:
         self.check_any()
 
     def check_any(self) -> None:
-        """Raise a UserError when no backbone is left."""
-        if all(entry.left_out for entry in self.entries):
-            raise self._none_left()
+        """Raise a UserError when no backbone is left, with the reasons and what can be had."""
+        if self.running:
+            return
+        lines = [f"  {line}" for line in describe_left_out(self.entries)]
+        if self._hub_error is not None:
+            lines.append(
+                f"{offer(OFFLINE_BACKBONE)}; or download weights elsewhere and give their file: "
+                "backbone=resnet18 weights=path/to/file.safetensors"
+            )
+        raise UserError("\n".join(["no backbone of the race can be had:", *lines]))
 
     def _load_all(self, on_event: EventCallback) -> None:
         for index, entry in enumerate(self.entries):
@@ -208,9 +215,7 @@ class Entrants:
                 continue
             on_event({"event": "race_step", "text": f"race: the weights of {entry.backbone}"})
             if reason := self._load(entry.backbone):
-                self.entries[index] = RaceEntry(
-                    entry.backbone, entry.parameters, entry.license, left_out=reason
-                )
+                self.entries[index] = replace(entry, left_out=reason)
             else:
                 self._loaded.add(entry.backbone)
 
@@ -237,13 +242,3 @@ class Entrants:
         assert self._hub_error is not None
         cause = self._hub_error.__cause__
         return f"the hub cannot be reached ({error_line(cause)})" if cause else "no hub"
-
-    def _none_left(self) -> UserError:
-        """Say why no backbone is left, and what can be had."""
-        lines = [f"  {line}" for line in describe_left_out(self.entries)]
-        if self._hub_error is not None:
-            lines.append(
-                f"{offer(OFFLINE_BACKBONE)}; or download weights elsewhere and give their file: "
-                "backbone=resnet18 weights=path/to/file.safetensors"
-            )
-        return UserError("\n".join(["no backbone of the race can be had:", *lines]))

@@ -138,7 +138,8 @@ class _Race:
         for number, (most, epochs) in enumerate(rounds):
             names = names[:most]
             record = replace(record, epochs=(*record.epochs[:number], epochs))
-            self.on_event(_lines(self._announce(record, number, len(rounds), names)))
+            what = f"race, round {number + 1} of {len(rounds)} ({record.describe_round(number)})"
+            self.on_event(_lines(f"{what}: {join_some(list(names), 30)}"))
             result = self._run_round(record, names, number, epochs)
             if result.interrupted:
                 return result
@@ -199,10 +200,6 @@ class _Race:
             has_gpus = bool(self.options.get("gpus_per_worker"))
             return (self.options.get("workers") or 1) * has_gpus
         return len(launcher.resolve_gpus(self.options.get("gpus")))
-
-    def _announce(self, record: RaceRecord, number: int, rounds: int, names: Sequence[str]) -> str:
-        what = record.describe_round(number)
-        return f"race, round {number + 1} of {rounds} ({what}): {join_some(list(names), 30)}"
 
     def _run_round(
         self, record: RaceRecord, names: Sequence[str], number: int, epochs: int

@@ -35,24 +35,15 @@ from autotune.study.state.trial_queue import TrialQueue
 from autotune.version import COMMIT, installed_version
 
 if TYPE_CHECKING:
-    from autotune.study.setup.definition import DefinedBackbone, Definition
+    from autotune.study.setup.definition import Definition
 
 logger = logging.getLogger(__name__)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 #: Seconds between two looks for a study that does not exist yet.
 POLL_S = 2.0
-_VERSIONS = (
-    "python",
-    "autotune",
-    COMMIT,
-    "optuna",
-    "torch",
-    "torchvision",
-    "timm",
-    "scikit-learn",
-    "numpy",
-)
+_PACKAGES = ("optuna", "torch", "torchvision", "timm", "scikit-learn", "numpy")
+_VERSIONS = ("python", "autotune", COMMIT, *_PACKAGES)
 
 
 class OpenStudy:
@@ -292,12 +283,6 @@ def check_existing(definition: Definition) -> bool:
     return True
 
 
-def _hashes_by_size(backbone: DefinedBackbone, config: StudyConfig) -> dict[str, Any]:
-    """Return the hash of the weights at each size of the images, where there are several."""
-    pairs = zip(map(str, config.image_sizes), backbone.hashes, strict=True)
-    return {"hashes_by_size": dict(pairs)} if len(backbone.hashes) > 1 else {}
-
-
 def _store_definition(
     study: Study,
     definition: Definition,
@@ -312,24 +297,23 @@ def _store_definition(
     study.set_user_attr(attrs.DATASET, dict(dataset))
     study.set_user_attr(attrs.SURVEY, dict(survey))
     write_manifest(study, definition.dataset.manifest, files)
-    backbones = {
-        backbone.name: {
+    backbones: dict[str, dict[str, Any]] = {}
+    for backbone in definition.backbones:
+        backbones[backbone.name] = facts = {
             "weights_hash": backbone.weights_hash,
-            **_hashes_by_size(backbone, config),
             "parameters": sum(layer.parameters for layer in backbone.layers),
             "layers": [layer.to_json() for layer in backbone.layers],
-            **({"package": backbone.package} if backbone.package else {}),
         }
-        for backbone in definition.backbones
-    }
+        if len(backbone.hashes) > 1:
+            sizes = map(str, config.image_sizes)
+            facts["hashes_by_size"] = dict(zip(sizes, backbone.hashes, strict=True))
+        if backbone.package:
+            facts["package"] = backbone.package
     versions = {name: known for name in _VERSIONS if (known := installed_version(name))}
     plugins = {key: plugin.digest() for key, plugin in plugin_refs(config).items()}
-    for name, value in (
-        (attrs.BACKBONES, backbones),
-        (attrs.SPACE, definition.space.to_json()),
-        (attrs.ENVIRONMENT, versions),
-        (attrs.PLUGINS, plugins),
-    ):
-        study.set_user_attr(name, value)
+    study.set_user_attr(attrs.BACKBONES, backbones)
+    study.set_user_attr(attrs.SPACE, definition.space.to_json())
+    study.set_user_attr(attrs.ENVIRONMENT, versions)
+    study.set_user_attr(attrs.PLUGINS, plugins)
     if definition.race is not None:
         study.set_user_attr(attrs.RACE, definition.race.to_json())

@@ -104,11 +104,11 @@ class ResourceCache:
             left = self.memory_bytes - sum(each.cache_bytes for each in views)
             config = self._config.for_images(image_size, augment_strength)
             twin = next((self._loaded[k] for k in self._loaded if k[:2] == key[:2]), None)
-            self._loaded[key] = (
-                self._load(backbone, config, left)
-                if twin is None
-                else (_with_other_views(twin, config, left))
-            )
+            if twin is None:
+                self._loaded[key] = self._load(backbone, config, left)
+            else:  # only the strength of the augmentation is another
+                train = _train_views(twin.data, config, left)
+                self._loaded[key] = replace(twin, train=train)
         return self._loaded[key]
 
     def _load(self, name: str, config: StudyConfig, memory_bytes: int) -> BackboneResources:
@@ -156,28 +156,18 @@ class ResourceCache:
             )
 
 
-def _with_other_views(
-    twin: BackboneResources, config: StudyConfig, memory_bytes: int
-) -> BackboneResources:
-    """Return resources that differ in the strength of their augmentation alone."""
-    is_online = config.training.num_views == ONLINE
-    train = twin.data.train_views(
-        config.training.augment,
-        config.training.view_count,
-        config.search.seed,
-        0 if is_online else memory_bytes,
-    )
-    return replace(twin, train=train)
+def _train_views(data: StudyData, config: StudyConfig, memory_bytes: int) -> Views:
+    """Return the views for training, kept in memory unless they are drawn anew in each epoch."""
+    training = config.training
+    limit = 0 if training.num_views == ONLINE else memory_bytes
+    return data.train_views(training.augment, training.view_count, config.search.seed, limit)
 
 
 def _make_views(data: StudyData, config: StudyConfig, memory_bytes: int) -> tuple[Views, Views]:
     """Return the views for training and for validation."""
-    augment, count = config.training.augment, config.training.view_count
-    seed, is_online = config.search.seed, config.training.num_views == ONLINE
-    if data.folds and not is_online:
-        both = data.train_views(augment, count, seed, memory_bytes)
+    if data.folds:
+        both = _train_views(data, config, memory_bytes)
         if both.cache_bytes:
             return both, both
     validation = data.validation_views(memory_bytes)
-    remaining = 0 if is_online else memory_bytes - validation.cache_bytes
-    return data.train_views(augment, count, seed, remaining), validation
+    return _train_views(data, config, memory_bytes - validation.cache_bytes), validation

@@ -19,7 +19,7 @@ from PIL import Image, PngImagePlugin
 from autotune.data.cache.decoded_images import ImageStore, open_store
 from autotune.data.preprocessing import ImageSpec
 from autotune.data.sources.registry import open_source
-from autotune.study.engine.job import Job
+from autotune.study.engine.pool import Job
 from autotune.study.engine.worker import run_worker
 from autotune.study.state import attrs
 from tests.support.data.images import photo

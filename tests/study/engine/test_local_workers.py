@@ -13,9 +13,9 @@ import pytest
 from optuna.trial import TrialState
 
 from autotune.study.engine import pool
-from autotune.study.engine.job import Job
 from autotune.study.engine.launcher import run_study
 from autotune.study.engine.local_workers import LocalWorkers, local_backend
+from autotune.study.engine.pool import Job
 from autotune.study.state import attrs
 from tests.study.engine.test_launcher import BARE, by_state
 from tests.support.commands.inside import call

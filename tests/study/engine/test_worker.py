@@ -27,7 +27,7 @@ from autotune.search import ranking
 from autotune.storage.paths import StudyPaths
 from autotune.study.engine import claimed_trial
 from autotune.study.engine import worker as worker_module
-from autotune.study.engine.job import worker_name
+from autotune.study.engine.pool import worker_name
 from autotune.study.engine.worker import run_worker
 from autotune.study.setup.opening import OpenStudy, open_existing
 from autotune.study.state import attrs
@@ -440,17 +440,6 @@ def test_bad_trials_prune(tmp_path: Path) -> None:
         assert trial.user_attrs[attrs.EPOCHS] == max(trial.intermediate_values)
         names = [one.filename for one in get_all_artifact_meta(trial, storage=handle.storage)]
         assert names == ["learning_curve.png"]
-
-
-def test_changed_weights_are_refused(tmp_path: Path) -> None:
-    handle = open_small(tmp_path)
-    ((name, remembered),) = handle.study.user_attrs[attrs.BACKBONES].items()
-    changed = {name: {**remembered, "weights_hash": "0" * 32}}
-    handle.study.set_user_attr(attrs.BACKBONES, changed)
-    with pytest.raises(
-        StudyError, match=r"the weights 'hub' of 'test_resnet.letters' have changed"
-    ):
-        run(handle)
 
 
 def test_a_space_with_nothing_to_search_still_runs(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from autotune.errors import ChangedStudyError, ConfigError, UserError
 from autotune.results.report.markdown import render_markdown
 from autotune.results.report.race_table import race_table
 from autotune.results.study_results import StudyResults
-from autotune.study.race.progress import find_race
+from autotune.study.race.rounds import find_race
 from autotune.study.race.running import run_race, run_study
 from autotune.study.setup.opening import open_existing
 from autotune.study.state import attrs

@@ -21,7 +21,7 @@ from autotune.models.pretrained.packages import PACKAGES
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
 from autotune.search.space import Space
 from autotune.storage.rdb.connection import open_storage
-from autotune.study.race.progress import find_race
+from autotune.study.race.rounds import find_race
 from autotune.study.setup import opening
 from autotune.study.setup.definition import define
 from autotune.study.setup.definition_changes import differences

@@ -15,7 +15,7 @@ from PIL import Image
 
 from autotune.results.evaluation import model_card, refit
 from autotune.study.engine import launcher, trainings
-from autotune.study.engine.job import Job, worker_name
+from autotune.study.engine.pool import Job, worker_name
 from autotune.study.engine.worker import run_worker
 from autotune.study.engine.worker_process import run_worker_reporting_errors
 from autotune.study.setup.opening import OpenStudy
