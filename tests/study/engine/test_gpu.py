@@ -168,15 +168,6 @@ def test_workers_see_the_devices_that_are_visible(tmp_path: Path, visible: str) 
     assert trial.user_attrs[attrs.DEVICE] == expected
 
 
-def test_no_gpu_is_used_when_none_is_wanted(tmp_path: Path) -> None:
-    ended = autotune(
-        *("run", "digits", *BARE, "--name", "tiny", "--gpus", "none", "search.trials=1"),
-        cwd=tmp_path,
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert trials_of(tmp_path, "tiny")[0].user_attrs[attrs.DEVICE] == "cpu"
-
-
 #: In a worker process, the labels of one batch are beyond all classes: the kernel asserts.
 ASSERTING = """
 import pathlib, sys

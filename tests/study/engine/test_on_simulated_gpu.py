@@ -40,15 +40,17 @@ BASE: dict[str, Any] = {
     "space__layers": {},
     "space__training__lr": {"low": 1e-3, "high": 2e-3},
 }
+#: A study that trains all layers, without a prefix whose features are kept.
+WHOLE: dict[str, Any] = {
+    "training__precision": "off",
+    "space__trainable_layers": 5,
+    "cache__features": "off",
+}
 #: Kinds of trials, by what of them is tensors on the device.
 KINDS: dict[str, dict[str, Any]] = {
     "heads alone": {"space__trainable_layers": 0, "space__head__hidden_layers": [0, 1]},
     "trainable layers": {"training__precision": "off", "space__trainable_layers": 2},
-    "whole": {
-        "training__precision": "auto",
-        "space__trainable_layers": 5,
-        "cache__features": "off",
-    },
+    "whole": {**WHOLE, "training__precision": "auto"},
     "online views": {
         "training__precision": "bf16",
         "space__trainable_layers": 1,
@@ -282,18 +284,10 @@ def test_a_worker_replays_its_steps_with_the_same_values(
     assert values[0] == pytest.approx(values[1], rel=1e-4)
 
 
-#: Where memory gives out for more than six images, although the training itself would fit.
-PLACES: dict[str, dict[str, Any]] = {
-    "prefix": {"inside": "FeatureCache"},
-    "norm recalibration": {"inside": "recalibrate"},
-    "validation": {"inside": "Trainer.predict"},
-}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
-def test_a_place_with_a_batch_of_its_own_halves_it(tmp_path: Path, place: dict[str, Any]) -> None:
-    """The training goes on with whole batches: it is not what does not fit."""
+@pytest.mark.parametrize("inside", ["FeatureCache", "recalibrate", "Trainer.predict"])
+def test_a_place_with_a_batch_of_its_own_halves_it(tmp_path: Path, inside: str) -> None:
+    """Memory gives out there for more than six images; the training goes on with whole batches."""
     handle = opened_study(
         tmp_path,
         training__precision="off",
@@ -302,7 +296,7 @@ def test_a_place_with_a_batch_of_its_own_halves_it(tmp_path: Path, place: dict[s
         search__sampler="random",
     )
     with simulated_gpu() as gpu:
-        rule = gpu.memory.provoke(6, **place)
+        rule = gpu.memory.provoke(6, inside)
         run(handle)
         assert rule.count
     for trial in completed(handle):
@@ -323,12 +317,7 @@ def test_memory_gives_out_once_where_a_network_is_split(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("inside", ["Trainer._step", ""], ids=["step", "everywhere"])
 def test_a_step_that_does_not_fit_is_taken_in_parts(tmp_path: Path, inside: str) -> None:
-    options = {
-        "training__precision": "off",
-        "space__trainable_layers": 5,
-        "cache__features": "off",
-    }
-    handle = opened_study(tmp_path, **options)
+    handle = opened_study(tmp_path, **WHOLE)
     with simulated_gpu() as gpu:
         gpu.memory.provoke(6, inside)
         run(handle)
@@ -338,13 +327,7 @@ def test_a_step_that_does_not_fit_is_taken_in_parts(tmp_path: Path, inside: str)
 
 @pytest.mark.slow
 def test_a_plan_that_never_fits_is_infeasible_and_holds_nothing(tmp_path: Path) -> None:
-    handle = opened_study(
-        tmp_path,
-        training__precision="off",
-        space__trainable_layers=5,
-        cache__features="off",
-        search__trials=3,
-    )
+    handle = opened_study(tmp_path, **WHOLE, search__trials=3)
     with simulated_gpu() as gpu:
 
         def listen(event: Event) -> None:
@@ -364,9 +347,7 @@ def test_a_plan_that_never_fits_is_infeasible_and_holds_nothing(tmp_path: Path) 
 @pytest.mark.slow
 def test_a_neighbor_that_leaves_costs_no_trial_its_batch(tmp_path: Path) -> None:
     """Nothing is halved, and no smaller part is stored, because others held memory for a while."""
-    handle = opened_study(
-        tmp_path, training__precision="off", space__trainable_layers=5, cache__features="off"
-    )
+    handle = opened_study(tmp_path, **WHOLE)
     with simulated_gpu(total_bytes=64 * MIB) as gpu:
         crowded = False
 
@@ -385,13 +366,7 @@ def test_a_neighbor_that_leaves_costs_no_trial_its_batch(tmp_path: Path) -> None
 @pytest.mark.slow
 def test_a_worker_keeps_nothing_that_its_neighbor_needs(tmp_path: Path) -> None:
     """Two workers in turn: what one had for a trial is free for the other after it."""
-    handle = opened_study(
-        tmp_path,
-        training__precision="off",
-        space__trainable_layers=5,
-        cache__features="off",
-        search__trials=3,
-    )
+    handle = opened_study(tmp_path, **WHOLE, search__trials=3)
     kept = []
     with simulated_gpu() as gpu:
 
