@@ -91,7 +91,7 @@ def resolve_gpus(gpus: str | None) -> tuple[str, ...]:
         return names
     chosen = []
     for part in gpus.split(","):
-        if not part.strip().isdigit() or int(part) >= len(names):
+        if not part.strip().isdecimal() or int(part) >= len(names):
             visible = f"; visible are {VISIBLE}={','.join(names)}" if VISIBLE in os.environ else ""
             raise UserError(
                 f"--gpus: must be 'all', 'none' or indices below {len(names)}, but got "

@@ -334,5 +334,6 @@ def test_workers_are_counted() -> None:
 def test_gpus_are_checked() -> None:
     with pytest.raises(UserError, match="--gpus all: this machine has no CUDA device"):
         resolve_gpus("all")
-    with pytest.raises(UserError, match="must be 'all', 'none' or indices below 0, but got '1'"):
-        resolve_gpus("1")
+    for index in ("1", "²"):  # both are digits for Python, and the second is no number
+        with pytest.raises(UserError, match=f"'none' or indices below 0, but got '{index}'"):
+            resolve_gpus(index)
