@@ -240,7 +240,7 @@ def storage_errors(url: str) -> Iterator[None]:
     except (OSError, UnicodeError) as error:  # the latter for a host that cannot be one
         raise StorageError(f"storage: {address} cannot be used: {error}") from error
     except RuntimeError as error:
-        if "schema" not in str(error) and "version" not in str(error):
+        if "table schema" not in str(error):
             raise
         message, old = _OLD_SCHEMA.subn("", str(error))
         way_out = "'autotune storage upgrade' brings it up to date" if old else ""

@@ -264,6 +264,13 @@ def test_a_full_disk() -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
 
+def test_an_error_that_only_mentions_a_version_is_not_one_of_the_storage() -> None:
+    """As those of torch while a sampler fits its model."""
+    message = "is at version 2; expected version 1 instead"
+    with pytest.raises(RuntimeError, match=message), storage_errors("sqlite:///a.db"):
+        raise RuntimeError(message)
+
+
 # Postgres
 
 
