@@ -25,7 +25,9 @@ MAKE = "AUTOTUNE_MAKE"
 def study_command(verb: str, study: str, url: str) -> str:
     """Return the command of a verb for an existing study."""
     make = os.environ.get(MAKE)
-    if make and not _is_unusual(study):
+    # Other names make would not pass on as they are.
+    is_usual = bool(study.strip()) and study.isprintable() and not study.startswith("-")
+    if make and is_usual:
         storage = "" if is_named(url) else f" STORAGE={_quoted_url(url)}"
         return f"make {verb} STUDY={shell_quote(study)}{storage}"
     return command_line(program(), verb, study, storage_option(url))
@@ -75,11 +77,6 @@ def program() -> str:
     if shutil.which(called.name) == str(called):
         return shell_quote(called.name)
     return shell_quote(relative_path(called))
-
-
-def _is_unusual(study: str) -> bool:
-    """Tell whether make would not pass on the name of a study as such."""
-    return study.startswith("-") or not study.strip() or not study.isprintable()
 
 
 def _quoted_url(url: str) -> str:

@@ -41,18 +41,7 @@ def test_the_deepest_mount_decides(path: str, kind: str, point: str) -> None:
     assert file_system_of(Path(path), MOUNTS) == (kind, Path(point))
 
 
-NETWORK = (
-    "nfs",
-    "nfs4",
-    "cifs",
-    "smb3",
-    "smbfs",
-    "fuse.sshfs",
-    "lustre",
-    "gpfs",
-    "beegfs",
-    "ceph",
-)
+NETWORK = ("nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "lustre", "gpfs", "beegfs", "ceph")
 LOCAL = ("ext4", "xfs", "btrfs", "zfs", "tmpfs", "overlay", "9p", "virtiofs", "fuse.mergerfs")
 
 

@@ -81,23 +81,11 @@ def test_a_gpu_has_an_index_for_whatever_torch_asks_it(
         (RuntimeError(UNKNOWN), "see what nvidia-smi says"),
         (RuntimeError(UNEXPECTED.format("802: system not yet initialized")), "fabric manager"),
         (
-            RuntimeError(
-                UNEXPECTED.format("304: OS call failed or operation not supported on this OS")
-            ),
+            RuntimeError(UNEXPECTED.format("304: OS call failed or operat")),
             "access to /dev/nvidia",
         ),
-        (
-            RuntimeError(
-                UNEXPECTED.format(
-                    "803: system has unsupported display driver / cuda driver combination"
-                )
-            ),
-            "that fit each other",
-        ),
-        (
-            accelerator_error("CUDA-capable device(s) is/are busy or unavailable"),
-            "compute mode",
-        ),
+        (RuntimeError(UNEXPECTED.format("803: display driver / cuda driver")), "fit each other"),
+        (accelerator_error("CUDA-capable device(s) is/are busy or unavailable"), "compute mode"),
         (AssertionError("Torch not compiled with CUDA enabled"), "install a torch with CUDA"),
     ],
     ids=lambda value: str(value)[-40:],
@@ -403,12 +391,8 @@ if sys.orig_argv[1:3] == ['-m', 'autotune.study.engine.worker_main']:
 )
 SMALL = (
     *("data.train_per_class=5", "data.image_size=16", "training.num_views=1", "training.epochs=4"),
-    *(
-        "search.default_plans=false",
-        "search.trials=5",
-        "space.layers={}",
-        "training.batch_size=10",
-    ),
+    *("search.default_plans=false", "search.trials=5", "training.batch_size=10"),
+    "space.layers={}",
 )
 
 

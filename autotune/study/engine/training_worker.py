@@ -23,28 +23,14 @@ from autotune.plan import Images
 from autotune.storage.rdb.retry import call_with_retry
 from autotune.study.devices import gpu_name
 from autotune.study.engine.pool import Job
-from autotune.study.engine.worker import (
-    FIRST_PAUSE_S,
-    LONGEST_PAUSE_S,
-    POLL_S,
-    pause,
-)
+from autotune.study.engine.worker import FIRST_PAUSE_S, LONGEST_PAUSE_S, POLL_S, pause
 from autotune.study.setup.opening import open_existing
 from autotune.study.state.failures import FailureKind, classify, first_line
 from autotune.study.state.oom import DoesNotFitError
 from autotune.study.state.retries import MAX_RETRIES
-from autotune.study.trial.confirmation import (
-    read_scores,
-    train_confirmation,
-    train_for_average,
-)
+from autotune.study.trial.confirmation import read_scores, train_confirmation, train_for_average
 from autotune.study.trial.context import WorkerContext, build_context
-from autotune.study.trial.refit import (
-    open_refit_tests,
-    read_result,
-    refit_views,
-    store_refit,
-)
+from autotune.study.trial.refit import open_refit_tests, read_result, refit_views, store_refit
 from autotune.study.trial.run import EventCallback, torch_device_name
 from autotune.study.trial.trainings import Training, TrainingFiles
 
@@ -121,7 +107,7 @@ def do_trainings(
         pending = left
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Work:
     """Does trainings one by one, and keeps the images that refits share."""
 
@@ -129,17 +115,17 @@ class _Work:
     stop: threading.Event
     on_event: EventCallback
     _views: dict[Images, tuple[Views, Views]] = field(default_factory=dict)
-    _divided: list[WorkerContext] = field(default_factory=list)
+    _divided: WorkerContext | None = None
 
     def _context_of(self, training: Training) -> WorkerContext:
         """Return the context of a training; that of the last other division is kept."""
         seed = training.split_seed
         if seed is None:
             return self.ctx
-        if not self._divided or self._divided[0].resources.split_seed != seed:
+        if self._divided is None or self._divided.resources.split_seed != seed:
             resources = self.ctx.resources.divided_anew(seed)
-            self._divided[:] = [replace(self.ctx, resources=resources)]
-        return self._divided[0]
+            self._divided = replace(self.ctx, resources=resources)
+        return self._divided
 
     def try_to_do(self, training: Training) -> bool:
         """Do a training unless another worker has it; tell whether nothing is left to do of it."""

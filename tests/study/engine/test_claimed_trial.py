@@ -12,7 +12,6 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune.errors import (
-    DeviceBusyError,
     DeviceError,
     DiskFullError,
     PlanError,
@@ -76,25 +75,16 @@ def failing_once(
 
 
 @pytest.mark.usefixtures("no_pauses")
-@pytest.mark.parametrize(
-    "error",
-    [
-        OSError(errno.EIO, "Input/output error"),
-        RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
-        DeviceBusyError("other processes are using the memory of the device"),
-    ],
-    ids=lambda error: type(error).__name__,
-)
 def test_a_passing_failure_is_tried_again_from_the_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handle = open_small(tmp_path, search__trials=1, training__epochs=4)
-    begun = failing_once(handle, monkeypatch, error)
+    begun = failing_once(handle, monkeypatch, OSError(errno.EIO, "Input/output error"))
     events = run(handle)
     assert begun == [0, 1, 2, 2, 3]
     first, second = handle.study.trials
     assert first.state == TrialState.FAIL and second.state == TrialState.COMPLETE
-    assert first.user_attrs[attrs.REASON].startswith(f"{type(error).__name__}: ")
+    assert first.user_attrs[attrs.REASON].startswith("OSError: ")
     assert attrs.FAILED_PLAN not in first.user_attrs
     assert attrs.earlier_attempts(second) == [0]
     assert sorted(second.intermediate_values) == [1, 2, 3, 4]
@@ -168,17 +158,6 @@ def test_a_process_that_lost_its_gpu_gives_its_trial_back_and_ends(
     assert handle.study.trials[1].state == TrialState.COMPLETE
 
 
-def test_a_disk_that_is_full_anywhere_ends_the_worker_with_a_message(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    handle = open_small(tmp_path, search__trials=1, training__epochs=4)
-    full = OSError(errno.ENOSPC, "No space left on device", "/dev/shm/torch_4711")
-    failing_once(handle, monkeypatch, full)
-    with pytest.raises(DiskFullError, match=r"No space left on device: '/dev/shm/torch_4711'"):
-        run(handle)
-    assert (handle.progress().running, handle.progress().waiting) == (0, 1)
-
-
 def test_a_failed_plan_is_marked_before_its_trial_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,38 +179,36 @@ def test_a_failed_plan_is_marked_before_its_trial_is_told(
     assert marks == [True]
 
 
-def test_a_full_disk_stops_the_worker_and_keeps_the_trial(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (DiskFullError("no space left on the disk of here"), "no space left on the disk of here"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/dev/shm/torch_4711"),
+            "No space left on device: '/dev/shm/torch_4711'; free some space",
+        ),
+        *(
+            (OSError(number, "is refused", "/here"), "is refused: '/here'; fix that, or move")
+            for number in (errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EEXIST)
+        ),
+    ],
+)
+def test_a_disk_that_cannot_be_written_stops_the_worker_and_keeps_the_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
 ) -> None:
-    handle = open_small(tmp_path)
+    handle = open_small(tmp_path, search__trials=1)
 
-    def full(*_: object, **__: object) -> None:
-        raise DiskFullError("no space left on the disk of here")
+    def refuse(*_: object, **__: object) -> None:
+        raise error
 
-    monkeypatch.setattr(trial_module, "store_artifacts", full)
-    with pytest.raises(DiskFullError):
+    monkeypatch.setattr(trial_module, "store_artifacts", refuse)
+    with pytest.raises(UserError, match=message):
         run(handle)
     progress = handle.progress()
     assert (progress.failed, progress.running, progress.waiting) == (0, 0, 1)
     monkeypatch.undo()
     run(handle)
-    assert handle.progress().complete == 3
-
-
-@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EEXIST])
-def test_a_folder_that_cannot_be_written_stops_the_worker_and_keeps_the_trial(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
-    handle = open_small(tmp_path, search__trials=1)
-
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError(number, "is refused", "/here")
-
-    monkeypatch.setattr(trial_module, "store_artifacts", refuse)
-    with pytest.raises(UserError, match="is refused: '/here'; fix that, or move"):
-        run(handle)
-    progress = handle.progress()
-    assert (progress.failed, progress.running, progress.waiting) == (0, 0, 1)
+    assert handle.progress().complete == 1
 
 
 def test_a_file_in_the_place_of_the_checkpoints_keeps_the_trial(tmp_path: Path) -> None:
