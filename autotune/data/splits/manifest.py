@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -76,7 +77,7 @@ class Manifest:
                 for key, label, _, split, group in lines
             )
             classes = tuple(names[label] for label in range(len(names)))
-        except (OSError, EOFError, KeyError, csv.Error) as error:
+        except (OSError, EOFError, KeyError, csv.Error, zlib.error) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error
         if header != _HEADER or {row.split for row in rows} - {*SPLITS, ""}:
             raise ValueError(f"the columns are {header}")

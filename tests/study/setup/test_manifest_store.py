@@ -89,7 +89,7 @@ def test_a_missing_image_is_named(handle: OpenStudy, photos: Path) -> None:
     assert missing in str(caught.value)
 
 
-@pytest.mark.parametrize("how", ["older", "damaged", "away"])
+@pytest.mark.parametrize("how", ["older", "cut short", "damaged", "away"])
 def test_without_it_a_study_goes_on_as_before(how: str, handle: OpenStudy, photos: Path) -> None:
     path = handle.files.artifacts / handle.study.user_attrs[attrs.SPLIT]
     if how == "older":
@@ -97,8 +97,12 @@ def test_without_it_a_study_goes_on_as_before(how: str, handle: OpenStudy, photo
         attributes[attrs.DATASET].pop("test_fingerprint")
         handle.study.set_user_attr(attrs.DATASET, attributes[attrs.DATASET])
         handle.study.set_user_attr(attrs.SPLIT, None)
-    elif how == "damaged":
+    elif how == "cut short":
         path.write_bytes(path.read_bytes()[:50])
+    elif how == "damaged":
+        content = bytearray(path.read_bytes())
+        content[20] ^= 0xFF  # gzip finds it before its checksum
+        path.write_bytes(content)
     else:
         path.unlink()
     study_file = config(photos, handle.files.root.parent)
