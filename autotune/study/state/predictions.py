@@ -156,7 +156,7 @@ class ValidationLogits:
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as file:
                 ids, labels, logits = (file[name] for name in ("ids", "labels", "logits"))
-        except (KeyError, OSError, EOFError, BadZipFile, zlib.error) as error:
+        except (KeyError, OSError, EOFError, RuntimeError, BadZipFile, zlib.error) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error
         if logits.ndim != 2 or not len(ids) == len(labels) == len(logits):
             raise ValueError(f"{len(ids)} images have logits of the shape {logits.shape}")

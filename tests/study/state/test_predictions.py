@@ -39,6 +39,10 @@ def test_a_file_that_is_damaged_or_another_one_is_named(tmp_path: Path) -> None:
     pickled = tmp_path / "pickled.npz"
     np.savez(pickled, ids=np.array([{}]), labels=np.arange(1), logits=np.zeros((1, 2)))
     damaged = content[:200] + bytes(40) + content[240:]
-    for bad in (b"", b"text", content[:100], damaged, other.read_bytes(), pickled.read_bytes()):
+    entry = content.index(b"PK\x01\x02")
+    newer = content[: entry + 6] + b"\x78" + content[entry + 7 :]
+    encrypted = content[: entry + 8] + b"\x01" + content[entry + 9 :]
+    others = (other.read_bytes(), pickled.read_bytes())
+    for bad in (b"", b"text", content[:100], damaged, newer, encrypted, *others):
         with pytest.raises(ValueError, match=r"."):
             ValidationLogits.read(bad)
