@@ -63,6 +63,12 @@ def round_name(study: str, number: int) -> str:
     return study[: MAX_NAME - len(ending)] + ending
 
 
+def is_round(study: Study) -> bool:
+    """Tell whether a study is a round of a race, not one for which a race has chosen backbones."""
+    race = study.user_attrs.get(attrs.RACE)
+    return race is not None and not race["kept"]
+
+
 def tuned_depth(config: StudyConfig) -> int | str:
     """Return the number of layers that tunings train: the most that the study may."""
     dimension = config.space.trainable_layers
@@ -254,7 +260,7 @@ def find_race(name: str, url: str, files: str | None = None) -> RaceProgress | N
     """
     for number in reversed(range(len(TUNINGS) + 1)):
         opened = find_existing(round_name(name, number), url, files)
-        stored = None if opened is None else opened.study.user_attrs.get(attrs.RACE)
-        if opened is not None and stored:
-            return RaceProgress(name, number, RaceRecord.from_json(stored), opened)
+        if opened is not None and is_round(opened.study):
+            record = RaceRecord.from_json(opened.study.user_attrs[attrs.RACE])
+            return RaceProgress(name, number, record, opened)
     return None

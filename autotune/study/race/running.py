@@ -11,7 +11,7 @@ from optuna.study import Study
 from autotune.config.backbones import Race
 from autotune.config.schema import OBJECTIVES, StudyConfig
 from autotune.data.sources.registry import needs_download
-from autotune.errors import ChangedStudyError, UserError
+from autotune.errors import ChangedStudyError, StudyError, UserError
 from autotune.study.engine import launcher
 from autotune.study.engine.launcher import RunResult
 from autotune.study.race.entrants import Entrants
@@ -20,6 +20,7 @@ from autotune.study.race.rounds import (
     Score,
     best_so_far,
     choose,
+    is_round,
     rank,
     read_round,
     round_config,
@@ -94,6 +95,7 @@ def run_race(
         UserError: When no backbone can be had, or none is within the limits.
     """
     options["loggers"] = ()
+    check_names(config)
     try:
         return _Race(config, on_event, options).run()
     except ChangedStudyError:  # of a round: the study file has changed since it was interrupted
@@ -109,11 +111,31 @@ def remove_rounds(config: StudyConfig) -> None:
     for number in range(len(TUNINGS) + 1):
         name = round_name(config.name or "study", number)
         found = find_study(name, config.storage)
-        if found is None or not str(found[0].user_attrs.get(attrs.RACE, "")):
+        if found is None or not is_round(found[0]):
             continue
         handle = find_existing(name, config.storage, config.files)
         if handle is not None:
             remove_study(handle, results=True)
+
+
+def check_names(config: StudyConfig) -> None:
+    """Refuse a race for whose rounds the storage has other studies of their names.
+
+    Raises:
+        StudyError: With the name of the first one.
+    """
+    for number in range(len(TUNINGS) + 1):
+        name = round_name(config.name or "study", number)
+        found = find_study(name, config.storage)
+        if (
+            found is not None
+            and attrs.DEFINITION in found[0].user_attrs
+            and not is_round(found[0])
+        ):
+            raise StudyError(
+                f"the study {name!r} has the name of a round of the race for {config.name!r}; give "
+                f"that one another name with --name, or this one: autotune rename {name} NEW"
+            )
 
 
 def _lines(*lines: str) -> dict[str, Any]:

@@ -22,13 +22,13 @@ from autotune.results.report.markdown import render_markdown
 from autotune.results.report.race_table import race_table
 from autotune.results.study_results import StudyResults
 from autotune.study.race.rounds import find_race
-from autotune.study.race.running import run_race, run_study
+from autotune.study.race.running import remove_rounds, run_race, run_study
 from autotune.study.setup.opening import open_existing
 from autotune.study.state import attrs
 from autotune.study.state.race_record import RaceEntry, RaceRecord, describe_left_out
 from tests.support.commands.inline import workers_inline
 from tests.support.models.packages import close_hub
-from tests.support.study.small import small_config
+from tests.support.study.small import open_small, small_config
 
 NAMES = ("test_resnet", "test_convnext", "test_efficientnet")
 
@@ -185,6 +185,21 @@ def test_the_progress_of_a_race_is_known_before_its_study(
     assert said.startswith("The study 'small' is made when its race has ended; the race is in")
     assert "trials of this round: 3 of 3 finished" in said and "solved head" in said
     assert "out after" not in said
+
+
+def test_a_study_that_has_the_name_of_a_round_is_kept(
+    tmp_path: Path, weights: dict[str, str]
+) -> None:
+    """It may have had a race of its own."""
+    other = open_small(tmp_path, name="small.race1")
+    record = RaceRecord({"race": "auto"}, "small", "accuracy", (0,), kept=("test_resnet",))
+    other.study.set_user_attr(attrs.RACE, record.to_json())
+    config = race_config(tmp_path, weights)
+    assert find_race("small", config.storage) is None
+    with pytest.raises(UserError, match=r"'small.race1' has the name of a round .* with --name"):
+        run_study(config, workers=1)
+    remove_rounds(config)
+    assert optuna.get_all_study_names(config.storage) == ["small.race1"]
 
 
 def test_what_became_of_a_backbone() -> None:
