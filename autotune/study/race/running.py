@@ -126,15 +126,11 @@ def check_names(config: StudyConfig) -> None:
     """
     for number in range(len(TUNINGS) + 1):
         name = round_name(config.name or "study", number)
-        found = find_study(name, config.storage)
-        if (
-            found is not None
-            and attrs.DEFINITION in found[0].user_attrs
-            and not is_round(found[0])
-        ):
+        study, _ = find_study(name, config.storage) or (None, None)
+        if study is not None and attrs.DEFINITION in study.user_attrs and not is_round(study):
             raise StudyError(
-                f"the study {name!r} has the name of a round of the race for {config.name!r}; give "
-                f"that one another name with --name, or this one: autotune rename {name} NEW"
+                f"the study {name!r} has the name of a round of the race for {config.name!r}; "
+                "rename it, or give the new study another name with --name"
             )
 
 
