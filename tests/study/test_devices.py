@@ -24,7 +24,7 @@ from autotune.study.state import attrs
 from autotune.study.trial.context import build_context
 from tests.support.commands.inline import job, run
 from tests.support.commands.inside import call
-from tests.support.commands.runs import trials_of
+from tests.support.commands.runs import in_workers, trials_of, with_site
 from tests.support.cuda import (
     NO_DRIVER,
     NO_GPUS,
@@ -319,14 +319,6 @@ torch.cuda._raw_device_count_nvml = lambda: 2
 """
 
 
-def with_site(folder: Path, code: str) -> dict[str, str]:
-    """Return the environment of processes that run some code when they begin."""
-    site = folder / "site"
-    site.mkdir()
-    (site / "sitecustomize.py").write_text(code)
-    return {"PYTHONPATH": f"{site}{os.pathsep}{Path(__file__).parents[2]}"}
-
-
 on_gpus = partial(call, processes=True)
 
 
@@ -353,42 +345,32 @@ def test_a_run_whose_gpus_cannot_be_used_ends_before_there_is_a_study(
 
 
 #: Worker processes with GPU 0 train (on the CPU); those with GPU 1 find it lost.
-ONE_LOST = (
-    LISTED
-    + """
-import os, sys
-if sys.orig_argv[1:3] == ['-m', 'autotune.study.engine.worker_main']:
-    import autotune.study.devices as devices
-    find = devices.find_device
-    devices.find_device = lambda gpu=None: devices.CPU if gpu == '0' else find(gpu)
-"""
-)
+ONE_LOST = LISTED + in_workers("""
+import autotune.study.devices as devices
+find = devices.find_device
+devices.find_device = lambda gpu=None: devices.CPU if gpu == '0' else find(gpu)
+""")
 #: The same; but GPU 1 is lost in the middle of the second trial that trains on it.
-LOST_LATER = (
-    LISTED
-    + """
-import os, pathlib, sys
-if sys.orig_argv[1:3] == ['-m', 'autotune.study.engine.worker_main']:
-    import torch
-    import autotune.study.devices as devices
-    from tests.support.cuda import accelerator_error
-    lost = pathlib.Path(__file__).with_name('lost')
-    mine, find = os.environ['CUDA_VISIBLE_DEVICES'], devices.find_device
-    forward = torch.nn.CrossEntropyLoss.forward
-    calls = 0
-    def found(gpu=None):
-        return devices.CPU if gpu == '0' or not lost.exists() else find(gpu)
-    def computed(self, *given):
-        global calls
-        calls += 1
-        if mine == '1' and calls > 20:
-            lost.touch()
-            raise accelerator_error('unspecified launch failure', 'cudaErrorLaunchFailure')
-        return forward(self, *given)
-    devices.find_device = found
-    torch.nn.CrossEntropyLoss.forward = computed
-"""
-)
+LOST_LATER = LISTED + in_workers("""
+import os, pathlib
+import autotune.study.devices as devices
+from tests.support.cuda import accelerator_error
+lost = pathlib.Path(__file__).with_name('lost')
+mine, find = os.environ['CUDA_VISIBLE_DEVICES'], devices.find_device
+forward = torch.nn.CrossEntropyLoss.forward
+calls = 0
+def found(gpu=None):
+    return devices.CPU if gpu == '0' or not lost.exists() else find(gpu)
+def computed(self, *given):
+    global calls
+    calls += 1
+    if mine == '1' and calls > 20:
+        lost.touch()
+        raise accelerator_error('unspecified launch failure', 'cudaErrorLaunchFailure')
+    return forward(self, *given)
+devices.find_device = found
+torch.nn.CrossEntropyLoss.forward = computed
+""")
 SMALL = (
     *("data.train_per_class=5", "data.image_size=16", "training.num_views=1", "training.epochs=4"),
     *("search.default_plans=false", "search.trials=5", "training.batch_size=10"),

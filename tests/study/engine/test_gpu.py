@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,13 +20,12 @@ from autotune.study.state.failures import FailureKind, classify, device_responds
 from autotune.study.state.oom import MIB, measure_shortage
 from tests.study.engine.test_launcher import BARE
 from tests.support.commands.inline import run
-from tests.support.commands.runs import autotune, trials_of
+from tests.support.commands.runs import autotune, in_workers, trials_of, with_site
 from tests.support.study.small import open_small, small_config
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 
 CUDA = torch.device("cuda", 0)
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True)
@@ -168,38 +166,32 @@ def test_workers_see_the_devices_that_are_visible(tmp_path: Path, visible: str) 
     assert trial.user_attrs[attrs.DEVICE] == expected
 
 
-#: In a worker process, the labels of one batch are beyond all classes: the kernel asserts.
+#: The labels of one batch are beyond all classes: the kernel asserts.
 ASSERTING = """
-import pathlib, sys
-if sys.orig_argv[1:3] == ['-m', 'autotune.study.engine.worker_main']:
-    import torch
-    calls, forward = 0, torch.nn.CrossEntropyLoss.forward
-    def beyond(self, logits, labels):
-        global calls
-        calls += 1
-        left = pathlib.Path(__file__).with_name('left')
-        if calls > 20 and left.exists():
-            left.unlink()
-            labels = labels + 1000
-        return forward(self, logits, labels)
-    torch.nn.CrossEntropyLoss.forward = beyond
+import pathlib, torch
+calls, forward = 0, torch.nn.CrossEntropyLoss.forward
+def beyond(self, logits, labels):
+    global calls
+    calls += 1
+    once = pathlib.Path(__file__).with_name('done')
+    if calls > 20 and not once.exists():
+        once.touch()
+        labels = labels + 1000
+    return forward(self, logits, labels)
+torch.nn.CrossEntropyLoss.forward = beyond
 """
 
 
 def test_a_real_assert_costs_a_process_and_not_the_trial(tmp_path: Path) -> None:
-    site = tmp_path / "site"
-    site.mkdir()
-    (site / "sitecustomize.py").write_text(ASSERTING)
-    (site / "left").touch()
     ended = autotune(
         *("run", "digits", *BARE, "training.epochs=15"),
         *("training.batch_size=16", "search.trials=2", "--name", "tiny"),
         *("--gpus", "0", "--workers", "1"),
         cwd=tmp_path,
-        PYTHONPATH=f"{site}{os.pathsep}{ROOT}",
+        **with_site(tmp_path, in_workers(ASSERTING)),
     )
     assert ended.returncode == 0, ended.stderr + ended.stdout
-    assert not (site / "left").exists()
+    assert (tmp_path / "site/done").exists()
     assert "and is replaced" in ended.stdout
     progress = attrs.count_progress(trials_of(tmp_path, "tiny"), 2)
     assert (progress.finished, progress.failed, progress.retried) == (2, 0, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,11 +18,7 @@ from autotune.study.engine.pool import Job
 from autotune.study.state import attrs
 from tests.study.engine.test_launcher import BARE, by_state
 from tests.support.commands.inside import call
-from tests.support.commands.runs import (
-    SMALL,
-    autotune,
-    trials_of,
-)
+from tests.support.commands.runs import SMALL, autotune, in_workers, trials_of, with_site
 from tests.support.study.small import open_small, small_config
 
 
@@ -32,18 +27,11 @@ def test_workers_that_cannot_start_end_the_run_with_their_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool, "MAX_RESTARTS", 1)
-    poison = tmp_path / "site"
-    poison.mkdir()
-    # Imported at the start of every process that has the marker; the launcher has not.
-    (poison / "sitecustomize.py").write_text(
-        "import sys\n"
-        "if sys.orig_argv[1:3] == ['-m', 'autotune.study.engine.worker_main']: raise SystemExit(9)"
-    )
     result = call(
         *("run", "digits", *SMALL, "--name", "tiny", "--workers", "1"),
         cwd=tmp_path,
         processes=True,
-        PYTHONPATH=str(poison),
+        **with_site(tmp_path, in_workers("raise SystemExit(9)")),
     )
     assert result.code == 1
     assert "workers keep crashing; the last lines of" in result.err
@@ -97,38 +85,31 @@ def test_a_process_whose_launcher_ends_without_a_job_for_it_ends(tmp_path: Path)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
 
 
-#: In a worker process, the loss fails as it does on a GPU that is lost; once for each file.
+#: The loss fails once as it does on a GPU that is lost.
 LOST_GPU = """
-import pathlib, sys
-if sys.orig_argv[1:3] == ['-m', 'autotune.study.engine.worker_main']:
-    import torch
-    from tests.support.cuda import accelerator_error
-    calls, forward = 0, torch.nn.CrossEntropyLoss.forward
-    def lost(self, *given):
-        global calls
-        calls += 1
-        left = next(pathlib.Path(__file__).parent.glob('left-*'), None)
-        if calls > 20 and left is not None:
-            left.unlink()
-            raise accelerator_error('device-side assert triggered')
-        return forward(self, *given)
-    torch.nn.CrossEntropyLoss.forward = lost
+import pathlib, torch
+from tests.support.cuda import accelerator_error
+calls, forward = 0, torch.nn.CrossEntropyLoss.forward
+def lost(self, *given):
+    global calls
+    calls += 1
+    once = pathlib.Path(__file__).with_name('lost')
+    if calls > 20 and not once.exists():
+        once.touch()
+        raise accelerator_error('device-side assert triggered')
+    return forward(self, *given)
+torch.nn.CrossEntropyLoss.forward = lost
 """
 
 
 @pytest.mark.slow
 def test_a_process_that_lost_its_gpu_is_replaced_and_its_trial_goes_on(tmp_path: Path) -> None:
-    site = tmp_path / "site"
-    site.mkdir()
-    (site / "sitecustomize.py").write_text(LOST_GPU)
-    (site / "left-0").touch()
-    root = Path(__file__).parents[3]
     ended = call(
         *("run", "digits", *BARE, "training.epochs=15", "training.batch_size=16"),
         *("search.trials=1", "--name", "tiny", "--workers", "1"),
         cwd=tmp_path,
         processes=True,
-        PYTHONPATH=f"{site}{os.pathsep}{root}",
+        **with_site(tmp_path, in_workers(LOST_GPU)),
     )
     assert ended.code == 0, ended.err + ended.out
     assert ended.out.count("worker 0 failed (exit code 75) and is replaced") == 1
@@ -144,47 +125,37 @@ def test_a_process_that_lost_its_gpu_is_replaced_and_its_trial_goes_on(tmp_path:
 
 @pytest.mark.slow
 def test_a_worker_in_the_foreground_that_lost_its_gpu_says_so(tmp_path: Path) -> None:
-    site = tmp_path / "site"
-    site.mkdir()
-    script = LOST_GPU.replace(
-        "sys.orig_argv[1:3] == ['-m', 'autotune.study.engine.worker_main']", "True"
-    )
-    (site / "sitecustomize.py").write_text(script)
-    (site / "left-0").touch()
     open_small(tmp_path, search__trials=1, training__epochs=40, training__batch_size=16)
-    root = Path(__file__).parents[3]
     url = f"sqlite:///{tmp_path}/study.db"
-    ended = autotune(
-        *("worker", "small", "--storage", url),
-        cwd=tmp_path,
-        PYTHONPATH=f"{site}{os.pathsep}{root}",
-    )
+    environment = with_site(tmp_path, LOST_GPU)
+    ended = autotune("worker", "small", "--storage", url, cwd=tmp_path, **environment)
     assert ended.returncode == 75
     assert "this process can no longer use the GPU" in ended.stderr
     assert "start the worker again" in ended.stderr
     assert "Traceback (most recent call last)" in ended.stderr  # of the error, in its log
 
 
+#: The worker that comes first lives, every other one dies and leaves a line in its log.
+DEADLY = r"""
+import os, pathlib
+here = pathlib.Path(__file__).parent
+try:
+    (here / 'taken').touch(exist_ok=False)
+except FileExistsError:
+    logs = here.parent / 'study.files/logs/small'
+    logs.mkdir(parents=True, exist_ok=True)
+    for place in (0, 1):  # it cannot know which one is its own
+        (logs / f'worker-{place}.log').write_text('one line\nno such device\n')
+    os._exit(7)
+"""
+
+
 @pytest.mark.slow
 def test_a_place_that_kills_its_workers_is_named_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    poison = tmp_path / "site"
-    poison.mkdir()
-    # The worker that comes first lives, every other one dies and leaves a line in its log.
-    (poison / "sitecustomize.py").write_text(
-        "import os, pathlib, sys\n"
-        "if sys.orig_argv[1:3] == ['-m', 'autotune.study.engine.worker_main']:\n"
-        "    try:\n"
-        f"        os.close(os.open({str(poison / 'taken')!r}, os.O_CREAT | os.O_EXCL))\n"
-        "    except FileExistsError:\n"
-        f"        logs = pathlib.Path({str(tmp_path)!r}, 'study.files/logs/small')\n"
-        "        logs.mkdir(parents=True, exist_ok=True)\n"
-        "        for place in (0, 1):\n"  # it cannot know which one is its own
-        "            (logs / f'worker-{place}.log').write_text('one line\\nno such device\\n')\n"
-        "        os._exit(7)\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(poison), prepend=os.pathsep)
+    environment = with_site(tmp_path, in_workers(DEADLY))
+    monkeypatch.setenv("PYTHONPATH", environment["PYTHONPATH"])
     monkeypatch.setattr(pool, "MAX_RESTARTS", 1)
     events: list[dict[str, Any]] = []
     config = small_config(tmp_path, search__trials=4)

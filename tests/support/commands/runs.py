@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
+from textwrap import indent
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -34,6 +35,20 @@ def command(*arguments: str, python: str = sys.executable) -> list[str]:
 def environment(**extra: str) -> dict[str, str]:
     inherited = {key: value for key, value in os.environ.items() if key != "AUTOTUNE_STORAGE"}
     return {**inherited, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **extra}
+
+
+def in_workers(code: str) -> str:
+    """Return code for :func:`with_site` that runs in the processes of workers alone."""
+    worker = "['-m', 'autotune.study.engine.worker_main']"
+    return f"import sys\nif sys.orig_argv[1:3] == {worker}:\n{indent(code, '    ')}"
+
+
+def with_site(folder: Path, code: str) -> dict[str, str]:
+    """Return the environment of processes that run some code when they begin."""
+    site = folder / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(code)
+    return {"PYTHONPATH": f"{site}{os.pathsep}{Path(__file__).parents[3]}"}
 
 
 def autotune(
