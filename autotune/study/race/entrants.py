@@ -28,6 +28,7 @@ from autotune.models.pretrained.packages import (
     offer,
 )
 from autotune.study.devices import visible_gpus
+from autotune.study.engine.launcher import resolve_gpus
 from autotune.study.race.duration import count_macs, race_seconds
 from autotune.study.state.constraints import violations
 from autotune.study.state.race_record import RaceEntry, describe_left_out
@@ -50,15 +51,24 @@ def suitable_list(gpus: str | None, gpus_per_worker: float | None = None) -> str
     """
     if gpus_per_worker:
         return LARGE
-    if gpus in ("none", "") or not visible_gpus() or shutil.which("nvidia-smi") is None:
+    names = resolve_gpus(gpus) if visible_gpus() else ()
+    if not names or shutil.which("nvidia-smi") is None:
         return SMALL
-    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    query = "--query-gpu=index,uuid,memory.total"
+    command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
     try:  # torch would have to open a context on each GPU
         text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
-        sizes = [int(line) for line in text.stdout.split()]
+        rows = [line.split(", ") for line in text.stdout.splitlines()]
+        sizes = {(index, uuid): int(size) for index, uuid, size in rows}
     except (OSError, subprocess.SubprocessError, ValueError):
         return SMALL
-    return LARGE if sizes and min(sizes) >= LARGE_GPU_MIB else SMALL
+    chosen = [
+        size
+        for (index, uuid), size in sizes.items()
+        if any(name == index or uuid.startswith(name) for name in names)
+    ]
+    # An instance of a GPU (MIG) has another name.
+    return LARGE if min(chosen or sizes.values(), default=0) >= LARGE_GPU_MIB else SMALL
 
 
 @dataclass
