@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from autotune.study.setup.opening import OpenStudy
+from tests.study.engine.test_outage import outcome
 from tests.support.commands.inline import Event, run
 from tests.support.study.small import open_small
 
@@ -37,13 +37,6 @@ PARTS: dict[str, Callable[[Path], None]] = {
     "locks": lambda cache: every(cache, "*.lock"),
     "images": lambda cache: every(cache, "images"),
 }
-
-
-def outcome(handle: OpenStudy) -> list[Any]:
-    return [
-        (trial.number, trial.state, trial.value, trial.intermediate_values, trial.params)
-        for trial in handle.study.get_trials()
-    ]
 
 
 @pytest.fixture(scope="module")

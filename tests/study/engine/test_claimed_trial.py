@@ -27,7 +27,7 @@ from autotune.study.state.retries import MAX_RETRIES
 from autotune.study.trial import build
 from autotune.study.trial import run as trial_module
 from autotune.training.trainer import Trainer
-from tests.support.commands.inline import Event, run
+from tests.support.commands.inline import Event, failing, run
 from tests.support.cuda import accelerator_error
 from tests.support.study.small import open_small as open_with_features
 
@@ -43,11 +43,7 @@ def test_a_worker_that_fails_at_everything_stops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handle = open_small(tmp_path, search__trials=10)
-
-    def broken(*_: object, **__: object) -> None:
-        raise RuntimeError("the device is on fire")
-
-    monkeypatch.setattr(build, "build_network", broken)
+    monkeypatch.setattr(build, "build_network", failing(RuntimeError("the device is on fire")))
     with pytest.raises(WorkerError, match="3 trials in a row failed; the log says why: here"):
         run(handle)
     trials = handle.study.get_trials()
@@ -118,11 +114,7 @@ def test_a_worker_for_which_nothing_passes_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handle = open_small(tmp_path, search__trials=9)
-
-    def away(*_: object, **__: object) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(build, "build_network", away)
+    monkeypatch.setattr(build, "build_network", failing(OSError(errno.EIO, "Input/output error")))
     with pytest.raises(WorkerError, match=f"{MAX_RETRIES + 2} trials in a row failed"):
         run(handle)
     assert handle.progress().running == 0
@@ -170,10 +162,7 @@ def test_a_failed_plan_is_marked_before_its_trial_is_told(
         marks.append(self.get_trial(trial_id).user_attrs.get(attrs.FAILED_PLAN))
         return end(self, trial_id, *arguments, **named)
 
-    def unfit(*_: object, **__: object) -> None:
-        raise PlanError("no such layer")
-
-    monkeypatch.setattr(build, "build_network", unfit)
+    monkeypatch.setattr(build, "build_network", failing(PlanError("no such layer")))
     monkeypatch.setattr(RetryingStorage, "end_trial", ended)
     run(handle)
     assert marks == [True]
@@ -197,11 +186,7 @@ def test_a_disk_that_cannot_be_written_stops_the_worker_and_keeps_the_trial(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
 ) -> None:
     handle = open_small(tmp_path, search__trials=1)
-
-    def refuse(*_: object, **__: object) -> None:
-        raise error
-
-    monkeypatch.setattr(trial_module, "store_artifacts", refuse)
+    monkeypatch.setattr(trial_module, "store_artifacts", failing(error))
     with pytest.raises(UserError, match=message):
         run(handle)
     progress = handle.progress()

@@ -23,7 +23,7 @@ from autotune.study.trial import run as trial_module
 from autotune.training.inputs.batches import Inputs
 from autotune.training.trainer import Trainer
 from tests.study.engine.test_claimed_trial import open_small
-from tests.support.commands.inline import job, run
+from tests.support.commands.inline import failing, job, run
 
 pytestmark = pytest.mark.usefixtures("idle_machine", "no_artifacts")
 
@@ -99,10 +99,7 @@ def test_a_baseline_that_does_not_fit_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handle = open_small(tmp_path, search__trials=1, training__batch_size=4)
-
-    def hungry(*_: object, **__: object) -> None:
-        raise torch.cuda.OutOfMemoryError(HUGE)
-
+    hungry = failing(torch.cuda.OutOfMemoryError(HUGE))
     monkeypatch.setattr(build, "build_network", hungry)
     with pytest.raises(UserError, match="the baseline does not fit into memory: even with 2"):
         run(handle)

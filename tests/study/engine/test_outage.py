@@ -34,6 +34,11 @@ def own_server() -> Iterator[Server]:
         yield server
 
 
+def open_on(server: Server, folder: Path, **overrides: Any) -> OpenStudy:
+    """Open a study on a server, with its files in a folder."""
+    return open_small(folder, storage=server.fresh_database(), files=str(folder), **overrides)
+
+
 def outcome(handle: OpenStudy) -> list[Any]:
     """Everything of the trials that an undisturbed run would have as well."""
     return [
@@ -46,13 +51,7 @@ def outcome(handle: OpenStudy) -> list[Any]:
 def test_a_study_outlives_restarts_of_its_database(tmp_path: Path, own_server: Server) -> None:
     undisturbed = open_small(tmp_path / "a", search__trials=4, training__epochs=3)
     run(undisturbed)
-    handle = open_small(
-        tmp_path / "b",
-        search__trials=4,
-        training__epochs=3,
-        storage=own_server.fresh_database(),
-        files=str(tmp_path / "b"),
-    )
+    handle = open_on(own_server, tmp_path / "b", search__trials=4, training__epochs=3)
     restarts = []
 
     def restart(event: Event) -> None:
@@ -72,12 +71,7 @@ def test_a_study_outlives_restarts_of_its_database(tmp_path: Path, own_server: S
 def test_a_claim_whose_lock_was_lost_is_made_anew(
     tmp_path: Path, own_server: Server, monkeypatch: pytest.MonkeyPatch, queued: bool
 ) -> None:
-    handle = open_small(
-        tmp_path,
-        search__trials=2,
-        storage=own_server.fresh_database(),
-        files=str(tmp_path),
-    )
+    handle = open_on(own_server, tmp_path, search__trials=2)
     claims = handle.trial_queue()
     if not queued:
         first = claims.claim("host/1/0")
@@ -136,12 +130,7 @@ def test_a_trial_that_somebody_else_has_taken_is_not_run(
 
 @pytest.mark.slow
 def test_a_worker_that_starts_meanwhile_waits(tmp_path: Path, own_server: Server) -> None:
-    handle = open_small(
-        tmp_path,
-        search__trials=1,
-        storage=own_server.fresh_database(),
-        files=str(tmp_path),
-    )
+    handle = open_on(own_server, tmp_path, search__trials=1)
     handle.storage.engine.dispose()
     own_server.stop()
     threading.Timer(1.0, own_server.start).start()
@@ -153,12 +142,7 @@ def test_a_worker_that_starts_meanwhile_waits(tmp_path: Path, own_server: Server
 def test_a_database_that_stays_away_ends_the_run_with_one_message(
     tmp_path: Path, own_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    handle = open_small(
-        tmp_path,
-        search__trials=1,
-        storage=own_server.fresh_database(),
-        files=str(tmp_path),
-    )
+    handle = open_on(own_server, tmp_path, search__trials=1)
     monkeypatch.setattr(retry, "RETRY_FOR_S", 0.5)
 
     def stop(event: Event) -> None:

@@ -40,8 +40,9 @@ from autotune.study.trial import run as trial_module
 from autotune.study.trial.build import build_trainer
 from autotune.study.trial.context import build_context
 from autotune.training.metrics import Metrics, compute_metrics
-from tests.support.commands.inline import Event, job, run
+from tests.support.commands.inline import Event, failing, job, run
 from tests.support.commands.runs import wait_for
+from tests.support.study.broken import silence
 from tests.support.study.small import open_small
 from tests.support.study.studies import untimed_curves
 
@@ -263,13 +264,8 @@ def test_a_worker_waits_for_what_others_bring(tmp_path: Path) -> None:
         try:
             wait_for(lambda: {"event": "waiting"} in events)
             # Its worker goes silent: the one that waits finds that out, and runs the retry.
-            trial = other.trial._trial_id
-            handle.storage.record_heartbeat(trial)
-            with handle.storage.engine.begin() as connection:
-                connection.exec_driver_sql(
-                    "UPDATE trial_heartbeats SET heartbeat = datetime('now', '-1 hour') "
-                    f"WHERE trial_id = {trial}"
-                )
+            handle.storage.record_heartbeat(other.trial._trial_id)
+            silence(handle.storage, handle.study.get_trials()[other.trial.number], 3600)
             ended = result.result(timeout=120)
         finally:
             stop.set()
@@ -351,12 +347,9 @@ def test_a_trial_lost_after_its_last_epoch_is_only_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handle = open_small(tmp_path, search__trials=1)
-
-    def killed(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt  # as abrupt as a kill: nothing is told
-
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(trial_module, "store_artifacts", killed)
+        # As abrupt as a kill: nothing is told.
+        patch.setattr(trial_module, "store_artifacts", failing(KeyboardInterrupt()))
         run(handle)
     ctx = build_context(handle)
     assert handle.trial_queue().reclaim_stale(lambda worker: True) == 1

@@ -48,6 +48,15 @@ def plots_not_drawn() -> Iterator[None]:
         yield
 
 
+def failing(error: BaseException) -> Callable[..., Any]:
+    """Return a function that raises an error, whatever it gets."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
+
+
 def job(handle: OpenStudy, **changes: Any) -> Job:
     values: dict[str, Any] = {
         "study": handle.name,
