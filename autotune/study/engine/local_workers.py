@@ -24,13 +24,7 @@ from typing import Any
 from autotune.errors import NoDeviceError
 from autotune.runtime import available_cpus
 from autotune.study.devices import VISIBLE
-from autotune.study.engine.pool import (
-    CHECK_GPU,
-    Job,
-    last_lines,
-    worker_environment,
-    worker_name,
-)
+from autotune.study.engine.pool import CHECK_GPU, Job, last_lines, worker_environment, worker_name
 from autotune.study.trial.run import EventCallback
 
 #: Time limit of the first call of a GPU, which includes the import of torch.

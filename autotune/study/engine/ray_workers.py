@@ -27,13 +27,7 @@ from autotune.errors import UserError
 from autotune.runtime import available_cpus
 from autotune.storage.url import is_sqlite, redact
 from autotune.study.devices import VISIBLE
-from autotune.study.engine.pool import (
-    MAX_RESTARTS,
-    Job,
-    last_lines,
-    thread_variables,
-    worker_name,
-)
+from autotune.study.engine.pool import MAX_RESTARTS, Job, last_lines, thread_variables, worker_name
 from autotune.study.engine.ray_mailbox import Mailbox
 from autotune.study.engine.worker_process import (
     redirect_output_to_log,

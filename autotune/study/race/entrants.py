@@ -21,12 +21,7 @@ from autotune.models.backbone import (
     weights_at_hand,
 )
 from autotune.models.pretrained.names import check_name
-from autotune.models.pretrained.packages import (
-    OFFLINE_BACKBONE,
-    PACKAGES,
-    find_package,
-    offer,
-)
+from autotune.models.pretrained.packages import OFFLINE_BACKBONE, PACKAGES, find_package, offer
 from autotune.study.devices import visible_gpus
 from autotune.study.engine.launcher import resolve_gpus
 from autotune.study.race.duration import count_macs, race_seconds

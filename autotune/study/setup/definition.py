@@ -15,10 +15,7 @@ from torch import nn
 
 from autotune.config.fields import is_plugin_ref, values_of_dimension
 from autotune.config.old_names import stored_init
-from autotune.config.schema import (
-    PARAMETERS,
-    StudyConfig,
-)
+from autotune.config.schema import PARAMETERS, StudyConfig
 from autotune.data.preprocessing import ImageSpec
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.sources.outputs import leave_out

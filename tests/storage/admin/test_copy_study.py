@@ -42,10 +42,13 @@ def names_in(url: str) -> list[str]:
 
 @pytest.mark.parametrize("to", ["sqlite", "postgres"])
 @pytest.mark.parametrize("source", ["sqlite", "postgres"])
-def test_everything_of_a_study_is_copied(source: str, to: str, new_url: NewUrl) -> None:
+def test_everything_of_a_study_is_copied_and_goes_on_there(
+    source: str, to: str, new_url: NewUrl
+) -> None:
     old, new = new_url(source), new_url(to)
     rich_study(old)
     before = everything(old)
+    make_study("other", trials=3, storage=open_storage(new, create=True))  # ids are not numbers
     (copied,) = copy(old, new)
     assert everything(new) == before == everything(old)
     assert (copied.name, copied.trials, copied.running) == ("rich", len(trials_of(old)), 2)
@@ -56,38 +59,19 @@ def test_everything_of_a_study_is_copied(source: str, to: str, new_url: NewUrl) 
         other.intermediate_values = {k: str(v) for k, v in other.intermediate_values.items()}  # type: ignore[misc]
         assert one == other
         assert list(one.params) == list(other.params)
-    one, other = (
+    mine, theirs = (
         optuna.load_study(study_name="rich", storage=open_storage(url)) for url in (old, new)
     )
-    assert (one.user_attrs, one.directions) == (other.user_attrs, other.directions)
-    assert one._storage.get_study_system_attrs(
-        one._study_id
-    ) == other._storage.get_study_system_attrs(other._study_id)
-
-
-@BOTH
-def test_a_copy_goes_on_where_the_study_was(kind: str, new_url: NewUrl) -> None:
-    old, new = new_url("sqlite"), new_url(kind)
-    rich_study(old)
-    count = len(trials_of(old))
-    make_study("other", trials=3, storage=open_storage(new, create=True))  # ids are not numbers
-    copy(old, new)
-    study = optuna.load_study(study_name="rich", storage=open_storage(new))
-    study.add_trial(optuna.trial.create_trial(value=0.5))
-    assert [one.number for one in study.trials] == list(range(count + 1))
-    assert len(trials_of(old)) == count
-
-
-@BOTH
-def test_a_running_trial_of_a_copy_has_a_heartbeat_of_now(kind: str, new_url: NewUrl) -> None:
-    """Its worker may be at work on the old one; once it is silent for long, it is reclaimed."""
-    old, new = new_url("sqlite"), new_url(kind)
-    rich_study(old)
-    copy(old, new)
-    storage = open_storage(new)
+    assert (mine.user_attrs, mine.directions) == (theirs.user_attrs, theirs.directions)
+    attributes = [one._storage.get_study_system_attrs(one._study_id) for one in (mine, theirs)]
+    assert attributes[0] == attributes[1]
+    # A worker may be at work on the old one; once it is silent for long, its trial is reclaimed.
     running = [one._trial_id for one in trials_of(new) if one.state == TrialState.RUNNING]
-    ages = read_heartbeat_ages(storage, running).age_s
+    ages = read_heartbeat_ages(open_storage(new), running).age_s
     assert len(running) == 2 and all(ages[trial_id] < 60 for trial_id in running)
+    theirs.add_trial(optuna.trial.create_trial(value=0.5))
+    assert [one.number for one in theirs.trials] == list(range(copied.trials + 1))
+    assert len(trials_of(old)) == copied.trials
 
 
 def test_the_studies_that_are_named_are_copied(new_url: NewUrl) -> None:
