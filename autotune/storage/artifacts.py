@@ -23,7 +23,7 @@ from optuna.artifacts import ArtifactMeta
 from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import Trial
-from sqlalchemy import or_, select
+from sqlalchemy import null, or_, select
 
 from autotune import optuna_private
 from autotune.optuna_private import models
@@ -93,20 +93,15 @@ class StoredFile:
 def read_references(storage: RDBStorage) -> tuple[ArtifactReference, ...]:
     """Read the references of every study of a storage, in two statements."""
     trial, row = models.TrialModel, models.TrialSystemAttributeModel
-    trials = (
-        select(trial.study_id, trial.number, row.key, row.value_json)
-        .join(trial, trial.trial_id == row.trial_id)
-        .where(or_(*(row.key.startswith(prefix) for prefix in _PREFIXES)))
-    )
+    trials = select(trial.study_id, trial.number, row.key, row.value_json)
+    trials = trials.join(trial, trial.trial_id == row.trial_id)
     own = models.StudySystemAttributeModel
-    studies = select(own.study_id, own.key, own.value_json).where(
-        or_(*(own.key.startswith(prefix) for prefix in _PREFIXES))
-    )
+    studies = select(own.study_id, null(), own.key, own.value_json)
+    rows: list[Any] = []
     with storage.engine.connect() as connection:
-        rows = [
-            *connection.execute(trials).all(),
-            *((study, None, key, value) for study, key, value in connection.execute(studies)),
-        ]
+        for statement, key in ((trials, row.key), (studies, own.key)):
+            is_artifact = or_(*(key.startswith(prefix) for prefix in _PREFIXES))
+            rows += connection.execute(statement.where(is_artifact))
     return tuple(
         ArtifactReference(study_id, number, *reference)
         for study_id, number, key, value in rows

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from autotune.errors import NoDeviceError
-from autotune.runtime import available_cpus
+from autotune.runtime import available_cpus, set_gpu_defaults
 from autotune.study.devices import VISIBLE
-from autotune.study.engine.pool import CHECK_GPU, Job, last_lines, worker_environment, worker_name
+from autotune.study.engine.pool import CHECK_GPU, Job, last_lines, thread_variables, worker_name
 from autotune.study.trial.run import EventCallback
 
 #: Time limit of the first call of a GPU, which includes the import of torch.
@@ -115,7 +115,8 @@ class LocalWorkers:
         )
 
     def _environment(self, slot: int, threads: int) -> dict[str, str]:
-        environment = os.environ | worker_environment(threads) | {VISIBLE: self._device(slot)}
+        environment = os.environ | thread_variables(threads) | {VISIBLE: self._device(slot)}
+        set_gpu_defaults(environment)
         if self.slots * threads > available_cpus():
             # Threads that spin while they wait would take the cores from those that work.
             environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -6,7 +6,6 @@ A backend runs them: :mod:`autotune.study.engine.local_workers` as processes of 
 
 from __future__ import annotations
 
-import os
 import queue
 import secrets
 import signal
@@ -21,7 +20,6 @@ from types import FrameType
 from typing import Any, Protocol
 
 from autotune.errors import DatabaseLostError, NoDeviceError, UserError, WorkerError
-from autotune.runtime import set_gpu_defaults
 from autotune.storage.rdb.connection import storage_errors
 from autotune.storage.url import absolute_url
 from autotune.study.setup.opening import OpenStudy
@@ -320,14 +318,6 @@ class WorkerPool:
 def last_lines(log: Path, count: int = LAST_LINES) -> list[str]:
     """Return the end of a log, or nothing if it does not exist."""
     return log.read_text(errors="replace").splitlines()[-count:] if log.exists() else []
-
-
-def worker_environment(threads: int) -> dict[str, str]:
-    """Return the variables that a worker needs before its first line of Python runs."""
-    environment = dict(os.environ)
-    set_gpu_defaults(environment)
-    settings = {name: value for name, value in environment.items() if name not in os.environ}
-    return settings | thread_variables(threads)
 
 
 def thread_variables(threads: int) -> dict[str, str]:

@@ -154,11 +154,10 @@ class StudyLog:
 
     def _study_started(self) -> StudyStarted:
         handle = self._handle
-        attributes = handle.study.user_attrs
-        definition = attrs.definition(attributes)
+        definition = attrs.definition(handle.study.user_attrs)
         return StudyStarted(
             study=handle.name,
-            uuid=handle.uuid or str(attributes.get(attrs.UUID, handle.name)),
+            uuid=handle.uuid or handle.name,
             files=handle.files.root,
             objective=definition["training"]["objective"],
             direction=attrs.metric_direction(handle.study).name.lower(),
