@@ -204,30 +204,26 @@ def _part_rows(
     trial: FrozenTrial, trial_id: int
 ) -> dict[type[models.BaseModel], list[dict[str, Any]]]:
     """Return the rows of a trial's values, parameters, attributes and curve, by table."""
-    rows: dict[type[models.BaseModel], list[dict[str, Any]]] = {
-        VALUES: value_rows(trial_id, trial.values or ()),
-        models.TrialParamModel: [
-            param_row(trial_id, name, StoredParam(own.to_internal_repr(value), own))
-            for name, value in trial.params.items()
-            for own in [trial.distributions[name]]
-        ],
-        REPORTS: [
-            {
-                "trial_id": trial_id,
-                "step": step,
-                "intermediate_value": stored,
-                "intermediate_value_type": kind,
-            }
-            for step, value in trial.intermediate_values.items()
-            for stored, kind in [REPORTS.intermediate_value_to_stored_repr(value)]
-        ],
-    }
-    for model, attributes in (
-        (models.TrialUserAttributeModel, trial.user_attrs),
-        (models.TrialSystemAttributeModel, trial.system_attrs),
-    ):
-        rows[model] = [
+
+    def rows_of(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return [
             {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
             for key, value in attributes.items()
         ]
-    return rows
+
+    params = []
+    for name, value in trial.params.items():
+        own = trial.distributions[name]
+        params.append(param_row(trial_id, name, StoredParam(own.to_internal_repr(value), own)))
+    reports = []
+    for step, value in trial.intermediate_values.items():
+        stored, kind = REPORTS.intermediate_value_to_stored_repr(value)
+        row = {"intermediate_value": stored, "intermediate_value_type": kind}
+        reports.append({"trial_id": trial_id, "step": step, **row})
+    return {
+        VALUES: value_rows(trial_id, trial.values or ()),
+        models.TrialParamModel: params,
+        REPORTS: reports,
+        models.TrialUserAttributeModel: rows_of(trial.user_attrs),
+        models.TrialSystemAttributeModel: rows_of(trial.system_attrs),
+    }
