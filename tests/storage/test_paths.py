@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from autotune.errors import StorageError
 from autotune.storage.paths import StudyPaths, remembered_root
 
 
@@ -58,11 +57,6 @@ def test_the_files_of_a_study_are_found_by_its_name(tmp_path: Path) -> None:
     assert files.studies() == {"s", "v1.2", "notes.md"}
     for name in ("", ".", "..", "a/../../b"):  # as another program may name a study
         assert files.owned_by(name) == ()
-
-
-def test_no_url() -> None:
-    with pytest.raises(StorageError, match="is no storage URL"):
-        StudyPaths.from_url("autotune.db")
 
 
 def project(folder: Path, database: str = "autotune.db") -> str:

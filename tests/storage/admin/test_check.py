@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 
-from autotune.errors import StorageError
 from autotune.storage import filesystem
 from autotune.storage.admin import check as checks
 from autotune.storage.admin import read_only
@@ -167,11 +166,6 @@ def test_a_user_who_may_only_read(postgres: Server, closed_connections: None) ->
 def test_what_cannot_be_reached(url: str, said: str) -> None:
     assert said in problems(url)["reachable"]
     assert "secret" not in repr(found(url))
-
-
-def test_no_url() -> None:
-    with pytest.raises(StorageError, match="is no storage URL"):
-        found("autotune.db")
 
 
 def test_a_check_beside_a_worker(new_url: NewUrl) -> None:

@@ -12,7 +12,6 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
-from autotune.errors import UserError
 from autotune.search.study_view import DEVICE_MEMORY
 from autotune.study.engine.launcher import run_study
 from autotune.study.state import attrs
@@ -103,16 +102,6 @@ def test_a_plan_that_does_not_fit_is_infeasible_and_the_worker_lives_on(tmp_path
     assert handle.progress().finished == 6
     # Nothing of what did not fit is held on to.
     assert torch.cuda.memory_allocated(CUDA) < 256 * MIB
-
-
-def test_a_baseline_that_does_not_fit_ends_the_run(tmp_path: Path) -> None:
-    handle = open_small(tmp_path, search__trials=2)
-    limit_to(1)
-    with pytest.raises(UserError, match="the baseline does not fit into memory"):
-        run(handle)
-    torch.cuda.set_per_process_memory_fraction(1.0)
-    run(handle)
-    assert handle.progress().complete == 2
 
 
 def test_a_batch_that_does_not_fit_goes_through_in_parts(tmp_path: Path) -> None:

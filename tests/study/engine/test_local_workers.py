@@ -18,8 +18,8 @@ from autotune.study.engine.pool import Job
 from autotune.study.state import attrs
 from tests.study.engine.test_launcher import BARE, by_state
 from tests.support.commands.inside import call
-from tests.support.commands.runs import SMALL, autotune, in_workers, trials_of, with_site
-from tests.support.study.small import open_small, small_config
+from tests.support.commands.runs import SMALL, in_workers, trials_of, with_site
+from tests.support.study.small import small_config
 
 
 @pytest.mark.slow
@@ -121,18 +121,6 @@ def test_a_process_that_lost_its_gpu_is_replaced_and_its_trial_goes_on(tmp_path:
     assert attrs.earlier_attempts(second) == [0]
     assert sorted(second.intermediate_values) == list(range(1, 16))
     assert first.intermediate_values.items() <= second.intermediate_values.items()
-
-
-@pytest.mark.slow
-def test_a_worker_in_the_foreground_that_lost_its_gpu_says_so(tmp_path: Path) -> None:
-    open_small(tmp_path, search__trials=1, training__epochs=40, training__batch_size=16)
-    url = f"sqlite:///{tmp_path}/study.db"
-    environment = with_site(tmp_path, LOST_GPU)
-    ended = autotune("worker", "small", "--storage", url, cwd=tmp_path, **environment)
-    assert ended.returncode == 75
-    assert "this process can no longer use the GPU" in ended.stderr
-    assert "start the worker again" in ended.stderr
-    assert "Traceback (most recent call last)" in ended.stderr  # of the error, in its log
 
 
 #: The worker that comes first lives, every other one dies and leaves a line in its log.
