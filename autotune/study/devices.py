@@ -79,6 +79,9 @@ def visible_gpus() -> tuple[str, ...]:
     Returns:
         Indices, UUIDs or parts of them, and names of MIG instances; indices if the environment
         names none.
+
+    Raises:
+        NoDeviceError: When the environment names what cannot be a GPU.
     """
     named = _named()
     if named is None:
@@ -115,8 +118,10 @@ def find_device(gpu: str | None = None) -> torch.device:
         NoDeviceError: When a GPU is required and cannot be used; with the reason.
         DeviceError: When other processes hold all of its memory.
     """
+    if gpu == "":
+        return CPU
     named, count = _named(), torch.cuda.device_count()
-    if gpu == "" or (gpu is None and named == ()):
+    if gpu is None and named == ():
         return CPU
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         set_gpu_defaults(os.environ)
@@ -156,6 +161,9 @@ def _named() -> tuple[str, ...] | None:
     """Return the GPUs that the environment names, each once; ``None`` if it is not set.
 
     An entry that is no name ends the list: -1, nothing, SLURM's ``NoDevFiles``.
+
+    Raises:
+        NoDeviceError: When an entry begins as a number and is none, such as ``0-3``.
     """
     value = os.environ.get(VISIBLE)
     if value is None:
@@ -164,6 +172,8 @@ def _named() -> tuple[str, ...] | None:
     for entry in value.split(","):
         name = entry.strip()
         kind = _kind_of_name(name)
+        if not kind and name[:1].isdecimal():
+            raise NoDeviceError(f"{VISIBLE}={value}: {name!r} is no GPU; separate them by commas")
         if not kind:
             break
         names.append(str(int(name)) if kind == _INDEX else name)

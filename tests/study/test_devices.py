@@ -183,6 +183,19 @@ def test_naming_no_gpu_is_the_cpu(visible: str, monkeypatch: pytest.MonkeyPatch)
     assert resolve_gpus(None) == ()
 
 
+@pytest.mark.parametrize("visible", ["0-3", "0 1", "0;1", "0,1:2"])
+def test_numbers_that_are_not_separated_by_commas_are_no_wish_for_the_cpu(
+    visible: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list_gpus(monkeypatch, *UUIDS)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    for find in (devices.find_device, partial(resolve_gpus, None)):
+        with pytest.raises(NoDeviceError, match=f"DEVICES={visible}: .* separate them by commas"):
+            find()
+    assert devices.find_device("") == devices.CPU
+    assert resolve_gpus("none") == ()
+
+
 @pytest.mark.parametrize(
     ("visible", "found"),
     [

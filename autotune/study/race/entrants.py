@@ -46,7 +46,7 @@ def suitable_list(gpus: str | None, gpus_per_worker: float | None = None) -> str
     """
     if gpus_per_worker:
         return LARGE
-    names = resolve_gpus(gpus) if visible_gpus() else ()
+    names = resolve_gpus(gpus) if gpus is not None or visible_gpus() else ()
     if not names or shutil.which("nvidia-smi") is None:
         return SMALL
     query = "--query-gpu=index,uuid,memory.total"
