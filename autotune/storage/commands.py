@@ -59,14 +59,10 @@ def is_named(url: str) -> bool:
     """Tell whether a command of the user's shell uses a storage without naming it."""
     # Given to make alone, the shell does not have it.
     given = "" if os.environ.get(MAKE) == "STORAGE" else os.environ.get(STORAGE, "")
+    default = str(StudyConfig.model_fields["storage"].default)
     with suppress(StorageError):
-        return absolute_url(given or default_storage()) == absolute_url(url)
+        return absolute_url(given or default) == absolute_url(url)
     return False
-
-
-def default_storage() -> str:
-    """Return the URL of the storage that is used where none is named."""
-    return str(StudyConfig.model_fields["storage"].default)
 
 
 def program() -> str:

@@ -185,10 +185,9 @@ def run_study(
         UserError: When the user has to fix something; nothing was written.
         WorkerError: When the workers cannot continue.
     """
-    cpus = cpus_per_worker
     opened = open_loggers([*config.loggers, *loggers], config.notify)
     chosen = _choose_backend(
-        config.storage, engine, workers, gpus, workers_per_gpu, gpus_per_worker, cpus
+        config.storage, engine, workers, gpus, workers_per_gpu, gpus_per_worker, cpus_per_worker
     )
     existing = look_up_existing(config)
     packaged = existing.packaged if race is None else (*existing.packaged, *race.packaged)

@@ -7,7 +7,7 @@ import subprocess
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-from autotune.config.backbones import AUTO, LARGE, SMALL, Race
+from autotune.config.backbones import AUTO, LARGE, SMALL
 from autotune.config.schema import StudyConfig
 from autotune.config.weights import HUB, NONE
 from autotune.data.preprocessing import ImageSpec
@@ -72,12 +72,10 @@ class Entrants:
 
     Args:
         config: The study file.
-        race: Its race.
         listed: The default list; empty where the study file has the names.
     """
 
     config: StudyConfig
-    race: Race
     listed: str
     entries: list[RaceEntry] = field(default_factory=list)
     packaged: list[str] = field(default_factory=list)
@@ -96,7 +94,8 @@ class Entrants:
         if problem := self.config.race_weights_problem():
             problems.append(Problem("weights", problem))
         left_out: dict[str, str] = {}
-        names = self.race.names(self.listed)
+        assert self.config.race is not None
+        names = self.config.race.names(self.listed)
         for name in names:
             try:
                 check_name(name)
@@ -137,7 +136,7 @@ class Entrants:
         listed = config.race.entrants if isinstance(config.race.entrants, str) else ""
         if listed == AUTO:
             listed = suitable_list(gpus, gpus_per_worker)
-        entrants = cls(config, config.race, listed)
+        entrants = cls(config, listed)
         entrants.look()
         return entrants
 
