@@ -110,7 +110,8 @@ def test_a_killed_worker_is_replaced_by_ray_and_the_budget_is_exact(
     assert lost.user_attrs[attrs.REASON] == "its worker was lost"
     (successor,) = [trial for trial in trials if attrs.earlier_attempts(trial) == [lost.number]]
     assert sorted(successor.intermediate_values) == list(range(1, 26))
-    assert len({trial.user_attrs[attrs.WORKER] for trial in trials}) == 3
+    # Not always that of the replacement: it may start when the other worker has done all.
+    assert successor.user_attrs[attrs.WORKER] != lost.user_attrs[attrs.WORKER]
     text = said.read_text()
     assert "was lost and is replaced" in text
     assert "raylet" not in text
