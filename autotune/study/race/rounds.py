@@ -23,7 +23,7 @@ from autotune.search import ranking
 from autotune.search.initial_plans import LAYER_DECAY
 from autotune.search.parameters.learning_rates import FINE_TUNING_LR
 from autotune.study.state import attrs
-from autotune.study.state.image_scores import decode_scores
+from autotune.study.state.predictions import decode_scores
 
 #: Backbones of each round of tunings, and its share of the epochs of the study.
 TUNINGS = ((6, 0.1), (3, 0.3))

@@ -227,12 +227,12 @@ class TrialQueue:
         return stop_reason(trials, budget, direction, time.time()) or request
 
     def _store_stop_reason(self, reason: StopReason | None) -> None:
-        if StopReason.from_study(self.study) != reason:
+        if StopReason.from_attributes(self.study.user_attrs) != reason:
             self.study.set_user_attr(attrs.ENDED, reason.to_json() if reason else None)
 
     def budget(self) -> Budget:
         """Read the budget again: another launcher may have changed it."""
-        return Budget.from_study(self.study)
+        return Budget.from_attributes(self.study.user_attrs)
 
     def set_budget(self, budget: Budget) -> None:
         """Set the budget of a run that starts; an earlier reason to stop no longer counts.
@@ -289,14 +289,14 @@ class TrialQueue:
     @retrying
     def is_stop_requested(self) -> bool:
         """Tell whether somebody has asked the workers to stop."""
-        reason = StopReason.from_study(self.study)
+        reason = StopReason.from_attributes(self.study.user_attrs)
         return reason is not None and reason.is_request
 
     @retrying
     def reopen(self) -> None:
         """Delete the reason to stop if the queue has trials that may start all the same."""
         with self._lock():
-            reason = StopReason.from_study(self.study)
+            reason = StopReason.from_attributes(self.study.user_attrs)
             if reason and startable_queue(self.study.get_trials(deepcopy=False), reason):
                 self._store_stop_reason(None)
 

@@ -179,7 +179,7 @@ def test_what_waits_after_the_end_of_a_study_that_could_go_on(local: OpenStudy) 
     found = only(local, FindingKind.ENDED, fixable=True)
     repair(fresh(local), [found])
     assert kinds(local) == []
-    assert StopReason.from_study(fresh(local).study) is None
+    assert StopReason.from_attributes(fresh(local).study.user_attrs) is None
 
 
 def test_what_runs_after_the_end(local: OpenStudy) -> None:

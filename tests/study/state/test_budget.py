@@ -22,7 +22,7 @@ from autotune.study.state.budget import (
     startable_queue,
     stop_reason,
 )
-from autotune.study.state.patience import trials_since_best as count_since
+from autotune.study.state.budget import trials_since_best as count_since
 
 NOW = 1_800_000_000.0
 MAXIMIZE, MINIMIZE = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE

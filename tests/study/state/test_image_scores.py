@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from autotune.study.state.image_scores import MAX_IMAGES, decode_scores, encode_scores
+from autotune.study.state.predictions import MAX_IMAGES, decode_scores, encode_scores
 
 
 @pytest.mark.parametrize("images", [1, 7, MAX_IMAGES, 3 * MAX_IMAGES])

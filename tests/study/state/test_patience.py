@@ -12,13 +12,13 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autotune.study.state import attrs
-from autotune.study.state.image_scores import encode_scores
-from autotune.study.state.patience import (
+from autotune.study.state.budget import (
     MIN_TRIALS,
     comparison_error,
     gain_of_doubling,
     impatience,
 )
+from autotune.study.state.predictions import encode_scores
 
 MAXIMIZE, MINIMIZE = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
 IMAGES = 200

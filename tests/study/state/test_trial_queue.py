@@ -21,8 +21,7 @@ from autotune.search.samplers import CanonicalSampler
 from autotune.search.space import Space
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.state import attrs
-from autotune.study.state.budget import Budget, StopReason
-from autotune.study.state.patience import trials_since_best
+from autotune.study.state.budget import Budget, StopReason, trials_since_best
 from autotune.study.state.retries import INTERRUPTED, WORKER_LOST
 from autotune.study.state.trial_queue import Claim, TrialQueue, Wait
 from tests.support.commands.runs import wait_for
@@ -81,7 +80,7 @@ def stopped(queue: TrialQueue) -> StopReason:
 
 
 def stored(queue: TrialQueue) -> StopReason | None:
-    return StopReason.from_study(queue.study)
+    return StopReason.from_attributes(queue.study.user_attrs)
 
 
 def finish(queue: TrialQueue, trial: Trial, value: float = 0.5) -> None:

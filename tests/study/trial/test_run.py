@@ -80,7 +80,7 @@ def test_an_infeasible_plan_is_not_trained_and_never_best(tmp_path: Path, limit:
     assert {ends[one.number] for one in beyond} == {"infeasible"}
     progress = handle.progress()
     assert (progress.infeasible, progress.finished) == (len(beyond), 8)
-    ended = StopReason.from_study(handle.study)
+    ended = StopReason.from_attributes(handle.study.user_attrs)
     assert ended is not None and ended.kind == "trials"
     best = ranking.best_trial(trials, attrs.metric_direction(handle.study))
     assert best is not None and best in within
@@ -95,7 +95,9 @@ def test_a_study_without_a_plan_within_its_limits_ends_and_says_so(tmp_path: Pat
     assert trials[0].user_attrs[attrs.REASON].endswith("k parameters, at most 1.00 k")
     names = [one.filename for one in get_all_artifact_meta(trials[0], storage=handle.storage)]
     assert "weights.safetensors" not in names
-    assert StopReason.from_study(handle.study) == StopReason("trials", "4 finished trials")
+    assert StopReason.from_attributes(handle.study.user_attrs) == StopReason(
+        "trials", "4 finished trials"
+    )
     results = StudyResults.from_study(handle.study)
     closest = results.closest_to_feasible
     assert results.best is None and closest is not None
