@@ -92,9 +92,3 @@ def test_trials_of_older_versions_end_no_study() -> None:
     for trial in trials:
         trial.user_attrs = {}
     assert impatience(trials, MAXIMIZE, "noise") == ""
-
-
-def test_a_number_counts_trials() -> None:
-    trials = trials_of(right([100, 150, 120, 130]))
-    assert impatience(trials, MAXIMIZE, 3) == ""
-    assert impatience(trials, MAXIMIZE, 2) == "no better trial in the last 2"

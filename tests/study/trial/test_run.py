@@ -158,11 +158,12 @@ def test_a_study_of_two_objectives(tmp_path: Path) -> None:
     ]
 
 
-def test_an_interrupted_trial_of_two_objectives_goes_on_where_it_was(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"search__trials": 1, "training__epochs": 4}
-    undisturbed = two_objectives(tmp_path / "a", **options)
+@pytest.mark.parametrize("kind", [{"data__folds": 2}, {"objectives": TWO}], ids=["folds", "two"])
+def test_an_interrupted_trial_goes_on_where_it_was(tmp_path: Path, kind: dict[str, Any]) -> None:
+    options = {"search__trials": 1, "search__pruner": "none", "training__epochs": 4, **kind}
+    undisturbed = open_small(tmp_path / "a", **options)
     run(undisturbed)
-    handle = two_objectives(tmp_path / "b", **options)
+    handle = open_small(tmp_path / "b", **options)
     run(handle, until=lambda event: event.get("epoch") == 2)
     resumed = run(handle)
     assert [one["epoch"] for one in resumed if one["event"] == "epoch"] == [3, 4]
@@ -171,10 +172,13 @@ def test_an_interrupted_trial_of_two_objectives_goes_on_where_it_was(tmp_path: P
     assert second.state == TrialState.COMPLETE
     assert second.intermediate_values == expected.intermediate_values
     assert untimed_curves(second) == untimed_curves(expected)
-    assert second.values[0] == expected.values[0]
+    for name in (attrs.METRICS, attrs.DEVIATIONS):
+        assert second.user_attrs.get(name) == expected.user_attrs.get(name)
     # Measured once: a latency is never twice the same.
-    assert second.user_attrs[attrs.COSTS] == first.user_attrs[attrs.COSTS]
-    assert second.values[1] == first.user_attrs[attrs.COSTS]["latency_ms"]
+    costs = second.user_attrs[attrs.COSTS]
+    assert costs == first.user_attrs[attrs.COSTS]
+    cost = [costs["latency_ms"]] if "objectives" in kind else []
+    assert second.values == [expected.values[0], *cost]
 
 
 @pytest.mark.slow
