@@ -25,9 +25,8 @@ from autotune.storage.rdb.connection import GRACE_PERIOD_S
 from autotune.storage.rdb.fast_rdb import Failure
 from autotune.storage.rdb.heartbeat import read_heartbeat_ages
 from autotune.storage.rdb.statements import write_report
-from autotune.study.doctor.checks import check_study
+from autotune.study.doctor.checks import check_study, repair
 from autotune.study.doctor.finding import FindingKind
-from autotune.study.doctor.repair import repair
 from autotune.study.setup.opening import OpenStudy, open_existing
 from autotune.study.state import attrs
 from autotune.study.state.retries import INTERRUPTED, MAX_RETRIES, WORKER_LOST, make_retry
