@@ -41,7 +41,7 @@ class FailureKind(Enum):
 
 
 #: Kinds of errors by their types, the first that fits.
-_BY_TYPE = {
+_BY_TYPE: dict[FailureKind, type[Exception] | tuple[type[Exception], ...]] = {
     FailureKind.INTERRUPTED: TrialInterruptedError,
     FailureKind.REASSIGNED: UpdateFinishedTrialError,
     FailureKind.USER: UserError,
