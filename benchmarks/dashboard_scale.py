@@ -65,7 +65,8 @@ from autotune.storage.rdb.retry import RetryingStorage
 from autotune.study.setup.definition import define
 from autotune.study.setup.opening import OpenStudy, open_existing, open_or_create
 from autotune.study.state import attrs
-from autotune.study.trial.plots import Prediction, draw_confusion, draw_curve, draw_worst
+from autotune.study.state.predictions import ImagePrediction
+from autotune.study.trial.plots import draw_confusion, draw_curve, draw_worst
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -136,14 +137,16 @@ def draw_pictures(opened: OpenStudy) -> dict[str, str]:
     folder.mkdir(parents=True, exist_ok=True)
     classes = [str(number) for number in range(10)]
     view = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
-    worst = [Prediction(i, i % 10, (i + 1) % 10, 0.9, 0.05) for i in range(16)]
-    names = [f"{number}.png" for number in range(16)]
+    worst = [
+        ImagePrediction(f"{i}.png", classes[i % 10], 3.0, 0.05, ((classes[(i + 1) % 10], 0.9),))
+        for i in range(16)
+    ]
     with tempfile.TemporaryDirectory() as made:
         curve = {epoch: epoch / EPOCHS for epoch in range(1, EPOCHS + 1)}
         pictures = [
             draw_curve(Path(made), curve, "accuracy", {}),
             draw_confusion(Path(made), np.eye(10, dtype=np.int64) * 50, classes),
-            draw_worst(Path(made), worst, [view] * 16, names, classes),
+            draw_worst(Path(made), worst, [view] * 16),
         ]
         found = {}
         for path in pictures:

@@ -53,6 +53,7 @@ from autotune.study.setup.definition import define
 from autotune.study.setup.opening import OpenStudy, open_or_create
 from autotune.study.trial.context import WorkerContext, build_context
 from autotune.study.trial.refit import open_refit_tests, refit_views, train_refit
+from autotune.study.trial.trainings import Training
 from autotune.training.metrics import compute_metrics
 
 #: The searches of a split: how changed layers start, and the strategy. A joint search gets as many
@@ -266,7 +267,7 @@ def measure(plan: TrialPlan, ctx: WorkerContext) -> Row:
     data, fit = ctx.resources.get(plan.backbone).data, ctx.config.refit
     views = refit_views(data, ctx.config, fit, MEMORY_BYTES)
     try:
-        refit = train_refit(plan, ctx, views, fit)
+        refit = train_refit(Training("plan", plan, refit=fit), ctx, views)
     except DivergedError:
         return {"test": None, **describe(plan)}
     logits, labels = refit.predict(open_refit_tests(ctx.handle, ctx.config, data.spec))

@@ -21,8 +21,7 @@ from autotune.display.status import describe_image_progress
 from autotune.display.worker_states import WorkerStates, ready_line
 from autotune.results.study_results import StudyResults
 from autotune.study.state import attrs
-from autotune.study.state.budget import Budget, device_hours_used, stop_reason
-from autotune.study.state.patience import trials_since_best
+from autotune.study.state.budget import Budget, device_hours_used, stop_reason, trials_since_best
 from autotune.text import format_clock, plural
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from statistics import median
 from optuna.trial import FrozenTrial
 
 from autotune.results.study_results import StudyResults
-from autotune.study.state.image_scores import paired_error
-from autotune.study.state.patience import RIVALS
+from autotune.study.state.budget import RIVALS
+from autotune.study.state.predictions import paired_error
 
 
 @dataclass(frozen=True)

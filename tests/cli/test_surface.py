@@ -136,7 +136,7 @@ def test_looking_at_a_study_imports_no_torch() -> None:
     program = (
         "import sys, autotune.display.watch, autotune.display.summary\n"
         "import autotune.results.study_results\n"
-        "import autotune.study.doctor.checks, autotune.study.doctor.repair\n"
+        "import autotune.study.doctor.checks\n"
         "import autotune.study.setup.opening\n"
         "assert not {'torch', 'timm', 'sklearn'} & set(sys.modules)"
     )

@@ -15,7 +15,7 @@ from autotune.results.evaluation.plan_selection import select_plan
 from autotune.results.report.markdown import render_markdown
 from autotune.results.study_results import StudyResults
 from autotune.study.state import attrs
-from autotune.study.state.image_scores import encode_scores
+from autotune.study.state.predictions import encode_scores
 from tests.support.pages.page import page_of
 from tests.support.study.studies import VALIDATION, make_study
 

@@ -11,7 +11,7 @@ from optuna.trial import create_trial
 from autotune.results.noise import noise_between
 from autotune.results.study_results import StudyResults
 from autotune.study.state import attrs
-from autotune.study.state.image_scores import encode_scores
+from autotune.study.state.predictions import encode_scores
 from tests.support.study.studies import VALIDATION, make_study
 
 

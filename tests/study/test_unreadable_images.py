@@ -24,7 +24,7 @@ from autotune.study.setup.definition_changes import check_same
 from autotune.study.setup.opening import OpenStudy, open_or_create
 from autotune.study.state import attrs
 from autotune.study.trial.context import build_context
-from autotune.study.trial.identity import checkpoint_for
+from autotune.study.trial.trainings import checkpoint_for
 from tests.support.commands.inline import run
 from tests.support.commands.inside import call
 from tests.support.data.images import make_split_folder

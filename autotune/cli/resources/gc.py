@@ -32,7 +32,7 @@ def gc(
     What would go is shown first. A cache is computed again where it is needed.
     """
     from autotune.storage.rdb.connection import open_storage
-    from autotune.study.upkeep.garbage import find_garbage, remove_garbage
+    from autotune.study.upkeep.removal import find_garbage, remove_garbage
 
     url = console.storage_url(storage)
     garbage = find_garbage(open_storage(url), url, models=models, deleted=deleted)

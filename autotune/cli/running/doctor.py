@@ -33,9 +33,8 @@ def doctor(
     Exit code 0: nothing is wrong, or all of it was repaired. 1: something remains.
     """
     located = console.locate(study, overrides, name, storage)
-    from autotune.study.doctor.checks import check_study
+    from autotune.study.doctor.checks import check_study, repair
     from autotune.study.doctor.finding import Finding, FindingKind
-    from autotune.study.doctor.repair import repair
     from autotune.study.setup.opening import open_existing
 
     stdout = console.stdout()

@@ -35,8 +35,8 @@ from autotune.storage.paths import CONFIRMED_EPOCHS
 from autotune.study.engine.trainings import Workers, train_all, train_here
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
-from autotune.study.trial.confirmation import read_scores
 from autotune.study.trial.context import build_context
+from autotune.study.trial.retrain import read_scores
 from autotune.study.trial.run import EventCallback
 from autotune.study.trial.trainings import Training, TrainingFiles
 from autotune.training.curves import Stored

@@ -1,14 +1,14 @@
-"""What is wrong with a study: findings, each with what it means and what would repair it.
+"""What is wrong with a study: findings, each with what it means; and their repair.
 
-Pure functions of the :class:`~autotune.study.doctor.collect.Evidence`. A healthy study has no
-findings, whether it runs, was stopped or has ended.
+The checks are pure functions of the :class:`~autotune.study.doctor.collect.Evidence`. A healthy
+study has no findings, whether it runs, was stopped or has ended.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,19 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autotune import optuna_private
 from autotune.errors import LockedError
-from autotune.storage.rdb.connection import GRACE_PERIOD_S, HEARTBEAT_INTERVAL_S
-from autotune.study.doctor.collect import LOCK_TIMEOUT_S, Evidence, Snapshot, gather
+from autotune.storage.artifacts import read_references
+from autotune.storage.rdb.connection import (
+    GRACE_PERIOD_S,
+    HEARTBEAT_INTERVAL_S,
+    storage_errors,
+)
+from autotune.study.doctor.collect import (
+    LOCK_TIMEOUT_S,
+    Evidence,
+    Snapshot,
+    gather,
+    take_snapshot,
+)
 from autotune.study.doctor.file_checks import (
     full_disks,
     missing_artifacts,
@@ -305,3 +316,43 @@ def worker_ahead_s(snapshot: Snapshot, trial: FrozenTrial) -> float | None:
     if age is None or not {attrs.CLAIMED_AT, attrs.DEVICE_SECONDS} <= trial.user_attrs.keys():
         return None
     return attrs.last_sign_of_life(trial) - (snapshot.heartbeats.now - age)
+
+
+def repair(handle: OpenStudy, findings: Iterable[Finding]) -> list[str]:
+    """Repair what the doctor has found, and return what was done, or why not, a line each.
+
+    Everything is looked at again before it is changed: a worker may have come back.
+    """
+    fixable = [finding for finding in findings if finding.is_fixable]
+    lost = [finding.trial for finding in fixable if finding.trial is not None]
+    with storage_errors(handle.url):
+        done = _requeue(handle, lost) if lost else []
+        if lost or any(finding.kind == FindingKind.ENDED for finding in fixable):
+            handle.trial_queue().reopen()
+        done += [_remove_files(handle, finding) for finding in fixable if finding.files]
+    return done
+
+
+def _requeue(handle: OpenStudy, numbers: Sequence[int]) -> list[str]:
+    handle.trial_queue().reclaim_stale()
+    running = {trial.number for trial in take_snapshot(handle).running}
+    return [
+        f"trial {number} "
+        + ("runs again: its worker came back" if number in running else "was requeued")
+        for number in numbers
+    ]
+
+
+def _remove_files(handle: OpenStudy, finding: Finding) -> str:
+    """Remove files; an artifact that something refers to by now stays."""
+    referred = {item.artifact for item in read_references(handle.storage)}
+    removed, problems = 0, []
+    for file in finding.files:
+        if finding.kind == FindingKind.ORPHANS and file.path.name in referred:
+            continue
+        try:
+            file.path.unlink(missing_ok=True)
+            removed += 1
+        except OSError as error:
+            problems.append(f"; {file.path} stays: {error.strerror}")
+    return f"{finding.kind}: {removed} removed" + "".join(problems[:1])

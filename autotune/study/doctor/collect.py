@@ -95,10 +95,8 @@ def take_snapshot(handle: OpenStudy) -> Snapshot:
     """
     study = handle.study
     trials = tuple(study.get_trials(deepcopy=False))
-    running = [
-        optuna_private.trial_id(trial) for trial in trials if trial.state == TrialState.RUNNING
-    ]
-    heartbeats = read_heartbeat_ages(handle.storage, running)
+    running = (trial for trial in trials if trial.state == TrialState.RUNNING)
+    heartbeats = read_heartbeat_ages(handle.storage, map(optuna_private.trial_id, running))
     return Snapshot(trials, study.user_attrs, heartbeats, time.time())
 
 

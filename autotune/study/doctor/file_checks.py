@@ -57,23 +57,20 @@ def orphaned_artifacts(evidence: Evidence) -> Iterator[Finding]:
     orphans = unreferenced(evidence.artifacts, {item.artifact for item in evidence.references})
     if not orphans or evidence.root is None:
         return
-    folder = evidence.root / "artifacts"
-    what = f"{len(orphans)} files ({_megabytes(orphans)}) in {folder}"
-    if evidence.foreign_studies:
-        yield Finding(
-            FindingKind.ORPHANS,
-            f"{what} belong to no study of this storage. They are left alone: the studies "
-            f"{', '.join(evidence.foreign_studies)} also have files in {evidence.root} and are "
-            "not in this storage; if they were deleted, 'autotune gc --deleted' removes what they "
-            "left",
-        )
-    else:
-        yield Finding(
-            FindingKind.ORPHANS,
-            f"{what} belong to no study of this storage: they only waste disk space",
-            fix="remove them",
-            files=orphans,
-        )
+    text = (
+        f"{len(orphans)} files ({_megabytes(orphans)}) in {evidence.root / 'artifacts'} belong to "
+        "no study of this storage"
+    )
+    if not evidence.foreign_studies:
+        text += ": they only waste disk space"
+        yield Finding(FindingKind.ORPHANS, text, fix="remove them", files=orphans)
+        return
+    yield Finding(
+        FindingKind.ORPHANS,
+        f"{text}. They are left alone: the studies {', '.join(evidence.foreign_studies)} also "
+        f"have files in {evidence.root} and are not in this storage; if they were deleted, "
+        "'autotune gc --deleted' removes what they left",
+    )
 
 
 def orphaned_checkpoints(evidence: Evidence) -> Iterator[Finding]:

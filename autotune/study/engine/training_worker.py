@@ -28,9 +28,14 @@ from autotune.study.setup.opening import open_existing
 from autotune.study.state.failures import FailureKind, classify, first_line
 from autotune.study.state.oom import DoesNotFitError
 from autotune.study.state.retries import MAX_RETRIES
-from autotune.study.trial.confirmation import read_scores, train_confirmation, train_for_average
 from autotune.study.trial.context import WorkerContext, build_context
-from autotune.study.trial.refit import open_refit_tests, read_result, refit_views, store_refit
+from autotune.study.trial.refit import (
+    open_refit_tests,
+    read_result,
+    refit_views,
+    store_refit,
+)
+from autotune.study.trial.retrain import read_scores, retrain_and_store
 from autotune.study.trial.run import EventCallback, torch_device_name
 from autotune.study.trial.trainings import Training, TrainingFiles
 
@@ -190,8 +195,7 @@ class _Work:
 
         stopped: Callable[[], bool] = self.stop.is_set
         if training.refit is None:
-            train = train_for_average if training.keeps_weights else train_confirmation
-            train(training, files, self._context_of(training), on_epoch, stopped)
+            retrain_and_store(training, files, self._context_of(training), on_epoch, stopped)
             return
         images, test = self._refit_views(training)
         store_refit(training, files, self.ctx, images, test, on_epoch, stopped)

@@ -24,7 +24,7 @@ from autotune.search.initial_plans import LAYER_DECAY
 from autotune.search.parameters.learning_rates import FINE_TUNING_LR
 from autotune.study.setup.opening import OpenStudy, find_existing
 from autotune.study.state import attrs
-from autotune.study.state.image_scores import decode_scores
+from autotune.study.state.predictions import decode_scores
 from autotune.study.state.race_record import RaceRecord
 from autotune.text import join_some
 

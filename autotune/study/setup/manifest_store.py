@@ -129,7 +129,7 @@ def look_up_existing(config: StudyConfig) -> ExistingStudy:
             study, _ = stored
             remembered = study.user_attrs.get(attrs.FILES)
             files = StudyPaths.for_run(config.storage, remembered, config.files)
-            reason = StopReason.from_study(study)
+            reason = StopReason.from_attributes(study.user_attrs)
             return ExistingStudy(
                 read_manifest(study, files),
                 reason is not None and not reason.is_request,

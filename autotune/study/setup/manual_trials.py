@@ -18,8 +18,7 @@ from autotune.search.manual_plans import ManualPlan, manual_plan
 from autotune.storage.rdb.connection import storage_errors
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
-from autotune.study.state.budget import Budget, device_hours_used
-from autotune.study.state.patience import impatience, trials_since_best
+from autotune.study.state.budget import Budget, device_hours_used, impatience, trials_since_best
 
 #: What has the values that are not given: a trial by its number, the best one, or a plan.
 Base = int | Literal["best"] | TrialPlan
@@ -84,7 +83,7 @@ def enqueue_plan(
             origin += f", {'with changes ' if values else ''}from {where}"
         number, reason = opened.trial_queue().enqueue(made.params, origin)
         trials = opened.study.get_trials(deepcopy=False)
-        budget = Budget.from_study(opened.study)
+        budget = Budget.from_attributes(opened.study.user_attrs)
     return EnqueuedTrial(
         number,
         made.plan,

@@ -40,6 +40,14 @@ class FailureKind(Enum):
     UNEXPECTED = "an error in autotune or in a library"
 
 
+#: Kinds of errors by their types, the first that fits.
+_BY_TYPE: dict[FailureKind, type[Exception] | tuple[type[Exception], ...]] = {
+    FailureKind.INTERRUPTED: TrialInterruptedError,
+    FailureKind.REASSIGNED: UpdateFinishedTrialError,
+    FailureKind.USER: UserError,
+    FailureKind.BAD_PLAN: TrialError,
+    FailureKind.TRANSIENT: (DeviceBusyError, CacheError),
+}
 #: Errors for a folder that may not be written, or a file in the place of a folder or vice versa.
 _DENIED = (
     *(errno.EACCES, errno.EPERM, errno.EROFS),
@@ -85,16 +93,9 @@ def classify(error: BaseException, device: torch.device) -> FailureKind:
         device: Where it trained. For an error of CUDA that is not known to be the end of the
             process, the device is asked for something simple.
     """
-    if isinstance(error, TrialInterruptedError):
-        return FailureKind.INTERRUPTED
-    if isinstance(error, UpdateFinishedTrialError):
-        return FailureKind.REASSIGNED
-    if isinstance(error, UserError):
-        return FailureKind.USER
-    if isinstance(error, TrialError):
-        return FailureKind.BAD_PLAN
-    if isinstance(error, DeviceBusyError | CacheError):
-        return FailureKind.TRANSIENT
+    for kind, types in _BY_TYPE.items():
+        if isinstance(error, types):
+            return kind
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
     if is_transient(error) or isinstance(cause, OperationalError | InterfaceError):
         return FailureKind.STORAGE

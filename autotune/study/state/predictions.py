@@ -1,16 +1,21 @@
-"""What a network predicted for single images: the rows of ``predictions.csv``.
+"""What a network predicted for single images, as it is stored.
 
-The baseline, and every trial that was the best when it ended, have that file as an artifact. A
-refit leaves it in the folder of its model, and as an artifact of the study. The highest loss comes
-first: images with a wrong label are among the first rows.
+``predictions.csv`` is an artifact of the baseline, and of every trial that was the best when it
+ended. A refit leaves it in the folder of its model, and as an artifact of the study. The highest
+loss comes first: images with a wrong label are among the first rows.
 
-Every complete trial keeps the logits of all its validation images, :class:`ValidationLogits`.
+Every complete trial keeps the logits of all its validation images, :class:`ValidationLogits`, and
+scores of at most :data:`MAX_IMAGES` of them, spread evenly and the same in every trial. Two
+networks are scored on the same images, so their difference is known far better than either value:
+only the images on which they disagree count.
 """
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
+import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,8 +25,10 @@ from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
+from optuna.trial import FrozenTrial
 from PIL import Image
 
+from autotune.study.state import attrs
 from autotune.text import as_cell
 
 #: Names of the artifacts of a trial, and of the files beside a model.
@@ -38,6 +45,10 @@ TOP = 3
 WORST, COLUMNS = 16, 4
 TILE, GAP, LINE, LINES, EDGE, TITLE = 144, 16, 17, 3, 16, 44
 
+#: Images of which the scores are kept: they say how often two networks disagree, to about a tenth.
+MAX_IMAGES = 1000
+
+Floats = npt.NDArray[np.float64]
 _BASELINE = ("baseline_class", "baseline_true_probability")
 
 
@@ -132,7 +143,7 @@ class ValidationLogits:
     logits: npt.NDArray[np.float32]
 
     @property
-    def probabilities(self) -> npt.NDArray[np.float64]:
+    def probabilities(self) -> Floats:
         """Probabilities of the classes, ``(N, classes)``."""
         logits = self.logits.astype(np.float64)
         shares = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -227,3 +238,51 @@ def with_baseline(
     """Add to each image what the baseline predicted for it, where that is known."""
     known = {one.path: (one.predicted_class, one.true_probability) for one in baseline}
     return tuple(replace(one, baseline=known.get(one.path)) for one in predictions)
+
+
+def encode_scores(scores: Floats) -> dict[str, Any]:
+    """Return scores ``(images,)``, whose mean is the metric, as JSON values of at most 1.4 kB."""
+    count = len(scores)
+    kept = scores[np.linspace(0, count - 1, min(count, MAX_IMAGES)).round().astype(np.int64)]
+    low, high = float(kept.min()), float(kept.max())
+    steps = np.rint((kept - low) / (high - low or 1.0) * 255).astype(np.uint8)
+    text = base64.b64encode(zlib.compress(steps.tobytes(), 9)).decode()
+    return {"low": low, "high": high, "steps": text, "images": count}
+
+
+def decode_scores(stored: Mapping[str, Any]) -> Floats:
+    """Return the scores of :func:`encode_scores`, to a 255th of their range."""
+    steps = np.frombuffer(zlib.decompress(base64.b64decode(stored["steps"])), np.uint8)
+    low, high = float(stored["low"]), float(stored["high"])
+    return low + (high - low) / 255 * steps.astype(np.float64)
+
+
+def scores_of(trial: FrozenTrial) -> Floats | None:
+    """Return the scores of a complete trial; ``None`` for a trial of an earlier version."""
+    stored = trial.user_attrs.get(attrs.IMAGE_SCORES)
+    return decode_scores(stored) if stored else None
+
+
+def paired_error(first: FrozenTrial, other: FrozenTrial, is_share: bool) -> float | None:
+    """Return the standard error of the difference of two complete trials on the same images.
+
+    Args:
+        first: A complete trial.
+        other: Another one.
+        is_share: Whether scores are shares: two networks that agree on all images may still
+            differ by one.
+
+    Returns:
+        The error, ``None`` where a trial has no scores of single images.
+    """
+    scores, others = scores_of(first), scores_of(other)
+    if scores is None or others is None or len(scores) != len(others):
+        return None
+    differences = scores - others
+    deviation = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
+    if is_share:
+        largest = float(np.abs(scores).max(initial=1.0))
+        deviation = max(deviation, largest / math.sqrt(len(differences)))
+    # In older trials the number of images is not stored where only some are.
+    images = first.user_attrs[attrs.IMAGE_SCORES].get("images", len(scores))
+    return deviation / math.sqrt(images)

@@ -22,7 +22,6 @@ from autotune.format_versions import reading
 from autotune.plan import TrialPlan
 from autotune.search.deduplication import canonical_key, seen_keys
 from autotune.search.dimensions import suggest
-from autotune.search.greedy import STAGE
 from autotune.search.samplers import CanonicalSampler, Draw, Proposal
 from autotune.search.space import Params, Space
 from autotune.storage.rdb.retry import LockLostError, RetryingStorage
@@ -39,19 +38,17 @@ class TrialStarter:
     storage: RetryingStorage
     space: Space
 
-    def own_sampler(
-        self, *, proposes: bool = False, draws: bool = False
-    ) -> CanonicalSampler | None:
-        """Return the sampler if it is autotune's own, and can draw as asked; else ``None``.
-
-        That is without the lock (``proposes``), or for a trial that is not there yet (``draws``).
-        """
+    @property
+    def own_sampler(self) -> CanonicalSampler | None:
+        """The sampler if it is autotune's own."""
         sampler = self.study.sampler
-        if not isinstance(sampler, CanonicalSampler):
-            return None
-        if (proposes and not sampler.proposes_ahead) or (draws and sampler.writes_trials):
-            return None
-        return sampler
+        return sampler if isinstance(sampler, CanonicalSampler) else None
+
+    @property
+    def drawing_sampler(self) -> CanonicalSampler | None:
+        """The same if it can draw for a trial that is not there yet."""
+        sampler = self.own_sampler
+        return None if sampler and sampler.writes_trials else sampler
 
     def exhausted(self, trials: Sequence[FrozenTrial]) -> StopReason | None:
         """Ask the sampler whether there is a further plan (a launcher has none to ask)."""
@@ -60,7 +57,7 @@ class TrialStarter:
             only = self.space.plan({})
             if all(attrs.trial_plan(trial) != only for trial in trials):
                 return None
-        sampler = self.own_sampler()
+        sampler = self.own_sampler
         text = sampler.exhausted_reason(self.study, trials) if sampler else ""
         return StopReason(EXHAUSTED, text) if text else None
 
@@ -78,7 +75,7 @@ class TrialStarter:
 
         What only reads comes after the lock.
         """
-        sampler = self.own_sampler(draws=True)
+        sampler = self.drawing_sampler
         # A trial that waits without a plan is drawn like a new one, and ``ask`` takes it.
         new = queued is None and all(trial.state != TrialState.WAITING for trial in trials)
         if new and sampler is not None:
@@ -102,7 +99,7 @@ class TrialStarter:
 
     def _create(self, drawn: Draw, worker: str, since: float) -> int:
         """Write a whole trial in one transaction, and return its id."""
-        stage = {} if drawn.stage is None else {STAGE: drawn.stage}
+        stage = {} if drawn.stage is None else {attrs.STAGE: drawn.stage}
         trial = create_trial(
             state=TrialState.RUNNING,
             params=drawn.params,

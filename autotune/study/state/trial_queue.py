@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from autotune import optuna_private
 from autotune.errors import StudyError
-from autotune.search.samplers import Proposal
+from autotune.search.samplers import CanonicalSampler, Proposal
 from autotune.search.space import Params, Space
 from autotune.storage.rdb.connection import HEARTBEAT_INTERVAL_S
 from autotune.storage.rdb.fast_rdb import Failure
@@ -111,9 +111,11 @@ class TrialQueue:
         The name of the worker is unique among all that ever worked at the study.
         """
         try:
-            sampler = self._starter.own_sampler(proposes=True)
-            for left in reversed(range(MAX_PROPOSALS if sampler else 1)):
-                claimed = self._try_claim(worker, self._propose(), last=not left)
+            sampler = self._starter.drawing_sampler
+            ahead = sampler if sampler and sampler.proposes_ahead else None
+            for left in reversed(range(MAX_PROPOSALS if ahead else 1)):
+                proposal = self._propose(ahead) if ahead else None
+                claimed = self._try_claim(worker, proposal, last=not left)
                 if claimed is not None:
                     return claimed
         except Exception as error:
@@ -122,24 +124,20 @@ class TrialQueue:
             raise
         raise AssertionError("the last proposal is taken")
 
-    def _propose(self) -> Proposal | None:
+    def _propose(self, sampler: CanonicalSampler) -> Proposal | None:
         """Draw the next trial without the lock, if a new one would be started now.
 
         A GP takes seconds; under the lock, all other workers would wait for them.
         """
-        sampler = self._starter.own_sampler(proposes=True)
-        if sampler is None:
-            return None
         try:  # the trials are cached: there is less to read under the lock
             trials = self.study.get_trials(deepcopy=False)
             attributes = self.study.user_attrs
         except KeyError:  # the study was deleted, which is reported under the lock
             return None
-        if any(trial.state == TrialState.WAITING for trial in trials):
+        waiting = any(trial.state == TrialState.WAITING for trial in trials)
+        if waiting or self._stop_reason(trials, attributes) or self._starter.exhausted(trials):
             return None
-        if self._stop_reason(trials, attributes) is not None:
-            return None
-        return None if self._starter.exhausted(trials) else sampler.propose(self.study, trials)
+        return sampler.propose(self.study, trials)
 
     def _try_claim(
         self, worker: str, proposal: Proposal | None, *, last: bool
@@ -147,7 +145,7 @@ class TrialQueue:
         """Claim a trial under the lock; ``None`` where the proposal does not hold any more."""
         with self._lock() as attributes:
             # A plugin may want the curves of the trials that run.
-            is_ours = self._starter.own_sampler(draws=True) is not None
+            is_ours = self._starter.drawing_sampler is not None
             with self.storage.state_changes_only() if is_ours else nullcontext():
                 trials, now = self.study.get_trials(deepcopy=False), time.time()
             reason = self._stop_reason(trials, attributes)
@@ -165,8 +163,7 @@ class TrialQueue:
         if started is None:
             return None
         trial = started if isinstance(started, Trial) else Trial(self.study, started)
-        running = [trial for trial in trials if trial.state == TrialState.RUNNING]
-        workers = {trial.user_attrs.get(attrs.WORKER) for trial in running} - {None}
+        workers = {trial.user_attrs.get(attrs.WORKER) for trial in _running(trials)} - {None}
         return Claim(trial, now, len(workers | {worker}))
 
     @retrying
@@ -185,11 +182,10 @@ class TrialQueue:
         self, trials: Sequence[FrozenTrial], reason: StopReason
     ) -> Wait | StopReason:
         """Return why nothing can start; where nothing runs either, the study has ended."""
-        running = any(trial.state == TrialState.RUNNING for trial in trials)
-        if running and reason.is_provisional:
-            return Wait()
-        if not running:
+        if not _running(trials):
             self._store_stop_reason(reason)
+        elif reason.is_provisional:
+            return Wait()
         return reason
 
     @retrying
@@ -220,19 +216,19 @@ class TrialQueue:
         """Return why no new trial may start: a budget that is used up, or a request to stop."""
         stored = StopReason.from_attributes(attributes)
         request = stored if stored is not None and stored.is_request else None
-        if request and any(trial.state == TrialState.RUNNING for trial in trials):
+        if request and _running(trials):
             return request  # they will be queued
         direction = attrs.metric_direction(self.study)
         budget = Budget.from_attributes(attributes)
         return stop_reason(trials, budget, direction, time.time()) or request
 
     def _store_stop_reason(self, reason: StopReason | None) -> None:
-        if StopReason.from_study(self.study) != reason:
+        if StopReason.from_attributes(self.study.user_attrs) != reason:
             self.study.set_user_attr(attrs.ENDED, reason.to_json() if reason else None)
 
     def budget(self) -> Budget:
         """Read the budget again: another launcher may have changed it."""
-        return Budget.from_study(self.study)
+        return Budget.from_attributes(self.study.user_attrs)
 
     def set_budget(self, budget: Budget) -> None:
         """Set the budget of a run that starts; an earlier reason to stop no longer counts.
@@ -253,8 +249,7 @@ class TrialQueue:
             reason = StopReason.from_attributes(attributes)
             if reason is None or reason.is_request:
                 reason = self._stop_reason(trials, attributes)
-            running = any(trial.state == TrialState.RUNNING for trial in trials)
-            if reason is None or running or startable_queue(trials, reason):
+            if reason is None or _running(trials) or startable_queue(trials, reason):
                 return None
             self._store_stop_reason(reason)
             return reason
@@ -281,7 +276,7 @@ class TrialQueue:
             reason = StopReason.from_attributes(attributes) or self._stop_reason(
                 trials, attributes
             )
-            if reason is None or any(trial.state == TrialState.RUNNING for trial in trials):
+            if reason is None or _running(trials):
                 reason = StopReason(STOPPED, text)
             self._store_stop_reason(reason)
             return reason
@@ -289,14 +284,14 @@ class TrialQueue:
     @retrying
     def is_stop_requested(self) -> bool:
         """Tell whether somebody has asked the workers to stop."""
-        reason = StopReason.from_study(self.study)
+        reason = StopReason.from_attributes(self.study.user_attrs)
         return reason is not None and reason.is_request
 
     @retrying
     def reopen(self) -> None:
         """Delete the reason to stop if the queue has trials that may start all the same."""
         with self._lock():
-            reason = StopReason.from_study(self.study)
+            reason = StopReason.from_attributes(self.study.user_attrs)
             if reason and startable_queue(self.study.get_trials(deepcopy=False), reason):
                 self._store_stop_reason(None)
 
@@ -322,15 +317,15 @@ class TrialQueue:
             StudyError: When the study has been deleted.
         """
         trial_id = optuna_private.trial_id(claim.trial)
-        trial: FrozenTrial | None = None
-        with suppress(KeyError):
+        try:
             trial = self.storage.get_trial(trial_id)
+        except KeyError:
+            trial = None
         if trial is None or trial.state != TrialState.RUNNING:
             self.check_exists()
             return
         final = self._final_values(trial, state, values)
         optuna_private.forget_trials(self.study)
-        ended = False
         try:
             view = optuna_private.filter_study(self.study, trial)
             self.study.sampler.after_trial(view, trial, state, final)
@@ -418,7 +413,7 @@ class TrialQueue:
         count = 0
         with self._lock():
             trials = self.study.get_trials(deepcopy=False)
-            running = [trial for trial in trials if trial.state == TrialState.RUNNING]
+            running = _running(trials)
             heartbeats = None
             # While the storage was unavailable nobody could write a heartbeat.
             if running and not was_unavailable(within_s=2 * HEARTBEAT_INTERVAL_S):
@@ -441,3 +436,7 @@ class TrialQueue:
                 self.study.add_trial(successor)
                 logger.warning("trial %d was lost without a retry; requeued", number)
         return count
+
+
+def _running(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    return [trial for trial in trials if trial.state == TrialState.RUNNING]

@@ -78,28 +78,20 @@ def _stored_or(
 ) -> str:
     """Return the value below some keys of a study's attribute; choose and store it if missing."""
     study = ctx.handle.study
-    value = _get(study.user_attrs.get(name, {}), keys)
-    if value is not None:
-        return value
-    chosen = choose()
-    with study_lock(ctx.handle.storage, ctx.handle.url, ctx.handle.name):
-        stored = study.user_attrs.get(name, {})
-        value = _get(stored, keys)
-        if value is not None:  # another worker was first
-            return value
-        inner = stored
+
+    def innermost(values: dict[str, Any]) -> dict[str, Any]:
         for key in keys[:-1]:
-            inner = inner.setdefault(key, {})
-        inner[keys[-1]] = chosen
-        study.set_user_attr(name, stored)
-    return chosen
+            values = values.setdefault(key, {})
+        return values
 
-
-def _get(values: dict[str, Any], keys: tuple[str, ...]) -> str | None:
-    for key in keys[:-1]:
-        values = values.get(key, {})
-    value = values.get(keys[-1])
-    return None if value is None else str(value)
+    value = innermost(study.user_attrs.get(name, {})).get(keys[-1])
+    if value is None:
+        chosen = choose()
+        with study_lock(ctx.handle.storage, ctx.handle.url, ctx.handle.name):
+            stored = study.user_attrs.get(name, {})
+            value = innermost(stored).setdefault(keys[-1], chosen)  # or another worker was first
+            study.set_user_attr(name, stored)
+    return str(value)
 
 
 def keep_in_float32(

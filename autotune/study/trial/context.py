@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from autotune.study.state import attrs
 
 @dataclass
 class CacheStats:
-    """Counts since a worker started.
+    """Counts since the last attempt at a trial began.
 
     Args:
         computed: Images whose features were computed. Features of a root from which those of a
@@ -37,17 +37,9 @@ class CacheStats:
     seconds: float = 0.0
     refused: int = 0
 
-    def copy(self) -> CacheStats:
-        """Return the counts as they are now."""
-        return replace(self)
-
-    def since(self, before: CacheStats) -> CacheStats:
-        """Return what was counted after an earlier copy."""
-        return CacheStats(
-            self.computed - before.computed,
-            self.seconds - before.seconds,
-            self.refused - before.refused,
-        )
+    def clear(self) -> None:
+        """Begin to count anew."""
+        self.computed, self.seconds, self.refused = 0, 0.0, 0
 
 
 @dataclass(frozen=True)

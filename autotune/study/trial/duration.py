@@ -97,11 +97,8 @@ def _measure(
 
 def _images_per_epoch(definition: Definition) -> tuple[int, int]:
     """Count the images that an epoch trains on and validates, over all folds."""
-    dataset = definition.dataset
-    if not dataset.folds:
-        return len(dataset.split.train), len(dataset.split.validation)
-    trained = sum(len(fold.train) for fold in dataset.folds)
-    return trained, sum(len(fold.validation) for fold in dataset.folds)
+    parts = definition.dataset.folds or (definition.dataset.split,)
+    return sum(len(part.train) for part in parts), sum(len(part.validation) for part in parts)
 
 
 def _attach_split(

@@ -6,7 +6,6 @@ Drawn with matplotlib's object interface, which needs no display and keeps no gl
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -16,7 +15,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from autotune.data.drawing import draw_heat, draw_text, draw_tile, plot_label
 from autotune.study.state.predictions import (
@@ -24,8 +22,8 @@ from autotune.study.state.predictions import (
     HEAT_MAPS,
     LINE,
     TILE,
-    WORST,
     WORST_IMAGES,
+    ImagePrediction,
     sheet_size,
     tile_corner,
 )
@@ -91,78 +89,40 @@ def draw_confusion(folder: Path, matrix: npt.NDArray[np.int64], classes: Sequenc
     return _save(figure, folder / "confusion_matrix.png")
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What a network predicts for an image: a class with its share, and that of the true class."""
+def draw_worst(folder: Path, images: Sequence[ImagePrediction], views: Sequence[Tensor]) -> Path:
+    """Draw the images with the highest loss as the network saw them, with what it predicted.
 
-    position: int
-    label: int
-    predicted: int
-    share: float
-    label_share: float
-
-
-def worst(logits: Tensor, labels: Tensor, count: int = WORST) -> list[Prediction]:
-    """Choose the images with the highest loss, the worst one first."""
-    # In single precision: of 50,000 images and 1,000 classes, double takes 0.4 GB and a second.
-    losses = cross_entropy(logits, labels.to(logits.device), reduction="none")
-    order = losses.argsort(descending=True, stable=True)[:count]
-    shares = logits[order].double().softmax(dim=1).cpu()
-    predicted = shares.argmax(dim=1)
-    return [
-        Prediction(
-            position,
-            int(labels[position]),
-            int(predicted[row]),
-            float(shares[row, predicted[row]]),
-            float(shares[row, labels[position]]),
-        )
-        for row, position in enumerate(order.tolist())
-    ]
-
-
-def draw_worst(
-    folder: Path,
-    images: Sequence[Prediction],
-    views: Sequence[Tensor],
-    names: Sequence[str],
-    classes: Sequence[str],
-) -> Path:
-    """Draw the worst-classified images as the network saw them, with what it predicted.
-
-    Each has a view ``(3, H, W)``, uint8, and a name. A JPEG has a tenth of the size of a PNG.
+    Each has a view ``(3, H, W)``, uint8. A JPEG has a tenth of the size of a PNG.
     """
-    sheet = Image.new("RGB", sheet_size(len(images)), _PAPER)
-    pen = ImageDraw.Draw(sheet)
     title = "highest loss first; black: its class, red: the prediction"
-    draw_text(pen, (EDGE, EDGE), title, 14, _INK, sheet.width - 2 * EDGE)
-    for number, (image, view, name) in enumerate(zip(images, views, names, strict=True)):
+    sheet, pen = _empty_sheet(len(images), title)
+    for number, (image, view) in enumerate(zip(images, views, strict=True)):
         left, top = tile_corner(number)
         sheet.paste(draw_tile(view, TILE), (left, top))
-        right = image.predicted == image.label
-        predicted = f"{_percent(image.share)} for {classes[image.predicted]}"
-        for line, (text, color) in enumerate(
-            (
-                (f"{_percent(image.label_share)} for {classes[image.label]}", _INK),
-                ("right" if right else predicted, _RIGHT if right else _WRONG),
-                (PurePosixPath(name).name, _SOFT),
-            )
-        ):
+        predicted = f"{_percent(image.top[0][1])} for {image.predicted_class}"
+        lines = (
+            (f"{_percent(image.true_probability)} for {image.true_class}", _INK),
+            ("right", _RIGHT) if image.is_correct else (predicted, _WRONG),
+            (PurePosixPath(image.path).name, _SOFT),
+        )
+        for line, (text, color) in enumerate(lines):
             draw_text(pen, (left, top + TILE + 1 + line * LINE), text, 13, color, TILE)
     return _save_sheet(sheet, folder / WORST_IMAGES)
 
 
-def draw_heat_maps(
-    folder: Path, images: Sequence[Prediction], views: Sequence[Tensor], maps: Sequence[Tensor]
-) -> Path:
+def draw_heat_maps(folder: Path, views: Sequence[Tensor], maps: Sequence[Tensor]) -> Path:
     """Draw heat maps ``(h, w)`` over the same images, in the places of :func:`draw_worst`."""
-    sheet = Image.new("RGB", sheet_size(len(images)), _PAPER)
-    pen = ImageDraw.Draw(sheet)
-    title = "bright: what speaks for the predicted class"
-    draw_text(pen, (EDGE, EDGE), title, 14, _INK, sheet.width - 2 * EDGE)
+    sheet, _ = _empty_sheet(len(views), "bright: what speaks for the predicted class")
     for number, (view, heat) in enumerate(zip(views, maps, strict=True)):
         sheet.paste(draw_heat(draw_tile(view, TILE), heat), tile_corner(number))
     return _save_sheet(sheet, folder / HEAT_MAPS)
+
+
+def _empty_sheet(images: int, title: str) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    sheet = Image.new("RGB", sheet_size(images), _PAPER)
+    pen = ImageDraw.Draw(sheet)
+    draw_text(pen, (EDGE, EDGE), title, 14, _INK, sheet.width - 2 * EDGE)
+    return sheet, pen
 
 
 def _save_sheet(sheet: Image.Image, path: Path) -> Path:

@@ -63,14 +63,14 @@ class TrainingSummary:
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, under the names of the first release."""
         values = asdict(self)
-        return {"part" if name == "micro_batch_size" else name: values[name] for name in values}
+        values["part"] = values.pop("micro_batch_size")
+        return values
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> TrainingSummary:
         """Return what :meth:`to_json` has written."""
-        return TrainingSummary(
-            **{"micro_batch_size" if name == "part" else name: values[name] for name in values}
-        )
+        others = {name: values[name] for name in values if name != "part"}
+        return TrainingSummary(micro_batch_size=values["part"], **others)
 
 
 @dataclass(frozen=True)
@@ -121,16 +121,12 @@ def open_refit_tests(handle: OpenStudy, config: StudyConfig, spec: ImageSpec) ->
 
 
 def train_refit(
-    plan: TrialPlan,
+    training: Training,
     ctx: WorkerContext,
     views: Views,
-    fit: RefitConfig,
     on_epoch: Callable[[int], None] = lambda epoch: None,
-    micro_batch_size: int | None = None,
     checkpoint: Checkpoint | None = None,
     stopped: Callable[[], bool] = lambda: False,
-    seed: int | None = None,
-    start_seed: int | None = None,
     teacher: Teacher | None = None,
 ) -> Refit:
     """Train a plan on training and validation images.
@@ -139,16 +135,12 @@ def train_refit(
     last epoch.
 
     Args:
-        plan: The plan.
+        training: The plan, and the settings of the refit.
         ctx: The context of the study.
         views: The result of :func:`refit_views`.
-        fit: The settings of the refit.
         on_epoch: Called after every epoch.
-        micro_batch_size: Images that go through the network at a time; by default the batch.
         checkpoint: Holds the state after every epoch; the training starts from what it holds.
         stopped: Called after every batch; true interrupts the training.
-        seed: Training seed; by default the study's.
-        start_seed: Seed of the initial weights alone, where it is another one.
         teacher: A network whose probabilities the network learns too.
 
     Raises:
@@ -156,7 +148,8 @@ def train_refit(
         TrialInterruptedError: When a stop was requested.
         UserError: When not even two images fit into memory.
     """
-    config = ctx.config
+    plan, fit, config = training.plan, training.refit, ctx.config
+    assert fit is not None
     ema = ema_decay(config, fit, plan, len(views))
     changed = {"training": config.training.model_copy(update={"ema": ema})}
     ctx = dataclasses.replace(ctx, config=config.model_copy(update=changed))
@@ -170,8 +163,8 @@ def train_refit(
             stopped,
             refit=views,
             micro_batch_size=size,
-            seed=seed,
-            start_seed=start_seed,
+            seed=training.seed,
+            start_seed=config.search.seed if training.same_start else None,
             teacher=teacher,
         )
         for result in progress.resume(trainer, checkpoint):
@@ -180,7 +173,7 @@ def train_refit(
         return trainer
 
     batch_size = config.training.batch_size
-    size = batch_size if micro_batch_size is None else micro_batch_size
+    size = training.micro_batch_size or batch_size
     trainer = with_oom_as_user_error(train, size, ctx.device, stopped)
     seconds = time.perf_counter() - start
     summary = TrainingSummary(
@@ -262,20 +255,8 @@ def store_refit(
         DiskFullError: When the result cannot be stored.
         UserError: When not even two images fit into memory.
     """
-    assert training.refit is not None
-    refit = train_refit(
-        training.plan,
-        ctx,
-        train,
-        training.refit,
-        on_epoch,
-        training.micro_batch_size,
-        files.checkpoint,
-        stopped,
-        training.seed,
-        ctx.config.search.seed if training.same_start else None,
-        read_teacher(training, ctx),
-    )
+    teacher = read_teacher(training, ctx)
+    refit = train_refit(training, ctx, train, on_epoch, files.checkpoint, stopped, teacher)
     logits, labels = refit.predict(test)
     result = {
         "weights": refit.training.eval_state(),

@@ -23,7 +23,6 @@ from autotune import optuna_private
 from autotune.config.schema import ONLINE
 from autotune.data.cache.decoded_images import ImageStore
 from autotune.errors import DeviceBusyError, DivergedError, UserError, disk_full_as_user_error
-from autotune.models.network import Network
 from autotune.search import ranking
 from autotune.search.study_view import DEVICE_MEMORY
 from autotune.storage.artifacts import add_artifact
@@ -31,12 +30,12 @@ from autotune.study.devices import gpu_name
 from autotune.study.setup.resources import BackboneResources
 from autotune.study.state import attrs, oom
 from autotune.study.state.constraints import set_constraints, violations
-from autotune.study.state.image_scores import encode_scores
+from autotune.study.state.predictions import encode_scores
 from autotune.study.trial.build import AnyTrainer, build_trial_trainer
 from autotune.study.trial.context import CacheStats, WorkerContext
-from autotune.study.trial.identity import checkpoint_for
 from autotune.study.trial.plots import draw_confusion, draw_curve
 from autotune.study.trial.predictions import Predicted
+from autotune.study.trial.trainings import checkpoint_for
 from autotune.training.checkpoint import Checkpoint
 from autotune.training.compute.amp import float32_precision, is_kept_fp32
 from autotune.training.cost_profile import measure_costs
@@ -173,7 +172,7 @@ class _Run:
         trial, ctx = self.trial, self.ctx
         frozen = self._frozen()
         earlier_s = float(frozen.user_attrs.get(attrs.SECONDS, 0.0))
-        stats_before = ctx.stats.copy()
+        ctx.stats.clear()
         checkpoint = checkpoint_for(ctx.handle, ctx.config, frozen)
         plan = attrs.trial_plan(frozen)
         assert plan is not None, "a claimed trial has its plan"
@@ -199,11 +198,14 @@ class _Run:
             assert metrics is not None
             record = _describe_results(training, metrics, ctx.device)
             if not is_pruned:
-                record[attrs.IMAGE_SCORES] = self._image_scores(training, resources)
+                logits, labels = training.validation_logits, resources.validation.labels
+                assert logits is not None, "a complete trial was validated"
+                scores = image_scores(logits, labels, ctx.config.training.objective)
+                record[attrs.IMAGE_SCORES] = encode_scores(scores)
         finally:  # also after an error: a retry adds to these
             earlier = frozen.user_attrs.get(attrs.CACHES, {})
-            stats = ctx.stats.since(stats_before)
-            record[attrs.CACHES] = _describe_caches(training, resources.data.store, stats, earlier)
+            store = resources.data.store
+            record[attrs.CACHES] = _describe_caches(training, store, ctx.stats, earlier)
             record[attrs.EPOCHS] = self._frozen().last_step or 0
             record[attrs.SECONDS] = round(earlier_s + time.perf_counter() - start, 3)
             _write_record(trial, ctx, record)
@@ -215,12 +217,6 @@ class _Run:
         store_artifacts(trial, ctx, resources, training, outcome)
         checkpoint.path.unlink(missing_ok=True)
         return outcome
-
-    def _image_scores(self, training: AnyTrainer, resources: BackboneResources) -> dict[str, Any]:
-        logits = training.validation_logits
-        assert logits is not None, "a complete trial was validated"
-        labels, metric = resources.validation.labels, self.ctx.config.training.objective
-        return encode_scores(image_scores(logits, labels, metric))
 
     def _frozen(self) -> FrozenTrial:
         return self.ctx.handle.study.get_trials(deepcopy=False)[self.trial.number]
@@ -295,7 +291,9 @@ def _describe_run(training: AnyTrainer, device: torch.device) -> dict[str, Any]:
     record: dict[str, Any] = {
         attrs.DEVICE: torch_device_name(device),
         attrs.COMPUTE: precision_record(trainers_of(training)[0]),
-        attrs.TRAINABLE_PARAMETERS: count_trainable_parameters(training.network),
+        attrs.TRAINABLE_PARAMETERS: sum(
+            parameter.numel() for _, parameter, _ in training.network.layer_of_parameters()
+        ),
     }
     if device.type == "cuda":
         record[attrs.GPU] = gpu_name(device)
@@ -335,11 +333,6 @@ def _describe_caches(
     computed = int(earlier.get("computed", 0)) + stats.computed
     seconds = float(earlier.get("seconds", 0.0)) + stats.seconds
     return {**record, "computed": computed, "seconds": round(seconds, 3)}
-
-
-def count_trainable_parameters(network: Network) -> int:
-    """Count the values that training changes."""
-    return sum(parameter.numel() for _, parameter, _ in network.layer_of_parameters())
 
 
 def precision_record(trainer: Trainer) -> dict[str, Any]:

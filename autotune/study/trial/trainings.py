@@ -1,6 +1,11 @@
-"""Trainings outside of the search: what determines one, what is stored of it, and who has it.
+"""What determines a training, what is stored of it, and who has it.
 
-Each has a key, a digest of all that determines its result, and files in a folder of its study::
+Files outlive studies. A study that is deleted and made again has trials of the same numbers; a
+study that is copied or restored has other ids, and its own files beside it. So a checkpoint says
+to which training of which study it belongs.
+
+A training outside of the search has a key, a digest of all that determines its result, and files
+in a folder of its study::
 
     <key>.pt          the state after its last finished epoch, until it ends
     <key>.lock        locked by the process that trains it; the system takes the lock of one that
@@ -11,6 +16,8 @@ Each has a key, a digest of all that determines its result, and files in a folde
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,18 +26,45 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from optuna.trial import FrozenTrial
 
 from autotune.config.schema import RefitConfig, StudyConfig
 from autotune.errors import place_as_user_error
 from autotune.plan import TrialPlan
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
-from autotune.study.trial.identity import digest
 from autotune.training.checkpoint import Checkpoint
 from autotune.version import installed_version
 
 #: Packages that decide how a plan trains; another version of one starts a training afresh.
 _PACKAGES = ("autotune", "torch", "timm")
+
+
+def digest(values: Any) -> str:
+    """Return a digest of JSON values."""
+    text = json.dumps(values, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def checkpoint_for(handle: OpenStudy, config: StudyConfig, trial: FrozenTrial) -> Checkpoint:
+    """Return the checkpoint of a trial; it has the values that earlier attempts reported."""
+    first = attrs.first_attempt(trial)
+    plan = trial.user_attrs[attrs.PLAN]
+    attributes = handle.study.user_attrs
+    definition = config.without_limits().stable_identity()
+    # The sections of a definition that change how a plan trains; the plan itself has the rest.
+    sections = {section: definition[section] for section in ("data", "training")}
+    identity = {
+        "study": handle.uuid,
+        "trial": first,
+        "plan": digest(plan),
+        "definition": digest(sections),
+        "images": attributes[attrs.DATASET]["fingerprint"],
+        "weights": attributes[attrs.BACKBONES][plan["backbone"]]["weights_hash"],
+        "seed": config.search.seed,
+    }
+    path = handle.files.checkpoint(handle.name, first)
+    return Checkpoint(path, identity, trial.intermediate_values.keys())
 
 
 @dataclass(frozen=True)
@@ -143,17 +177,14 @@ class TrainingFiles:
             [weight, TrainingFiles.of(member, handle, config).key]
             for weight, member in training.teacher
         ]
-        folder = handle.files.trainings(handle.name)
-        if training.refit is None and training.same_start:
-            key = digest(parts)
-            result = folder / f"{key}.weights.pt"
-        elif training.refit is None:
-            key = digest(parts)
+        if training.refit is not None:
+            parts += [training.refit.model_dump(mode="json"), dataset.get("test_fingerprint")]
+        key, folder = digest(parts), handle.files.trainings(handle.name)
+        if not training.keeps_weights:
             result = handle.files.confirmed(handle.name) / f"{key}.json"
         else:
-            refit = training.refit.model_dump(mode="json")
-            key = digest([*parts, refit, dataset.get("test_fingerprint")])
-            result = folder / f"{key}.refit.pt"
+            kind = "weights" if training.refit is None else "refit"
+            result = folder / f"{key}.{kind}.pt"
         versions = {name: installed_version(name) for name in _PACKAGES}
         return TrainingFiles(key, {"training": key, **versions}, folder, result)
 

@@ -57,7 +57,7 @@ def rename_study(handle: OpenStudy, new: str) -> OpenStudy:
                 if source.exists():
                     os.rename(source, target)
                     moved.append((source, target))
-            if StopReason.from_study(handle.study) is None:
+            if StopReason.from_attributes(handle.study.user_attrs) is None:
                 reason = StopReason(STOPPED, f"renamed from {old!r}; 'autotune run' continues it")
                 handle.study.set_user_attr(attrs.ENDED, reason.to_json())
             rename_study_row(handle.storage.engine, old, new)

@@ -199,7 +199,7 @@ def test_a_renamed_study_goes_on_from_its_checkpoint(sqlite: str) -> None:
     run(opened, lambda event: event["event"] == "epoch" and event["epoch"] == 3)
     done(sqlite, "rename", "small", "other")
     other = open_existing("other", sqlite)
-    reason = StopReason.from_study(other.study)
+    reason = StopReason.from_attributes(other.study.user_attrs)
     assert (
         reason is not None and reason.text == "renamed from 'small'; 'autotune run' continues it"
     )

@@ -46,7 +46,7 @@ def test_nothing_is_wrong_while_a_study_runs(
         time.sleep(0.05)
     assert launcher.returncode == 0, (tmp_path / "out.txt").read_text()
     assert looks > 20 and len(running) > 3
-    assert StopReason.from_study(opened.study) is not None
+    assert StopReason.from_attributes(opened.study.user_attrs) is not None
     ended = call("doctor", "live", cwd=tmp_path, AUTOTUNE_STORAGE=url)
     assert (ended.code, ended.err) == (0, "")
     first, second = ended.out.splitlines()

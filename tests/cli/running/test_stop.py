@@ -68,7 +68,7 @@ def test_a_study_that_does_not_run(name: str, tmp_path: Path) -> None:
     ended = call("stop", name, cwd=tmp_path, AUTOTUNE_STORAGE=url)
     assert (ended.code, ended.err) == (0, "")
     assert ended.out == f"the study {name!r} has ended already: 4 finished trials\n"
-    assert StopReason.from_study(open_existing(name, url).study).kind == "trials"  # type: ignore[union-attr]
+    assert StopReason.from_attributes(open_existing(name, url).study.user_attrs).kind == "trials"  # type: ignore[union-attr]
     ended = call("stop", name[:-1], cwd=tmp_path, AUTOTUNE_STORAGE=url)
     assert ended.code == 2 and f"did you mean {name!r}?" in ended.err
 

@@ -23,8 +23,8 @@ from autotune.results.values.verdict import Verdict
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.trial.build import build_trial_trainer
-from autotune.study.trial.confirmation import read_scores
 from autotune.study.trial.context import build_context
+from autotune.study.trial.retrain import read_scores
 from autotune.study.trial.trainings import Training
 from tests.support.commands.inline import Event, run
 from tests.support.commands.inside import contents

@@ -19,10 +19,9 @@ from optuna_dashboard import save_note
 from autotune.storage.rdb.connection import open_storage
 from autotune.storage.rdb.study_lock import study_lock
 from autotune.study.doctor import checks, file_checks
-from autotune.study.doctor.checks import StudyCheck, check_study
+from autotune.study.doctor.checks import StudyCheck, check_study, repair
 from autotune.study.doctor.collect import gather, take_snapshot
 from autotune.study.doctor.finding import Finding, FindingKind
-from autotune.study.doctor.repair import repair
 from autotune.study.setup.opening import OpenStudy, open_existing
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget, StopReason
@@ -179,7 +178,7 @@ def test_what_waits_after_the_end_of_a_study_that_could_go_on(local: OpenStudy) 
     found = only(local, FindingKind.ENDED, fixable=True)
     repair(fresh(local), [found])
     assert kinds(local) == []
-    assert StopReason.from_study(fresh(local).study) is None
+    assert StopReason.from_attributes(fresh(local).study.user_attrs) is None
 
 
 def test_what_runs_after_the_end(local: OpenStudy) -> None:

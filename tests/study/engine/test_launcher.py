@@ -23,8 +23,7 @@ from autotune.runtime import available_cpus
 from autotune.storage.rdb.connection import GRACE_PERIOD_S
 from autotune.study.engine.launcher import count_slots, resolve_gpus, run_study
 from autotune.study.state import attrs
-from autotune.study.state.budget import device_hours_used
-from autotune.study.state.patience import trials_since_best
+from autotune.study.state.budget import device_hours_used, trials_since_best
 from tests.support.commands.inside import call
 from tests.support.commands.runs import (
     SMALL,

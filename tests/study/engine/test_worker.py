@@ -32,8 +32,7 @@ from autotune.study.engine.worker import run_worker
 from autotune.study.setup.opening import OpenStudy, open_existing
 from autotune.study.state import attrs
 from autotune.study.state.budget import StopReason
-from autotune.study.state.image_scores import decode_scores
-from autotune.study.state.predictions import PREDICTIONS, read_predictions
+from autotune.study.state.predictions import PREDICTIONS, decode_scores, read_predictions
 from autotune.study.state.trial_queue import Claim
 from autotune.study.trial import build
 from autotune.study.trial import run as trial_module
@@ -244,7 +243,9 @@ def test_time_on_the_device_is_that_of_each_attempt(tmp_path: Path) -> None:
         seconds = trial.duration.total_seconds()
         assert attrs.device_seconds(trial, 0.0) == pytest.approx(seconds, abs=0.5)
     assert second.user_attrs[attrs.SECONDS] > first.user_attrs[attrs.SECONDS]
-    assert StopReason.from_study(handle.study) == StopReason("trials", "1 finished trial")
+    assert StopReason.from_attributes(handle.study.user_attrs) == StopReason(
+        "trials", "1 finished trial"
+    )
 
 
 @pytest.mark.slow
@@ -269,7 +270,7 @@ def test_a_worker_waits_for_what_others_bring(tmp_path: Path) -> None:
             ended = result.result(timeout=120)
         finally:
             stop.set()
-    assert ended == StopReason.from_study(handle.study)
+    assert ended == StopReason.from_attributes(handle.study.user_attrs)
     assert ended is not None and ended.kind == "patience"
     assert [event["trial"] for event in events if event["event"] == "start"] == [3]
     trials = handle.study.get_trials()
@@ -446,7 +447,7 @@ def test_a_space_with_nothing_to_search_still_runs(tmp_path: Path) -> None:
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 2
     plans = [attrs.trial_plan(trial) for trial in trials]
     assert [plan.depth for plan in plans if plan] == [0, 1]
-    assert StopReason.from_study(handle.study) == StopReason(
+    assert StopReason.from_attributes(handle.study.user_attrs) == StopReason(
         "exhausted", "every plan of the space has been tried"
     )
 
@@ -467,7 +468,7 @@ def test_a_greedy_search_ends_with_its_last_stage(tmp_path: Path) -> None:
     run(handle)
     stages = [trial.user_attrs.get(attrs.STAGE) for trial in handle.study.trials]
     assert stages[:2] == [None, "layer 1"] and len(stages) < 5
-    ended = StopReason.from_study(handle.study)
+    ended = StopReason.from_attributes(handle.study.user_attrs)
     assert ended is not None and ended.kind == "exhausted"
     assert "all of its stages" in ended.text
 

@@ -47,8 +47,8 @@ def test_a_new_study_remembers_everything(tmp_path: Path) -> None:
     config = small_config(tmp_path)
     assert attributes[attrs.DEFINITION] == config.identity()
     assert Space.from_json(attributes[attrs.SPACE]) == define(config).space
-    assert Budget.from_study(handle.study) == Budget(trials=3)
-    assert StopReason.from_study(handle.study) is None
+    assert Budget.from_attributes(handle.study.user_attrs) == Budget(trials=3)
+    assert StopReason.from_attributes(handle.study.user_attrs) is None
     assert attributes[attrs.DATASET]["train"] == 50
     assert list(attributes[attrs.BACKBONES]) == ["test_resnet.letters"]
     assert len(attributes[attrs.BACKBONES]["test_resnet.letters"]["layers"]) == 5

@@ -22,7 +22,7 @@ from autotune.study.state.budget import (
     startable_queue,
     stop_reason,
 )
-from autotune.study.state.patience import trials_since_best as count_since
+from autotune.study.state.budget import trials_since_best as count_since
 
 NOW = 1_800_000_000.0
 MAXIMIZE, MINIMIZE = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
@@ -88,12 +88,6 @@ def test_each_budget_ends_a_study(budget: Budget, expected: StopReason | None) -
         a_trial(COMPLETE, 0.9, 0, 60), a_trial(PRUNED, 0, 60, 60), a_trial(FAIL, 0, 120, 60)
     )
     assert why(trials, budget) == expected
-
-
-def test_one_is_written_as_one() -> None:
-    assert why(study_of(a_trial(COMPLETE)), Budget(1)) == StopReason("trials", "1 finished trial")
-    both = study_of(a_trial(COMPLETE), a_trial(RUNNING))
-    assert why(both, Budget(2)) == StopReason("trials", "2 trials, of which 1 still running")
 
 
 def test_device_hours_count_every_attempt_once() -> None:
@@ -268,13 +262,3 @@ def test_more_of_a_budget_never_ends_a_study(
     else:
         started = study_of(*trials, a_trial(RUNNING, claimed=1000))
         assert stop_reason(started, budget, direction, NOW) is not None
-
-
-@given(studies(), st.integers(1, 20))
-def test_saved_epochs_are_those_that_pruned_trials_lack(
-    trials: list[FrozenTrial], epochs: int
-) -> None:
-    for number, trial in enumerate(trials):
-        trial.user_attrs[attrs.EPOCHS] = min(epochs, number)
-    lacking = [epochs - min(epochs, trial.number) for trial in trials if trial.state == PRUNED]
-    assert attrs.pruned_epochs(trials, epochs) == sum(lacking)

@@ -18,7 +18,7 @@ from autotune.errors import (
     StudyError,
     TrialInterruptedError,
 )
-from autotune.study.state.failures import FailureKind, classify, device_responds, first_line
+from autotune.study.state.failures import FailureKind, classify, first_line
 from tests.support.cuda import OUT_OF_MEMORY, accelerator_error
 from tests.support.models.backbones import CPU
 
@@ -94,10 +94,6 @@ def test_host_memory_is_the_plan_s_matter_on_the_cpu_alone(device: torch.device)
     expected = FailureKind.MEMORY if device.type == "cpu" else FailureKind.TRANSIENT
     assert classify(caught.value, device) == expected
     assert classify(MemoryError(), device) == expected
-
-
-def test_the_cpu_always_answers() -> None:
-    assert device_responds(CPU)
 
 
 def test_the_first_line_is_short_and_without_passwords() -> None:

@@ -12,13 +12,13 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autotune.study.state import attrs
-from autotune.study.state.image_scores import encode_scores
-from autotune.study.state.patience import (
+from autotune.study.state.budget import (
     MIN_TRIALS,
     comparison_error,
     gain_of_doubling,
     impatience,
 )
+from autotune.study.state.predictions import encode_scores
 
 MAXIMIZE, MINIMIZE = StudyDirection.MAXIMIZE, StudyDirection.MINIMIZE
 IMAGES = 200
@@ -92,9 +92,3 @@ def test_trials_of_older_versions_end_no_study() -> None:
     for trial in trials:
         trial.user_attrs = {}
     assert impatience(trials, MAXIMIZE, "noise") == ""
-
-
-def test_a_number_counts_trials() -> None:
-    trials = trials_of(right([100, 150, 120, 130]))
-    assert impatience(trials, MAXIMIZE, 3) == ""
-    assert impatience(trials, MAXIMIZE, 2) == "no better trial in the last 2"

@@ -1,14 +1,20 @@
-"""The validation logits of a trial: what is written is read, and nothing else."""
+"""What a trial predicted for single images: what is written is read, and nothing else."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from autotune.study.state import predictions
-from autotune.study.state.predictions import ValidationLogits
+from autotune.study.state.predictions import (
+    MAX_IMAGES,
+    ValidationLogits,
+    decode_scores,
+    encode_scores,
+)
 
 IDS = ("a b/1.png", "b/\udcff.png", "c/日本.png")
 
@@ -46,3 +52,20 @@ def test_a_file_that_is_damaged_or_another_one_is_named(tmp_path: Path) -> None:
     for bad in (b"", b"text", content[:100], damaged, newer, encrypted, *others):
         with pytest.raises(ValueError, match=r"."):
             ValidationLogits.read(bad)
+
+
+@pytest.mark.parametrize("images", [1, 7, MAX_IMAGES, 3 * MAX_IMAGES])
+@pytest.mark.parametrize("kind", ["correct", "losses", "equal"])
+def test_scores_are_read_back(images: int, kind: str) -> None:
+    rng = np.random.default_rng(0)
+    scores = {
+        "correct": (rng.random(images) < 0.9).astype(float),
+        "losses": rng.exponential(0.3, images),
+        "equal": np.full(images, 0.25),
+    }[kind]
+    stored = encode_scores(scores)
+    assert len(json.dumps(stored)) < 1500
+    found = decode_scores(stored)
+    assert len(found) == min(images, MAX_IMAGES)
+    if images <= MAX_IMAGES:
+        assert found == pytest.approx(scores, abs=(scores.max() - scores.min()) / 255)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -26,9 +25,8 @@ from autotune.storage.rdb.connection import GRACE_PERIOD_S
 from autotune.storage.rdb.fast_rdb import Failure
 from autotune.storage.rdb.heartbeat import read_heartbeat_ages
 from autotune.storage.rdb.statements import write_report
-from autotune.study.doctor.checks import check_study
+from autotune.study.doctor.checks import check_study, repair
 from autotune.study.doctor.finding import FindingKind
-from autotune.study.doctor.repair import repair
 from autotune.study.setup.opening import OpenStudy, open_existing
 from autotune.study.state import attrs
 from autotune.study.state.retries import INTERRUPTED, MAX_RETRIES, WORKER_LOST, make_retry
@@ -204,16 +202,6 @@ def test_two_who_give_back_make_one_successor(url: str) -> None:
     for one in threads:
         one.join(60)
     assert states(queue) == ["FAIL", "WAITING"]
-
-
-def test_a_claim_without_a_heartbeat_is_given_back(url: str) -> None:
-    """Its worker died between the two, and nobody else can tell."""
-    queue = make_queue(url)
-    old, new = claim(queue, "host/1/0"), claim(queue, "host/1/1")
-    old.set_user_attr(attrs.CLAIMED_AT, time.time() - GRACE_PERIOD_S - 5)
-    assert queue.reclaim_stale() == 1
-    assert states(queue) == ["FAIL", "RUNNING", "WAITING"]
-    assert new.number == 1
 
 
 # What earlier versions left
@@ -458,14 +446,3 @@ def test_the_trials_of_lost_workers_are_reclaimed(url: str) -> None:
     assert states(queue) == ["FAIL", "RUNNING", "FAIL", "WAITING", "WAITING"]
     assert frozen(queue, 0).user_attrs[attrs.REASON] == WORKER_LOST
     assert queue.reclaim_stale() == 0
-
-
-def test_the_trials_of_silent_workers_are_reclaimed(url: str) -> None:
-    queue = make_queue(url, budget=1)
-    trial = claim(queue)
-    queue.storage.record_heartbeat(trial._trial_id)
-    with queue.storage.engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE trial_heartbeats SET heartbeat = '2001-01-01'")
-    assert queue.reclaim_stale() == 1
-    assert states(queue) == ["FAIL", "WAITING"]
-    assert attrs.earlier_attempts(queue.study.trials[1]) == [0]

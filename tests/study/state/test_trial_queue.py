@@ -21,8 +21,7 @@ from autotune.search.samplers import CanonicalSampler
 from autotune.search.space import Space
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.state import attrs
-from autotune.study.state.budget import Budget, StopReason
-from autotune.study.state.patience import trials_since_best
+from autotune.study.state.budget import Budget, StopReason, trials_since_best
 from autotune.study.state.retries import INTERRUPTED, WORKER_LOST
 from autotune.study.state.trial_queue import Claim, TrialQueue, Wait
 from tests.support.commands.runs import wait_for
@@ -81,7 +80,7 @@ def stopped(queue: TrialQueue) -> StopReason:
 
 
 def stored(queue: TrialQueue) -> StopReason | None:
-    return StopReason.from_study(queue.study)
+    return StopReason.from_attributes(queue.study.user_attrs)
 
 
 def finish(queue: TrialQueue, trial: Trial, value: float = 0.5) -> None:
@@ -140,17 +139,6 @@ def test_a_request_to_stop_holds_until_the_next_run(url: str) -> None:
 def claim_after_run(queue: TrialQueue) -> Trial:
     queue.set_budget(Budget(2))
     return claim(queue)
-
-
-def test_pruned_and_failed_trials_count(url: str) -> None:
-    queue = make_queue(url, budget=2)
-    queue.study.tell(claim(queue), state=TrialState.FAIL)
-    pruned = claim(queue)
-    pruned.report(0.1, 1)
-    queue.study.tell(pruned, state=TrialState.PRUNED)
-    assert stopped(queue).kind == "trials"
-    progress = queue.progress()
-    assert (progress.finished, progress.failed, progress.pruned) == (2, 1, 1)
 
 
 # Reasons to stop
@@ -247,26 +235,6 @@ def test_an_exhausted_space_ends_a_study_when_nothing_runs(url: str) -> None:
     assert queue.finalize() == StopReason("exhausted", EXHAUSTED)
     queue.set_budget(Budget(200))
     assert stored(queue) is None and queue.finalize() is None
-
-
-def test_retries_come_first(url: str) -> None:
-    queue = make_queue(url, budget=2)
-    first = claim(queue)
-    queue.study.enqueue_trial({"depth": 1, "training.lr": 0.5})
-    queue.requeue(first.number, WORKER_LOST)
-    assert retried_next(queue) == [first.number]
-    assert frozen(queue, claim(queue).number).params["depth"] == 1
-
-
-def test_a_lowered_budget_leaves_queued_trials_in_the_queue(url: str) -> None:
-    queue = make_queue(url, budget=2)
-    first, second = claim(queue), claim(queue)
-    queue.requeue(second.number, INTERRUPTED)
-    finish(queue, first)
-    queue.set_budget(Budget(1))
-    assert stopped(queue).kind == "trials"
-    assert queue.finalize() is not None
-    assert queue.progress().waiting == 1
 
 
 # Real processes

@@ -9,7 +9,7 @@ from typing import Any
 
 from autotune.format_versions import CONFIRMATION, stamp
 from autotune.plan import TrainingPolicy, TrialPlan
-from autotune.study.trial.confirmation import read_scores, write_scores
+from autotune.study.trial.retrain import read_scores, write_scores
 from autotune.study.trial.trainings import Training
 
 

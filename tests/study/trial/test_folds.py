@@ -120,22 +120,6 @@ def test_a_trial_is_pruned_with_all_its_folds(tmp_path: Path) -> None:
         assert trial.user_attrs[attrs.DEVIATIONS]["accuracy"] >= 0
 
 
-def test_an_interrupted_trial_goes_on_where_it_was(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"search__trials": 1, "training__epochs": 4}
-    undisturbed = small(tmp_path / "a", **options)
-    run(undisturbed)
-    handle = small(tmp_path / "b", **options)
-    run(handle, until=lambda event: event.get("epoch") == 2)
-    resumed = run(handle)
-    assert [one["epoch"] for one in resumed if one["event"] == "epoch"] == [3, 4]
-    (expected,) = undisturbed.study.trials
-    _, second = handle.study.trials
-    assert second.intermediate_values == expected.intermediate_values
-    assert untimed_curves(second) == untimed_curves(expected)
-    for name in (attrs.METRICS, attrs.DEVIATIONS):
-        assert second.user_attrs[name] == expected.user_attrs[name]
-
-
 def test_a_batch_that_does_not_fit_is_halved_in_all_folds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

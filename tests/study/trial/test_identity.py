@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from autotune.storage.admin.copy_study import copy_studies
 from autotune.study.setup.opening import OpenStudy, open_existing
 from autotune.study.state import attrs
-from autotune.study.trial.identity import checkpoint_for
+from autotune.study.trial.trainings import checkpoint_for
 from tests.support.commands.inline import Event, run
 from tests.support.study.small import open_small
 

@@ -11,30 +11,25 @@ import torch
 from PIL import Image
 
 from autotune.data.drawing import plot_label
-from autotune.study.trial.plots import (
-    WORST,
-    Prediction,
-    draw_confusion,
-    draw_curve,
-    draw_worst,
-    worst,
-)
+from autotune.study.state.predictions import WORST, ImagePrediction
+from autotune.study.trial.plots import draw_confusion, draw_curve, draw_worst
+from autotune.study.trial.predictions import highest_loss_first, predict_rows
 from tests.support.study.studies import curves_of
 
 
-def test_the_worst_images_are_those_with_the_highest_loss() -> None:
-    logits = torch.tensor([[2.0, 0.0], [0.0, 3.0], [0.1, 0.0], [5.0, 0.0]]).log_softmax(1)
-    found = worst(logits, torch.tensor([0, 0, 0, 1]), count=3)
-    assert [one.position for one in found] == [3, 1, 2]
-    assert [(one.label, one.predicted) for one in found] == [(1, 0), (0, 1), (0, 0)]
-    assert found[0].share == pytest.approx(1 / (1 + 2.718281828**-5), abs=1e-6)
-    assert found[0].label_share == pytest.approx(1 - found[0].share)
-    assert found[2].label_share == found[2].share
+def test_the_highest_loss_comes_first() -> None:
+    logits = torch.tensor([[2.0, 0.0], [0.0, 3.0], [0.1, 0.0], [5.0, 0.0]])
+    rows = predict_rows(["a", "b", "c", "d"], logits, torch.tensor([0, 0, 0, 1]), ["x", "y"])
+    assert [one.path for one in rows] == ["d", "b", "c", "a"]
+    assert [(one.true_class, one.predicted_class) for one in rows[:2]] == [("y", "x"), ("x", "y")]
+    assert rows[0].top[0][1] == pytest.approx(1 / (1 + 2.718281828**-5), abs=1e-6)
+    assert rows[0].true_probability == pytest.approx(1 - rows[0].top[0][1], abs=1e-6)
+    assert rows[2].true_probability == rows[2].top[0][1]
 
 
 def test_a_loss_beyond_single_precision_is_still_in_order() -> None:
     logits = torch.tensor([[0.0, 200.0], [0.0, 400.0], [0.0, 300.0]])
-    assert [one.position for one in worst(logits, torch.zeros(3, dtype=torch.int64))] == [1, 2, 0]
+    assert highest_loss_first(logits, torch.zeros(3, dtype=torch.int64)).tolist() == [1, 2, 0]
 
 
 @pytest.mark.parametrize("side", [16, 224])
@@ -42,12 +37,11 @@ def test_a_sheet_of_any_classes(tmp_path: Path, side: int) -> None:
     classes = ["$x$ and $", "größer", "数字", "a\nb\tc", "", "long " * 40]
     classes += [f"class {number}" for number in range(len(classes), 1000)]
     torch.manual_seed(0)
-    found = worst(torch.randn(40, 1000), torch.arange(40) % 6)
-    assert len(found) == WORST
-    views = torch.randint(0, 256, (40, 3, side, side), dtype=torch.uint8)
-    shown = [views[one.position] for one in found]
-    names = [f"{'long ' * 40}/{one.position} 数字.jpg" for one in found]
-    path = draw_worst(tmp_path, found, shown, names, classes)
+    names = [f"{'long ' * 40}/{number} 数字.jpg" for number in range(40)]
+    labels = torch.arange(40) % 6
+    worst = predict_rows(names, torch.randn(40, 1000), labels, classes, count=WORST)
+    views = torch.randint(0, 256, (WORST, 3, side, side), dtype=torch.uint8)
+    path = draw_worst(tmp_path, worst, [*views])
     with Image.open(path) as sheet:
         sheet.load()
         assert (path.name, sheet.format, sheet.size) == ("worst_images.jpg", "JPEG", (656, 888))
@@ -56,9 +50,9 @@ def test_a_sheet_of_any_classes(tmp_path: Path, side: int) -> None:
 def test_a_sheet_shows_the_images_and_marks_what_is_wrong(tmp_path: Path) -> None:
     view = torch.zeros(3, 8, 8, dtype=torch.uint8)
     view[2] = 255
-    wrong, right = Prediction(0, 0, 1, 0.9, 0.1), Prediction(1, 1, 1, 0.6, 0.6)
-    names = ["one/a.jpg", "two/b.jpg"]
-    path = draw_worst(tmp_path, [wrong, right], [view, view], names, ["one", "two"])
+    wrong = ImagePrediction("one/a.jpg", "one", 2.3, 0.1, (("two", 0.9),))
+    right = ImagePrediction("two/b.jpg", "two", 0.5, 0.6, (("two", 0.6),))
+    path = draw_worst(tmp_path, [wrong, right], [view, view])
     with Image.open(path) as sheet:
         assert sheet.size == (656, 255)
         red, green, blue = sheet.getpixel((60, 100))

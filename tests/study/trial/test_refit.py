@@ -15,12 +15,14 @@ from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
 from autotune.study.trial.context import WorkerContext, build_context
 from autotune.study.trial.refit import AVERAGED, ema_decay, refit_views, train_refit
 from autotune.study.trial.retrain import retrain
+from autotune.study.trial.trainings import Training
 from autotune.training.trainer import Trainer
 from tests.support.study.small import open_small, small_config
 
 pytestmark = pytest.mark.usefixtures("idle_machine")
 
 PLAN = TrialPlan("test_resnet.letters", 2, (LayerPlan(),) * 2, policy=TrainingPolicy(lr=0.01))
+SMALL = Training("best", PLAN, micro_batch_size=32, refit=RefitConfig())
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +80,8 @@ def test_what_is_judged_is_the_average_and_frozen_layers_are_untouched(ctx: Work
     task = ctx.resources.get(PLAN.backbone).data
     fit = RefitConfig(ema=0.9, views="online")
     epochs: list[int] = []
-    found = train_refit(PLAN, ctx, refit_views(task, ctx.config, fit, 0), fit, epochs.append)
+    views = refit_views(task, ctx.config, fit, 0)
+    found = train_refit(Training("best", PLAN, refit=fit), ctx, views, epochs.append)
     assert epochs == [1, 2]
     training = found.training
     assert training.eval_model is not training.network
@@ -115,13 +118,13 @@ def test_a_batch_that_does_not_fit_goes_through_in_parts(
 
     monkeypatch.setattr(Trainer, "_step", short)
     monkeypatch.setattr(Trainer, "predict", shorter)
-    found = train_refit(PLAN, ctx, views, RefitConfig(), micro_batch_size=32)
+    found = train_refit(SMALL, ctx, views)
     assert found.summary.micro_batch_size == 16
     logits, labels = found.predict(ctx.resources.get(PLAN.backbone).validation)
     assert len(logits) == len(labels) and found.training.micro_batch_size == 8
     monkeypatch.setattr(Trainer, "_step", out_of_memory)
     with pytest.raises(UserError, match="even with 2 images at a time"):
-        train_refit(PLAN, ctx, views, RefitConfig())
+        train_refit(SMALL, ctx, views)
 
 
 def out_of_memory(*_: Any, **__: Any) -> Any:
@@ -144,7 +147,7 @@ def test_after_a_batch_that_does_not_fit_a_training_goes_on_from_its_last_epoch(
 
     monkeypatch.setattr(Trainer, "_train_epoch", short)
     epochs: list[int] = []
-    train_refit(PLAN, ctx, views, RefitConfig(), epochs.append, micro_batch_size=32)
+    train_refit(SMALL, ctx, views, epochs.append)
     count = ctx.config.training.epochs
     assert epochs == list(range(1, count + 1))
     assert begun == [(0, 32), (1, 32), *((epoch, 16) for epoch in range(1, count))]

@@ -80,7 +80,7 @@ def test_an_infeasible_plan_is_not_trained_and_never_best(tmp_path: Path, limit:
     assert {ends[one.number] for one in beyond} == {"infeasible"}
     progress = handle.progress()
     assert (progress.infeasible, progress.finished) == (len(beyond), 8)
-    ended = StopReason.from_study(handle.study)
+    ended = StopReason.from_attributes(handle.study.user_attrs)
     assert ended is not None and ended.kind == "trials"
     best = ranking.best_trial(trials, attrs.metric_direction(handle.study))
     assert best is not None and best in within
@@ -95,7 +95,9 @@ def test_a_study_without_a_plan_within_its_limits_ends_and_says_so(tmp_path: Pat
     assert trials[0].user_attrs[attrs.REASON].endswith("k parameters, at most 1.00 k")
     names = [one.filename for one in get_all_artifact_meta(trials[0], storage=handle.storage)]
     assert "weights.safetensors" not in names
-    assert StopReason.from_study(handle.study) == StopReason("trials", "4 finished trials")
+    assert StopReason.from_attributes(handle.study.user_attrs) == StopReason(
+        "trials", "4 finished trials"
+    )
     results = StudyResults.from_study(handle.study)
     closest = results.closest_to_feasible
     assert results.best is None and closest is not None
@@ -156,11 +158,12 @@ def test_a_study_of_two_objectives(tmp_path: Path) -> None:
     ]
 
 
-def test_an_interrupted_trial_of_two_objectives_goes_on_where_it_was(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"search__trials": 1, "training__epochs": 4}
-    undisturbed = two_objectives(tmp_path / "a", **options)
+@pytest.mark.parametrize("kind", [{"data__folds": 2}, {"objectives": TWO}], ids=["folds", "two"])
+def test_an_interrupted_trial_goes_on_where_it_was(tmp_path: Path, kind: dict[str, Any]) -> None:
+    options = {"search__trials": 1, "search__pruner": "none", "training__epochs": 4, **kind}
+    undisturbed = open_small(tmp_path / "a", **options)
     run(undisturbed)
-    handle = two_objectives(tmp_path / "b", **options)
+    handle = open_small(tmp_path / "b", **options)
     run(handle, until=lambda event: event.get("epoch") == 2)
     resumed = run(handle)
     assert [one["epoch"] for one in resumed if one["event"] == "epoch"] == [3, 4]
@@ -169,10 +172,13 @@ def test_an_interrupted_trial_of_two_objectives_goes_on_where_it_was(tmp_path: P
     assert second.state == TrialState.COMPLETE
     assert second.intermediate_values == expected.intermediate_values
     assert untimed_curves(second) == untimed_curves(expected)
-    assert second.values[0] == expected.values[0]
+    for name in (attrs.METRICS, attrs.DEVIATIONS):
+        assert second.user_attrs.get(name) == expected.user_attrs.get(name)
     # Measured once: a latency is never twice the same.
-    assert second.user_attrs[attrs.COSTS] == first.user_attrs[attrs.COSTS]
-    assert second.values[1] == first.user_attrs[attrs.COSTS]["latency_ms"]
+    costs = second.user_attrs[attrs.COSTS]
+    assert costs == first.user_attrs[attrs.COSTS]
+    cost = [costs["latency_ms"]] if "objectives" in kind else []
+    assert second.values == [expected.values[0], *cost]
 
 
 @pytest.mark.slow

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from autotune.results.study_results import StudyResults
 from autotune.study.state import attrs
-from autotune.study.state.predictions import PREDICTIONS, WORST_IMAGES, to_csv
-from autotune.study.trial.plots import draw_worst, worst
+from autotune.study.state.predictions import PREDICTIONS, WORST, WORST_IMAGES, to_csv
+from autotune.study.trial.plots import draw_worst
 from autotune.study.trial.predictions import predict_rows
 
 
@@ -44,11 +44,9 @@ def with_predictions(
         own = folder / str(number)
         own.mkdir()
         (own / PREDICTIONS).write_text(to_csv([row.to_row() for row in rows]), "utf-8")
-        images = worst(values, labels)
-        views = [
-            torch.full((3, 8, 8), 10 * place, dtype=torch.uint8) for place, _ in enumerate(images)
-        ]
-        draw_worst(own, images, views, [names[one.position] for one in images], classes)
+        worst = rows[:WORST]
+        views = [torch.full((3, 8, 8), 10 * n, dtype=torch.uint8) for n in range(len(worst))]
+        draw_worst(own, worst, views)
         trials[number] = _refer(
             trials[number], [f"{number}/{PREDICTIONS}", f"{number}/{WORST_IMAGES}"]
         )

@@ -38,7 +38,7 @@ from autotune.storage.paths import StudyPaths
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.state import attrs
 from autotune.study.state import constraints as limits
-from autotune.study.state.image_scores import encode_scores
+from autotune.study.state.predictions import encode_scores
 from autotune.training import curves
 from tests.support.models.spaces import fake_capabilities
 
