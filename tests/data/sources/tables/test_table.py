@@ -111,6 +111,18 @@ def test_a_parquet_table_is_the_csv_table(photos: Path) -> None:
     assert [sample.group for sample in from_csv.samples] == ["a", None, "b", "b"]
 
 
+@pytest.mark.parametrize("index", [["path"], ["label"], ["path", "group"], ["note"], [None]])
+def test_the_index_of_a_parquet_table_is_a_column_too(
+    photos: Path, index: list[str | None]
+) -> None:
+    values = {"path": ["photos/0.png", "photos/1.png"], "label": ["a", "b"], "group": ["x", "y"]}
+    frame = pd.DataFrame({**values, "note": ["path", "label"]})
+    (frame if index == [None] else frame.set_index(index)).to_parquet(photos / "table.parquet")
+    source = open_source(str(photos / "table.parquet"))
+    assert labels(source) == [("photos/0.png", "a"), ("photos/1.png", "b")]
+    assert [sample.group for sample in source.samples] == ["x", "y"]
+
+
 def test_labels_that_were_numbers_with_gaps_are_whole_numbers(photos: Path) -> None:
     frame = pd.DataFrame({"path": ["photos/0.png", "photos/1.png"], "label": [0.0, 1.0]})
     frame.to_parquet(photos / "table.parquet")
