@@ -172,11 +172,13 @@ def open_archive(
     The archive is unpacked once: size, time of change and both its ends identify it.
 
     Raises:
-        DatasetError: When the archive is damaged, or holds no class folders; nothing stays.
+        DatasetError: When the archive is damaged, or holds no class folders; nothing stays of what
+            this call has unpacked.
         DiskFullError: When the disk has no room for its content.
     """
     folder = unpacked_folder(_archive_digest(path, _READING))
-    if not folder.is_dir():
+    is_unpacked = folder.is_dir()
+    if not is_unpacked:
         remove(unpacked_folder(_archive_digest(path)))  # as an earlier version read it
     extract(Path(path), folder, partial(progress, "unpacking the images"))
     root = str(folder)
@@ -187,7 +189,8 @@ def open_archive(
     except DatasetError as error:
         archives = [] if holds_images(root) else sorted(Path(root).rglob("*"))
         names = [file.relative_to(root).as_posix() for file in archives if is_archive(file)]
-        remove(folder)
+        if not is_unpacked:  # otherwise a study may be reading it, with other splits
+            remove(folder)
         if names:
             raise DatasetError(
                 f"{name!r} holds other archives ({join_some(names, 5)}) and no class folders; "

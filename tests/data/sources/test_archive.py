@@ -92,6 +92,14 @@ def test_an_archive_without_class_folders_leaves_nothing(
     assert not list((home / "unpacked").glob("[!.]*"))
 
 
+def test_other_splits_do_not_remove_what_a_study_reads(tmp_path: Path) -> None:
+    folder = make_class_folders(tmp_path / "set", {"images": 1, "masks": 1})
+    source = open_source(str(pack(folder, ".zip")), splits="none")
+    with pytest.raises(DatasetError, match="'masks' beside 'images' may be no classes"):
+        open_source(source.name)
+    assert source.read(source.samples[0]).size == (20, 16)
+
+
 def test_what_an_earlier_version_has_unpacked_is_not_used(tmp_path: Path, home: Path) -> None:
     """It saw the zip file at the end of this tar file, and not the images."""
     images = files(make_class_folders(tmp_path / "set", {"a": 1, "b": 1}))
