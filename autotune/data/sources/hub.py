@@ -32,6 +32,7 @@ from autotune.data.sources.split_columns import (
 from autotune.data.sources.split_names import (
     AUTO,
     NONE,
+    SPLITS,
     TRAIN,
     SplitNames,
     given,
@@ -335,7 +336,8 @@ def _check(name: str, rows: Sequence[_Row], classes: Sequence[str]) -> None:
     for row in rows:
         labels.setdefault(row.split or row.part, []).append(row.label)
     is_split = any(row.split for row in rows)
-    problems = []
+    unknown = {row.split for row in rows if row.split} - {*SPLITS}
+    problems = [f"some images are marked as {mark}, at once" for mark in sorted(unknown)]
     for part, texts in labels.items():
         if empty := texts.count(None):
             has = "has" if empty == 1 else "have"

@@ -77,6 +77,7 @@ FILES = {
         label=["a", "b", "a", "b", "?", "?"],
         split=["training", "training", "val", "val", "test", "test"],
     ),
+    "me/marks/data.parquet": texts(label=["a", "b"] * 3, is_val=[*"001111"], is_test=[*"000011"]),
 }
 
 
@@ -99,7 +100,7 @@ def found(home: Path) -> dict[str, dict[str, Any]]:
         *("hf://me/pets", "hf://me/folders", "hf://me/words", "hf://me/two", "hf://me/one"),
         *("hf://me/gaps", "hf://me/two?label=coarse", "hf://me/two?label=corase", "hf://me/none"),
         *("hf://me/pets/other", "hf://me", "hf://me/pets?split=train", "hf://me/names"),
-        *("hf://me/columns", NAMED, JOINED, UNSPLIT, VALUES, WRONG),
+        *("hf://me/columns", "hf://me/marks", NAMED, JOINED, UNSPLIT, VALUES, WRONG),
     ]
     with running_hub(FILES) as hub:
         answers, message = opened(names, hub.url, home)
@@ -107,6 +108,7 @@ def found(home: Path) -> dict[str, dict[str, Any]]:
         "hf://me/pets: the split test has no labels and is skipped\n"
         "hf://me/names: the split extra has another name than those of splits and is skipped\n"
         "hf://me/columns: the splits are those of 'split'\n"
+        "hf://me/marks: the splits are those of 'is_val', 'is_test'\n"
         "hf://me/names: the split train is not in data.splits and is skipped\n"
     )
     return dict(zip(names, answers, strict=True))
@@ -189,6 +191,7 @@ def test_splits_follow_names_and_columns(
         ),
         ("hf://me/one", "hf://me/one: there must be at least two classes, but it has 1"),
         ("hf://me/gaps", "hf://me/gaps: 1 image of train has no label"),
+        ("hf://me/marks", "hf://me/marks: some images are marked as test and validation, at once"),
         (
             "hf://me/none",
             (
