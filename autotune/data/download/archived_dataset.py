@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from autotune.data.download.checksums import digest_of, read_sums
 from autotune.data.download.downloadable import Downloadable
 from autotune.data.download.extraction import SUFFIXES, extract, remove
-from autotune.data.download.http import RetryPolicy, download_archive
-from autotune.data.download.spec import ArchiveSpec, archive_urls
+from autotune.data.download.http import (
+    ArchiveSpec,
+    RetryPolicy,
+    archive_urls,
+    download_archive,
+)
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.source import Source
 from autotune.errors import DatasetError
@@ -36,10 +40,11 @@ class ArchivedDataset(Downloadable):
 
     terms: str
     archives: tuple[ArchiveSpec, ...]
-    images: int = field(kw_only=True)
-    classes: int = field(kw_only=True)
-    read: Callable[[Path, ProgressCallback], Source] = field(kw_only=True)
-    retry: RetryPolicy = field(default=RetryPolicy(), kw_only=True)
+    _: KW_ONLY
+    images: int
+    classes: int
+    read: Callable[[Path, ProgressCallback], Source]
+    retry: RetryPolicy = field(default=RetryPolicy())
 
     @property
     def description(self) -> str:

@@ -17,13 +17,16 @@ from autotune.data.download.paths import unpacked_folder
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.source import Source
 from autotune.data.sources.base import DigitsSource, FileSource, open_folder
-from autotune.data.sources.caltech import CALTECH101, CALTECH256, read_caltech101, read_caltech256
 from autotune.data.sources.folders import holds_images, wrapped_folder
 from autotune.data.sources.hub import SCHEME, HubSource
+from autotune.data.sources.published.caltech import CALTECH101, CALTECH256
+from autotune.data.sources.published.stanford_dogs import STANFORD_DOGS
+from autotune.data.sources.published.torchvision_datasets import (
+    OXFORD_DATASETS,
+    TORCHVISION_DATASETS,
+)
 from autotune.data.sources.split_names import AUTO, SplitNames
-from autotune.data.sources.stanford_dogs import STANFORD_DOGS
 from autotune.data.sources.tables.table import TABLE_ENDINGS, open_table
-from autotune.data.sources.torchvision_datasets import OXFORD_DATASETS, TORCHVISION_DATASETS
 from autotune.errors import DatasetError, did_you_mean, join_sentences
 from autotune.file_kinds import PARQUET, file_kind
 from autotune.text import join_some
@@ -46,19 +49,18 @@ class RegisteredDataset:
     download: Downloadable | None = None
 
 
-def _archived(
-    dataset: ArchivedDataset, read: Callable[[Path, ProgressCallback], Source] | None = None
-) -> RegisteredDataset:
-    reader = read or dataset.read
-    return RegisteredDataset(lambda progress: reader(dataset.folder(), progress), dataset)
+def _archived(dataset: ArchivedDataset, **options: str) -> RegisteredDataset:
+    """Return the entry of a data set; options are those of its reader."""
+    read = partial(dataset.read, **options)
+    return RegisteredDataset(lambda progress: read(dataset.folder(), progress), dataset)
 
 
 _REGISTRY: dict[str, RegisteredDataset] = {
     "digits": RegisteredDataset(lambda progress: DigitsSource()),
     "dogs": _archived(STANFORD_DOGS),
-    "caltech101": _archived(CALTECH101, partial(read_caltech101, background=False)),
+    "caltech101": _archived(CALTECH101, name="caltech101", left_out="BACKGROUND_Google"),
     "caltech101-background": _archived(CALTECH101),
-    "caltech256": _archived(CALTECH256, partial(read_caltech256, clutter=False)),
+    "caltech256": _archived(CALTECH256, name="caltech256", left_out="257.clutter"),
     "caltech256-clutter": _archived(CALTECH256),
     **{dataset.name: _archived(dataset) for dataset in OXFORD_DATASETS},
     **{dataset.name: RegisteredDataset(dataset.open, dataset) for dataset in TORCHVISION_DATASETS},

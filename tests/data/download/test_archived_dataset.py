@@ -13,11 +13,15 @@ from pathlib import Path
 import pytest
 
 from autotune.data.download.archived_dataset import ArchivedDataset
-from autotune.data.download.http import RetryPolicy, download_archive
+from autotune.data.download.http import (
+    ArchiveSpec,
+    RetryPolicy,
+    archive_urls,
+    download_archive,
+)
 from autotune.data.download.paths import DatasetPaths, data_folder
-from autotune.data.download.spec import ArchiveSpec, archive_urls
 from autotune.data.progress import ProgressCallback, no_progress
-from autotune.data.sources.stanford_dogs import read_dogs
+from autotune.data.sources.published.stanford_dogs import read_dogs
 from autotune.errors import DatasetError, DiskFullError, InsufficientSpaceError, UserError
 from tests.support.commands.serving import Publisher, running_publisher
 from tests.support.data.archives import dogs_archives, sums_of, tar_bytes

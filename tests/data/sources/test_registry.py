@@ -16,21 +16,21 @@ import torchvision
 from autotune.data.download.archived_dataset import ArchivedDataset
 from autotune.data.progress import no_progress
 from autotune.data.source import Source
-from autotune.data.sources.caltech import CALTECH101, CALTECH256
+from autotune.data.sources.published.caltech import CALTECH101, CALTECH256
+from autotune.data.sources.published.stanford_dogs import STANFORD_DOGS as DOGS
+from autotune.data.sources.published.stanford_dogs import imagenet_overlap_warning
+from autotune.data.sources.published.torchvision_datasets import (
+    OXFORD_DATASETS,
+    TORCHVISION_DATASETS,
+    TorchvisionDataset,
+    TorchvisionReader,
+)
 from autotune.data.sources.registry import (
     dataset_names,
     downloadable,
     fetch_source,
     needs_download,
     open_source,
-)
-from autotune.data.sources.stanford_dogs import STANFORD_DOGS as DOGS
-from autotune.data.sources.stanford_dogs import imagenet_overlap_warning
-from autotune.data.sources.torchvision_datasets import (
-    OXFORD_DATASETS,
-    TORCHVISION_DATASETS,
-    TorchvisionDataset,
-    TorchvisionReader,
 )
 from autotune.errors import DatasetError
 from tests.support.commands.serving import Publisher, running_publisher
