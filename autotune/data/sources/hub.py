@@ -169,9 +169,23 @@ def _load(name: str, address: _Address) -> dict[str, Dataset]:
             "here instead of the hub; run it from another folder"
         )
     repository, configuration = address.repository, address.configuration
-    with _silenced(), _user_errors(name):
-        loaded = datasets.load_dataset(repository, configuration, revision=address.revision)
-        return dict(loaded)
+    try:
+        with _silenced():
+            loaded = datasets.load_dataset(repository, configuration, revision=address.revision)
+            return dict(loaded)
+    except MemoryError:
+        raise
+    except Exception as error:  # of the library, of HTTP, of what is wrong with the files
+        if isinstance(error, OSError) and is_disk_full(error):
+            raise DiskFullError(
+                f"no space left for {name} in the cache of Hugging Face; free some space, or move "
+                "the cache with HF_HOME"
+            ) from error
+        raise DatasetError(
+            f"{name} must be a data set of the Hugging Face hub that can be downloaded, but "
+            f"{first_line(error) if str(error) else type(error).__name__}; check the address and "
+            "that the hub can be reached, or log in with 'hf auth login' if it is not public"
+        ) from error
 
 
 @contextmanager
@@ -193,25 +207,6 @@ def _silenced() -> Iterator[None]:
             library.setLevel(level)
         if not were_hidden:
             datasets.enable_progress_bars()
-
-
-@contextmanager
-def _user_errors(name: str) -> Iterator[None]:
-    try:
-        yield
-    except MemoryError:
-        raise
-    except Exception as error:  # of the library, of HTTP, of what is wrong with the files
-        if isinstance(error, OSError) and is_disk_full(error):
-            raise DiskFullError(
-                f"no space left for {name} in the cache of Hugging Face; free some space, or move "
-                "the cache with HF_HOME"
-            ) from error
-        raise DatasetError(
-            f"{name} must be a data set of the Hugging Face hub that can be downloaded, but "
-            f"{first_line(error) if str(error) else type(error).__name__}; check the address and "
-            "that the hub can be reached, or log in with 'hf auth login' if it is not public"
-        ) from error
 
 
 def _columns(name: str, address: _Address, features: Features) -> tuple[str, str, str | None]:

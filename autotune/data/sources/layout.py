@@ -108,7 +108,7 @@ def _named(root: str, passed_over: PassedOver) -> list[SplitFolder]:
         _ask_if_alike(root, folders, words)
         _ask_if_crossed(root, folders, words)
         return []
-    classes = _classes_of(root, splits, TRAIN)
+    classes = _train_classes(root, splits)
     others = []
     for name in folders:
         path = os.path.join(root, name)
@@ -146,7 +146,7 @@ def _splits_of(
     for rest in sorted({word.rest for word in words.values()}):
         group = resolved({name: word.split for name, word in words.items() if word.rest == rest})
         # toy_train and toy_test may be classes
-        if is_split(group.values()) and (not rest or _classes_of(root, group, TRAIN)):
+        if is_split(group.values()) and (not rest or _train_classes(root, group)):
             return group
     train = [name for name, word in words.items() if word.split == TRAIN]
     return {train[0]: TRAIN} if len(train) == 1 and any(map(says_unlabeled, folders)) else {}
@@ -240,9 +240,9 @@ def _recognized_in(root: str, name: str) -> dict[str, str]:
     return recognized(subfolders(os.path.join(root, name)))
 
 
-def _classes_of(root: str, splits: Mapping[str, str], wanted: str) -> set[str]:
-    """Return the names of the class folders of a split."""
-    folders = [os.path.join(root, name) for name, split in splits.items() if split == wanted]
+def _train_classes(root: str, splits: Mapping[str, str]) -> set[str]:
+    """Return the names of the class folders of the training split."""
+    folders = [os.path.join(root, name) for name, split in splits.items() if split == TRAIN]
     return {name for folder in folders for name in _classes_in(folder)}
 
 
