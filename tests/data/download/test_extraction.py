@@ -172,14 +172,6 @@ def test_an_archive_that_is_not_there(tmp_path: Path) -> None:
         extract(tmp_path / "gone.tar", tmp_path / "out")
 
 
-def test_an_encrypted_zip(tmp_path: Path) -> None:
-    data = bytearray(zip_bytes({"a": b"x"}))
-    for sign, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
-        data[data.index(sign) + offset] |= 1
-    with pytest.raises(DatasetError, match="'a' is encrypted"):
-        extract(put(tmp_path / "a.zip", bytes(data)), tmp_path / "out")
-
-
 def test_an_archive_larger_than_the_disk(
     small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,24 +248,6 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
 # Archives that are made to fill the disk
 
 
-def _tar_bomb(path: Path, mode: str, size: int) -> Path:
-    with tarfile.open(path, mode) as archive:
-        info = tarfile.TarInfo("a/zeros.png")
-        info.size = size
-        archive.addfile(info, _Zeros(size))
-    return path
-
-
-class _Zeros(io.RawIOBase):
-    def __init__(self, left: int) -> None:
-        self._left = left
-
-    def read(self, size: int = -1) -> bytes:
-        size = min(size, self._left)
-        self._left -= size
-        return bytes(size)
-
-
 @pytest.mark.parametrize("kind", ["zip", "tar.gz", "tar.bz2", "tar.xz"])
 def test_an_archive_that_is_made_to_fill_the_disk(kind: str, tmp_path: Path) -> None:
     size = 40 << 20
@@ -283,7 +257,7 @@ def test_an_archive_that_is_made_to_fill_the_disk(kind: str, tmp_path: Path) -> 
             for number in range(4):
                 archive.writestr(f"a/{number}.png", bytes(size // 4))
     else:
-        _tar_bomb(path, f"w:{kind.partition('.')[2]}", size)  # type: ignore[arg-type]
+        path.write_bytes(KINDS[f"set.{kind}"](tar_bytes({"a/zeros.png": bytes(size)})))
     assert path.stat().st_size * MAX_RATIO < size
     with pytest.raises(DatasetError, match=r"100 times its size.*unpack it yourself and name"):
         extract(path, tmp_path / "out")
@@ -310,20 +284,8 @@ def test_a_header_that_claims_to_be_huge(tmp_path: Path) -> None:
         extract(path, tmp_path / "out")
 
 
-def test_too_many_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extracting, "MAX_MEMBERS", 3)
-    path = tmp_path / "many.zip"
-    with zipfile.ZipFile(path, "w") as archive:
-        for number in range(4):
-            archive.writestr(f"{number}.png", b"x")
-    with pytest.raises(DatasetError, match=r"more than 3 files.*unpack it yourself"):
-        extract(path, tmp_path / "out")
-
-
 @pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_too_many_empty_folders(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_many_members(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Folders are values in memory as files are, and a tar file of them shrinks a lot."""
     monkeypatch.setattr(extracting, "MAX_MEMBERS", 3)
     path = tmp_path / f"many.{kind}"

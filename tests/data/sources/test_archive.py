@@ -126,13 +126,3 @@ def test_a_wrong_layout_beside_an_archive_is_what_is_named(tmp_path: Path) -> No
     (tmp_path / "set.zip").write_bytes(zip_bytes({**images, "old.zip": zip_bytes({})}))
     with pytest.raises(DatasetError, match="a dataset needs at least two classes"):
         open_source(str(tmp_path / "set.zip"))
-
-
-def test_damaged_and_hostile_archives_are_refused(tmp_path: Path, home: Path) -> None:
-    folder = make_class_folders(tmp_path / "set", {"a": 1, "b": 1})
-    whole = zip_bytes(files(folder))
-    for content in (b"", whole[: len(whole) // 2], zip_bytes({"../../a/1.png": b"x"})):
-        (tmp_path / "set.zip").write_bytes(content)
-        with pytest.raises(DatasetError):
-            open_source(str(tmp_path / "set.zip"))
-    assert not list((home / "unpacked").glob("[!.]*"))

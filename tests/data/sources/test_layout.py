@@ -11,7 +11,6 @@ from autotune.data.source import Source
 from autotune.data.sources.registry import open_source
 from autotune.data.sources.split_names import AUTO, SplitNames
 from autotune.errors import DatasetError
-from tests.support.data.archives import zip_bytes
 from tests.support.data.images import make_class_folders
 
 ALL = ("train", "validation", "test")
@@ -64,17 +63,10 @@ def counts(source: Source) -> dict[str | None, int]:
         (["ILSVRC/Data/CLS-LOC/train", "ILSVRC/Data/CLS-LOC/val"], ("train", "validation")),
     ],
 )
-@pytest.mark.parametrize("packed", [False, True])
 def test_splits_under_usual_names(
-    tmp_path: Path, home: Path, folders: list[str], splits: Sequence[str], packed: bool
+    tmp_path: Path, folders: list[str], splits: Sequence[str]
 ) -> None:
-    root = make(tmp_path / "set", folders)
-    path = root
-    if packed:
-        path = tmp_path / "set.zip"
-        files = {str(file.relative_to(root)): file.read_bytes() for file in root.rglob("*.png")}
-        path.write_bytes(zip_bytes(files))
-    source = opened(path)
+    source = opened(make(tmp_path / "set", folders))
     assert source.classes == ("cat", "dog")
     assert counts(source) == dict.fromkeys(sorted(splits), 4)
     assert not source.passed_over

@@ -91,7 +91,7 @@ def describe_missing(folder: str, missing: Sequence[str]) -> str:
 def _places(
     cell: str, by_name: Mapping[str, Sequence[tuple[str, ...]]]
 ) -> Iterator[tuple[int, int, str]]:
-    """Yield how paths of images that a cell may mean differ from it; the plainest is the largest."""
+    """Yield how the images that a cell may mean are written; the plainest way is the largest."""
     plain = cell.strip().replace("\\", "/")
     for text in dict.fromkeys((plain, unquote(plain))):
         *folders, name = text.removeprefix("./").split("/")
