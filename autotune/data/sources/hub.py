@@ -20,7 +20,13 @@ from autotune.data.image_files import UnreadableImageError, read_image
 from autotune.data.image_formats import PassedOver
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.source import Sample, Shrink, Source
-from autotune.data.sources.names import describe_similar, normalized, printable, warn_once
+from autotune.data.sources.names import (
+    describe_similar,
+    normalized,
+    printable,
+    warn_of_names,
+    warn_once,
+)
 from autotune.data.sources.split_columns import (
     LEFT_OUT,
     SPLIT_COLUMNS,
@@ -110,8 +116,7 @@ class HubSource(Source):
         self.passed_over = passed_over.by_kind()
         self.classes = tuple(sorted({row.label for row in rows if row.label is not None}))
         _check(name, rows, self.classes)
-        if similar := describe_similar(self.classes):
-            warn_once(f"{name}: {similar}")
+        warn_of_names(name, self.classes)
         numbers = {text: number for number, text in enumerate(self.classes)}
         parts = {part: parts[part] for part in used if any(row.part == part for row in rows)}
         groups = {part: _texts(dataset, group) for part, dataset in parts.items() if group}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 from autotune.data.image_formats import PassedOver
@@ -39,9 +39,7 @@ from autotune.errors import DatasetError
 _ARE_CLASSES = "data.splits=none if they are the classes"
 
 
-def find_layout(
-    root: str, splits: SplitNames = AUTO, passed_over: PassedOver | None = None
-) -> list[SplitFolder]:
+def find_layout(root: str, splits: SplitNames, passed_over: PassedOver) -> list[SplitFolder]:
     """Find the folders of the splits of a data set, or return the folder itself.
 
     Splits are told by their names: those of folders of class folders, or of folders in every class
@@ -50,12 +48,11 @@ def find_layout(
     Args:
         root: The folder.
         splits: What ``data.splits`` says.
-        passed_over: Counts the files in folders that are not used, if given.
+        passed_over: Counts the files in folders that are not used.
 
     Raises:
         DatasetError: When folders may be splits and may be classes, or splits are there twice.
     """
-    passed_over = PassedOver() if passed_over is None else passed_over
     with readable_folders():
         if splits == NONE:
             return [SplitFolder(None, root)]
@@ -69,7 +66,8 @@ def find_layout(
         layout = find_layout(inner, AUTO, passed_over) if inner else []
         if inner is None or layout[0].split is None:
             return [SplitFolder(None, root)]
-        _pass_over_all(root, set(subfolders(root)) - {os.path.basename(inner)}, passed_over)
+        for name in set(subfolders(root)) - {os.path.basename(inner)}:
+            _pass_over(root, os.path.join(root, name), "without classes", passed_over)
         return layout
 
 
@@ -198,7 +196,8 @@ def _inside_classes(root: str, passed_over: PassedOver) -> list[SplitFolder]:
     tops = [top for top in tops if top not in imageless]
     if len(tops) < 2:
         return []
-    _pass_over_all(root, imageless, passed_over)
+    for name in imageless:
+        _pass_over(root, os.path.join(root, name), "without classes", passed_over)
     result = []
     for top in tops:
         path = os.path.join(root, top)
@@ -259,11 +258,6 @@ def _unwrapped(*parts: str) -> str:
             break
         folder = inner
     return folder
-
-
-def _pass_over_all(root: str, names: Iterable[str], passed_over: PassedOver) -> None:
-    for name in names:
-        _pass_over(root, os.path.join(root, name), "without classes", passed_over)
 
 
 def _pass_over(root: str, folder: str, why: str, passed_over: PassedOver) -> None:

@@ -99,37 +99,26 @@ def fetch_source(name: str, progress: ProgressCallback) -> None:
 def open_source(
     name: str, progress: ProgressCallback = no_progress, splits: SplitNames = AUTO
 ) -> Source:
-    """Open a data set: a registered name, or what :func:`open_local` takes. No image is decoded.
+    """Open a data set. No image is decoded.
+
+    Args:
+        name: A registered name, the path of a folder, a table or an archive (``~`` is the home
+            folder), or ``hf://owner/name``.
+        progress: Called while files are listed and read.
+        splits: What ``data.splits`` says of the names of its splits.
 
     Raises:
         DatasetError: When there is no such data set, its layout is wrong, or it must be
             downloaded first.
     """
     registered = _REGISTRY.get(name)
-    if registered is None:
-        return open_local(name, progress, splits)
-    if splits != AUTO:
+    if registered is not None and splits != AUTO:
         raise DatasetError(
             f"data.splits names the splits of your own images, but {name!r} is a known data set, "
             "whose splits do not change; leave data.splits out"
         )
-    return registered.open(progress)
-
-
-def open_local(
-    name: str, progress: ProgressCallback = no_progress, splits: SplitNames = AUTO
-) -> Source:
-    """Open images of the user.
-
-    Args:
-        name: The path of a folder, a table or an archive (``~`` is the home folder), or
-            ``hf://owner/name``.
-        progress: Called while files are listed and read.
-        splits: What ``data.splits`` says of the names of its splits.
-
-    Raises:
-        DatasetError: When nothing is there, or its layout is wrong.
-    """
+    if registered is not None:
+        return registered.open(progress)
     if name.lower().startswith(SCHEME):
         return HubSource(name, progress, splits)
     path = os.path.expanduser(name)
@@ -152,7 +141,7 @@ def open_local(
 def _open_file(name: str, path: str, progress: ProgressCallback, splits: SplitNames) -> Source:
     """Open a file by its content; an unknown one by the ending of its name."""
     if is_archive(Path(path)):
-        return open_archive(name, path, progress, splits)
+        return _open_archive(name, path, progress, splits)
     try:
         kind = file_kind(path)
     except OSError as error:
@@ -166,17 +155,13 @@ def _open_file(name: str, path: str, progress: ProgressCallback, splits: SplitNa
     raise DatasetError(join_sentences(problem, kind.advice(name)))
 
 
-def open_archive(
-    name: str, path: str, progress: ProgressCallback = no_progress, splits: SplitNames = AUTO
+def _open_archive(
+    name: str, path: str, progress: ProgressCallback, splits: SplitNames
 ) -> FileSource:
     """Open the class folders in a zip or tar file; folders around them are passed through.
 
-    The archive is unpacked once: size, time of change and both its ends identify it.
-
-    Raises:
-        DatasetError: When the archive is damaged, or holds no class folders; nothing stays of what
-            this call has unpacked.
-        DiskFullError: When the disk has no room for its content.
+    The archive is unpacked once: size, time of change and both its ends identify it. Without class
+    folders, nothing stays of what this call has unpacked.
     """
     folder = unpacked_folder(_archive_digest(path, _READING))
     is_unpacked = folder.is_dir()

@@ -19,7 +19,7 @@ from autotune.data.download import extraction as extracting
 from autotune.data.download import members
 from autotune.data.download.extraction import extract, is_archive
 from autotune.data.download.members import MAX_RATIO
-from autotune.data.sources.registry import open_local
+from autotune.data.sources.registry import open_source
 from autotune.errors import DatasetError, DiskFullError, InsufficientSpaceError
 from tests.support.data.archives import tar_bytes, zip_bytes
 
@@ -313,7 +313,7 @@ def test_too_many_members(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_format_that_is_not_read_here(start: bytes, name: str, tmp_path: Path) -> None:
     path = put(tmp_path / "photos.tar.zst", start + bytes(600))
     with pytest.raises(DatasetError, match=f"{name}.*pack it as .tar.gz or .zip"):
-        open_local(str(path))
+        open_source(str(path))
 
 
 def test_blank_images_are_no_bomb(tmp_path: Path) -> None:
