@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from autotune.data.image_files import read_image
+from autotune.data.image_files import Shrink, read_image
 from autotune.data.image_formats import PassedOver
 from autotune.data.progress import ProgressCallback, no_progress
-from autotune.data.source import Sample, Shrink, Source
+from autotune.data.source import Sample, Source
 from autotune.data.sources.class_folders import check_class_folders
 from autotune.data.sources.folders import ImageFile, digest_files, scan_folder
 from autotune.data.sources.layout import find_layout

@@ -16,10 +16,10 @@ from urllib.parse import parse_qsl
 
 from PIL import Image
 
-from autotune.data.image_files import UnreadableImageError, read_image
+from autotune.data.image_files import Shrink, UnreadableImageError, read_image
 from autotune.data.image_formats import PassedOver
 from autotune.data.progress import ProgressCallback, no_progress
-from autotune.data.source import Sample, Shrink, Source
+from autotune.data.source import Sample, Source
 from autotune.data.sources.names import (
     describe_similar,
     normalized,

@@ -72,6 +72,7 @@ def test_folders_around_the_classes_are_looked_through(tmp_path: Path, around: s
     (tmp_path / "set.zip").write_bytes(zip_bytes({**files(folder, around), **of_macos}))
     source = open_source(str(tmp_path / "set.zip"))
     assert [sample.key for sample in source.samples] == ["a/000.png", "b/000.png"]
+    assert list(source.passed_over) == ["texts and tables"] * (around in ("", "./"))
 
 
 def test_parts_in_an_archive_are_kept(tmp_path: Path) -> None:

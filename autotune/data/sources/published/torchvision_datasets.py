@@ -23,8 +23,9 @@ from autotune.data.download.archived_dataset import ArchivedDataset
 from autotune.data.download.downloadable import Downloadable
 from autotune.data.download.extraction import SUFFIXES
 from autotune.data.download.http import ArchiveSpec
+from autotune.data.image_files import Shrink
 from autotune.data.progress import ProgressCallback, no_progress
-from autotune.data.source import Sample, Shrink, Source
+from autotune.data.source import Sample, Source
 from autotune.data.sources.base import FileSource
 from autotune.data.sources.folders import ImageFile
 from autotune.errors import DatasetError, is_disk_full
