@@ -99,10 +99,22 @@ def test_the_index_of_a_parquet_table_is_a_column_too(
     assert [sample.group for sample in source.samples] == ["x", "y"]
 
 
-def test_labels_that_were_numbers_with_gaps_are_whole_numbers(photos: Path) -> None:
-    frame = pd.DataFrame({"path": ["photos/0.png", "photos/1.png"], "label": [0.0, 1.0]})
+@pytest.mark.parametrize(
+    ("cells", "classes"),
+    [
+        ([0.0, 1.0], ("0", "1")),  # numbers with gaps
+        ([1.0, np.inf], ("1.0", "inf")),
+        ([b"cat", "K\u00e4fer".encode()], ("K\u00e4fer", "cat")),
+        (pd.Categorical(["a", "b"]), ("a", "b")),
+    ],
+)
+def test_labels_of_every_kind(photos: Path, cells: object, classes: tuple[str, ...]) -> None:
+    frame = pd.DataFrame({"path": ["photos/0.png", "photos/1.png"], "label": cells})
+    frame["group"] = pd.Categorical(["x", "x"])
     frame.to_parquet(photos / "table.parquet")
-    assert open_source(str(photos / "table.parquet")).classes == ("0", "1")
+    source = open_source(str(photos / "table.parquet"))
+    assert source.classes == tuple(sorted(classes))
+    assert [sample.group for sample in source.samples] == ["x", "x"]
 
 
 def test_na_and_none_are_classes(photos: Path) -> None:
