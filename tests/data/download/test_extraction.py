@@ -177,13 +177,7 @@ def test_an_archive_larger_than_the_disk(
 ) -> None:
     """It is refused before anything is written."""
     monkeypatch.setattr(members, "MAX_RATIO", 10_000)
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w:gz", compresslevel=9) as tar:
-        info = tarfile.TarInfo("zeros")
-        info.size = 10**8
-        with open("/dev/zero", "rb") as zeros:
-            tar.addfile(info, zeros)
-    archive = put(tmp_path / "bomb.tgz", file.getvalue())
+    archive = put(tmp_path / "bomb.tgz", gzip.compress(tar_bytes({"zeros": bytes(10**8)})))
     with pytest.raises(
         InsufficientSpaceError, match=r"takes 100 MB when it is unpacked, but the disk of"
     ):
@@ -265,21 +259,16 @@ def test_an_archive_that_is_made_to_fill_the_disk(kind: str, tmp_path: Path) -> 
 
 
 def test_zeros_behind_the_end_of_a_tar_file(tmp_path: Path) -> None:
-    path = tmp_path / "tail.tar.gz"
-    plain = io.BytesIO()
-    with tarfile.open(fileobj=plain, mode="w") as archive:
-        archive.addfile(tarfile.TarInfo("a/b.png"))
-    path.write_bytes(gzip.compress(plain.getvalue() + bytes(40 << 20)))
+    path = put(tmp_path / "tail.tar.gz", gzip.compress(tar_bytes(FILES) + bytes(40 << 20)))
     with pytest.raises(DatasetError, match="100 times its size"):
         extract(path, tmp_path / "out")
 
 
 def test_a_header_that_claims_to_be_huge(tmp_path: Path) -> None:
     """tarfile reads such a header whole, into memory."""
-    info = tarfile.TarInfo("././@PaxHeader")
-    info.type, info.size = tarfile.XHDTYPE, 1 << 32
-    path = tmp_path / "header.tar"
-    path.write_bytes(info.tobuf() + bytes(1 << 20))
+    info = member("././@PaxHeader", tarfile.XHDTYPE)
+    info.size = 1 << 32
+    path = put(tmp_path / "header.tar", info.tobuf() + bytes(1 << 20))
     with pytest.raises(DatasetError):
         extract(path, tmp_path / "out")
 
@@ -288,15 +277,9 @@ def test_a_header_that_claims_to_be_huge(tmp_path: Path) -> None:
 def test_too_many_members(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Folders are values in memory as files are, and a tar file of them shrinks a lot."""
     monkeypatch.setattr(extracting, "MAX_MEMBERS", 3)
-    path = tmp_path / f"many.{kind}"
-    if kind == "zip":
-        with zipfile.ZipFile(path, "w") as packed:
-            for number in range(4):
-                packed.writestr(f"{number}/", b"")
-    else:
-        with tarfile.open(path, "w") as archive:
-            for number in range(4):
-                archive.addfile(member(str(number), tarfile.DIRTYPE))
+    folders = [member(str(number), tarfile.DIRTYPE) for number in range(4)]
+    pack = {"zip": zip_bytes({f"{number}/": b"" for number in range(4)})}
+    path = put(tmp_path / f"many.{kind}", pack.get(kind) or tar_bytes({}, *folders))
     with pytest.raises(DatasetError, match=r"more than 3 files and folders.*unpack it yourself"):
         extract(path, tmp_path / "out")
 

@@ -100,17 +100,13 @@ def test_an_expression_names_groups() -> None:
     # The patient is the same in both classes; what does not match is alone.
     assert groups.tolist() == [0, 0, 1, 1, 2, 2, 0, 0, 1, 1, 2, 2, 3]
     assert find_groups(source, r"^(\d/p\d+)_1") is None
+    assert find_groups(source, r"^(x)?\d") is None  # a group of the expression that is not there
     with pytest.raises(DatasetError) as caught:
         find_groups(source, "(patient)")
     assert str(caught.value) == (
         "data.group must match the keys of images, but '(patient)' matches none of the 13, the "
         "first of which is '0/p0_0.jpg'; change it or leave it out"
     )
-
-
-def test_an_optional_group_that_is_not_there_names_none() -> None:
-    source = listed([3, 3])
-    assert find_groups(source, r"^(x)?\d") is None
 
 
 def test_pairs_join_groups() -> None:
