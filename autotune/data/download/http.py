@@ -59,6 +59,20 @@ class ArchiveSpec:
             return "sha256", self.sha256
         return None if self.md5 is None else ("md5", self.md5)
 
+    def find_problem(self, path: Path, progress: ProgressCallback) -> str:
+        """Return what is wrong with the archive on this disk; empty for nothing."""
+        size = path.stat().st_size
+        if self.size is not None and size != self.size:
+            return f"has {size} bytes, but the published file has {self.size}"
+        if self.checksum is not None:
+            algorithm, published = self.checksum
+            step = f"checking {self.file}"
+            digest = digest_of(algorithm, path, lambda done: progress(step, done, size))
+            if digest != published:
+                name = {"sha256": "SHA-256", "md5": "MD5"}[algorithm]
+                return f"is not the published file ({name} {digest}, published {published})"
+        return ""
+
 
 def archive_urls(name: str, archive: ArchiveSpec) -> tuple[str, ...]:
     """Return the addresses of an archive of a data set, those of mirrors first.
@@ -163,7 +177,7 @@ class _Download:
         is_resumed = self._size() > 0
         for _ in range(1 + is_resumed):  # what was there may be damaged, or of another file
             self._get_all()
-            if self._is_valid():
+            if not self.archive.find_problem(self.partial, self.progress):
                 os.replace(self.partial, self.paths.archive(self.archive.file))
                 self.origin.unlink(missing_ok=True)
                 return
@@ -245,17 +259,6 @@ class _Download:
                 self.progress(step, done, size or total)
         if total is not None and done != total:
             raise _Interrupted("the transfer was cut")
-
-    def _is_valid(self) -> bool:
-        size, checksum = self._size(), self.archive.checksum
-        if self.archive.size is not None and size != self.archive.size:
-            return False
-        if checksum is None:
-            return True
-        algorithm, expected = checksum
-        step = f"checking {self.archive.file}"
-        digest = digest_of(algorithm, self.partial, lambda done: self.progress(step, done, size))
-        return digest == expected
 
     def _size(self) -> int:
         return self.partial.stat().st_size if self.partial.exists() else 0

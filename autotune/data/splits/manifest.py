@@ -109,7 +109,7 @@ class Manifest:
         return source, SplitIndices(**splits), groups
 
 
-def _csv_line(values: Sequence[str | int]) -> str:
+def _csv_line(values: Sequence[object]) -> str:
     """Return a line of CSV, which ends with a line feed alone."""
     text = io.StringIO(newline="")
     csv.writer(text).writerow(values)  # a name with \r or \n is in quotes only under this ending
