@@ -109,6 +109,11 @@ def test_an_expression_names_groups() -> None:
     )
 
 
+def test_an_expression_where_every_image_has_a_group_is_refused() -> None:
+    with pytest.raises(DatasetError, match=r"each has one already, such as '0-0' of '0/0/0'; lea"):
+        find_groups(grouped([[2, 2], [2, 2]]), r"^(\d)")
+
+
 def test_pairs_join_groups() -> None:
     groups = find_groups(listed([4, 4]), None, np.array([[0, 1], [1, 6]]))
     assert groups is not None
