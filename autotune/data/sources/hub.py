@@ -10,7 +10,6 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qsl
 
@@ -61,24 +60,6 @@ _ADDRESS = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class _Address:
-    """The parts of an address: ``owner/name``; branch, tag or commit; configuration; columns."""
-
-    repository: str
-    revision: str | None
-    configuration: str | None
-    columns: Mapping[str, str]
-
-    @staticmethod
-    def parse(name: str) -> _Address:
-        match = _ADDRESS.fullmatch(name)
-        columns = dict(parse_qsl(match["columns"] or "")) if match else {}
-        if match is None or set(columns) - {"image", "label"}:
-            raise DatasetError(f"a dataset of the Hugging Face hub is {_FORM}, but got {name!r}")
-        return _Address(match["repository"], match["revision"], match["configuration"], columns)
-
-
 class _Row(NamedTuple):
     """An image: its part and number there, label and split."""
 
@@ -105,10 +86,13 @@ class HubSource(Source):
         self, name: str, progress: ProgressCallback = no_progress, splits: SplitNames = AUTO
     ) -> None:
         self.name = name
-        address = _Address.parse(name)
+        address = _ADDRESS.fullmatch(name)
+        chosen = dict(parse_qsl(address["columns"] or "")) if address else {}
+        if address is None or set(chosen) - {"image", "label"}:
+            raise DatasetError(f"a dataset of the Hugging Face hub is {_FORM}, but got {name!r}")
         progress("downloading the images", 0, None)
         parts = _load(name, address)
-        image, label, group = _columns(name, address, next(iter(parts.values())).features)
+        image, label, group = _columns(name, chosen, next(iter(parts.values())).features)
         used = _used_parts(name, list(parts), splits)
         labels = {part: _texts(parts[part], label) for part in used}
         passed_over = PassedOver()
@@ -159,7 +143,7 @@ class HubSource(Source):
         return read_image(path if content is None else io.BytesIO(content), shrink)
 
 
-def _load(name: str, address: _Address) -> dict[str, Dataset]:
+def _load(name: str, address: re.Match[str]) -> dict[str, Dataset]:
     """Download the data set, or open what an earlier call left in the library's cache."""
     try:
         import datasets
@@ -168,16 +152,17 @@ def _load(name: str, address: _Address) -> dict[str, Dataset]:
             f"{name}: data sets of the Hugging Face hub are read by the library 'datasets', which "
             "is not installed; run pip install 'autotune[hf]'"
         ) from error
-    if os.path.isdir(address.repository):
+    repository, revision = address["repository"], address["revision"]
+    if os.path.isdir(repository):
         raise DatasetError(
-            f"{name}: the library 'datasets' would read the folder {address.repository!r} that is "
-            "here instead of the hub; run it from another folder"
+            f"{name}: the library 'datasets' would read the folder {repository!r} that is here "
+            "instead of the hub; run it from another folder"
         )
-    repository, configuration = address.repository, address.configuration
     try:
         with _silenced():
-            loaded = datasets.load_dataset(repository, configuration, revision=address.revision)
-            return dict(loaded)
+            return dict(
+                datasets.load_dataset(repository, address["configuration"], revision=revision)
+            )
     except MemoryError:
         raise
     except Exception as error:  # of the library, of HTTP, of what is wrong with the files
@@ -214,7 +199,9 @@ def _silenced() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _columns(name: str, address: _Address, features: Features) -> tuple[str, str, str | None]:
+def _columns(
+    name: str, chosen: Mapping[str, str], features: Features
+) -> tuple[str, str, str | None]:
     """Return the columns of image, label and group."""
     from datasets import ClassLabel, Image, Value
 
@@ -222,9 +209,8 @@ def _columns(name: str, address: _Address, features: Features) -> tuple[str, str
     classes = [column for column, kind in features.items() if isinstance(kind, ClassLabel)]
     values = [column for column, kind in features.items() if isinstance(kind, Value)]
     by_name = [column for column in values if column.lower() in COLUMNS["label"]]
-    given = address.columns
-    image = _column(name, "image", given.get("image"), images, images)
-    label = _column(name, "label", given.get("label"), classes or by_name, classes + values)
+    image = _column(name, "image", chosen.get("image"), images, images)
+    label = _column(name, "label", chosen.get("label"), classes or by_name, classes + values)
     groups = [column for column in values if column.lower() in COLUMNS["group"]]
     return image, label, groups[0] if groups else None
 

@@ -190,7 +190,9 @@ def _inside_classes(root: str, passed_over: PassedOver) -> list[SplitFolder]:
     """Return the folders of splits in each class folder; none where the first has none."""
     tops = subfolders(root)
     first = next((top for top in tops if holds_images(os.path.join(root, top))), None)
-    if first is None or not is_split(_recognized_in(root, first).values()):
+    if first is None:
+        return []
+    if not is_split(recognized(subfolders(os.path.join(root, first))).values()):
         return []
     imageless = {top for top in tops if not holds_images(os.path.join(root, top))}
     tops = [top for top in tops if top not in imageless]
@@ -201,7 +203,7 @@ def _inside_classes(root: str, passed_over: PassedOver) -> list[SplitFolder]:
     result = []
     for top in tops:
         path = os.path.join(root, top)
-        splits = _recognized_in(root, top)
+        splits = recognized(subfolders(path))
         others = [
             os.path.join(top, name)
             for name in subfolders(path)
@@ -233,10 +235,6 @@ def _labeled(root: str, folders: list[SplitFolder], passed_over: PassedOver) -> 
         else:
             labeled.append(folder)
     return labeled
-
-
-def _recognized_in(root: str, name: str) -> dict[str, str]:
-    return recognized(subfolders(os.path.join(root, name)))
 
 
 def _train_classes(root: str, splits: Mapping[str, str]) -> set[str]:
