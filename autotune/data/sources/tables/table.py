@@ -109,6 +109,11 @@ def open_table(
             f"every row of a table names an image file and its class, but {path}: "
             f"{'; '.join(problems)}"
         )
+    if "group" in table and (several := _ambiguous(table, "group")):
+        warn_once(
+            f"{path}: {plural(len(several), 'image has', 'images have')} more than one group, "
+            f"e.g. {printable(files[several[0]])}; the first counts"
+        )
     table = table.drop_duplicates("file")
     empty = [None] * len(table)
     row_splits, groups = table.get("split", empty), table.get("group", empty)
