@@ -147,7 +147,7 @@ def _open_file(name: str, path: str, progress: ProgressCallback, splits: SplitNa
     except OSError as error:
         raise DatasetError(f"{name!r} cannot be read: {error.strerror}") from error
     is_table = kind.use in ("images", "broken", "") and path.lower().endswith(TABLE_ENDINGS)
-    if is_table or kind == PARQUET:
+    if (is_table and os.path.isfile(path)) or kind == PARQUET:  # a pipe would be waited for
         return open_table(name, path, progress, splits)
     if not kind.name and is_volume(path):
         raise DatasetError(f"{name} {describe_volumes(os.path.basename(path))}")

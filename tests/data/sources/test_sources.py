@@ -195,6 +195,8 @@ class TestRefusals:
         message = refusal(tmp_path / "pets.txt")
         assert message.startswith("a dataset is the path of a folder with one folder of images")
         assert message.endswith("pets.txt' is a text file")
+        os.mkfifo(tmp_path / "pets.csv")
+        assert refusal(tmp_path / "pets.csv").endswith("pets.csv' is no regular file")
 
     @pytest.mark.parametrize(
         ("folders", "message"),
