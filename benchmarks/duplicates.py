@@ -20,9 +20,9 @@ import numpy as np
 from heading import date_and_machine
 from PIL import Image
 
-from autotune.data.image_files import read_image
+from autotune.data.image_files import Shrink, read_image
 from autotune.data.image_formats import ENDINGS
-from autotune.data.source import Sample, Shrink, Source
+from autotune.data.source import Sample, Source
 from autotune.data.splits.duplicates import HASH_SIDE, NEAR_BITS, fingerprint_images, near_pairs
 
 HASHES: dict[str, Callable[[Image.Image], np.ndarray]] = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 import io
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
@@ -22,6 +22,10 @@ _TRUNCATED = ("file is truncated", "Truncated File Read", "Truncated data")
 _NEW_SUBFILE_TYPE, _SUB_IFDS, _DNG_VERSION = 254, 330, 50706
 #: Limits where the header of a JPEG 2000 file is looked for.
 _JP2_HEADER_BYTES = 1 << 16
+#: A path, or the content of a file.
+File = str | os.PathLike[str] | BinaryIO
+#: Gets an image before it is decoded, and may return a smaller one.
+Shrink = Callable[[Image.Image], Image.Image]
 #: EXIF orientation -> what turns the image upright.
 _TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -39,8 +43,8 @@ class UnreadableImageError(OSError):
 
 
 def read_image(
-    file: str | os.PathLike[str] | BinaryIO,
-    shrink: Callable[[Image.Image], Image.Image] | None = None,
+    file: File,
+    shrink: Shrink | None = None,
 ) -> Image.Image:
     """Read an image file as people see it.
 
@@ -72,9 +76,7 @@ def read_image(
         raise UnreadableImageError(_reason(file, error)) from error
 
 
-def _decode(
-    file: str | os.PathLike[str] | BinaryIO, shrink: Callable[[Image.Image], Image.Image] | None
-) -> Image.Image:
+def _decode(file: File, shrink: Shrink | None) -> Image.Image:
     with Image.open(file, formats=_formats()) as image:
         if _is_preview(image):
             raise UnreadableImageError(
@@ -119,42 +121,43 @@ def to_rgb(image: Image.Image, white: int = 65535) -> Image.Image:
     return image.convert("RGB")
 
 
+def _tags(image: Image.Image) -> Mapping[int, Any]:
+    """Return the tags of a TIFF; none of other formats."""
+    return image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+
+
 def _white(image: Image.Image) -> int:
     """Return white in 16-bit gray: TIFF may hold 12 bits, and may count from white."""
-    if not isinstance(image, TiffImagePlugin.TiffImageFile):
-        return 65535
-    tags = image.tag_v2
+    tags = _tags(image)
     white = 4095 if tags.get(TiffImagePlugin.BITSPERSAMPLE) == (12,) else 65535
     return -white if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0 else white
 
 
 def _is_preview(image: Image.Image) -> bool:
     """Tell whether the first image of a TIFF is a small one of another, as in raw photos."""
-    if not isinstance(image, TiffImagePlugin.TiffImageFile):
-        return False
-    is_reduced = bool(image.tag_v2.get(_NEW_SUBFILE_TYPE, 0) & 1)
-    has_others = _SUB_IFDS in image.tag_v2 or (is_reduced and image.n_frames > 1)
-    return _DNG_VERSION in image.tag_v2 or (is_reduced and has_others)
+    tags = _tags(image)
+    is_reduced = bool(tags.get(_NEW_SUBFILE_TYPE, 0) & 1)
+    has_others = is_reduced and (_SUB_IFDS in tags or getattr(image, "n_frames", 1) > 1)
+    return _DNG_VERSION in tags or has_others
 
 
 def _has_deep_planes(image: Image.Image) -> bool:
     """Tell whether Pillow would read the planes of a TIFF as 8-bit values, which they are not."""
-    if not isinstance(image, TiffImagePlugin.TiffImageFile):
-        return False
-    bits = image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
-    is_planar = image.tag_v2.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2
+    tags = _tags(image)
+    bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))
+    is_planar = tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2
     return is_planar and len(bits) > 1 and bits[0] != 8
 
 
-def _may_have_alpha(image: Image.Image, file: str | os.PathLike[str] | BinaryIO) -> bool:
+def _may_have_alpha(image: Image.Image, file: File) -> bool:
     """Tell whether a fourth band is transparency, where a format has other ones too.
 
     Near infrared for instance. A TIFF names such a band, JPEG 2000 in a box called cdef.
     """
     if image.mode not in ("RGBA", "LA"):
         return True
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return TiffImagePlugin.EXTRASAMPLES in image.tag_v2
+    if tags := _tags(image):
+        return TiffImagePlugin.EXTRASAMPLES in tags
     if image.format == "JPEG2000":
         _, _, box = _content(file, _JP2_HEADER_BYTES).partition(b"cdef")
         types = box[5 : 2 + 6 * int.from_bytes(box[:2]) : 6]  # 6 bytes for each channel
@@ -188,7 +191,7 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
     return result
 
 
-def _content(file: str | os.PathLike[str] | BinaryIO, size: int = -1) -> bytes:
+def _content(file: File, size: int = -1) -> bytes:
     """Return the first bytes of a file, by default all."""
     if isinstance(file, str | os.PathLike):
         with open(file, "rb") as stream:
@@ -207,7 +210,7 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in IMAGE_FORMATS if name in Image.OPEN)
 
 
-def _tiff_problem(file: str | os.PathLike[str] | BinaryIO) -> str:
+def _tiff_problem(file: File) -> str:
     """Describe the pixels of a TIFF; empty where it is none, or its directory is damaged."""
     try:
         stream = io.BytesIO(_content(file))
@@ -226,7 +229,7 @@ def _tiff_problem(file: str | os.PathLike[str] | BinaryIO) -> str:
     )
 
 
-def _reason(file: str | os.PathLike[str] | BinaryIO, error: Exception) -> str:
+def _reason(file: File, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         head = _content(file, HEAD_BYTES)
         is_tiff = head.startswith((b"II*\0", b"MM\0*"))

@@ -44,38 +44,28 @@ _HINTS = {
     _UNNAMED: "images are read once their names end as those of images, such as .jpg",
 }
 #: Kinds of files that are passed over, and the endings of each.
-_KINDS: Mapping[str, tuple[str, ...]] = {
+_KINDS: Mapping[str, str] = {
     "raw photos": (
-        *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".iiq", ".kdc", ".mef"),
-        *(".mos", ".mrw", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2"),
-        *(".srf", ".srw", ".x3f"),
+        ".3fr .arw .cr2 .cr3 .crw .dcr .dng .erf .iiq .kdc .mef .mos .mrw .nef .nrw .orf .pef "
+        ".raf .raw .rw2 .rwl .sr2 .srf .srw .x3f"
     ),
     "drawings and layered images": (
-        *(".ai", ".cdr", ".eps", ".kra", ".ps", ".psb", ".psd", ".svg", ".svgz", ".xcf", ".wmf"),
-        *(".afphoto", ".drawio", ".emf"),
+        ".afphoto .ai .cdr .drawio .emf .eps .kra .ps .psb .psd .svg .svgz .wmf .xcf"
     ),
     "images of other formats": (
-        *(".cur", ".dcm", ".dds", ".dicom", ".exr", ".fits", ".hdr", ".icns", ".ico", ".jls"),
-        *(".jxl", ".jxr", ".nii", ".pcx", ".pict", ".qoi", ".ras", ".sgi", ".tga", ".xbm"),
-        *(".xpm", ".bpg", ".flif", ".wdp", ".hdp", ".jxs"),
+        ".bpg .cur .dcm .dds .dicom .exr .fits .flif .hdp .hdr .icns .ico .jls .jxl .jxr .jxs "
+        ".nii .pcx .pict .qoi .ras .sgi .tga .wdp .xbm .xpm"
     ),
-    "videos": (
-        *(".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"),
-        *(".mts", ".webm", ".wmv", ".insv"),
-    ),
+    "videos": ".3gp .avi .flv .insv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .webm .wmv",
     "texts and tables": (
-        *(".aae", ".cfg", ".csv", ".htm", ".html", ".ini", ".ipynb", ".json", ".jsonl", ".log"),
-        *(".md", ".parquet", ".py", ".rst", ".tsv", ".txt", ".url", ".xml", ".xmp", ".yaml"),
-        *(".yml",),
+        ".aae .cfg .csv .htm .html .ini .ipynb .json .jsonl .log .md .parquet .py .rst .tsv .txt "
+        ".url .xml .xmp .yaml .yml"
     ),
-    "documents": (
-        *(".doc", ".docx", ".odp", ".ods", ".odt", ".pdf", ".ppt", ".pptx", ".rtf", ".xls"),
-        *(".xlsx",),
-    ),
-    "archives": (".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip", ".zst"),
-    "arrays": (".h5", ".hdf5", ".mat", ".npy", ".npz", ".pkl", ".pt", ".pth", ".tfrecord"),
+    "documents": ".doc .docx .odp .ods .odt .pdf .ppt .pptx .rtf .xls .xlsx",
+    "archives": ".7z .bz2 .gz .rar .tar .tgz .xz .zip .zst",
+    "arrays": ".h5 .hdf5 .mat .npy .npz .pkl .pt .pth .tfrecord",
 }
-_KIND_OF = {ending: kind for kind, endings in _KINDS.items() for ending in endings}
+_KIND_OF = {ending: kind for kind, endings in _KINDS.items() for ending in endings.split()}
 _SYSTEM_FILES = (".ds_store", ".localized", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")
 #: Kinds of :mod:`autotune.file_kinds` that are read.
 _HEIC_KIND = "a HEIC image"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from PIL import Image
 
-#: Gets an image before it is decoded, and may return a smaller one.
-Shrink = Callable[[Image.Image], Image.Image]
+from autotune.data.image_files import Shrink
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from PIL import Image, TiffImagePlugin
 
 from autotune.data.image_files import UnreadableImageError, read_image
 from tests.support.data.images import photo
+from tests.support.data.odd_images import png_chunk
 from tests.support.data.odd_images import tiff as write_tiff
 
 
@@ -62,12 +63,7 @@ def test_gray_and_bilevel_become_three_equal_channels(tmp_path: Path) -> None:
     assert set(np.unique(pixels(tmp_path / "two.png"))) == {0, 255}
 
 
-def test_cmyk_keeps_its_colors(tmp_path: Path) -> None:
-    Image.new("RGB", (8, 8), (200, 30, 60)).convert("CMYK").save(tmp_path / "a.jpg", quality=100)
-    assert np.abs(pixels(tmp_path / "a.jpg").astype(int) - [200, 30, 60]).max() < 8
-
-
-def test_cmyk_means_the_same_with_and_without_the_mark_of_adobe(tmp_path: Path) -> None:
+def test_cmyk_keeps_its_colors_with_and_without_the_mark_of_adobe(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8), (200, 30, 60)).convert("CMYK").save(tmp_path / "a.jpg", quality=100)
     data = (tmp_path / "a.jpg").read_bytes()
     mark = data.index(b"\xff\xee")
@@ -75,6 +71,7 @@ def test_cmyk_means_the_same_with_and_without_the_mark_of_adobe(tmp_path: Path) 
     assert b"Adobe" in data[mark : mark + length]
     (tmp_path / "b.jpg").write_bytes(data[:mark] + data[mark + length :])
     assert np.array_equal(pixels(tmp_path / "a.jpg"), pixels(tmp_path / "b.jpg"))
+    assert np.abs(pixels(tmp_path / "a.jpg").astype(int) - [200, 30, 60]).max() < 8
 
 
 def test_16_bit_gray_is_scaled_not_clipped(tmp_path: Path) -> None:
@@ -83,19 +80,11 @@ def test_16_bit_gray_is_scaled_not_clipped(tmp_path: Path) -> None:
     assert pixels(tmp_path / "a.png")[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
-def png(
-    width: int, depth: int, color: int, row: bytes, *more: tuple[bytes, bytes], height: int = 1
-) -> bytes:
-    """Write by hand what Pillow cannot: 16-bit color, and damage in any place."""
-    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
-    content = b"\x89PNG\r\n\x1a\n"
-    for name, data in (
-        *((b"IHDR", header), *more, (b"IDAT", zlib.compress(b"\0" + row))),
-        (b"IEND", b""),
-    ):
-        checksum = struct.pack(">I", zlib.crc32(name + data))
-        content += struct.pack(">I", len(data)) + name + data + checksum
-    return content
+def png(width: int, depth: int, color: int, row: bytes, *more: tuple[bytes, bytes]) -> bytes:
+    """Write one row by hand, which Pillow cannot do with 16-bit color."""
+    header = struct.pack(">IIBBBBB", width, 1, depth, color, 0, 0, 0)
+    chunks = ((b"IHDR", header), *more, (b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
 
 
 def tiff(bits: int, samples: int, photometric: int, data: bytes) -> bytes:
@@ -214,14 +203,6 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(UnreadableImageError, match=r"^not a file$"):
         read_image(tmp_path / "pipe.jpg")
-
-
-def test_a_damaged_jpeg_is_unreadable(tmp_path: Path) -> None:
-    photo(200, 200).save(tmp_path / "a.jpg")
-    data = (tmp_path / "a.jpg").read_bytes()
-    (tmp_path / "a.jpg").write_bytes(data[: len(data) // 2])
-    with pytest.raises(UnreadableImageError, match="truncated"):
-        read_image(tmp_path / "a.jpg")
 
 
 def test_what_is_no_image_says_why(tmp_path: Path) -> None:

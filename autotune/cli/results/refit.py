@@ -76,8 +76,8 @@ def refit(
         console.check_folder(output)
     stderr = console.stderr()
     with stderr.status("opening the study") as status, console.explain_stop():
-        from autotune.data.sources.stanford_dogs import STANFORD_DOGS as DOGS
-        from autotune.data.sources.stanford_dogs import imagenet_overlap_warning
+        from autotune.data.sources.published.stanford_dogs import STANFORD_DOGS as DOGS
+        from autotune.data.sources.published.stanford_dogs import imagenet_overlap_warning
         from autotune.display.trainings_display import TrainingsView
         from autotune.results.evaluation.model_card import describe_difference
         from autotune.results.evaluation.refit import refit_study

@@ -23,7 +23,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,9 +166,6 @@ class ArrayCache:
             Path(str(path)).is_relative_to(self.folder) for path in paths if path is not None
         )
 
-    def _room_lock(self, noun: str) -> AbstractContextManager[None]:
-        return _locked(self.folder / ".room", noun)
-
     def _entry_folder(self, key: str) -> Path:
         names = key.split("/")
         if any(name.startswith(".") or not name or _UNFINISHED in name for name in names):
@@ -180,11 +177,11 @@ class ArrayCache:
         for remainder in folder.parent.glob(f"{folder.name}{_UNFINISHED}*"):
             _clear(remainder)  # the lock is ours: no process uses it
         _remove(folder)
-        temporary = _unfinished(folder)
+        temporary, room = _unfinished(folder), self.folder / ".room"
         writer = EntryWriter(temporary)
         try:
             # one at a time, or two would both take the room that is left
-            with self._room_lock(noun):
+            with _locked(room, noun):
                 self._drop(needed, noun)
                 temporary.mkdir()
                 (temporary / NEEDED).write_text(str(needed))
@@ -199,7 +196,7 @@ class ArrayCache:
             if (new_entries := _NEW_ENTRIES.get()) is not None:
                 new_entries.append(folder)
         except BaseException:
-            with self._room_lock(noun):  # its lock is removed as well when this fails
+            with _locked(room, noun):  # its lock is removed as well when this fails
                 raise
         finally:
             writer.close()
@@ -207,7 +204,7 @@ class ArrayCache:
 
     def _drop(self, needed: int, noun: str) -> None:
         entries, pending = _list_entries(self.folder)
-        taken = sum(entry.bytes for entry in entries) + sum(entry.reserved for entry in pending)
+        taken = sum(entry.reserved for entry in (*entries, *pending))
         existing = next(path for path in (self.folder, *self.folder.parents) if path.exists())
         free = shutil.disk_usage(existing).free
         free -= sum(entry.reserved - entry.bytes for entry in pending)
@@ -215,7 +212,7 @@ class ArrayCache:
         if limit is None:
             limit = int(SHARE * (free + taken))
         with ExitStack() as locks:
-            dropped: list[_CachedEntry] = []
+            dropped: list[_ListedEntry] = []
             gained = 0
             for entry in sorted(entries, key=lambda entry: entry.used_s):
                 if needed <= min(free + gained, limit - taken + gained):
@@ -254,26 +251,19 @@ def record_new_entries() -> Iterator[list[Path]]:
 
 
 @dataclass(frozen=True)
-class _CachedEntry:
+class _ListedEntry:
+    """An entry: its size, the most that it may grow to, and when it was used."""
+
     folder: Path
     bytes: int
+    reserved: int
     used_s: float
 
 
-@dataclass(frozen=True)
-class _PendingEntry:
-    bytes: int
-    needed: int
-
-    @property
-    def reserved(self) -> int:
-        return max(self.bytes, self.needed)
-
-
-def _list_entries(folder: Path) -> tuple[list[_CachedEntry], list[_PendingEntry]]:
-    """List everything below a folder, and remove what killed processes have left."""
-    entries: list[_CachedEntry] = []
-    pending: list[_PendingEntry] = []
+def _list_entries(folder: Path) -> tuple[list[_ListedEntry], list[_ListedEntry]]:
+    """List finished and pending entries, and remove what killed processes have left."""
+    entries: list[_ListedEntry] = []
+    pending: list[_ListedEntry] = []
     for name, folders, files in os.walk(folder):
         path = Path(name)
         finished, is_unfinished, _ = path.name.partition(_UNFINISHED)
@@ -284,14 +274,14 @@ def _list_entries(folder: Path) -> tuple[list[_CachedEntry], list[_PendingEntry]
         with suppress(FileNotFoundError):
             size = sum((path / file).stat().st_size for file in files)
             if not is_unfinished:
-                entries.append(_CachedEntry(path, size, (path / RECORD).stat().st_mtime))
+                entries.append(_ListedEntry(path, size, size, (path / RECORD).stat().st_mtime))
                 continue
             with _lock_now(path.with_name(finished)) as is_ours:
                 if is_ours:  # of a process that was killed
                     shutil.rmtree(path, ignore_errors=True)
             if not is_ours:
                 needed = (path / NEEDED).read_text() if NEEDED in files else ""
-                pending.append(_PendingEntry(size, int(needed or 0)))
+                pending.append(_ListedEntry(path, size, max(size, int(needed or 0)), 0.0))
     return entries, pending
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from collections import deque
@@ -59,7 +60,13 @@ def retry_read(read: Callable[[], _T]) -> _T | str:
 
 @contextmanager
 def silence_pillow() -> Iterator[None]:
-    """Silence Pillow's warnings on odd metadata: thousands of lines that nobody can act on."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        yield
+    """Silence Pillow's remarks on odd metadata: thousands of lines that name no file."""
+    pillow = logging.getLogger("PIL")
+    level = pillow.level
+    pillow.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            yield
+    finally:
+        pillow.setLevel(level)

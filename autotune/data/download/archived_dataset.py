@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from autotune.data.download.checksums import digest_of, read_sums
+from autotune.data.download.checksums import read_sums
 from autotune.data.download.downloadable import Downloadable
 from autotune.data.download.extraction import SUFFIXES, extract, remove
-from autotune.data.download.http import RetryPolicy, download_archive
-from autotune.data.download.spec import ArchiveSpec, archive_urls
+from autotune.data.download.http import (
+    ArchiveSpec,
+    RetryPolicy,
+    archive_urls,
+    download_archive,
+)
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.source import Source
 from autotune.errors import DatasetError
@@ -36,10 +40,11 @@ class ArchivedDataset(Downloadable):
 
     terms: str
     archives: tuple[ArchiveSpec, ...]
-    images: int = field(kw_only=True)
-    classes: int = field(kw_only=True)
-    read: Callable[[Path, ProgressCallback], Source] = field(kw_only=True)
-    retry: RetryPolicy = field(default=RetryPolicy(), kw_only=True)
+    _: KW_ONLY
+    images: int
+    classes: int
+    read: Callable[[Path, ProgressCallback], Source]
+    retry: RetryPolicy = field(default=RetryPolicy())
 
     @property
     def description(self) -> str:
@@ -69,7 +74,7 @@ class ArchivedDataset(Downloadable):
         problems = [
             f"{path} {problem}"
             for path, archive in present
-            if (problem := _archive_problem(path, archive, progress))
+            if (problem := archive.find_problem(path, progress))
         ]
         if present and not self.is_downloaded:
             return problems
@@ -82,7 +87,7 @@ class ArchivedDataset(Downloadable):
             if not path.exists():
                 urls = archive_urls(self.name, archive)
                 download_archive(archive, urls, self.paths, progress, self.retry)
-            elif problem := _archive_problem(path, archive, progress):
+            elif problem := archive.find_problem(path, progress):
                 raise DatasetError(
                     f"{path} {problem}; remove it, and it is downloaded, or get "
                     f"{archive.urls[0] if archive.urls else 'it'} by hand and put it there"
@@ -132,18 +137,3 @@ class ArchivedDataset(Downloadable):
                 f"archives in {self.paths.root} have {images} of {classes}; remove them, and they "
                 "are downloaded again"
             )
-
-
-def _archive_problem(path: Path, archive: ArchiveSpec, progress: ProgressCallback) -> str:
-    """Describe what is wrong with an archive on this disk; empty for nothing."""
-    size = path.stat().st_size
-    if archive.size is not None and size != archive.size:
-        return f"has {size} bytes, but the published file has {archive.size}"
-    if archive.checksum is not None:
-        algorithm, published = archive.checksum
-        report = partial(progress, f"checking {archive.file}")
-        digest = digest_of(algorithm, path, lambda done: report(done, size))
-        if digest != published:
-            name = {"sha256": "SHA-256", "md5": "MD5"}[algorithm]
-            return f"is not the published file ({name} {digest}, published {published})"
-    return ""

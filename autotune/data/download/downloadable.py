@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from autotune.data.download.checksums import differences, read_sums, write_sums
 from autotune.data.download.extraction import remove
-from autotune.data.download.paths import DATA_VARIABLE, DatasetPaths
+from autotune.data.download.paths import DATA_VARIABLE, DatasetPaths, data_folder
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.errors import DatasetError, DiskFullError, is_disk_full
 from autotune.text import format_bytes, plural
@@ -48,7 +48,7 @@ class Downloadable(ABC):
     @property
     def paths(self) -> DatasetPaths:
         """Its paths."""
-        return DatasetPaths.from_name(self.name)
+        return DatasetPaths(data_folder() / self.name)
 
     @property
     def is_downloaded(self) -> bool:

@@ -1,4 +1,4 @@
-"""Download of one file over HTTP, from the first source that has it, with resume."""
+"""The archives of a published data set, and their download over HTTP, with resume."""
 
 from __future__ import annotations
 
@@ -18,15 +18,78 @@ import httpx2
 
 from autotune.data.download.checksums import digest_of
 from autotune.data.download.paths import DATA_VARIABLE, DatasetPaths
-from autotune.data.download.spec import ArchiveSpec
 from autotune.data.progress import ProgressCallback
-from autotune.errors import DatasetError, InsufficientSpaceError
+from autotune.errors import DatasetError, InsufficientSpaceError, UserError
 from autotune.text import first_line, format_bytes
 
+#: The environment variable with addresses that are tried before the publisher's.
+MIRROR_VARIABLE = "AUTOTUNE_MIRROR"
 #: Status codes after which the same source may have the file in a moment.
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 #: Limits the pause between two tries.
 _MAX_PAUSE_S = 30.0
+
+
+@dataclass(frozen=True)
+class ArchiveSpec:
+    """One archive as published, or another file, which is copied.
+
+    Args:
+        file: Its name.
+        urls: Its addresses, the publisher's first.
+        sha256: Its checksum, hexadecimal; ``None`` where no source states one.
+        size: In bytes; ``None`` where no source states it.
+        folder: Where its content goes in the unpacked data set.
+        inner: The archive inside it that holds the images, if any.
+        md5: Its checksum where no source states the SHA-256, hexadecimal.
+    """
+
+    file: str
+    urls: tuple[str, ...]
+    sha256: str | None
+    size: int | None
+    folder: str
+    inner: str | None = None
+    md5: str | None = None
+
+    @property
+    def checksum(self) -> tuple[str, str] | None:
+        """The name of a digest and the published value of it, hexadecimal."""
+        if self.sha256 is not None:
+            return "sha256", self.sha256
+        return None if self.md5 is None else ("md5", self.md5)
+
+    def find_problem(self, path: Path, progress: ProgressCallback) -> str:
+        """Return what is wrong with the archive on this disk; empty for nothing."""
+        size = path.stat().st_size
+        if self.size is not None and size != self.size:
+            return f"has {size} bytes, but the published file has {self.size}"
+        if self.checksum is not None:
+            algorithm, published = self.checksum
+            step = f"checking {self.file}"
+            digest = digest_of(algorithm, path, lambda done: progress(step, done, size))
+            if digest != published:
+                name = {"sha256": "SHA-256", "md5": "MD5"}[algorithm]
+                return f"is not the published file ({name} {digest}, published {published})"
+        return ""
+
+
+def archive_urls(name: str, archive: ArchiveSpec) -> tuple[str, ...]:
+    """Return the addresses of an archive of a data set, those of mirrors first.
+
+    Raises:
+        UserError: When a mirror is no HTTP address.
+    """
+    mirrors = os.environ.get(MIRROR_VARIABLE, "").split()
+    for mirror in mirrors:
+        if not mirror.startswith(("http://", "https://")):
+            raise UserError(
+                f"{MIRROR_VARIABLE} must be addresses that start with http:// or https://, "
+                f"separated by spaces, but got {mirror!r}; a folder of archives is what "
+                f"{DATA_VARIABLE} names"
+            )
+    mirrored = (f"{mirror.rstrip('/')}/{name}/{archive.file}" for mirror in mirrors)
+    return (*mirrored, *archive.urls)
 
 
 @dataclass(frozen=True)
@@ -114,7 +177,7 @@ class _Download:
         is_resumed = self._size() > 0
         for _ in range(1 + is_resumed):  # what was there may be damaged, or of another file
             self._get_all()
-            if self._is_valid():
+            if not self.archive.find_problem(self.partial, self.progress):
                 os.replace(self.partial, self.paths.archive(self.archive.file))
                 self.origin.unlink(missing_ok=True)
                 return
@@ -196,17 +259,6 @@ class _Download:
                 self.progress(step, done, size or total)
         if total is not None and done != total:
             raise _Interrupted("the transfer was cut")
-
-    def _is_valid(self) -> bool:
-        size, checksum = self._size(), self.archive.checksum
-        if self.archive.size is not None and size != self.archive.size:
-            return False
-        if checksum is None:
-            return True
-        algorithm, expected = checksum
-        step = f"checking {self.archive.file}"
-        digest = digest_of(algorithm, self.partial, lambda done: self.progress(step, done, size))
-        return digest == expected
 
     def _size(self) -> int:
         return self.partial.stat().st_size if self.partial.exists() else 0

@@ -98,11 +98,13 @@ def open_members(archive: Path) -> Iterator[Iterator[Member]]:
             with zipfile.ZipFile(archive) as opened:
                 yield _zip_members(opened, archive)
         else:
-            with _open_tar(archive) as (tar, stream):
-                yield _tar_members(tar, stream, archive)
+            with archive.open("rb") as file, decompressed(file) as stream:
+                limited = cast(IO[bytes], _Limited(stream, max_bytes(archive)))
+                with tarfile.open(fileobj=limited, mode="r:") as tar:
+                    yield _tar_members(tar, limited, archive)
     except (EOFError, tarfile.ReadError, zipfile.BadZipFile) as error:
         if is_volume(archive.name) or "multiple disks" in str(error):
-            raise _volumes(archive) from error
+            raise UnsupportedError(describe_volumes(archive.name)) from error
         raise
 
 
@@ -256,16 +258,12 @@ def _check_volumes(archive: Path) -> None:
     for match in re.finditer(rb"PK\x05\x06(..).{14}(..)", tail, re.DOTALL):
         volume, comment = (int.from_bytes(field, "little") for field in match.groups())
         if match.end() + comment == len(tail) and volume not in (0, 0xFFFF):
-            raise _volumes(archive)
+            raise UnsupportedError(describe_volumes(archive.name))
 
 
 def is_volume(name: str) -> bool:
     """Tell by its name whether a file is one of several that make an archive."""
     return _VOLUME.search(name) is not None
-
-
-def _volumes(archive: Path) -> UnsupportedError:
-    return UnsupportedError(describe_volumes(archive.name))
 
 
 def describe_volumes(name: str) -> str:
@@ -280,14 +278,6 @@ def describe_volumes(name: str) -> str:
     )
 
 
-@contextmanager
-def _open_tar(archive: Path) -> Iterator[tuple[tarfile.TarFile, IO[bytes]]]:
-    with archive.open("rb") as file, decompressed(file) as stream:
-        limited = cast(IO[bytes], _Limited(stream, max_bytes(archive)))
-        with tarfile.open(fileobj=limited, mode="r:") as tar:
-            yield tar, limited
-
-
 def _tar_members(archive: tarfile.TarFile, stream: IO[bytes], path: Path) -> Iterator[Member]:
     """Yield the members of a tar file, and of those that are joined to it."""
     while True:
@@ -298,7 +288,7 @@ def _tar_members(archive: tarfile.TarFile, stream: IO[bytes], path: Path) -> Ite
             elif info.isdir() or info.type in (b"D", b"V"):  # of GNU tar: list, label
                 yield Member(info.name, place)
             elif info.type == b"M":
-                raise _volumes(path)
+                raise UnsupportedError(describe_volumes(path.name))
             else:
                 raise RefusedError(info.name, "is a link or a device")
         # tarfile takes anything that is no header for the end; the end is a block of zeros

@@ -55,11 +55,6 @@ class DatasetPaths:
         self.staging = root / ".unpacked.part"
         self.lock = root / ".lock"
 
-    @staticmethod
-    def from_name(name: str) -> DatasetPaths:
-        """Return the paths of a data set by its name."""
-        return DatasetPaths(data_folder() / name)
-
     def archive(self, file: str) -> Path:
         """Return the path of an archive as published."""
         return self.root / file

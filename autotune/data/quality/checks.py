@@ -149,25 +149,16 @@ def _imbalance(values: Mapping[str, Any], training: Mapping[str, Any]) -> Iterat
     (large, most), (small, fewest) = values["largest"], values["smallest"]
     if most <= IMBALANCE * fewest:
         return
-    has_objective = training.get("objective") in ("balanced_accuracy", "macro_f1")
-    has_sampling = training.get("sampling") == "balanced"
-    objective, sampling = "training.objective: balanced_accuracy", "training.sampling: balanced"
-    match has_objective, has_sampling:
-        case False, False:
-            advice = (
-                f"{objective} and {sampling}: the first counts every class alike, the second "
-                "shows them equally often"
-            )
-        case False, True:
-            advice = f"{objective}: it counts every class alike"
-        case True, False:
-            advice = f"{sampling}: it shows them equally often"
-        case _:
-            return
-    yield (
-        f"The classes are uneven: {large!r} has {most:,} training images, {small!r} {fewest:,}. "
-        f"See {advice}."
-    )
+    advice = []
+    if training.get("objective") not in ("balanced_accuracy", "macro_f1"):
+        advice.append("training.objective: balanced_accuracy, which counts every class alike")
+    if training.get("sampling") != "balanced":
+        advice.append("training.sampling: balanced, which shows the classes equally often")
+    if advice:
+        yield (
+            f"The classes are uneven: {large!r} has {most:,} training images, {small!r} "
+            f"{fewest:,}. See {', and '.join(advice)}."
+        )
 
 
 def _groups(values: Mapping[str, Any]) -> Iterator[str]:

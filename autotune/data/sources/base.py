@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from autotune.data.image_files import read_image
+from autotune.data.image_files import Shrink, read_image
 from autotune.data.image_formats import PassedOver
 from autotune.data.progress import ProgressCallback, no_progress
-from autotune.data.source import Sample, Shrink, Source
+from autotune.data.source import Sample, Source
 from autotune.data.sources.class_folders import check_class_folders
 from autotune.data.sources.folders import ImageFile, digest_files, scan_folder
 from autotune.data.sources.layout import find_layout
-from autotune.data.sources.names import describe_doubtful, describe_similar, printable, warn_once
-from autotune.data.sources.split_names import AUTO, SplitNames
+from autotune.data.sources.names import printable, warn_of_names
+from autotune.data.sources.split_names import SplitNames
 from autotune.errors import DatasetError
 
 
@@ -86,10 +86,7 @@ class FileSource(Source):
         names = sorted({file.class_name for file in files})
         labels = {class_name: label for label, class_name in enumerate(names)}
         self.classes = tuple(printable(class_name) for class_name in names)
-        if similar := describe_similar(names):
-            warn_once(f"{name}: {similar}")
-        for line in describe_doubtful(names):
-            warn_once(f"{name}: {line}")
+        warn_of_names(name, names)
         self.samples = tuple(
             Sample(file.key, labels[file.class_name], file.split, file.group) for file in files
         )
@@ -137,7 +134,7 @@ class FileSource(Source):
 
 
 def open_folder(
-    name: str, root: str, progress: ProgressCallback = no_progress, splits: SplitNames = AUTO
+    name: str, root: str, progress: ProgressCallback, splits: SplitNames
 ) -> FileSource:
     """Open the image files of a folder of class folders, already split or not.
 

@@ -23,7 +23,7 @@ from autotune.data.image_formats import (
     describe_passed_over,
     passed_over_kind,
 )
-from autotune.data.progress import INDEXING, READING, ProgressCallback, no_progress
+from autotune.data.progress import INDEXING, READING, ProgressCallback
 from autotune.data.sources.names import (
     describe_similar,
     is_system_folder,
@@ -79,8 +79,8 @@ class SplitFolder:
 def scan_folder(
     root: str,
     splits: Sequence[SplitFolder],
-    progress: ProgressCallback = no_progress,
-    passed_over: PassedOver | None = None,
+    progress: ProgressCallback,
+    passed_over: PassedOver,
 ) -> tuple[ImageFile, ...]:
     """Find the images of a folder of class folders, already split or not, sorted by key.
 
@@ -90,14 +90,13 @@ def scan_folder(
         root: The folder; keys are relative to it.
         splits: The folders of its splits, or the folder itself.
         progress: Called with the number of images.
-        passed_over: Counts the files that are no images, if given.
+        passed_over: Counts the files that are no images.
 
     Raises:
         DatasetError: When the folder has no class folders, an empty class, only one class, or
             splits whose classes differ.
     """
     files: list[ImageFile] = []
-    passed_over = PassedOver() if passed_over is None else passed_over
     with readable_folders():
         for path in _around_classes(root, splits):
             _count_loose(path, passed_over)
@@ -135,7 +134,7 @@ def readable_folders() -> Iterator[None]:
         ) from error
 
 
-def digest_files(paths: Mapping[str, str], progress: ProgressCallback = no_progress) -> np.ndarray:
+def digest_files(paths: Mapping[str, str], progress: ProgressCallback) -> np.ndarray:
     """Digest files by key, size and the content of both their ends: uint8, ``(N, 16)``.
 
     Two ends of 64 KiB are what makes 10,000 photos a matter of seconds; an editor that leaves

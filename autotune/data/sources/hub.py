@@ -10,17 +10,22 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qsl
 
 from PIL import Image
 
-from autotune.data.image_files import UnreadableImageError, read_image
+from autotune.data.image_files import Shrink, UnreadableImageError, read_image
 from autotune.data.image_formats import PassedOver
 from autotune.data.progress import ProgressCallback, no_progress
-from autotune.data.source import Sample, Shrink, Source
-from autotune.data.sources.names import describe_similar, normalized, printable, warn_once
+from autotune.data.source import Sample, Source
+from autotune.data.sources.names import (
+    describe_similar,
+    normalized,
+    printable,
+    warn_of_names,
+    warn_once,
+)
 from autotune.data.sources.split_columns import (
     LEFT_OUT,
     SPLIT_COLUMNS,
@@ -32,6 +37,7 @@ from autotune.data.sources.split_columns import (
 from autotune.data.sources.split_names import (
     AUTO,
     NONE,
+    SPLITS,
     TRAIN,
     SplitNames,
     given,
@@ -52,24 +58,6 @@ _ADDRESS = re.compile(
     rf"{SCHEME}(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[^/?\s]+))?"
     r"(/(?P<configuration>[^?\s]+))?(\?(?P<columns>\S+))?"
 )
-
-
-@dataclass(frozen=True)
-class _Address:
-    """The parts of an address: ``owner/name``; branch, tag or commit; configuration; columns."""
-
-    repository: str
-    revision: str | None
-    configuration: str | None
-    columns: Mapping[str, str]
-
-    @staticmethod
-    def parse(name: str) -> _Address:
-        match = _ADDRESS.fullmatch(name)
-        columns = dict(parse_qsl(match["columns"] or "")) if match else {}
-        if match is None or set(columns) - {"image", "label"}:
-            raise DatasetError(f"a dataset of the Hugging Face hub is {_FORM}, but got {name!r}")
-        return _Address(match["repository"], match["revision"], match["configuration"], columns)
 
 
 class _Row(NamedTuple):
@@ -98,10 +86,13 @@ class HubSource(Source):
         self, name: str, progress: ProgressCallback = no_progress, splits: SplitNames = AUTO
     ) -> None:
         self.name = name
-        address = _Address.parse(name)
+        address = _ADDRESS.fullmatch(name)
+        chosen = dict(parse_qsl(address["columns"] or "")) if address else {}
+        if address is None or set(chosen) - {"image", "label"}:
+            raise DatasetError(f"a dataset of the Hugging Face hub is {_FORM}, but got {name!r}")
         progress("downloading the images", 0, None)
         parts = _load(name, address)
-        image, label, group = _columns(name, address, next(iter(parts.values())).features)
+        image, label, group = _columns(name, chosen, next(iter(parts.values())).features)
         used = _used_parts(name, list(parts), splits)
         labels = {part: _texts(parts[part], label) for part in used}
         passed_over = PassedOver()
@@ -109,8 +100,7 @@ class HubSource(Source):
         self.passed_over = passed_over.by_kind()
         self.classes = tuple(sorted({row.label for row in rows if row.label is not None}))
         _check(name, rows, self.classes)
-        if similar := describe_similar(self.classes):
-            warn_once(f"{name}: {similar}")
+        warn_of_names(name, self.classes)
         numbers = {text: number for number, text in enumerate(self.classes)}
         parts = {part: parts[part] for part in used if any(row.part == part for row in rows)}
         groups = {part: _texts(dataset, group) for part, dataset in parts.items() if group}
@@ -153,7 +143,7 @@ class HubSource(Source):
         return read_image(path if content is None else io.BytesIO(content), shrink)
 
 
-def _load(name: str, address: _Address) -> dict[str, Dataset]:
+def _load(name: str, address: re.Match[str]) -> dict[str, Dataset]:
     """Download the data set, or open what an earlier call left in the library's cache."""
     try:
         import datasets
@@ -162,15 +152,30 @@ def _load(name: str, address: _Address) -> dict[str, Dataset]:
             f"{name}: data sets of the Hugging Face hub are read by the library 'datasets', which "
             "is not installed; run pip install 'autotune[hf]'"
         ) from error
-    if os.path.isdir(address.repository):
+    repository, revision = address["repository"], address["revision"]
+    if os.path.isdir(repository):
         raise DatasetError(
-            f"{name}: the library 'datasets' would read the folder {address.repository!r} that is "
-            "here instead of the hub; run it from another folder"
+            f"{name}: the library 'datasets' would read the folder {repository!r} that is here "
+            "instead of the hub; run it from another folder"
         )
-    repository, configuration = address.repository, address.configuration
-    with _silenced(), _user_errors(name):
-        loaded = datasets.load_dataset(repository, configuration, revision=address.revision)
-        return dict(loaded)
+    try:
+        with _silenced():
+            return dict(
+                datasets.load_dataset(repository, address["configuration"], revision=revision)
+            )
+    except MemoryError:
+        raise
+    except Exception as error:  # of the library, of HTTP, of what is wrong with the files
+        if isinstance(error, OSError) and is_disk_full(error):
+            raise DiskFullError(
+                f"no space left for {name} in the cache of Hugging Face; free some space, or move "
+                "the cache with HF_HOME"
+            ) from error
+        raise DatasetError(
+            f"{name} must be a data set of the Hugging Face hub that can be downloaded, but "
+            f"{first_line(error) if str(error) else type(error).__name__}; check the address and "
+            "that the hub can be reached, or log in with 'hf auth login' if it is not public"
+        ) from error
 
 
 @contextmanager
@@ -194,26 +199,9 @@ def _silenced() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-@contextmanager
-def _user_errors(name: str) -> Iterator[None]:
-    try:
-        yield
-    except MemoryError:
-        raise
-    except Exception as error:  # of the library, of HTTP, of what is wrong with the files
-        if isinstance(error, OSError) and is_disk_full(error):
-            raise DiskFullError(
-                f"no space left for {name} in the cache of Hugging Face; free some space, or move "
-                "the cache with HF_HOME"
-            ) from error
-        raise DatasetError(
-            f"{name} must be a data set of the Hugging Face hub that can be downloaded, but "
-            f"{first_line(error) if str(error) else type(error).__name__}; check the address and "
-            "that the hub can be reached, or log in with 'hf auth login' if it is not public"
-        ) from error
-
-
-def _columns(name: str, address: _Address, features: Features) -> tuple[str, str, str | None]:
+def _columns(
+    name: str, chosen: Mapping[str, str], features: Features
+) -> tuple[str, str, str | None]:
     """Return the columns of image, label and group."""
     from datasets import ClassLabel, Image, Value
 
@@ -221,9 +209,8 @@ def _columns(name: str, address: _Address, features: Features) -> tuple[str, str
     classes = [column for column, kind in features.items() if isinstance(kind, ClassLabel)]
     values = [column for column, kind in features.items() if isinstance(kind, Value)]
     by_name = [column for column in values if column.lower() in COLUMNS["label"]]
-    given = address.columns
-    image = _column(name, "image", given.get("image"), images, images)
-    label = _column(name, "label", given.get("label"), classes or by_name, classes + values)
+    image = _column(name, "image", chosen.get("image"), images, images)
+    label = _column(name, "label", chosen.get("label"), classes or by_name, classes + values)
     groups = [column for column in values if column.lower() in COLUMNS["group"]]
     return image, label, groups[0] if groups else None
 
@@ -335,7 +322,8 @@ def _check(name: str, rows: Sequence[_Row], classes: Sequence[str]) -> None:
     for row in rows:
         labels.setdefault(row.split or row.part, []).append(row.label)
     is_split = any(row.split for row in rows)
-    problems = []
+    unknown = {row.split for row in rows if row.split} - {*SPLITS}
+    problems = [f"some images are marked as {mark}, at once" for mark in sorted(unknown)]
     for part, texts in labels.items():
         if empty := texts.count(None):
             has = "has" if empty == 1 else "have"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 from autotune.data.image_formats import PassedOver
@@ -39,9 +39,7 @@ from autotune.errors import DatasetError
 _ARE_CLASSES = "data.splits=none if they are the classes"
 
 
-def find_layout(
-    root: str, splits: SplitNames = AUTO, passed_over: PassedOver | None = None
-) -> list[SplitFolder]:
+def find_layout(root: str, splits: SplitNames, passed_over: PassedOver) -> list[SplitFolder]:
     """Find the folders of the splits of a data set, or return the folder itself.
 
     Splits are told by their names: those of folders of class folders, or of folders in every class
@@ -50,12 +48,11 @@ def find_layout(
     Args:
         root: The folder.
         splits: What ``data.splits`` says.
-        passed_over: Counts the files in folders that are not used, if given.
+        passed_over: Counts the files in folders that are not used.
 
     Raises:
         DatasetError: When folders may be splits and may be classes, or splits are there twice.
     """
-    passed_over = PassedOver() if passed_over is None else passed_over
     with readable_folders():
         if splits == NONE:
             return [SplitFolder(None, root)]
@@ -69,7 +66,8 @@ def find_layout(
         layout = find_layout(inner, AUTO, passed_over) if inner else []
         if inner is None or layout[0].split is None:
             return [SplitFolder(None, root)]
-        _pass_over_all(root, set(subfolders(root)) - {os.path.basename(inner)}, passed_over)
+        for name in set(subfolders(root)) - {os.path.basename(inner)}:
+            _pass_over(root, os.path.join(root, name), "without classes", passed_over)
         return layout
 
 
@@ -108,7 +106,7 @@ def _named(root: str, passed_over: PassedOver) -> list[SplitFolder]:
         _ask_if_alike(root, folders, words)
         _ask_if_crossed(root, folders, words)
         return []
-    classes = _classes_of(root, splits, TRAIN)
+    classes = _train_classes(root, splits)
     others = []
     for name in folders:
         path = os.path.join(root, name)
@@ -146,7 +144,7 @@ def _splits_of(
     for rest in sorted({word.rest for word in words.values()}):
         group = resolved({name: word.split for name, word in words.items() if word.rest == rest})
         # toy_train and toy_test may be classes
-        if is_split(group.values()) and (not rest or _classes_of(root, group, TRAIN)):
+        if is_split(group.values()) and (not rest or _train_classes(root, group)):
             return group
     train = [name for name, word in words.items() if word.split == TRAIN]
     return {train[0]: TRAIN} if len(train) == 1 and any(map(says_unlabeled, folders)) else {}
@@ -192,17 +190,20 @@ def _inside_classes(root: str, passed_over: PassedOver) -> list[SplitFolder]:
     """Return the folders of splits in each class folder; none where the first has none."""
     tops = subfolders(root)
     first = next((top for top in tops if holds_images(os.path.join(root, top))), None)
-    if first is None or not is_split(_recognized_in(root, first).values()):
+    if first is None:
+        return []
+    if not is_split(recognized(subfolders(os.path.join(root, first))).values()):
         return []
     imageless = {top for top in tops if not holds_images(os.path.join(root, top))}
     tops = [top for top in tops if top not in imageless]
     if len(tops) < 2:
         return []
-    _pass_over_all(root, imageless, passed_over)
+    for name in imageless:
+        _pass_over(root, os.path.join(root, name), "without classes", passed_over)
     result = []
     for top in tops:
         path = os.path.join(root, top)
-        splits = _recognized_in(root, top)
+        splits = recognized(subfolders(path))
         others = [
             os.path.join(top, name)
             for name in subfolders(path)
@@ -236,13 +237,9 @@ def _labeled(root: str, folders: list[SplitFolder], passed_over: PassedOver) -> 
     return labeled
 
 
-def _recognized_in(root: str, name: str) -> dict[str, str]:
-    return recognized(subfolders(os.path.join(root, name)))
-
-
-def _classes_of(root: str, splits: Mapping[str, str], wanted: str) -> set[str]:
-    """Return the names of the class folders of a split."""
-    folders = [os.path.join(root, name) for name, split in splits.items() if split == wanted]
+def _train_classes(root: str, splits: Mapping[str, str]) -> set[str]:
+    """Return the names of the class folders of the training split."""
+    folders = [os.path.join(root, name) for name, split in splits.items() if split == TRAIN]
     return {name for folder in folders for name in _classes_in(folder)}
 
 
@@ -259,11 +256,6 @@ def _unwrapped(*parts: str) -> str:
             break
         folder = inner
     return folder
-
-
-def _pass_over_all(root: str, names: Iterable[str], passed_over: PassedOver) -> None:
-    for name in names:
-        _pass_over(root, os.path.join(root, name), "without classes", passed_over)
 
 
 def _pass_over(root: str, folder: str, why: str, passed_over: PassedOver) -> None:

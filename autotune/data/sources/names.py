@@ -101,6 +101,13 @@ def describe_doubtful(classes: Collection[str]) -> list[str]:
     return lines
 
 
+def warn_of_names(where: str, classes: Collection[str]) -> None:
+    """Log what is odd about the names of classes, once."""
+    for line in (describe_similar(classes), *describe_doubtful(classes)):
+        if line:
+            warn_once(f"{where}: {line}")
+
+
 @cache
 def warn_once(line: str) -> None:
     """Log a line, once in each process: a study opens its images several times."""

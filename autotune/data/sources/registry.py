@@ -17,13 +17,16 @@ from autotune.data.download.paths import unpacked_folder
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.source import Source
 from autotune.data.sources.base import DigitsSource, FileSource, open_folder
-from autotune.data.sources.caltech import CALTECH101, CALTECH256, read_caltech101, read_caltech256
 from autotune.data.sources.folders import holds_images, wrapped_folder
 from autotune.data.sources.hub import SCHEME, HubSource
+from autotune.data.sources.published.caltech import CALTECH101, CALTECH256
+from autotune.data.sources.published.stanford_dogs import STANFORD_DOGS
+from autotune.data.sources.published.torchvision_datasets import (
+    OXFORD_DATASETS,
+    TORCHVISION_DATASETS,
+)
 from autotune.data.sources.split_names import AUTO, SplitNames
-from autotune.data.sources.stanford_dogs import STANFORD_DOGS
 from autotune.data.sources.tables.table import TABLE_ENDINGS, open_table
-from autotune.data.sources.torchvision_datasets import OXFORD_DATASETS, TORCHVISION_DATASETS
 from autotune.errors import DatasetError, did_you_mean, join_sentences
 from autotune.file_kinds import PARQUET, file_kind
 from autotune.text import join_some
@@ -46,19 +49,18 @@ class RegisteredDataset:
     download: Downloadable | None = None
 
 
-def _archived(
-    dataset: ArchivedDataset, read: Callable[[Path, ProgressCallback], Source] | None = None
-) -> RegisteredDataset:
-    reader = read or dataset.read
-    return RegisteredDataset(lambda progress: reader(dataset.folder(), progress), dataset)
+def _archived(dataset: ArchivedDataset, **options: str) -> RegisteredDataset:
+    """Return the entry of a data set; options are those of its reader."""
+    read = partial(dataset.read, **options)
+    return RegisteredDataset(lambda progress: read(dataset.folder(), progress), dataset)
 
 
 _REGISTRY: dict[str, RegisteredDataset] = {
     "digits": RegisteredDataset(lambda progress: DigitsSource()),
     "dogs": _archived(STANFORD_DOGS),
-    "caltech101": _archived(CALTECH101, partial(read_caltech101, background=False)),
+    "caltech101": _archived(CALTECH101, name="caltech101", left_out="BACKGROUND_Google"),
     "caltech101-background": _archived(CALTECH101),
-    "caltech256": _archived(CALTECH256, partial(read_caltech256, clutter=False)),
+    "caltech256": _archived(CALTECH256, name="caltech256", left_out="257.clutter"),
     "caltech256-clutter": _archived(CALTECH256),
     **{dataset.name: _archived(dataset) for dataset in OXFORD_DATASETS},
     **{dataset.name: RegisteredDataset(dataset.open, dataset) for dataset in TORCHVISION_DATASETS},
@@ -97,37 +99,26 @@ def fetch_source(name: str, progress: ProgressCallback) -> None:
 def open_source(
     name: str, progress: ProgressCallback = no_progress, splits: SplitNames = AUTO
 ) -> Source:
-    """Open a data set: a registered name, or what :func:`open_local` takes. No image is decoded.
+    """Open a data set. No image is decoded.
+
+    Args:
+        name: A registered name, the path of a folder, a table or an archive (``~`` is the home
+            folder), or ``hf://owner/name``.
+        progress: Called while files are listed and read.
+        splits: What ``data.splits`` says of the names of its splits.
 
     Raises:
         DatasetError: When there is no such data set, its layout is wrong, or it must be
             downloaded first.
     """
     registered = _REGISTRY.get(name)
-    if registered is None:
-        return open_local(name, progress, splits)
-    if splits != AUTO:
+    if registered is not None and splits != AUTO:
         raise DatasetError(
             f"data.splits names the splits of your own images, but {name!r} is a known data set, "
             "whose splits do not change; leave data.splits out"
         )
-    return registered.open(progress)
-
-
-def open_local(
-    name: str, progress: ProgressCallback = no_progress, splits: SplitNames = AUTO
-) -> Source:
-    """Open images of the user.
-
-    Args:
-        name: The path of a folder, a table or an archive (``~`` is the home folder), or
-            ``hf://owner/name``.
-        progress: Called while files are listed and read.
-        splits: What ``data.splits`` says of the names of its splits.
-
-    Raises:
-        DatasetError: When nothing is there, or its layout is wrong.
-    """
+    if registered is not None:
+        return registered.open(progress)
     if name.lower().startswith(SCHEME):
         return HubSource(name, progress, splits)
     path = os.path.expanduser(name)
@@ -150,13 +141,13 @@ def open_local(
 def _open_file(name: str, path: str, progress: ProgressCallback, splits: SplitNames) -> Source:
     """Open a file by its content; an unknown one by the ending of its name."""
     if is_archive(Path(path)):
-        return open_archive(name, path, progress, splits)
+        return _open_archive(name, path, progress, splits)
     try:
         kind = file_kind(path)
     except OSError as error:
         raise DatasetError(f"{name!r} cannot be read: {error.strerror}") from error
     is_table = kind.use in ("images", "broken", "") and path.lower().endswith(TABLE_ENDINGS)
-    if is_table or kind == PARQUET:
+    if (is_table and os.path.isfile(path)) or kind == PARQUET:  # a pipe would be waited for
         return open_table(name, path, progress, splits)
     if not kind.name and is_volume(path):
         raise DatasetError(f"{name} {describe_volumes(os.path.basename(path))}")
@@ -164,19 +155,17 @@ def _open_file(name: str, path: str, progress: ProgressCallback, splits: SplitNa
     raise DatasetError(join_sentences(problem, kind.advice(name)))
 
 
-def open_archive(
-    name: str, path: str, progress: ProgressCallback = no_progress, splits: SplitNames = AUTO
+def _open_archive(
+    name: str, path: str, progress: ProgressCallback, splits: SplitNames
 ) -> FileSource:
     """Open the class folders in a zip or tar file; folders around them are passed through.
 
-    The archive is unpacked once: size, time of change and both its ends identify it.
-
-    Raises:
-        DatasetError: When the archive is damaged, or holds no class folders; nothing stays.
-        DiskFullError: When the disk has no room for its content.
+    The archive is unpacked once: size, time of change and both its ends identify it. Without class
+    folders, nothing stays of what this call has unpacked.
     """
     folder = unpacked_folder(_archive_digest(path, _READING))
-    if not folder.is_dir():
+    is_unpacked = folder.is_dir()
+    if not is_unpacked:
         remove(unpacked_folder(_archive_digest(path)))  # as an earlier version read it
     extract(Path(path), folder, partial(progress, "unpacking the images"))
     root = str(folder)
@@ -187,7 +176,8 @@ def open_archive(
     except DatasetError as error:
         archives = [] if holds_images(root) else sorted(Path(root).rglob("*"))
         names = [file.relative_to(root).as_posix() for file in archives if is_archive(file)]
-        remove(folder)
+        if not is_unpacked:  # otherwise a study may be reading it, with other splits
+            remove(folder)
         if names:
             raise DatasetError(
                 f"{name!r} holds other archives ({join_some(names, 5)}) and no class folders; "

@@ -108,6 +108,8 @@ def splits_of_rows(
         return _used(where, [*used], others, _from_flags(used))
     for column in others:
         values = sorted(_values(columns[column]))
+        if len(values) < 2:  # it divides nothing
+            continue
         guess = recognized(values)
         unknown = [value for value in values if value not in guess]
         if TRAIN not in guess.values():

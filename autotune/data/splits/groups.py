@@ -31,7 +31,7 @@ def find_groups(
         int64, ``(N,)``: number of the group of every image; ``None`` when no two belong together.
 
     Raises:
-        DatasetError: When the expression matches no key.
+        DatasetError: When the expression matches no key, or every image has a group.
     """
     members: dict[str, list[int]] = {}
     pattern = re.compile(expression) if expression is not None else None
@@ -42,6 +42,11 @@ def find_groups(
             name, has_matched = match.group(1), True
         if name is not None:
             members.setdefault(name, []).append(index)
+    if pattern is not None and all(sample.group is not None for sample in source.samples):
+        raise DatasetError(
+            "data.group is for images without a group, but each has one already, such as "
+            f"{source.samples[0].group!r} of {source.samples[0].key!r}; leave data.group out"
+        )
     if pattern is not None and not has_matched:
         raise DatasetError(
             f"data.group must match the keys of images, but {expression!r} matches none of the "

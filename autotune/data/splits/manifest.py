@@ -54,12 +54,11 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """Return the manifest as a compressed CSV file, the same for the same split."""
-        text = io.StringIO(newline="")
-        table = csv.writer(text, lineterminator="\n")
-        table.writerow(_HEADER)
+        lines = [_csv_line(_HEADER)]
         for row in self.rows:
-            table.writerow([row.key, row.label, self.classes[row.label], row.split, row.group])
-        return gzip.compress(text.getvalue().encode(), mtime=0)
+            values = [row.key, row.label, self.classes[row.label], row.split, row.group]
+            lines.append(_csv_line(values))
+        return gzip.compress("".join(lines).encode(), mtime=0)
 
     @staticmethod
     def from_bytes(data: bytes) -> Manifest:
@@ -108,6 +107,13 @@ class Manifest:
         if samples != source.samples:
             source = SubsetSource(source, self.classes, samples)
         return source, SplitIndices(**splits), groups
+
+
+def _csv_line(values: Sequence[object]) -> str:
+    """Return a line of CSV, which ends with a line feed alone."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerow(values)  # a name with \r or \n is in quotes only under this ending
+    return text.getvalue().removesuffix("\r\n") + "\n"
 
 
 def describe_missing(missing: Sequence[str]) -> str:

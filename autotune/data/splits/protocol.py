@@ -39,7 +39,8 @@ def refuse_groups(source: Source, protocol: str) -> NoReturn:
     """Raise a DatasetError: single images cannot be drawn from groups."""
     raise DatasetError(
         f"data.protocol={protocol} draws single images, but those of {source.name!r} are in "
-        "groups that stay together; leave data.protocol out, or the groups"
+        "groups that stay together (a column of groups, data.group or data.duplicates: group); "
+        "leave data.protocol out, or the groups"
     )
 
 

@@ -71,7 +71,10 @@ def make_split(
             f"on, but {' + '.join(f'data.{name}={share:g}' for name, share in shares.items())} is "
             "more; lower them"
         )
-    pools = _pools(source)
+    pools: list[list[int]] = [[] for _ in source.classes]
+    for index, sample in enumerate(source.samples):
+        if sample.split in (None, "train"):
+            pools[sample.label].append(index)
     limit = config.train_per_class
     _check_counts(source, pools, shares, limit)
     random = np.random.RandomState(config.seed)
@@ -172,15 +175,6 @@ def _check_groups(
 def _and(names: Sequence[str]) -> str:
     *others, last = names
     return f"{', '.join(others)} and {last}" if others else last
-
-
-def _pools(source: Source) -> list[list[int]]:
-    """Return the images of each class that are to be split: all that no other split has."""
-    pools: list[list[int]] = [[] for _ in source.classes]
-    for index, sample in enumerate(source.samples):
-        if sample.split in (None, "train"):
-            pools[sample.label].append(index)
-    return pools
 
 
 def _counts(size: int, shares: dict[str, float]) -> dict[str, int]:

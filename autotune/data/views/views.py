@@ -23,7 +23,7 @@ MEMORY_BYTES = 1 << 29
 
 
 @dataclass(frozen=True, eq=False)
-class ViewRenderer:
+class ViewRenderer(Dataset[torch.Tensor]):
     """Renders views of the images in some rows of a store.
 
     It is small enough to be sent to a data-loading process.
@@ -34,6 +34,9 @@ class ViewRenderer:
     spec: ImageSpec
     augment: AugmentConfig
     seed: int
+
+    def __getitem__(self, pairs: Pairs) -> torch.Tensor:
+        return self.render(pairs)  # for a data loader
 
     def render(self, pairs: Sequence[tuple[int, int]]) -> torch.Tensor:
         """Render views: pairs of a position in ``rows`` and a number.
@@ -231,22 +234,12 @@ class Views:
             yield from map(self._renderer.render, wanted)
             return
         yield from DataLoader(
-            _Rendered(self._renderer),
+            self._renderer,
             sampler=wanted,
             batch_size=None,  # the sampler's lists are the batches
             num_workers=num_workers,
             generator=torch.Generator(),  # else it draws a seed from the global one
         )
-
-
-class _Rendered(Dataset[torch.Tensor]):
-    """The views in the form of the data loader: indexed by a list of pairs."""
-
-    def __init__(self, renderer: ViewRenderer) -> None:
-        self.renderer = renderer
-
-    def __getitem__(self, pairs: Pairs) -> torch.Tensor:
-        return self.renderer.render(pairs)
 
 
 def split_batches(order: torch.Tensor, batch_size: int) -> list[torch.Tensor]:

@@ -13,9 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from autotune.data.image_files import UnreadableImageError, read_image, to_rgb
+from autotune.data.image_files import Shrink, UnreadableImageError, read_image, to_rgb
 from autotune.data.preprocessing import ImageSpec, draft_decode, to_store_array
-from autotune.data.source import Shrink
 from autotune.errors import (
     UserError,
     join_sentences,

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import multiprocessing
 import os
 import pickle
 import shutil
@@ -25,8 +24,6 @@ from autotune.errors import DatasetError, DiskFullError
 from tests.support.data.images import make_class_folders, photo
 
 SPEC = ImageSpec(8, 12, "bicubic", 0.6, "center", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-#: a real process, made quickly; the parent has the same modules
-FORK = multiprocessing.get_context("fork")
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -57,16 +54,12 @@ def test_rows_are_the_decoded_images_in_order(photos: Path, folder: Path) -> Non
     source = open_source(str(photos))
     calls: list[tuple[int, int]] = []
     indices = [9, 0, 4]
-    store = open_store(
-        source,
-        indices,
-        SPEC,
-        folder,
-        unreadable_limit=0.0,
-        on_progress=lambda done, total: calls.append((done, total)),
-        workers=2,
-    )
+    options = {"on_progress": lambda *call: calls.append(call), "workers": 2}
+    store = open_store(source, indices, SPEC, folder, unreadable_limit=0.0, **options)
     assert isinstance(store.images, np.memmap)
+    data = pickle.dumps(store)
+    assert len(data) < 1000
+    assert np.array_equal(pickle.loads(data).images, store.images)
     assert store.images.shape == (3, 3, 12, 12)
     assert store.images.dtype == np.uint8
     assert not store.images.flags.writeable
@@ -103,15 +96,6 @@ def test_other_images_indices_or_specs_make_another_store(photos: Path, folder: 
     photo(9, 9, seed=5).save(photos / "a" / "000.png")
     keys.add(opened(open_source(str(photos)), folder).key)
     assert len(keys) == 5
-
-
-def test_a_store_travels_to_other_processes_by_its_path(photos: Path, folder: Path) -> None:
-    store = opened(open_source(str(photos)), folder)
-    data = pickle.dumps(store)
-    assert len(data) < 1000
-    copy = pickle.loads(data)
-    assert isinstance(copy.images, np.memmap)
-    assert np.array_equal(copy.images, store.images)
 
 
 def test_damaged_metadata_costs_neither_the_photo_nor_a_warning(
@@ -180,17 +164,6 @@ class TestUnreadable:
             "file is empty); repair or replace them, or remove the class"
         )
         assert not folder.exists()
-
-
-def test_a_damaged_store_is_decoded_again(
-    photos: Path, folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    source = open_source(str(photos))
-    store = opened(source, folder)
-    expected = np.array(store.images)
-    os.truncate(store.entry.folder / "images", 7)
-    assert np.array_equal(opened(source, folder).images, expected)
-    assert f"decoded images of 12x12 in {store.entry.folder} are damaged (" in caplog.text
 
 
 def test_too_little_space_for_the_list_of_images_even(

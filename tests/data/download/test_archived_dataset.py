@@ -3,22 +3,25 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from autotune.data.download.archived_dataset import ArchivedDataset
-from autotune.data.download.http import RetryPolicy, download_archive
+from autotune.data.download.http import (
+    ArchiveSpec,
+    RetryPolicy,
+    archive_urls,
+    download_archive,
+)
 from autotune.data.download.paths import DatasetPaths, data_folder
-from autotune.data.download.spec import ArchiveSpec, archive_urls
 from autotune.data.progress import ProgressCallback, no_progress
-from autotune.data.sources.stanford_dogs import read_dogs
-from autotune.errors import DatasetError, DiskFullError, InsufficientSpaceError, UserError
+from autotune.data.sources.published.stanford_dogs import read_dogs
+from autotune.errors import DatasetError, InsufficientSpaceError, UserError
 from tests.support.commands.serving import Publisher, running_publisher
 from tests.support.data.archives import dogs_archives, sums_of, tar_bytes
 
@@ -61,21 +64,6 @@ def download(
     return paths.archive("a.tar").read_bytes()
 
 
-def run_killed(
-    work: Callable[[ProgressCallback], object], when: Callable[[str, int], bool]
-) -> None:
-    """Run a function in a process that is killed at a step."""
-
-    def die(step: str, done: int, total: int | None) -> None:
-        if when(step, done):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    process = FORK.Process(target=work, args=(die,))
-    process.start()
-    process.join(30)
-    assert process.exitcode == -signal.SIGKILL
-
-
 class Steps(list[str]):
     """Records the steps of a progress, each once."""
 
@@ -104,20 +92,6 @@ class TestDownload:
         assert publisher.requests == [f"/a.tar{text}" for text in ranges]
         assert publisher.conditions[1:] == [publisher.conditions[1]] * 3
         assert publisher.conditions[1] is not None
-
-    def test_a_killed_process_keeps_what_it_has(
-        self, publisher: Publisher, paths: DatasetPaths
-    ) -> None:
-        publisher.files["/a.tar"] = CONTENT
-        url = f"{publisher.url}/a.tar"
-        run_killed(
-            lambda progress: download(paths, url, progress=progress),
-            lambda step, done: done > 400_000,
-        )
-        size = paths.partial("a.tar").stat().st_size
-        assert 0 < size < len(CONTENT)
-        assert download(paths, url) == CONTENT
-        assert publisher.requests == ["/a.tar", f"/a.tar bytes={size}-"]
 
     def test_another_mirror_resumes_it(
         self, publisher: Publisher, mirror: Publisher, paths: DatasetPaths
@@ -308,9 +282,11 @@ class TestArchivedDataset:
         self, small_dogs: dict[str, bytes], home: Path
     ) -> None:
         put(home / "dogs", small_dogs)
+        (home / "dogs/.unpacked.part/images/rest").mkdir(parents=True)  # of a killed process
         dataset = dogs(small_dogs)
         dataset.fetch()
         assert dataset.is_downloaded
+        assert dataset.verify() == []
 
     @pytest.mark.parametrize(
         ("damage", "message"),
@@ -357,16 +333,7 @@ class TestArchivedDataset:
                 15,
                 "must be a list of Stanford Dogs in MATLAB's",
             ),
-            (
-                {"images.tar": tar_bytes({"/etc/passwd": b"x"})},
-                15,
-                "would be written outside of the folder",
-            ),
-            (
-                {"images.tar": tar_bytes({"../../escaped": b"x"})},
-                15,
-                "would be written outside of the folder",
-            ),
+            ({"images.tar": tar_bytes({"../../x": b"x"})}, 15, "be written outside of the folder"),
         ],
     )
     def test_archives_with_the_right_checksum_and_wrong_content(
@@ -385,19 +352,6 @@ class TestArchivedDataset:
         assert listing(home / "dogs") == ["images.tar", "lists.tar"]
         assert listing(home) == ["dogs"]
 
-    def test_a_disk_that_is_full_while_it_is_unpacked(
-        self, publisher: Publisher, small_disk: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("AUTOTUNE_DATA", str(small_disk))
-        archives = dogs_archives(breeds=40, side=128)
-        serve(publisher, archives)
-        assert 500_000 < len(archives["images.tar"]) < 950_000
-        dataset = dogs(archives, publisher.url, images=200, classes=40)
-        with pytest.raises(DiskFullError):
-            dataset.fetch()
-        assert not dataset.is_downloaded
-        assert ".unpacked.part" not in os.listdir(small_disk / "dogs")
-
     def test_missing_and_changed_files(
         self, publisher: Publisher, small_dogs: dict[str, bytes], home: Path
     ) -> None:
@@ -415,20 +369,6 @@ class TestArchivedDataset:
         ]
         with pytest.raises(DatasetError, match=r"1 file is missing in .*'autotune data fetch do"):
             dataset.folder()
-
-    def test_a_process_that_is_killed_while_it_unpacks(
-        self, publisher: Publisher, small_dogs: dict[str, bytes], home: Path
-    ) -> None:
-        serve(publisher, small_dogs)
-        dataset = dogs(small_dogs, publisher.url)
-        run_killed(dataset.fetch, lambda step, done: step == "unpacking lists.tar")
-        assert not dataset.is_downloaded
-        assert (home / "dogs/.unpacked.part").is_dir()
-        publisher.requests.clear()
-        dataset.fetch()
-        assert dataset.verify() == []
-        assert publisher.requests == []
-        assert listing(home / "dogs") == ["images.tar", "lists.tar", "unpacked"]
 
     def test_two_processes_at_once(
         self, publisher: Publisher, small_dogs: dict[str, bytes], tmp_path: Path

@@ -19,25 +19,17 @@ from autotune.data.splits.dataset import Dataset
 from tests.support.data.images import make_class_folders, make_split_folder
 
 UNEVEN = {"largest": ["b", 31], "smallest": ["a", 10]}
+OBJECTIVE = "objective: balanced_accuracy, which counts every class alike"
+SAMPLING = "sampling: balanced, which shows the classes equally often"
 BEGIN = "The classes are uneven: 'b' has 31 training images, 'a' 10. See training."
 
 
 @pytest.mark.parametrize(
     ("training", "said"),
     [
-        (
-            {},
-            "objective: balanced_accuracy and training.sampling: balanced: the first counts every "
-            "class alike, the second shows them equally often.",
-        ),
-        (
-            {"objective": "balanced_accuracy"},
-            "sampling: balanced: it shows them equally often.",
-        ),
-        (
-            {"sampling": "balanced"},
-            "objective: balanced_accuracy: it counts every class alike.",
-        ),
+        ({}, f"{OBJECTIVE}, and training.{SAMPLING}."),
+        ({"objective": "balanced_accuracy"}, f"{SAMPLING}."),
+        ({"sampling": "balanced"}, f"{OBJECTIVE}."),
     ],
 )
 def test_uneven_classes(training: dict[str, Any], said: str) -> None:
@@ -62,8 +54,7 @@ def test_groups_across_given_parts_are_said(tmp_path: Path) -> None:
     make_split_folder(tmp_path, {"train": {"a": 5, "b": 5}, "test": {"a": 2, "b": 2}})
     dataset = Dataset.open(str(tmp_path), DataConfig(group=r"/(\w/\d+)"))
     values = check_dataset(dataset, "off")
-    assert values["groups"]["count"] == 10
-    assert values["groups"]["across"] == 4
+    assert (values["groups"]["count"], values["groups"]["across"]) == (10, 4)
     (message,) = dataset_warnings(values, {})
     assert message == (
         "4 groups of images are in several splits, because the data set is already split: "
@@ -105,17 +96,11 @@ def test_blank_images_are_counted_whatever_makes_them_blank(tmp_path: Path) -> N
     Image.fromarray(low).save(root / "b" / "low.png")
     dataset = Dataset.open(str(root), DataConfig())
     values = check_dataset(dataset, "report")
-    assert values["duplicates"]["blank"] == [
-        4,
-        "a/gray.jpg",
-        *("b/clear.png", "b/deep.png", "b/low.png"),
-    ]
-    assert dataset_warnings(values, {})[0] == (
-        "4 images have one color all over or are nearly black: a/gray.jpg, b/clear.png, "
-        "b/deep.png, b/low.png."
-    )
-    statistics = compute_statistics(dataset, "off", test=True)
-    assert set(statistics.blank) == {"a/gray.jpg", "b/clear.png", "b/deep.png", "b/low.png"}
+    keys = ["a/gray.jpg", "b/clear.png", "b/deep.png", "b/low.png"]
+    assert values["duplicates"]["blank"] == [4, *keys]
+    line = f"4 images have one color all over or are nearly black: {', '.join(keys)}."
+    assert dataset_warnings(values, {})[0] == line
+    assert set(compute_statistics(dataset, "off", test=True).blank) == set(keys)
 
 
 def test_all_files_are_accounted_for_in_one_sentence() -> None:

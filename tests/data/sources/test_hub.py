@@ -77,6 +77,7 @@ FILES = {
         label=["a", "b", "a", "b", "?", "?"],
         split=["training", "training", "val", "val", "test", "test"],
     ),
+    "me/marks/data.parquet": texts(label=["a", "b"] * 3, is_val=[*"001111"], is_test=[*"000011"]),
 }
 
 
@@ -99,7 +100,7 @@ def found(home: Path) -> dict[str, dict[str, Any]]:
         *("hf://me/pets", "hf://me/folders", "hf://me/words", "hf://me/two", "hf://me/one"),
         *("hf://me/gaps", "hf://me/two?label=coarse", "hf://me/two?label=corase", "hf://me/none"),
         *("hf://me/pets/other", "hf://me", "hf://me/pets?split=train", "hf://me/names"),
-        *("hf://me/columns", NAMED, JOINED, UNSPLIT, VALUES, WRONG),
+        *("hf://me/columns", "hf://me/marks", NAMED, JOINED, UNSPLIT, VALUES, WRONG),
     ]
     with running_hub(FILES) as hub:
         answers, message = opened(names, hub.url, home)
@@ -107,6 +108,7 @@ def found(home: Path) -> dict[str, dict[str, Any]]:
         "hf://me/pets: the split test has no labels and is skipped\n"
         "hf://me/names: the split extra has another name than those of splits and is skipped\n"
         "hf://me/columns: the splits are those of 'split'\n"
+        "hf://me/marks: the splits are those of 'is_val', 'is_test'\n"
         "hf://me/names: the split train is not in data.splits and is skipped\n"
     )
     return dict(zip(names, answers, strict=True))
@@ -118,10 +120,8 @@ def test_images_labels_and_parts_are_found_by_their_types(found: dict[str, Any])
     assert pets["samples"] == [
         *(["train/0000000", 0, "train", None], ["train/0000001", 1, "train", None]),
         *(["train/0000002", 0, "train", None], ["train/0000003", 1, "train", None]),
-        *(
-            ["validation/0000000", 1, "validation", None],
-            ["validation/0000001", 0, "validation", None],
-        ),
+        ["validation/0000000", 1, "validation", None],
+        ["validation/0000001", 0, "validation", None],
     ]
     for sample, color in zip(pets["samples"], pets["colors"], strict=True):
         assert color == pytest.approx([*COLORS.values()][sample[1]], abs=3)
@@ -172,40 +172,14 @@ def test_splits_follow_names_and_columns(
     ("name", "message"),
     [
         (WRONG, "data.splits names 'tarin', but hf://me/names has "),
-        (
-            "hf://me/two",
-            (
-                "hf://me/two: a data set of images has a column of labels, but none of its "
-                "columns is called label or class or class_name or category; say which is one "
-                "with ?label=..., of fine, coarse"
-            ),
-        ),
-        (
-            "hf://me/two?label=corase",
-            (
-                "hf://me/two?label=corase: the label must be one of the columns fine, coarse, but "
-                "got 'corase'; did you mean 'coarse'?"
-            ),
-        ),
+        ("hf://me/two", "is called label or class or class_name or category; say which is one"),
+        ("hf://me/two?label=corase", "but got 'corase'; did you mean 'coarse'?"),
         ("hf://me/one", "hf://me/one: there must be at least two classes, but it has 1"),
         ("hf://me/gaps", "hf://me/gaps: 1 image of train has no label"),
-        (
-            "hf://me/none",
-            (
-                "hf://me/none must be a data set of the Hugging Face hub that can be downloaded, "
-                "but Dataset 'me/none' doesn't exist on the Hub or cannot be accessed.; check the "
-                "address and that the hub can be reached, or log in with 'hf auth login' "
-                "if it is not public"
-            ),
-        ),
+        ("hf://me/marks", "hf://me/marks: some images are marked as test and validation, at once"),
+        ("hf://me/none", "but Dataset 'me/none' doesn't exist on the Hub or cannot be accessed"),
         ("hf://me/pets/other", "but BuilderConfig 'other' not found. Available: ['default']"),
-        (
-            "hf://me",
-            (
-                "a dataset of the Hugging Face hub is hf://owner/name[@revision][/configuration]"
-                "[?image=column&label=column], but got 'hf://me'"
-            ),
-        ),
+        ("hf://me", "[?image=column&label=column], but got 'hf://me'"),
         ("hf://me/pets?split=train", "but got 'hf://me/pets?split=train'"),
     ],
 )

@@ -11,7 +11,6 @@ from autotune.data.source import Source
 from autotune.data.sources.registry import open_source
 from autotune.data.sources.split_names import AUTO, SplitNames
 from autotune.errors import DatasetError
-from tests.support.data.archives import zip_bytes
 from tests.support.data.images import make_class_folders
 
 ALL = ("train", "validation", "test")
@@ -43,12 +42,8 @@ def counts(source: Source) -> dict[str | None, int]:
     [
         (["seg_train/seg_train", "seg_test/seg_test"], ("train", "test")),
         (["training_set", "test_set"], ("train", "test")),
-        (["training_set/training_set", "test_set/test_set"], ("train", "test")),
         (["train", "eval"], ("train", "test")),
-        (["training", "validation", "evaluation"], ALL),
         (["train", "eval", "test"], ALL),
-        (["Training", "Testing"], ("train", "test")),
-        (["images_train", "images_val"], ("train", "validation")),
         (["train_images", "test_images"], ("train", "test")),
         (["train2017", "val2017"], ("train", "validation")),
         (["TRAIN", "VALID", "HOLDOUT"], ALL),
@@ -61,20 +56,12 @@ def counts(source: Source) -> dict[str | None, int]:
         (["photos/train", "photos/test"], ("train", "test")),
         (["a/b/train", "a/b/val", "a/b/test"], ALL),
         (["train_val", "test"], ("train", "test")),
-        (["ILSVRC/Data/CLS-LOC/train", "ILSVRC/Data/CLS-LOC/val"], ("train", "validation")),
     ],
 )
-@pytest.mark.parametrize("packed", [False, True])
 def test_splits_under_usual_names(
-    tmp_path: Path, home: Path, folders: list[str], splits: Sequence[str], packed: bool
+    tmp_path: Path, folders: list[str], splits: Sequence[str]
 ) -> None:
-    root = make(tmp_path / "set", folders)
-    path = root
-    if packed:
-        path = tmp_path / "set.zip"
-        files = {str(file.relative_to(root)): file.read_bytes() for file in root.rglob("*.png")}
-        path.write_bytes(zip_bytes(files))
-    source = opened(path)
+    source = opened(make(tmp_path / "set", folders))
     assert source.classes == ("cat", "dog")
     assert counts(source) == dict.fromkeys(sorted(splits), 4)
     assert not source.passed_over
@@ -99,10 +86,8 @@ def test_splits_inside_of_class_folders(tmp_path: Path, top: str) -> None:
         (["train=", "car=", "bus="], ("bus", "car", "train")),
         (["train", "car=", "bus="], ("bus", "car", "train")),
         (["bullet_train=", "road_test=", "sea="], ("bullet_train", "road_test", "sea")),
-        (["train_station=", "test_tube=", "beach="], ("beach", "test_tube", "train_station")),
         (["toy_train=", "toy_test=", "toy_car="], ("toy_car", "toy_test", "toy_train")),
         (["animals/cat=", "plants/oak="], ("animals", "plants")),
-        (["validated=", "tested=", "trained="], ("tested", "trained", "validated")),
         (["cat/indoors=", "cat/outdoors=", "dog/indoors="], ("cat", "dog")),
         (["train/steam=", "train/tram=", "car/red=", "car/blue="], ("car", "train")),
         (["dev=", "test="], ("dev", "test")),
@@ -161,11 +146,7 @@ def test_equal_folders_in_all_classes_are_named_once(
         (["train", "valid", "test="], ["train", "validation"], "images in test/ without classes"),
         (["train", "test="], ["train"], "images in test/ without classes"),
         (["train", "test/test="], ["train"], "images in test/ without classes"),
-        (
-            ["train", "val", "test/unknown="],
-            ["train", "validation"],
-            "images in test/ without classes",
-        ),
+        (["train", "test/unknown="], ["train"], "images in test/ without classes"),
         (
             ["seg_train/seg_train", "seg_test/seg_test", "seg_pred/seg_pred="],
             ["test", "train"],
@@ -173,7 +154,6 @@ def test_equal_folders_in_all_classes_are_named_once(
         ),
         (["train", "unlabeled="], ["train"], "images in unlabeled/ without classes"),
         (["train", "test", "extra="], ["test", "train"], "images in extra/ without classes"),
-        (["set/train", "set/test="], ["train"], "images in test/ without classes"),
     ],
 )
 def test_splits_without_classes_are_counted(

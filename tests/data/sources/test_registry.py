@@ -16,21 +16,21 @@ import torchvision
 from autotune.data.download.archived_dataset import ArchivedDataset
 from autotune.data.progress import no_progress
 from autotune.data.source import Source
-from autotune.data.sources.caltech import CALTECH101, CALTECH256
+from autotune.data.sources.published.caltech import CALTECH101, CALTECH256
+from autotune.data.sources.published.stanford_dogs import STANFORD_DOGS as DOGS
+from autotune.data.sources.published.stanford_dogs import imagenet_overlap_warning
+from autotune.data.sources.published.torchvision_datasets import (
+    OXFORD_DATASETS,
+    TORCHVISION_DATASETS,
+    TorchvisionDataset,
+    TorchvisionReader,
+)
 from autotune.data.sources.registry import (
     dataset_names,
     downloadable,
     fetch_source,
     needs_download,
     open_source,
-)
-from autotune.data.sources.stanford_dogs import STANFORD_DOGS as DOGS
-from autotune.data.sources.stanford_dogs import imagenet_overlap_warning
-from autotune.data.sources.torchvision_datasets import (
-    OXFORD_DATASETS,
-    TORCHVISION_DATASETS,
-    TorchvisionDataset,
-    TorchvisionReader,
 )
 from autotune.errors import DatasetError
 from tests.support.commands.serving import Publisher, running_publisher
@@ -286,10 +286,7 @@ class TestLoaded:
     [
         ((), "has 10000 images of 100 classes, but the archives in .* have 6 of 2"),
         (("data/images/0000002.jpg",), r"0000002\.jpg, but it is not there"),
-        (
-            ("data/images_variant_val.txt",),
-            r"torchvision cannot read FGVC-Aircraft .* \(FileNotFound",
-        ),
+        (("data/images_variant_val.txt",), r"torchvision cannot read FGVC-.* \(FileNotFound"),
         (("data/variants.txt",), r"remove the folder and the archives beside it"),
     ],
 )
@@ -302,10 +299,6 @@ def test_published_archives_without_what_a_loader_needs(
     (home / "aircraft").mkdir(parents=True)
     for file, content in archives.items():
         (home / "aircraft" / file).write_bytes(content)
-    with pytest.raises(
-        DatasetError, match=r"has [0-9]+ bytes, but the published file has 2753340328"
-    ):
-        dataset.fetch()
     published = [
         replace(spec, md5=hashlib.md5(archives[spec.file]).hexdigest(), size=None)
         for spec in dataset.archives

@@ -140,27 +140,6 @@ def test_the_images_found_are_told(tmp_path: Path) -> None:
     assert calls == [(INDEXING, 2, None), (INDEXING, 5, None), (READING, 5, 5)]
 
 
-@pytest.mark.parametrize("name", ["val", "valid", "validation", "Val", "dev"])
-def test_split_folders_are_recognized(tmp_path: Path, name: str) -> None:
-    counts = {"a": 1, "b": 2}
-    make_split_folder(tmp_path, {"train": counts, name: counts, "test": counts})
-    (tmp_path / "annotations").mkdir()
-    (tmp_path / "annotations" / "boxes.xml").touch()
-    source = open_source(str(tmp_path))
-    assert source.classes == ("a", "b")
-    assert {(sample.key.split("/")[0], sample.split) for sample in source.samples} == {
-        ("train", "train"),
-        (name, "validation"),
-        ("test", "test"),
-    }
-    assert len(source.samples) == 9
-
-
-def test_train_without_another_part_is_a_class(tmp_path: Path) -> None:
-    make_class_folders(tmp_path, {"train": 1, "bus": 1})
-    assert open_source(str(tmp_path)).classes == ("bus", "train")
-
-
 def test_the_home_folder_may_be_written_as_a_tilde(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,6 +195,8 @@ class TestRefusals:
         message = refusal(tmp_path / "pets.txt")
         assert message.startswith("a dataset is the path of a folder with one folder of images")
         assert message.endswith("pets.txt' is a text file")
+        os.mkfifo(tmp_path / "pets.csv")
+        assert refusal(tmp_path / "pets.csv").endswith("pets.csv' is no regular file")
 
     @pytest.mark.parametrize(
         ("folders", "message"),
@@ -244,14 +225,6 @@ class TestRefusals:
             (
                 {"train/a": 1, "val/a": 1, "val/b": 1},
                 "'b' of {root} is missing in train; add images",
-            ),
-            (
-                {"train/a": 1, "train/b": 1, "test/a": 1, "test/b": 1, "extra/a": 1},
-                "but {root} has 'extra' next to 'test', 'train'; move",
-            ),
-            (
-                {"train/a": 1, "val/a": 1, "valid/a": 1},
-                "but {root} has 'val', 'valid'; join them",
             ),
         ],
     )

@@ -108,11 +108,20 @@ def test_what_is_used_or_passed_over_is_named_once(
     assert record.getMessage().startswith(f"{tmp_path}/table.csv: {message}")
 
 
-@pytest.mark.parametrize("name", ["valid", "test", "dataset_id", "part_number", "offset"])
+@pytest.mark.parametrize(
+    "columns",
+    [
+        *(
+            {name: [0, 0, 1, 1]}
+            for name in ("valid", "test", "dataset_id", "part_number", "offset")
+        ),
+        *({"fold": [value] * 4, "is_valid": [0] * 4} for value in ("", 1)),
+    ],
+)
 def test_other_columns_are_none_of_splits(
-    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, columns: dict[str, Sequence[object]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert splits_of(opened(tmp_path, {name: [0, 0, 1, 1]})) == [None] * 4
+    assert splits_of(opened(tmp_path, columns)) == [None] * 4
     assert not caplog.records
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,8 @@ from autotune.data.splits.groups import find_groups
 from autotune.data.splits.stratified import make_split
 from autotune.data.views.study_data import StudyData
 from autotune.errors import DatasetError
-from tests.data.splits.test_stratified import Listed, listed
+from tests.data.splits.test_groups import grouped
+from tests.data.splits.test_stratified import listed
 from tests.support.data.images import make_class_folders, make_split_folder
 
 SPEC = ImageSpec(8, 12, "bicubic", 0.6, "center", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -34,19 +34,6 @@ def cut(source: Source, **data: object) -> tuple[Fold, ...]:
 
 def classes_of(source: Source, indices: np.ndarray) -> dict[int, int]:
     return dict(Counter(source.samples[index].label for index in indices))
-
-
-def grouped(sizes: dict[int, list[int]]) -> Listed:
-    """Make a source of groups of several images: label -> sizes of its groups."""
-    source = listed([sum(groups) for groups in sizes.values()])
-    names = [
-        f"{label}-{number}"
-        for label, groups in sizes.items()
-        for number, size in enumerate(groups)
-        for _ in range(size)
-    ]
-    samples = [replace(one, group=name) for one, name in zip(source.samples, names, strict=True)]
-    return replace(source, samples=tuple(samples))
 
 
 def refusal(source: Source, **data: object) -> str:
@@ -81,7 +68,7 @@ def test_folds_follow_the_seed() -> None:
 
 
 def test_the_images_of_a_group_stay_together() -> None:
-    source = grouped({0: [3, 3, 4, 2, 5, 3], 1: [1, 2, 3, 4, 5, 6]})
+    source = grouped([[3, 3, 4, 2, 5, 3], [1, 2, 3, 4, 5, 6]])
     for one in cut(source):
         inside, outside = (
             {source.samples[index].group for index in part} for part in (one.validation, one.train)
@@ -105,7 +92,7 @@ def test_too_few_images_are_refused() -> None:
 
 def test_too_few_groups_are_refused() -> None:
     assert "'c1' has 0 that validate; lower data.folds" in refusal(
-        grouped({0: [2] * 10, 1: [10, 10, 10]}), folds=4
+        grouped([[2] * 10, [10, 10, 10]]), folds=4
     )
 
 
@@ -209,7 +196,7 @@ def test_images_outside_of_the_test_split_are_divided_anew(limit: int | None) ->
 
 
 def test_groups_stay_together_when_images_are_divided_anew() -> None:
-    source = grouped({label: [3] * 12 for label in range(2)})
+    source = grouped([[3] * 12, [3] * 12])
     groups = find_groups(source, None)
     config = DataConfig()
     first = Dataset(source, make_split(source, config, groups), groups)

@@ -100,6 +100,7 @@ def test_an_expression_names_groups() -> None:
     # The patient is the same in both classes; what does not match is alone.
     assert groups.tolist() == [0, 0, 1, 1, 2, 2, 0, 0, 1, 1, 2, 2, 3]
     assert find_groups(source, r"^(\d/p\d+)_1") is None
+    assert find_groups(source, r"^(x)?\d") is None  # a group of the expression that is not there
     with pytest.raises(DatasetError) as caught:
         find_groups(source, "(patient)")
     assert str(caught.value) == (
@@ -108,9 +109,9 @@ def test_an_expression_names_groups() -> None:
     )
 
 
-def test_an_optional_group_that_is_not_there_names_none() -> None:
-    source = listed([3, 3])
-    assert find_groups(source, r"^(x)?\d") is None
+def test_an_expression_where_every_image_has_a_group_is_refused() -> None:
+    with pytest.raises(DatasetError, match=r"each has one already, such as '0-0' of '0/0/0'; lea"):
+        find_groups(grouped([[2, 2], [2, 2]]), r"^(\d)")
 
 
 def test_pairs_join_groups() -> None:

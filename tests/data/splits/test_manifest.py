@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -40,9 +41,13 @@ def test_it_is_read_as_it_was_written(photos: Path) -> None:
 
 
 def test_a_key_may_hold_anything() -> None:
-    lines = (ManifestRow('a/"x"\n,1.png', 1, "train", 0), ManifestRow("é/字.png", 0, "", 1))
-    manifest = Manifest(("é", "a"), lines)
-    assert Manifest.from_bytes(manifest.to_bytes()) == manifest
+    lines = (ManifestRow('a/"x"\n,1.png', 1, "train", 0), ManifestRow("é\r/字.png", 0, "", 1))
+    manifest = Manifest(("é\r", "a"), lines)
+    data = manifest.to_bytes()
+    assert Manifest.from_bytes(data) == manifest
+    for position in range(len(data)):
+        with suppress(ValueError):  # never another error; a few bits of gzip's header mean nothing
+            Manifest.from_bytes(data[:position] + b"\xff" + data[position + 1 :])
 
 
 @pytest.mark.parametrize(
@@ -50,6 +55,7 @@ def test_a_key_may_hold_anything() -> None:
     [
         b"",
         b"no gzip",
+        Manifest(("a",), (ManifestRow("1.png", 0, "train", 0),)).to_bytes()[:-9],
         gzip.compress(b"", mtime=0),
         gzip.compress(b"key,part\na,b\n", mtime=0),
         gzip.compress(b"\xff", mtime=0),
@@ -58,11 +64,6 @@ def test_a_key_may_hold_anything() -> None:
 def test_what_is_none_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError):
         Manifest.from_bytes(data)
-
-
-def test_a_cut_off_file_is_refused(photos: Path) -> None:
-    with pytest.raises(ValueError):
-        Manifest.from_bytes(opened(photos).manifest.to_bytes()[:-20])
 
 
 def test_new_files_are_left_out(photos: Path) -> None:
@@ -135,10 +136,3 @@ def test_a_layout_that_broke_after_the_study_was_made_has_one_cure(
         "; the study needs its images as they were: bring them back, or start another study with "
         "--name"
     )
-
-
-def test_digits_are_found_again() -> None:
-    before = Dataset.open("digits", DATA)
-    after = Dataset.open("digits", DATA, before.manifest)
-    assert after.source.fingerprint == before.source.fingerprint
-    assert after.split == before.split

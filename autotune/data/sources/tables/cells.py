@@ -44,6 +44,11 @@ def read_cells(path: str, wanted: Sequence[Collection[str]]) -> pd.DataFrame:
         if path.lower().endswith(TEXT_ENDINGS) and file_kind(path) != PARQUET:
             return _read_text(path, wanted)
         table = pd.read_parquet(path, dtype_backend="numpy_nullable")
+        categories = table.select_dtypes("category").columns
+        table = table.astype(dict.fromkeys(categories, object))  # with one, pandas has no all()
+        named = [name for name in table.index.names if name not in (None, *table.columns)]
+        if named:  # columns in the file, an index for pandas alone
+            table = table.reset_index(level=named)
         table.index = pd.RangeIndex(2, len(table) + 2)
         return table.set_axis([str(column) for column in table.columns], axis=1)
     except ImportError as error:

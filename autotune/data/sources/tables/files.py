@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from itertools import islice
-from typing import NamedTuple
 from urllib.parse import unquote
 
 from autotune.data.image_formats import ENDINGS
@@ -76,94 +75,57 @@ def describe_missing(folder: str, missing: Sequence[str]) -> str:
     """
     names = join_some([printable(_path(folder, cell)) for cell in missing], _MAX_LISTED)
     text = f"{plural(len(missing), 'file is', 'files are')} not there: {names}"
-    images = _Images(folder)
-    differences = Counter(
-        difference for cell in missing for difference in set(images.differences(cell))
-    )
-    if not differences:
+    by_name: dict[str, list[tuple[str, ...]]] = {}
+    for path in islice(_walk(folder), _MAX_SEARCHED):
+        parts = tuple(os.path.relpath(path, folder).split(os.sep))
+        for name in {parts[-1], os.path.splitext(parts[-1])[0]}:
+            by_name.setdefault(_form(name).casefold(), []).append(parts)
+    places = Counter(place for cell in missing for place in set(_places(cell, by_name)))
+    if not places:
         return text
     # of those that hold for as many files the simplest, which keeps most of the folders
-    difference, count = max(
-        differences.items(),
-        key=lambda item: (
-            item[1],
-            -sum(map(bool, item[0])),
-            -len(item[0].written_folder),
-            item[0],
-        ),
-    )
-    return f"{text}; {count:,} of {len(missing):,} are there {difference.describe()}"
+    best = max(places, key=lambda place: (places[place], place))
+    return f"{text}; {places[best]:,} of {len(missing):,} are there {best[-1]}"
 
 
-class _Difference(NamedTuple):
-    """How the path of a file differs from what a table says.
-
-    ``ending`` and ``folder`` are those of the file, ``written_ending`` and ``written_folder``
-    those of the table, empty where they agree; the last two tell whether it is otherwise written
-    in another case, or for the web.
-    """
-
-    ending: str
-    written_ending: str
-    folder: str
-    written_folder: str
-    in_other_case: bool
-    encoded: bool
-
-    def describe(self) -> str:
-        parts = []
-        if self.ending:
-            instead = (
-                f" instead of {printable(self.written_ending)}" if self.written_ending else ""
+def _places(
+    cell: str, by_name: Mapping[str, Sequence[tuple[str, ...]]]
+) -> Iterator[tuple[int, int, str]]:
+    """Yield how the images that a cell may mean are written; the plainest way is the largest."""
+    plain = cell.strip().replace("\\", "/")
+    for text in dict.fromkeys((plain, unquote(plain))):
+        *folders, name = text.removeprefix("./").split("/")
+        stem, ending = os.path.splitext(name)
+        if ending.lower() not in ENDINGS:
+            stem, ending = name, ""
+        for parts in by_name.get(_form(stem).casefold(), ()):
+            found_stem, found_ending = os.path.splitext(parts[-1])
+            same = 0
+            for folder, other in zip(reversed(folders), reversed(parts[:-1]), strict=False):
+                if _form(folder).casefold() != _form(other).casefold():
+                    break
+                same += 1
+            there = "".join(f"{part}/" for part in parts[: len(parts) - 1 - same])
+            written = "".join(f"{part}/" for part in folders[: len(folders) - same])
+            differences = []
+            if found_ending != ending:
+                differences += _instead("with", found_ending, ending)
+            if there:
+                differences += _instead("in", there, written)
+            elif written:
+                differences.append(f"without {printable(written)}")
+            names = [*folders[len(folders) - same :], stem]
+            actual = [*parts[len(parts) - 1 - same : -1], found_stem]
+            differences += ["in other letter case"] * (
+                [*map(_form, names)] != [*map(_form, actual)]
             )
-            parts.append(f"with {self.ending}{instead}")
-        if self.folder:
-            instead = (
-                f" instead of {printable(self.written_folder)}" if self.written_folder else ""
-            )
-            parts.append(f"in {printable(self.folder)}{instead}")
-        elif self.written_folder:
-            parts.append(f"without {printable(self.written_folder)}")
-        parts += ["in other letter case"] * self.in_other_case
-        parts += ["with characters for %20 and its like"] * self.encoded
-        return " ".join(parts)
+            differences += ["with characters for %20 and its like"] * (text != plain)
+            yield -len(differences), -len(written), " ".join(differences)
 
 
-class _Images:
-    """The images below a folder, by the last part of their paths."""
-
-    def __init__(self, folder: str) -> None:
-        self._by_name: dict[str, list[tuple[str, ...]]] = {}
-        for path in islice(_walk(folder), _MAX_SEARCHED):
-            parts = tuple(os.path.relpath(path, folder).split(os.sep))
-            for name in {parts[-1], os.path.splitext(parts[-1])[0]}:
-                self._by_name.setdefault(_form(name).casefold(), []).append(parts)
-
-    def differences(self, cell: str) -> Iterator[_Difference]:
-        """Yield how the paths of images that a cell may mean differ from it."""
-        plain = cell.strip().replace("\\", "/")
-        for text in dict.fromkeys((plain, unquote(plain))):
-            *folders, name = text.removeprefix("./").split("/")
-            stem, ending = os.path.splitext(name)
-            if ending.lower() not in ENDINGS:
-                stem, ending = name, ""
-            for parts in self._by_name.get(_form(stem).casefold(), ()):
-                found_stem, found_ending = os.path.splitext(parts[-1])
-                same = 0
-                for folder, other in zip(reversed(folders), reversed(parts[:-1]), strict=False):
-                    if _form(folder).casefold() != _form(other).casefold():
-                        break
-                    same += 1
-                written = [*folders[len(folders) - same :], stem]
-                actual = [*parts[len(parts) - 1 - same : -1], found_stem]
-                yield _Difference(
-                    found_ending if ending != found_ending else "",
-                    ending if ending != found_ending else "",
-                    "".join(f"{part}/" for part in parts[: len(parts) - 1 - same]),
-                    "".join(f"{part}/" for part in folders[: len(folders) - same]),
-                    list(map(_form, written)) != list(map(_form, actual)),
-                    text != plain,
-                )
+def _instead(word: str, actual: str, written: str) -> list[str]:
+    instead = [f"instead of {printable(written)}"] if written else []
+    return [f"{word} {printable(actual)}", *instead]
 
 
 def _walk(folder: str) -> Iterator[str]:

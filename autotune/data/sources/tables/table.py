@@ -109,6 +109,11 @@ def open_table(
             f"every row of a table names an image file and its class, but {path}: "
             f"{'; '.join(problems)}"
         )
+    if "group" in table and (several := _ambiguous(table, "group")):
+        warn_once(
+            f"{path}: {plural(len(several), 'image has', 'images have')} more than one group, "
+            f"e.g. {printable(files[several[0]])}; the first counts"
+        )
     table = table.drop_duplicates("file")
     empty = [None] * len(table)
     row_splits, groups = table.get("split", empty), table.get("group", empty)
@@ -203,9 +208,13 @@ def _few_values(cells: pd.Series) -> set[str]:
 
 def _texts(column: pd.Series, role: str) -> list[str | None]:
     """Return the cells of a column as text, and ``None`` where they are empty."""
-    is_whole = pd.api.types.is_float_dtype(column.dtype) and (column.dropna() % 1 == 0).all()
+    is_whole = pd.api.types.is_float_dtype(column.dtype) and all(
+        float(value).is_integer() for value in column.dropna()
+    )
     texts: list[str | None] = []
     for value, is_empty in zip(column, column.isna(), strict=True):
+        if isinstance(value, bytes):
+            value = value.decode("utf-8", "surrogateescape")
         text = "" if is_empty else str(int(value) if is_whole else value)
         texts.append((text if role == "path" else normalized(text.strip())) or None)
     return texts

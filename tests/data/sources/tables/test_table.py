@@ -7,28 +7,26 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from autotune.config.schema import DataConfig
 from autotune.data.progress import INDEXING, READING
 from autotune.data.source import Sample, Source
 from autotune.data.sources.registry import open_source
-from autotune.data.splits.stratified import make_split
 from autotune.errors import DatasetError
 from tests.support.data.images import photo
 
 
-def table(folder: Path, *lines: str, name: str = "table.csv", encoding: str = "utf-8") -> Path:
-    path = folder / name
-    path.write_bytes("\n".join(lines).encode(encoding, "surrogateescape"))
+def table(folder: Path, *lines: str) -> Path:
+    path = folder / "table.csv"
+    path.write_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))
     return path
 
 
-def opened(folder: Path, *lines: str, name: str = "table.csv", encoding: str = "utf-8") -> Source:
-    return open_source(str(table(folder, *lines, name=name, encoding=encoding)))
+def opened(folder: Path, *lines: str) -> Source:
+    return open_source(str(table(folder, *lines)))
 
 
-def refusal(folder: Path, *lines: str, name: str = "table.csv", encoding: str = "utf-8") -> str:
+def refusal(folder: Path, *lines: str) -> str:
     with pytest.raises(DatasetError) as caught:
-        opened(folder, *lines, name=name, encoding=encoding)
+        opened(folder, *lines)
     return str(caught.value)
 
 
@@ -75,28 +73,6 @@ def test_paths_are_relative_to_the_table_or_absolute(
     assert all(source.read(sample).size == (8, 6) for sample in source.samples)
 
 
-def test_paths_may_be_written_as_windows_does(photos: Path) -> None:
-    source = opened(photos, "path,label", "photos\\0.png,a", ".\\photos\\1.png,b")
-    assert all(source.read(sample).size == (8, 6) for sample in source.samples)
-
-
-@pytest.mark.parametrize(
-    ("name", "mark", "encoding"),
-    [
-        ("table.csv", ",", "utf-8"),
-        ("table.CSV", ";", "utf-8-sig"),
-        ("table.csv", "\t", "utf-16"),
-        ("table.tsv", "\t", "utf-8"),
-    ],
-)
-def test_what_spreadsheet_programs_write_is_read(
-    photos: Path, name: str, mark: str, encoding: str
-) -> None:
-    lines = [f"path{mark}label", f"photos/0.png{mark}Käfer", f'photos/1.png{mark}"日, 本; 1"\r']
-    source = opened(photos, *lines, name=name, encoding=encoding)
-    assert source.classes == ("Käfer", "日, 本; 1")
-
-
 def test_a_parquet_table_is_the_csv_table(photos: Path) -> None:
     values = {"path": [f"photos/{index}.png" for index in range(4)], "label": [1, 2, 1, 2]}
     frame = pd.DataFrame({**values, "group": ["a", None, "b", "b"]})
@@ -111,10 +87,34 @@ def test_a_parquet_table_is_the_csv_table(photos: Path) -> None:
     assert [sample.group for sample in from_csv.samples] == ["a", None, "b", "b"]
 
 
-def test_labels_that_were_numbers_with_gaps_are_whole_numbers(photos: Path) -> None:
-    frame = pd.DataFrame({"path": ["photos/0.png", "photos/1.png"], "label": [0.0, 1.0]})
+@pytest.mark.parametrize("index", [["path"], ["label"], ["path", "group"], ["note"], [None]])
+def test_the_index_of_a_parquet_table_is_a_column_too(
+    photos: Path, index: list[str | None]
+) -> None:
+    values = {"path": ["photos/0.png", "photos/1.png"], "label": ["a", "b"], "group": ["x", "y"]}
+    frame = pd.DataFrame({**values, "note": ["path", "label"]})
+    (frame if index == [None] else frame.set_index(index)).to_parquet(photos / "table.parquet")
+    source = open_source(str(photos / "table.parquet"))
+    assert labels(source) == [("photos/0.png", "a"), ("photos/1.png", "b")]
+    assert [sample.group for sample in source.samples] == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("cells", "classes"),
+    [
+        ([0.0, 1.0], ("0", "1")),  # numbers with gaps
+        ([1.0, np.inf], ("1.0", "inf")),
+        ([b"cat", "K\u00e4fer".encode()], ("K\u00e4fer", "cat")),
+        (pd.Categorical(["a", "b"]), ("a", "b")),
+    ],
+)
+def test_labels_of_every_kind(photos: Path, cells: object, classes: tuple[str, ...]) -> None:
+    frame = pd.DataFrame({"path": ["photos/0.png", "photos/1.png"], "label": cells})
+    frame["group"] = pd.Categorical(["x", "x"])
     frame.to_parquet(photos / "table.parquet")
-    assert open_source(str(photos / "table.parquet")).classes == ("0", "1")
+    source = open_source(str(photos / "table.parquet"))
+    assert source.classes == tuple(sorted(classes))
+    assert [sample.group for sample in source.samples] == ["x", "x"]
 
 
 def test_na_and_none_are_classes(photos: Path) -> None:
@@ -123,13 +123,8 @@ def test_na_and_none_are_classes(photos: Path) -> None:
 
 
 def test_two_spellings_of_a_label_are_one(photos: Path) -> None:
-    source = opened(
-        photos,
-        "path,label",
-        "photos/0.png,Ka\u0308fer",
-        "photos/1.png,K\u00e4fer",
-        "photos/2.png,x",
-    )
+    lines = ("photos/0.png,Ka\u0308fer", "photos/1.png,K\u00e4fer", "photos/2.png,x")
+    source = opened(photos, "path,label", *lines)
     assert source.classes == ("K\u00e4fer", "x")
 
 
@@ -141,25 +136,9 @@ def test_file_names_that_are_no_utf_8_are_found(photos: Path) -> None:
     assert source.read(source.samples[1]).size == (8, 6)
 
 
-def test_splits_are_kept(photos: Path) -> None:
-    for index in range(4, 12):
-        photo(8, 6, seed=index).save(photos / "photos" / f"{index}.png")
-    words = ("train", "Val", "TEST")
-    lines = [f"photos/{index}.png,{'ab'[index % 2]},{words[index // 4]}" for index in range(12)]
-    source = opened(photos, "path,label,split", *lines)
-    split = make_split(source, DataConfig())
-    assert (len(split.train), len(split.validation), len(split.test)) == (4, 4, 4)
-    assert source.samples[split.validation[0]].split == "validation"
-
-
 def test_an_empty_column_of_splits_splits_nothing(photos: Path) -> None:
     source = opened(photos, "path,label,split", "photos/0.png,a,", "photos/1.png,b, ")
     assert {sample.split for sample in source.samples} == {None}
-
-
-def test_a_row_that_is_there_twice_counts_once(photos: Path) -> None:
-    lines = ("path,label", "photos/0.png,a", "./photos/0.png,a", "photos/1.png,b")
-    assert len(opened(photos, *lines).samples) == 2
 
 
 def test_the_fingerprint_follows_labels_splits_and_groups(photos: Path) -> None:
@@ -223,10 +202,7 @@ class TestRefusals:
             (["0.png,a,", "1.png,a,"], "all images are of one class, 'a'; there must be two"),
             (["0.png,a,train", "1.png,b,train", "2.png,a,test"], "no image of 'b' is in test"),
             (["0.png,a,val", "1.png,b,test"], "no row is in train; all are in test, validation"),
-            (
-                ["0.png,a,train", "1.png,b,train", "0.png,a,test"],
-                "1 image is in more than one split, e.g. ",
-            ),
+            (["0.png,a,train", "1.png,b,train", "0.png,a,test"], "1 image is in more than one sp"),
         ],
     )
     def test_classes_and_splits(self, photos: Path, lines: list[str], message: str) -> None:
@@ -238,11 +214,7 @@ class TestRefusals:
         [
             (b"", "it is empty"),
             (b"path,label\n", "it has no rows"),
-            (
-                b"path,label\na,b\nc,d,e,f\n",
-                "line 3 has 4 cells, but the first line names 2 columns",
-            ),
-            (b"path,label\na,b,c\nc,d,e\n", "line 2 has 3 cells"),
+            (b"path,label\na,b\nc,d,e,f\n", "line 3 has 4 cells, but the first line names 2 col"),
             (b'path,label\n"a,b\n', "from line 2 on; is a quotation mark missing?"),
             (b"\xff\xfe\x00", "truncated"),
             (bytes(1000), "no column is called path"),

@@ -49,6 +49,13 @@ def test_columns_that_matter_are_named_once(
     assert [message in record.getMessage() for record in caplog.records] == [True] * bool(message)
 
 
+def test_an_image_of_two_groups_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = make(tmp_path, ["0.png", "1.png", "0.png", "3.png"], group=["x", "y", "z", "y"])
+    assert [sample.group for sample in open_source(str(path)).samples] == ["x", "y", "y"]
+    (record,) = caplog.records
+    assert f"1 image has more than one group, e.g. {tmp_path}/0.png; " in record.getMessage()
+
+
 @pytest.mark.parametrize(
     ("paths", "splits", "is_named"),
     [

@@ -16,7 +16,7 @@ from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
 from autotune.data.download.archived_dataset import ArchivedDataset
-from autotune.data.download.spec import ArchiveSpec
+from autotune.data.download.http import ArchiveSpec
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.sources.base import FileSource
 from autotune.data.sources.folders import ImageFile

@@ -8,47 +8,43 @@ rejected, which results usually leave out.
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 from autotune.data.download.archived_dataset import ArchivedDataset
-from autotune.data.download.spec import ArchiveSpec
+from autotune.data.download.http import ArchiveSpec
 from autotune.data.progress import ProgressCallback, no_progress
 from autotune.data.sources.base import FileSource
 from autotune.data.sources.folders import ImageFile
 from autotune.errors import DatasetError
 
-BACKGROUND = "BACKGROUND_Google"
-CLUTTER = "257.clutter"
 _RECORDS = "https://data.caltech.edu"
 _TERMS = "Creative Commons Attribution 4.0 (CC BY 4.0), as CaltechDATA states it"
 
 
-def read_caltech101(
-    root: Path, progress: ProgressCallback = no_progress, *, background: bool = True
+def read_caltech(
+    root: Path,
+    progress: ProgressCallback = no_progress,
+    *,
+    name: str,
+    categories: str,
+    left_out: str = "",
 ) -> FileSource:
-    """Open the unpacked Caltech-101, with or without its class of other pictures."""
-    name = "caltech101-background" if background else "caltech101"
-    folder = root / "images" / "101_ObjectCategories"
-    return _read(name, folder, progress, "" if background else BACKGROUND)
-
-
-def read_caltech256(
-    root: Path, progress: ProgressCallback = no_progress, *, clutter: bool = True
-) -> FileSource:
-    """Open the unpacked Caltech-256, with or without its class of other pictures."""
-    name = "caltech256-clutter" if clutter else "caltech256"
-    folder = root / "images" / "256_ObjectCategories"
-    return _read(name, folder, progress, "" if clutter else CLUTTER)
-
-
-def _read(name: str, folder: Path, progress: ProgressCallback, left_out: str) -> FileSource:
     """Open the images of class folders such as ``accordion`` or ``001.ak47``.
 
     Folders within a class, and files without ``.jpg``, are remains that are no part of the set.
 
+    Args:
+        root: The folder of the unpacked data set.
+        progress: Called while the files are read.
+        name: The data set, as a study file names it.
+        categories: The folder of all classes.
+        left_out: The class of other pictures, if it is to be left out.
+
     Raises:
         DatasetError: When the layout is not the published one.
     """
+    folder = root / "images" / categories
     if not folder.is_dir():
         raise DatasetError(
             f"{folder} must be the folder of classes, but it is not there; remove "
@@ -87,7 +83,7 @@ CALTECH101 = ArchivedDataset(
     ),
     images=9_144,
     classes=102,
-    read=read_caltech101,
+    read=partial(read_caltech, name="caltech101-background", categories="101_ObjectCategories"),
 )
 
 # Checksum: pytorch/vision, prototype/datasets/_builtin/caltech.py. No source states the size.
@@ -110,5 +106,5 @@ CALTECH256 = ArchivedDataset(
     ),
     images=30_607,
     classes=257,
-    read=read_caltech256,
+    read=partial(read_caltech, name="caltech256-clutter", categories="256_ObjectCategories"),
 )

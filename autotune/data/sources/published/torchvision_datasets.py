@@ -12,7 +12,7 @@ import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, suppress
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from PIL import Image
 from autotune.data.download.archived_dataset import ArchivedDataset
 from autotune.data.download.downloadable import Downloadable
 from autotune.data.download.extraction import SUFFIXES
-from autotune.data.download.spec import ArchiveSpec
+from autotune.data.download.http import ArchiveSpec
+from autotune.data.image_files import Shrink
 from autotune.data.progress import ProgressCallback, no_progress
-from autotune.data.source import Sample, Shrink, Source
+from autotune.data.source import Sample, Source
 from autotune.data.sources.base import FileSource
 from autotune.data.sources.folders import ImageFile
 from autotune.errors import DatasetError, is_disk_full
@@ -100,18 +101,19 @@ class TorchvisionDataset(Downloadable):
     Args:
         loader: The loader's name in ``torchvision.datasets``.
         splits: Split -> options of the loader; the split ``None`` is all images.
-        folder_name: Where the loader looks for archives, relative to its root.
         images: Number of images.
         megabytes: About how much there is to download.
+        folder_name: Where the loader looks for archives, relative to its root.
         in_memory: Whether the loader holds the images themselves, and no files of them.
     """
 
     loader: str
     splits: Splits
-    folder_name: str = field(kw_only=True)
-    images: int = field(kw_only=True)
-    megabytes: int = field(kw_only=True)
-    in_memory: bool = field(default=False, kw_only=True)
+    _: KW_ONLY
+    images: int
+    megabytes: int
+    folder_name: str = ""
+    in_memory: bool = False
 
     @property
     def description(self) -> str:
@@ -132,7 +134,11 @@ class TorchvisionDataset(Downloadable):
         return TorchvisionReader(self.name, self.title, self.loader, self.splits, self.in_memory)
 
     def _fill(self, staging: Path, progress: ProgressCallback) -> None:
-        self._copy_archives(staging / self.folder_name)
+        target = staging / self.folder_name
+        target.mkdir(parents=True)
+        for path in self.paths.root.iterdir():  # archives that the user put there by hand
+            if path.is_file() and not path.name.startswith("."):
+                shutil.copyfile(path, target / path.name)
         try:
             with _watched(staging, f"fetching {self.name}", progress):
                 for options in self.splits.values():
@@ -154,13 +160,6 @@ class TorchvisionDataset(Downloadable):
         for path in list(staging.rglob("*")):
             if path.name.endswith(SUFFIXES):  # unpacked, and as large again
                 path.unlink()
-
-    def _copy_archives(self, target: Path) -> None:
-        """Take archives that the user put there by hand."""
-        target.mkdir(parents=True)
-        for path in self.paths.root.iterdir():
-            if path.is_file() and not path.name.startswith("."):
-                shutil.copyfile(path, target / path.name)
 
 
 class ArraySource(Source):
@@ -239,7 +238,6 @@ TORCHVISION_DATASETS = (
         "https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/",
         "Food101",
         _SPLITS,
-        folder_name="",
         images=101_000,
         megabytes=4_997,
     ),
@@ -259,7 +257,6 @@ TORCHVISION_DATASETS = (
         "https://www.cs.toronto.edu/~kriz/cifar.html",
         "CIFAR10",
         _TRAIN_OR_NOT,
-        folder_name="",
         images=60_000,
         megabytes=170,
         in_memory=True,
@@ -270,7 +267,6 @@ TORCHVISION_DATASETS = (
         "https://www.cs.toronto.edu/~kriz/cifar.html",
         "CIFAR100",
         _TRAIN_OR_NOT,
-        folder_name="",
         images=60_000,
         megabytes=169,
         in_memory=True,
@@ -281,7 +277,6 @@ TORCHVISION_DATASETS = (
         "https://cs.stanford.edu/~acoates/stl10/",
         "STL10",
         _SPLITS,
-        folder_name="",
         images=13_000,
         megabytes=2_640,
         in_memory=True,

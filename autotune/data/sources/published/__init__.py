@@ -1,0 +1,1 @@
+"""Published data sets with a name: their archives, readers and counts."""
