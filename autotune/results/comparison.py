@@ -160,9 +160,10 @@ class Comparison:
         """Return the numbers of trials at which values are compared."""
         most = max((group.finished for group in self.groups), default=0)
         marks = [digit * 10**power for power in range(6) for digit in (1, 2, 5)]
-        inside = {mark for mark in marks if 5 <= mark < most}
         ends = {study.finished for study in self._with_values}
-        return sorted({*sorted(inside - ends)[-MAX_MARKS + len(ends) :], *ends})[-MAX_MARKS:]
+        inside = {mark for mark in marks if 5 <= mark < most} - ends
+        others = sorted(inside, reverse=True)[: max(0, MAX_MARKS - len(ends))]
+        return sorted({*others, *ends})[-MAX_MARKS:]
 
     def device_marks(self) -> list[float]:
         """Return the device times at which values are compared: all of each study, and less."""

@@ -65,6 +65,12 @@ def test_marks_are_the_ends_of_the_studies_and_some_before() -> None:
     assert Comparison.of([named("c", trials=0)]).device_marks() == []
 
 
+def test_where_many_studies_end_there_is_no_other_mark() -> None:
+    counts = [3, 4, 6, 7, 8, 40]
+    studies = [named(f"{n}", trials=n, failed=0, retried=0) for n in counts]
+    assert Comparison.of(studies).trial_marks() == counts
+
+
 def test_trials_are_compared_by_what_varies_inside_a_study() -> None:
     comparison = Comparison.of([named("two", **BOTH), named("one")])
     assert [group.label for group in comparison.groups] == [
