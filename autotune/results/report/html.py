@@ -103,7 +103,7 @@ def _context(results: StudyResults, storage_url: str) -> dict[str, Any]:
     is_enough = results.progress.complete >= MIN_FOR_IMPORTANCES
     measured = importances(results) if is_enough else {}
     diagnostics = diagnose(results, measured)
-    file = study_file(results, storage_url)
+    file, storage = study_file(results, storage_url), full_storage_option(storage_url)
     return {
         "name": results.name,
         "objective": objective,
@@ -125,6 +125,12 @@ def _context(results: StudyResults, storage_url: str) -> dict[str, Any]:
         "race": race_table(results),
         "stages": stage_rows(results),
         "figures": _figures(results, measured),
+        "write": {
+            format: command_line(
+                "autotune", "report", results.name, f" --format {format}{storage}"
+            )
+            for format in ("epochs", "csv", "predictions")
+        },
         "min_for_importances": MIN_FOR_IMPORTANCES,
         "min_active": MIN_ACTIVE,
         "edges": edges_of_best(facts),
@@ -223,12 +229,6 @@ def _images(results: StudyResults, storage_url: str) -> dict[str, Any]:
         "shown_images": SHOWN_IMAGES,
         "predictions_base64": base64.b64encode(table).decode() if is_small else "",
         "predictions_name": f"{slug(results.name) or 'study'}-predictions.csv",
-        "predictions_command": command_line(
-            "autotune",
-            "report",
-            results.name,
-            f" --format predictions{full_storage_option(storage_url)}",
-        ),
         "install_heat_maps": INSTALL_HEAT_MAPS,
     }
 

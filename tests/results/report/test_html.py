@@ -94,6 +94,13 @@ def test_every_kind_of_study_gives_a_well_formed_page(made: dict[str, Any]) -> N
         assert f"digit 3{HOSTILE}" in page.text
 
 
+def test_commands_in_the_text_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autotune.results.report.trial_table.MAX_ROWS", 4)
+    found = page_of(make_study(name="-a b", trials=6), "sqlite:////data/a b.db").of("code")
+    end = "--storage 'sqlite:////data/a b.db' -- '-a b'"
+    assert found == [f"autotune report --format {format} {end}" for format in ("epochs", "csv")]
+
+
 def test_a_study_of_another_program_is_reported() -> None:
     assert "Nothing has run yet" in page_of(optuna.create_study()).text
 
