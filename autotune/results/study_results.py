@@ -226,6 +226,12 @@ class StudyResults:
         """Why no new trial starts; ``None`` while a trial runs or can start."""
         return None if self.progress.running else StopReason.from_attributes(self.attributes)
 
+    def state_of(self, trial: FrozenTrial) -> str:
+        """Name the state of a trial: ``complete``, ``pruned``, ``infeasible``, ``failed``, ..."""
+        if trial.state == TrialState.FAIL:
+            return "retried" if trial.number in self.superseded else "failed"
+        return attrs.INFEASIBLE if attrs.ended_infeasible(trial) else trial.state.name.lower()
+
     def read_artifact(self, owner: FrozenTrial | None, name: str) -> bytes | None:
         """Return an artifact of a trial, or of the study; ``None`` where there is none."""
         if self.artifacts is None:
@@ -326,6 +332,13 @@ class StudyResults:
         """Whether a plan has to name its backbone."""
         return len(self.backbones) > 1
 
+    def is_active(self, trial: FrozenTrial, parameter: str) -> bool:
+        """Tell whether a parameter has an effect in a trial, under the trial's other parameters.
+
+        An inactive parameter has the same canonical form whatever its value.
+        """
+        return search_space.has_effect(self.space, trial.params, parameter)
+
     def active_params(self, trial: FrozenTrial) -> dict[str, Any]:
         """Return the parameters of a trial that have an effect under its other ones."""
         return search_space.active_params(self.space, trial.params)
@@ -349,14 +362,6 @@ class StudyResults:
         if self.cost is None or trial.values is None:
             return text
         return f"{text} at {self.cost.format_value(trial.values[1])}"
-
-
-def is_active(space: Space | None, trial: FrozenTrial, parameter: str) -> bool:
-    """Tell whether a parameter has an effect in a trial, under the trial's other parameters.
-
-    An inactive parameter has the same canonical form whatever its value.
-    """
-    return search_space.has_effect(space, trial.params, parameter)
 
 
 def describe_excess(trial: FrozenTrial) -> str:

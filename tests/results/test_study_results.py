@@ -14,10 +14,10 @@ from optuna.trial import TrialState, create_trial
 from sqlalchemy import event
 
 from autotune.results.report.formats import render
-from autotune.results.study_results import StudyResults, is_active
+from autotune.results.study_results import StudyResults
 from autotune.search import ranking
 from autotune.search.backbone_limits import BackboneLimits
-from autotune.search.space import Space
+from autotune.search.space import Space, has_effect
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.state import attrs
 from autotune.study.state.budget import STOPPED, TRIALS, StopReason
@@ -129,7 +129,7 @@ def test_a_parameter_is_active_where_its_value_changes_the_plan(
             )
             forms = [space.canonical({**trial.params, name: value}) for value in values]
             expected = any(form != forms[0] for form in forms)
-            assert is_active(space, trial, name) == expected, name
+            assert results.is_active(trial, name) == expected, name
             inactive |= set() if expected else {name}
     assert len(inactive) >= 3
 
@@ -142,7 +142,7 @@ def test_values_that_mean_the_same_to_a_backbone_do_not_hide_the_others() -> Non
     trial = create_trial(
         value=0.5, params={"backbone": "a", "layer.1.kernel": 3}, distributions=searched
     )
-    assert is_active(Space("a", fixed, searched, limits), trial, "layer.1.kernel")
+    assert has_effect(Space("a", fixed, searched, limits), trial.params, "layer.1.kernel")
 
 
 @pytest.mark.parametrize("stored", [None, {"color": 3}, {"backbone": "r", "fixed": 3}])

@@ -12,7 +12,6 @@ from optuna.trial import FrozenTrial, TrialState
 from autotune.results.diagnosis.facts import NO_NOISE, Facts, Finding, unknown
 from autotune.results.diagnosis.space_edges import Edge, space_edges
 from autotune.results.figures.parameters import importances
-from autotune.results.study_results import is_active
 from autotune.results.values.parameter_words import label_parameter, parameter_words
 from autotune.study.state import attrs
 from autotune.study.state.budget import EXHAUSTED
@@ -123,8 +122,7 @@ def _describe_near(
     facts: Facts, best: FrozenTrial, plans: Sequence[FrozenTrial]
 ) -> tuple[str, int]:
     """Say how many plans lie near the best one, and return their number."""
-    space = facts.results.space
-    names = [name for name in best.distributions if is_active(space, best, name)]
+    names = [name for name in best.distributions if facts.results.is_active(best, name)]
     others = [trial for trial in plans if trial is not best and trial.params]
     close = sum(_distance(trial, best, names) <= _CLOSE for trial in others)
     text = (

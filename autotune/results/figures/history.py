@@ -5,7 +5,7 @@ A function returns ``None`` where there is nothing to draw yet.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from html import escape
 from itertools import accumulate
@@ -165,11 +165,11 @@ def curves_figure(results: StudyResults) -> go.Figure | None:
     trials = thin(results, curved, MAX_CURVES, running)
     figure = new_figure()
     for name, (line, opacity) in _CURVES.items():
-        # Without regard to successors: an attempt that was retried has failed.
+        states = (name, "retried") if name == "failed" else (name,)
         group = [
             trial
             for trial in trials
-            if describe_state(trial, ()) == name and trial is not best and trial is not baseline
+            if results.state_of(trial) in states and trial is not best and trial is not baseline
         ]
         _add_curves(figure, name, group, line, objective, opacity)
     if baseline is not None:
@@ -234,7 +234,7 @@ def timeline_figure(results: StudyResults) -> go.Figure | None:
     lanes = sorted({_lane(trial) for trial in trials}, reverse=True)
     figure = new_figure()
     for name, (color, pattern) in _STATES.items():
-        group = [trial for trial in trials if describe_state(trial, results.superseded) == name]
+        group = [trial for trial in trials if results.state_of(trial) == name]
         if not group:
             continue
         seconds = [_duration_s(trial, now) for trial in group]
@@ -264,13 +264,6 @@ def timeline_figure(results: StudyResults) -> go.Figure | None:
     figure.update_xaxes(type="date", title=f"time ({now.astimezone():%Z}){newest}")
     figure.update_yaxes(categoryorder="array", categoryarray=lanes, showgrid=False)
     return figure
-
-
-def describe_state(trial: FrozenTrial, superseded: Collection[int]) -> str:
-    """Name the state of a trial: ``complete``, ``pruned``, ``infeasible``, ``failed``, ..."""
-    if trial.state == TrialState.FAIL:
-        return "retried" if trial.number in superseded else "failed"
-    return attrs.INFEASIBLE if attrs.ended_infeasible(trial) else trial.state.name.lower()
 
 
 def last_moment(trials: Sequence[FrozenTrial]) -> datetime | None:

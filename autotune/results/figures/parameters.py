@@ -33,7 +33,7 @@ from autotune.results.figures.style import (
     new_figure,
 )
 from autotune.results.figures.thinning import MAX_SLICE_POINTS, drawn_suffix, thin
-from autotune.results.study_results import StudyResults, is_active
+from autotune.results.study_results import StudyResults
 from autotune.results.values.objective import Objective
 from autotune.results.values.parameter_words import label_parameter, parameter_words
 from autotune.study.state import attrs
@@ -75,7 +75,7 @@ def importances(results: StudyResults) -> dict[str, float]:
     enough = min(MIN_ACTIVE, len(drawn))
     active = {}
     for name, value in shares.items():
-        trials = (trial for trial in drawn if is_active(results.space, trial, name))
+        trials = (trial for trial in drawn if results.is_active(trial, name))
         if len(list(islice(trials, enough))) == enough:
             active[name] = value
     total = sum(active.values())
@@ -123,7 +123,7 @@ def slice_figure(results: StudyResults, parameter: str) -> go.Figure | None:
     active = [
         trial
         for trial in drawable(results.trials, TrialState.COMPLETE)
-        if is_active(results.space, trial, parameter)
+        if results.is_active(trial, parameter)
     ]
     if len({str(trial.params[parameter]) for trial in active}) < 2:
         return None  # a single value shows nothing

@@ -10,7 +10,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autotune.config.schema import COSTS
 from autotune.errors import join_sentences
-from autotune.results.figures.history import describe_state
 from autotune.results.study_results import NEVER_STARTED, StudyResults
 from autotune.search import ranking
 from autotune.study.state import attrs
@@ -110,9 +109,7 @@ def _row(
     return TrialRow(
         number=trial.number,
         state=(
-            NEVER_STARTED
-            if trial.number in results.never_started
-            else describe_state(trial, results.superseded)
+            NEVER_STARTED if trial.number in results.never_started else results.state_of(trial)
         ),
         mark=_mark(trial is results.best, attrs.is_baseline(trial)),
         value=cell(
@@ -196,7 +193,7 @@ def failures(results: StudyResults) -> list[Failure]:
     for trial in results.trials:
         if trial.state == TrialState.FAIL:
             reason = str(trial.user_attrs.get(attrs.REASON, "")) or "no reason was recorded"
-            state = describe_state(trial, results.superseded)
+            state = results.state_of(trial)
             groups.setdefault((reason, state), []).append(trial.number)
     failures = [Failure(*key, tuple(numbers)) for key, numbers in groups.items()]
     return sorted(failures, key=lambda failure: -len(failure.numbers))

@@ -12,7 +12,7 @@ from autotune.results.figures.parameters import (
     importances_figure,
     slice_figure,
 )
-from autotune.results.study_results import StudyResults, is_active
+from autotune.results.study_results import StudyResults
 from autotune.results.values.parameter_words import parameter_words
 from tests.support.pages.page import add, some, traces
 from tests.support.study.studies import ONE_PARAMETER, make_results, make_study
@@ -49,7 +49,7 @@ def test_importances_name_every_parameter(results: StudyResults) -> None:
 def test_importances_leave_out_what_had_hardly_an_effect() -> None:
     results = make_results(trials=8)
     active = {
-        name: sum(is_active(results.space, trial, name) for trial in complete(results))
+        name: sum(results.is_active(trial, name) for trial in complete(results))
         for name in results.parameter_names
     }
     measured = importances(results)
