@@ -304,7 +304,7 @@ class StudyResults:
 
     @property
     def definition(self) -> Mapping[str, Any]:
-        """The study file with all defaults; empty for a study of another program."""
+        """The study file with all defaults."""
         return attrs.definition(self.attributes)
 
     @property

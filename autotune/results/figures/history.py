@@ -64,11 +64,8 @@ def history_figure(results: StudyResults) -> go.Figure | None:
     complete = drawable(results.trials, TrialState.COMPLETE)
     if not complete:
         return None
-    pruned = [
-        trial
-        for trial in drawable(results.trials, TrialState.PRUNED)
-        if not attrs.ended_infeasible(trial)
-    ]
+    pruned = drawable(results.trials, TrialState.PRUNED)
+    pruned = [trial for trial in pruned if not attrs.ended_infeasible(trial)]
     # The trials at which the line of the best so far has a corner.
     corners = [trial for trial in complete if not ranking.is_infeasible(trial)]
     total = len(complete) + len(pruned)
@@ -79,14 +76,11 @@ def history_figure(results: StudyResults) -> go.Figure | None:
         complete = thin(results, complete, MAX_POINTS * len(complete) // total, keep)
     figure = new_figure()
     hover_text = hover("trial %{x}", objective, "%{customdata[0]}", of="customdata[1]")
+    values = [trial.values[0] for trial in complete]
+    circle = {"symbol": "circle", "color": BLUE, "size": 8, "line": {"width": 0}}
     for name, trials, heights, marker in (
-        ("pruned, at their last epoch", *_pruned_points(pruned, complete, objective)),
-        (
-            "complete",
-            complete,
-            [trial.values[0] for trial in complete],
-            {"symbol": "circle", "color": BLUE, "size": 8, "line": {"width": 0}},
-        ),
+        ("pruned, at their last epoch", *_pruned_points(pruned, values, objective)),
+        ("complete", complete, values, circle),
     ):
         points = [
             (trial.number, y, [escape(results.describe_plan(trial)), attrs.metric_value(trial)])
@@ -118,7 +112,7 @@ def history_figure(results: StudyResults) -> go.Figure | None:
 
 
 def _pruned_points(
-    pruned: Sequence[FrozenTrial], complete: Sequence[FrozenTrial], objective: Objective
+    pruned: Sequence[FrozenTrial], finals: Sequence[float], objective: Objective
 ) -> tuple[list[FrozenTrial], list[float], dict[str, Any]]:
     """Return pruned trials with the heights at which they are drawn, and their marker.
 
@@ -127,7 +121,6 @@ def _pruned_points(
     """
     # Those within sight first: the legend has the symbol of the first.
     pruned = sorted(pruned, key=lambda trial: objective.gain(0.0, trial.values[0]))
-    finals = [trial.values[0] for trial in complete]
     room = 0.5 * (max(finals) - min(finals))
     edge = min(finals) - room if objective.is_maximized else max(finals) + room
     values = [trial.values[0] for trial in pruned]
@@ -276,20 +269,17 @@ def last_moment(trials: Sequence[FrozenTrial]) -> datetime | None:
     Returns:
         The moment, or ``None`` when no trial has ended yet.
     """
-    ended = [trial for trial in trials if trial.datetime_start and trial.datetime_complete]
-    if not ended:
+    durations = [trial.duration for trial in trials if trial.duration is not None]
+    if not durations:
         return None
-    longest = max(trial.duration for trial in ended if trial.duration is not None)
     now = datetime.now()  # as Optuna stamps trials: local, without a zone
-    starts = [trial.datetime_start for trial in trials if trial.datetime_start]
-    is_alive = any(
-        trial.state == TrialState.RUNNING
-        and trial.datetime_start is not None
-        and now - trial.datetime_start < 5 * longest
-        for trial in trials
-    )
-    stamps = [*starts, *(trial.datetime_complete for trial in ended if trial.datetime_complete)]
-    return max([*stamps, now] if is_alive else stamps)
+    stamps = []
+    for trial in trials:
+        start = trial.datetime_start
+        stamps += [stamp for stamp in (start, trial.datetime_complete) if start and stamp]
+        if trial.state == TrialState.RUNNING and start and now - start < 5 * max(durations):
+            stamps.append(now)
+    return max(stamps)
 
 
 def _duration_s(trial: FrozenTrial, now: datetime) -> float:

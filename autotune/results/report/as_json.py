@@ -11,6 +11,7 @@ from typing import Any
 
 from autotune.results.diagnosis.answer import find_answer
 from autotune.results.diagnosis.diagnostics import diagnose
+from autotune.results.diagnosis.facts import Facts
 from autotune.results.diagnosis.next_steps import next_steps
 from autotune.results.report.dataframe import trial_records
 from autotune.results.report.images import images_json
@@ -78,8 +79,11 @@ def _document(results: StudyResults, storage_url: str) -> Any:
         "confirmed": _verdict(results.verdict),
         "images": images_json(results),
         "fit": attributes.get(attrs.TEST_READS, []),
-        "diagnostics": [asdict(diagnostic) for diagnostic in diagnose(results)],
-        "definition": attrs.definition(attributes) or None,
+        "diagnostics": [
+            {"question": question, **finding._asdict()}
+            for question, finding in diagnose(Facts(results)).items()
+        ],
+        "definition": results.definition,
         "dataset": attributes.get(attrs.DATASET),
         "race": attributes.get(attrs.RACE),
         "survey": attributes.get(attrs.SURVEY),

@@ -42,7 +42,6 @@ from autotune.results.figures.layer_diagram import as_html, layer_rows
 from autotune.results.figures.losses import loss_range, losses_figure, trials_with_losses
 from autotune.results.figures.parameters import (
     MIN_ACTIVE,
-    importances,
     importances_figure,
     slice_figure,
 )
@@ -101,8 +100,7 @@ def _context(results: StudyResults, storage_url: str) -> dict[str, Any]:
     objective, attributes = results.objective, results.attributes
     answer, facts = find_answer(results), Facts(results)
     is_enough = results.progress.complete >= MIN_FOR_IMPORTANCES
-    measured = importances(results) if is_enough else {}
-    diagnostics = diagnose(results, measured)
+    measured = facts.importances if is_enough else {}
     file, storage = study_file(results, storage_url), full_storage_option(storage_url)
     return {
         "name": results.name,
@@ -137,7 +135,7 @@ def _context(results: StudyResults, storage_url: str) -> dict[str, Any]:
         "label_parameter": label_parameter,
         "edge_of": facts.describe_candidate(),
         "utilization": measure_utilization(results.trials),
-        "diagnostics": diagnostics,
+        "diagnostics": diagnose(facts),
         "metrics": [objective.with_name(name).label for name in metric_names(results)],
         "costs": [COST_LABELS[name] for name in cost_names(results)],
         "table": trial_rows(results, choose_rows(results)),
@@ -256,13 +254,12 @@ def _describe_size(trial: FrozenTrial) -> str:
 def _figures(results: StudyResults, measured: Mapping[str, float]) -> dict[str, Any]:
     names = sorted(results.parameter_names, key=lambda name: -measured.get(name, 0.0))
     slices = (_plot(f"Values over {name}", slice_figure(results, name)) for name in names)
-    importance = importances_figure(results, measured)
     return {
         "front": _plot("The metric of every trial over its cost", front_figure(results)),
         "history": _plot("The value of every trial", history_figure(results)),
         "curves": _plot("The objective after each epoch", curves_figure(results)),
         "losses": _loss_plots(results),
-        "importances": _plot("The importance of each parameter", importance),
+        "importances": _plot("The importance of each parameter", importances_figure(measured)),
         "timeline": _plot("What each worker did when", timeline_figure(results)),
         "slices": [plot for plot in slices if plot],
     }

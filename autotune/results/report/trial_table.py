@@ -96,26 +96,25 @@ def _row(
     trial: FrozenTrial, results: StudyResults, names: Iterable[str], costs: Iterable[str]
 ) -> TrialRow:
     objective, stored = results.objective, trial.user_attrs
+    chance = results.selection.chances.get(trial.number) if results.selection else None
 
     def cell(name: str, value: float | None) -> Cell:
         text = objective.with_name(name).format_value(value, attrs.metric_deviation(trial, name))
         return Cell(text, _key(value))
 
     metrics, measured = stored.get(attrs.METRICS, {}), stored.get(attrs.COSTS, {})
+    value = attrs.metric_value(trial) if trial.state.is_finished() else None
+    is_left = trial.number in results.never_started
     epochs = attrs.trained_epochs(trial)
     seconds = attrs.own_seconds(trial) if attrs.SECONDS in stored else None
     earlier = ", ".join(map(str, attrs.earlier_attempts(trial)))
     origin = join_sentences(f"retry of {earlier}" if earlier else "", attrs.trial_origin(trial))
     return TrialRow(
         number=trial.number,
-        state=(
-            NEVER_STARTED if trial.number in results.never_started else results.state_of(trial)
-        ),
+        state=NEVER_STARTED if is_left else results.state_of(trial),
         mark=_mark(trial is results.best, attrs.is_baseline(trial)),
-        value=cell(
-            objective.name, attrs.metric_value(trial) if trial.state.is_finished() else None
-        ),
-        chance=_chance(results, trial),
+        value=cell(objective.name, value),
+        chance=Cell(f"{100 * chance:.0f} %" if chance else "", _key(chance)),
         costs=tuple(cell(name, measured.get(name)) for name in costs),
         metrics=tuple(cell(name, metrics.get(name)) for name in names),
         epochs=Cell(str(epochs), _key(epochs)),
@@ -124,12 +123,6 @@ def _row(
         worker=str(stored.get(attrs.WORKER, "")),
         reason=str(stored.get(attrs.REASON, "")) or origin,
     )
-
-
-def _chance(results: StudyResults, trial: FrozenTrial) -> Cell:
-    chances = results.selection.chances if results.selection else {}
-    chance = chances.get(trial.number)
-    return Cell("" if not chance else f"{100 * chance:.0f} %", _key(chance))
 
 
 def _mark(is_best: bool, is_baseline: bool) -> str:
@@ -195,5 +188,5 @@ def failures(results: StudyResults) -> list[Failure]:
             reason = str(trial.user_attrs.get(attrs.REASON, "")) or "no reason was recorded"
             state = results.state_of(trial)
             groups.setdefault((reason, state), []).append(trial.number)
-    failures = [Failure(*key, tuple(numbers)) for key, numbers in groups.items()]
-    return sorted(failures, key=lambda failure: -len(failure.numbers))
+    found = [Failure(*key, tuple(numbers)) for key, numbers in groups.items()]
+    return sorted(found, key=lambda failure: -len(failure.numbers))

@@ -60,7 +60,7 @@ class Estimate:
     high: float
 
     @staticmethod
-    def from_draws(value: float, draws: npt.ArrayLike) -> Estimate:
+    def from_draws(value: float, draws: npt.NDArray[np.float64]) -> Estimate:
         """Return a value with the percentile interval of its draws at ``CONFIDENCE_LEVEL``."""
         ends = [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2]
         low, high = np.quantile(draws, ends)

@@ -18,7 +18,7 @@ from optuna.trial import TrialState, create_trial
 
 from autotune.results.diagnosis.answer import find_answer
 from autotune.results.diagnosis.diagnostics import diagnose
-from autotune.results.diagnosis.facts import Severity
+from autotune.results.diagnosis.facts import Facts, Severity
 from autotune.results.diagnosis.next_steps import next_steps
 from autotune.results.study_results import StudyResults
 from autotune.results.values.verdict import Verdict
@@ -87,7 +87,7 @@ def add(
 
 def answered(study: Study, question: str) -> tuple[Severity, str]:
     """Return severity and answer of a question."""
-    found = {one.question: one for one in diagnose(StudyResults.from_study(study))}[question]
+    found = diagnose(Facts(StudyResults.from_study(study)))[question]
     return found.severity, found.answer
 
 
@@ -172,7 +172,7 @@ _ANSWERS = {  # how an answer to "enough plans?" begins -> how one to "more tria
 )
 def test_no_two_answers_contradict_each_other(made: dict[str, Any]) -> None:
     results = StudyResults.from_study(make_study(**made))
-    found = {one.question: one for one in diagnose(results)}
+    found = diagnose(Facts(results))
     enough, more = found[DENSE], found[MORE]
     assert len(found) == 11
     assert more.answer.startswith(_ANSWERS[enough.answer.partition(":")[0]])
@@ -463,12 +463,10 @@ def test_studies_of_older_versions_have_the_largest_noise_there_can_be(
 )
 def test_every_kind_of_study_is_diagnosed(made: dict[str, Any]) -> None:
     study = make_study(**made)
-    found = diagnose(StudyResults.from_study(study))
-    questions = [one.question for one in found]
-    assert len(set(questions)) == len(found)
-    assert all(one.answer.endswith(".") and "nan" not in one.answer for one in found)
+    found = diagnose(Facts(StudyResults.from_study(study)))
+    assert all(one.answer.endswith(".") and "nan" not in one.answer for one in found.values())
     page = page_of(study)
-    assert sorted(text for text in page.of("dt") if text.endswith("?")) == sorted(questions)
+    assert sorted(text for text in page.of("dt") if text.endswith("?")) == sorted(found)
     # What cannot be told comes last.
     tags = [text for text in page.of("span") if text in ("ok", "warning", "action", "not yet")]
     assert tags == sorted(tags, key="not yet".__eq__)
@@ -476,8 +474,9 @@ def test_every_kind_of_study_is_diagnosed(made: dict[str, Any]) -> None:
 
 def test_trials_of_another_program_are_diagnosed_too() -> None:
     study = optuna.create_study()
-    assert all(one.is_unknown for one in diagnose(StudyResults.from_study(study)))
+    found = diagnose(Facts(StudyResults.from_study(study)))
+    assert all(one.is_unknown for one in found.values())
     study.add_trial(create_trial(value=float("inf")))
     study.add_trial(create_trial(value=0.5, intermediate_values={3: 0.5, 7: float("nan")}))
-    found = diagnose(StudyResults.from_study(study))
-    assert {one.severity for one in found} <= {"ok", "unknown"}
+    found = diagnose(Facts(StudyResults.from_study(study)))
+    assert {one.severity for one in found.values()} <= {"ok", "unknown"}

@@ -10,8 +10,9 @@ import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from autotune.results.diagnosis.answer import headline
+from autotune.results.diagnosis.answer import find_answer
 from autotune.results.diagnosis.diagnostics import diagnose
+from autotune.results.diagnosis.facts import Facts
 from autotune.results.diagnosis.headline import key_figures
 from autotune.results.diagnosis.next_steps import next_steps
 from autotune.results.figures.history import history_figure, timeline_figure
@@ -54,7 +55,7 @@ def test_the_front_goes_from_the_best_to_the_cheapest(results: StudyResults) -> 
 
 def test_the_headline_has_both_values(results: StudyResults) -> None:
     best = results.front[0]
-    text = headline(results)
+    text = find_answer(results).text
     assert text.startswith(
         f"baseline 84.2 % at 0.800 ms → best {results.format_values(best)} (trial {best.number}, "
     )
@@ -127,8 +128,10 @@ def test_infeasible_trials_are_counted_and_say_why(limited: StudyResults) -> Non
 def test_where_nothing_is_within_the_limits_the_page_says_so() -> None:
     study = make_study(constraints=OUT_OF_REACH, trials=20, failed=0, running=0)
     results = StudyResults.from_study(study)
-    assert headline(results) == results.explain_no_best()
-    answers = [found.answer for found in diagnose(results) if found.severity == "action"]
+    assert find_answer(results).text == results.explain_no_best()
+    answers = [
+        found.answer for found in diagnose(Facts(results)).values() if found.severity == "action"
+    ]
     assert any("were beyond the limits or the memory" in answer for answer in answers)
     assert any("The nearest is trial" in step.text for step in next_steps(results))
     page = page_of(study)
