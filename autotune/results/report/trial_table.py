@@ -31,7 +31,7 @@ class TrialRow:
     """A trial.
 
     Args:
-        number, state, value, epochs, seconds, plan, worker: As in :mod:`.dataframe`.
+        number, state, value, epochs, seconds, plan: As in :mod:`.dataframe`.
         chance: Probability that it is the best of the complete trials; empty where unknown.
         mark: ``best``, ``baseline``, both or neither.
         costs: Costs of its network, in the order of :func:`cost_names`.
@@ -50,7 +50,6 @@ class TrialRow:
     epochs: Cell
     seconds: Cell
     plan: str
-    worker: str
     reason: str
 
 
@@ -120,7 +119,6 @@ def _row(
         epochs=Cell(str(epochs), _key(epochs)),
         seconds=Cell("–" if seconds is None else f"{seconds:,.1f}", _key(seconds)),
         plan=results.describe_plan(trial),
-        worker=str(stored.get(attrs.WORKER, "")),
         reason=str(stored.get(attrs.REASON, "")) or origin,
     )
 
