@@ -68,12 +68,6 @@ def test_slices(results: StudyResults) -> None:
     assert list(pools.categoryarray) == ["avg", "max", "avgmax"]
 
 
-def test_slices_leave_out_inactive_values(results: StudyResults) -> None:
-    trials = complete(results)
-    expected = {one.number for one in trials if one.params.get("head.hidden_layers") == 2}
-    assert drawn_numbers(results, "head.units.2") == expected
-
-
 def test_slice_of_one_parameter() -> None:
     results = make_results(space=ONE_PARAMETER)
     assert results.parameter_names == ("depth",)
@@ -82,15 +76,7 @@ def test_slice_of_one_parameter() -> None:
     assert "baseline" in traces(figure)
 
 
-def test_slices_of_a_layer_show_the_trials_that_train_it() -> None:
-    layers = {"kernel": ["keep", 1, 5], "last": 2}
-    results = make_results(space={**ONE_PARAMETER, "layers": layers})
-    expected = {one.number for one in complete(results) if one.params["depth"] >= 2}
-    assert drawn_numbers(results, "layer.2.kernel") == expected
-    assert "layer.3.kernel" not in results.parameter_names
-
-
-def test_slices_of_a_policy_show_the_trials_in_which_it_is_active() -> None:
+def test_slices_show_the_trials_in_which_a_parameter_is_active() -> None:
     training = {
         "optimizer": ["sgd", "adamw"],
         "momentum": {"low": 0.0, "high": 0.95},
@@ -98,10 +84,15 @@ def test_slices_of_a_policy_show_the_trials_in_which_it_is_active() -> None:
         "l2_sp": {"low": 1e-4, "high": 1.0, "log": True},
         "mixup": [0.0, 0.2],
     }
-    results = make_results(space={**ONE_PARAMETER, "training": training})
+    layers = {"kernel": ["keep", 1, 5], "last": 2}
+    results = make_results(space={**ONE_PARAMETER, "training": training, "layers": layers})
     trials = complete(results)
     every = {trial.number for trial in trials}
     trained = {trial.number for trial in trials if trial.params["depth"] > 0}
+    assert drawn_numbers(results, "layer.2.kernel") == {
+        trial.number for trial in trials if trial.params["depth"] >= 2
+    }
+    assert "layer.3.kernel" not in results.parameter_names
     sgd = {trial.number for trial in trials if trial.params["training.optimizer"] == "sgd"}
     assert every - trained and every - sgd
     expected = {"momentum": sgd, "head_epochs": trained, "l2_sp": trained, "mixup": every}
