@@ -91,10 +91,10 @@ class StudyPlots(StudyReader):
             >>> study.plot_importances().layout.xaxis.title.text
             'importance'
         """
-        from autotune.results.figures.parameters import importances_figure
+        from autotune.results.figures.parameters import importances, importances_figure
 
         why = "importances need complete trials that differ in their values and in a parameter"
-        return self._plot(importances_figure, why)
+        return self._plot(lambda results: importances_figure(importances(results)), why)
 
     def plot_slice(self, name: str) -> go.Figure:
         """Plot the values of the complete trials over one parameter.

@@ -165,7 +165,8 @@ class StudyReader:
             handle = None
         if handle is None:
             return f"{title}{escape(self._describe())}</p>"
-        from autotune.results.diagnosis import answer, headline
+        from autotune.results.diagnosis import headline
+        from autotune.results.diagnosis.answer import find_answer
 
         results = self._results()
         figures = headline.key_figures(results)
@@ -179,7 +180,7 @@ class StudyReader:
             f'<td style="text-align: left">{escape(text)}</td></tr>'
             for name, text in rows
         )
-        return f"{title}{escape(answer.headline(results))}</p><table>{cells}</table>"
+        return f"{title}{escape(find_answer(results).text)}</p><table>{cells}</table>"
 
     def _describe(self) -> str:
         """Describe the progress of the study, also if its storage cannot be read."""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
 from optuna.trial import FrozenTrial
@@ -160,9 +161,10 @@ class Comparison:
         """Return the numbers of trials at which values are compared."""
         most = max((group.finished for group in self.groups), default=0)
         marks = [digit * 10**power for power in range(6) for digit in (1, 2, 5)]
-        inside = {mark for mark in marks if 5 <= mark < most}
         ends = {study.finished for study in self._with_values}
-        return sorted({*sorted(inside - ends)[-MAX_MARKS + len(ends) :], *ends})[-MAX_MARKS:]
+        inside = {mark for mark in marks if 5 <= mark < most} - ends
+        others = sorted(inside, reverse=True)[: max(0, MAX_MARKS - len(ends))]
+        return sorted({*others, *ends})[-MAX_MARKS:]
 
     def device_marks(self) -> list[float]:
         """Return the device times at which values are compared: all of each study, and less."""
@@ -207,15 +209,11 @@ class Comparison:
 def _parts(results: StudyResults) -> Iterator[Group]:
     """Divide the trials of a study by backbone and by init, where these vary."""
     plans = {trial.number: attrs.trial_plan(trial) for trial in results.trials}
-    for title, value_of in (("", _backbone), ("init ", _init)):
+    for title, value_of in (("", attrgetter("backbone")), ("init ", _init)):
         values = {number: value_of(plan) for number, plan in plans.items() if plan}
         for value in sorted(set(values.values()) - {""}) if len(set(values.values())) > 1 else ():
             trials = tuple(t for t in results.trials if values.get(t.number) == value)
             yield Group(f"{results.name}: {title}{value}", results, trials)
-
-
-def _backbone(plan: TrialPlan) -> str:
-    return plan.backbone
 
 
 def _init(plan: TrialPlan) -> str:

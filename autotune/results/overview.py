@@ -18,7 +18,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import TrialState
 
 from autotune.errors import FormatError
-from autotune.results.diagnosis.answer import Answer, Evidence, find_answer
+from autotune.results.diagnosis.answer import Evidence, find_answer
 from autotune.results.study_results import StudyResults
 from autotune.storage.rdb.connection import storage_errors
 from autotune.storage.rdb.heartbeat import HeartbeatAges, read_heartbeat_ages
@@ -227,14 +227,13 @@ def _read_outcome(indexed: IndexedStudy, storage: RetryingStorage) -> StudyOutco
         if attrs.DEFINITION not in indexed.stored:
             return _foreign_outcome(study)
         attrs.check_version(study)
-        results = StudyResults.from_study(study)
-        return _outcome(results, find_answer(results))
+        return _outcome(StudyResults.from_study(study))
     except BROKEN as error:
         return StudyOutcome(problem=_describe(error))
 
 
-def _outcome(results: StudyResults, answer: Answer) -> StudyOutcome:
-    best, baseline = results.best, results.baseline
+def _outcome(results: StudyResults) -> StudyOutcome:
+    answer, best, baseline = find_answer(results), results.best, results.baseline
     return StudyOutcome(
         text=answer.text,
         plain=answer.plain,
@@ -244,10 +243,7 @@ def _outcome(results: StudyResults, answer: Answer) -> StudyOutcome:
         best=results.format_values(best) if best else "",
         baseline=results.format_values(baseline) if baseline else "",
         best_trial=best.number if best else None,
-        values=(
-            attrs.metric_value(best) if best else None,
-            attrs.metric_value(baseline) if baseline else None,
-        ),
+        values=(best.values[0] if best else None, baseline.values[0] if baseline else None),
         finished=results.progress.finished,
         budget=results.progress.budget,
         no_result=results.no_result.describe() if results.no_result else "",

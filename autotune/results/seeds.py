@@ -11,7 +11,6 @@ from autotune.results.study_results import StudyResults
 from autotune.results.values.intervals import CONFIDENCE_LEVEL, Interval, t_interval
 from autotune.results.values.objective import Objective
 from autotune.study.setup.definition_changes import differences
-from autotune.study.state import attrs
 
 #: The key of the study file in which the studies may differ.
 SEED = "search.seed"
@@ -81,39 +80,34 @@ class SeedComparison:
         if self.gain is None:
             return f"A mean gain needs two studies with a result, but {count} has one."
         mean = self.objective.format_gain(self.gain.mean)
-        ends = (self.objective.format_gain(end, unit=False) for end in self._ends)
+        interval = self.objective.format_interval(self.gain.low, self.gain.high)
         return (
-            f"Mean gain over {count} seeds: {mean} (95 % interval {' to '.join(ends)}). The best "
+            f"Mean gain over {count} seeds: {mean} (95 % interval {interval}). The best "
             "value of a search is optimistic: 'autotune confirm' measures a plan under new seeds."
         )
-
-    @property
-    def _ends(self) -> tuple[float, float]:
-        assert self.gain is not None
-        return self.gain.low, self.gain.high
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
         return {
             "studies": [asdict(study) for study in self.studies],
             "gain": self.gain and self.gain.mean,
-            "gain_interval": self.gain and list(self._ends),
+            "gain_interval": self.gain and [self.gain.low, self.gain.high],
             "level": CONFIDENCE_LEVEL,
         }
 
 
 def _result_of(results: StudyResults) -> SeedResult:
-    baseline, best = (
-        None if trial is None else attrs.metric_value(trial)
-        for trial in (results.baseline, results.best)
-    )
-    has_both = baseline is not None and best is not None
+    baseline, best = results.baseline, results.best
     return SeedResult(
         study=results.name,
         seed=int(results.definition["search"]["seed"]),
-        baseline=baseline,
-        best=best,
-        gain=results.objective.gain(best, baseline) if has_both else None,  # type: ignore[arg-type]
-        trial=results.best.number if results.best else None,
-        plan=results.describe_plan(results.best) if results.best else "",
+        baseline=baseline.values[0] if baseline else None,
+        best=best.values[0] if best else None,
+        gain=(
+            results.objective.gain(best.values[0], baseline.values[0])
+            if best and baseline
+            else None
+        ),
+        trial=best.number if best else None,
+        plan=results.describe_plan(best) if best else "",
     )

@@ -225,6 +225,12 @@ class StudyResults:
         """Why no new trial starts; ``None`` while a trial runs or can start."""
         return None if self.progress.running else StopReason.from_attributes(self.attributes)
 
+    def state_of(self, trial: FrozenTrial) -> str:
+        """Name the state of a trial: ``complete``, ``pruned``, ``infeasible``, ``failed``, ..."""
+        if trial.state == TrialState.FAIL:
+            return "retried" if trial.number in self.superseded else "failed"
+        return attrs.INFEASIBLE if attrs.ended_infeasible(trial) else trial.state.name.lower()
+
     def read_artifact(self, owner: FrozenTrial | None, name: str) -> bytes | None:
         """Return an artifact of a trial, or of the study; ``None`` where there is none."""
         if self.artifacts is None:
@@ -297,7 +303,7 @@ class StudyResults:
 
     @property
     def definition(self) -> Mapping[str, Any]:
-        """The study file with all defaults; empty for a study of another program."""
+        """The study file with all defaults."""
         return attrs.definition(self.attributes)
 
     @property
@@ -325,6 +331,13 @@ class StudyResults:
         """Whether a plan has to name its backbone."""
         return len(self.backbones) > 1
 
+    def is_active(self, trial: FrozenTrial, parameter: str) -> bool:
+        """Tell whether a parameter has an effect in a trial, under the trial's other parameters.
+
+        An inactive parameter has the same canonical form whatever its value.
+        """
+        return search_space.has_effect(self.space, trial.params, parameter)
+
     def active_params(self, trial: FrozenTrial) -> dict[str, Any]:
         """Return the parameters of a trial that have an effect under its other ones."""
         return search_space.active_params(self.space, trial.params)
@@ -348,14 +361,6 @@ class StudyResults:
         if self.cost is None or trial.values is None:
             return text
         return f"{text} at {self.cost.format_value(trial.values[1])}"
-
-
-def is_active(space: Space | None, trial: FrozenTrial, parameter: str) -> bool:
-    """Tell whether a parameter has an effect in a trial, under the trial's other parameters.
-
-    An inactive parameter has the same canonical form whatever its value.
-    """
-    return search_space.has_effect(space, trial.params, parameter)
 
 
 def describe_excess(trial: FrozenTrial) -> str:

@@ -19,28 +19,23 @@ from autotune.study.state.predictions import encode_scores
 from tests.support.pages.page import page_of
 from tests.support.study.studies import VALIDATION, make_study
 
+TWO = ["accuracy", "latency_ms"]
 
-def two_objectives(
-    trials: Sequence[tuple[int, float]], *, has_scores: bool = True
-) -> StudyResults:
+
+def two_objectives(trials: Sequence[tuple[int, float]], has_scores: bool = True) -> StudyResults:
     """Return a study with a baseline and some trials: images that are wrong, and latency.
 
     Wrong images are the last ones, of which those of a better trial are a part.
     """
-    study = make_study(
-        trials=1, running=0, failed=0, objectives=["accuracy", "latency_ms"], gain=0.0
-    )
+    study = make_study(trials=1, running=0, failed=0, objectives=TWO)
     base = study.trials[0]
     for wrong, latency_ms in trials:
         scores = np.ones(VALIDATION)
         scores[VALIDATION - wrong :] = 0.0
         known = {attrs.IMAGE_SCORES: encode_scores(scores)} if has_scores else {}
-        study.add_trial(
-            create_trial(
-                values=[float(scores.mean()), latency_ms],
-                user_attrs={attrs.PLAN: base.user_attrs[attrs.PLAN], **known},
-            )
-        )
+        attributes = {attrs.PLAN: base.user_attrs[attrs.PLAN], **known}
+        values = [float(scores.mean()), latency_ms]
+        study.add_trial(create_trial(values=values, user_attrs=attributes))
     return StudyResults.from_study(study)
 
 
@@ -87,17 +82,14 @@ def test_pages_name_it_with_its_command() -> None:
     assert [step.command for step in steps] == ["autotune refit digits --trial cheapest"]
 
 
-def test_trials_without_scores_are_left_out() -> None:
+def test_it_needs_scores_a_cost_and_a_complete_trial() -> None:
     results = two_objectives([(10, 4.0), (11, 1.0)], has_scores=False)
     found = find_cheapest(results)
     assert found is not None and found.trial is results.best
-
-
-def test_it_needs_a_cost_and_a_complete_trial() -> None:
     results = StudyResults.from_study(make_study())
     assert find_cheapest(results) is None
     with pytest.raises(StudyError, match=r"'digits' has no cost; give a study two objectives"):
         select_plan(results, "cheapest")
-    empty = make_study(trials=0, objectives=["accuracy", "latency_ms"])
+    empty = make_study(trials=0, objectives=TWO)
     with pytest.raises(StudyError, match="has no complete trial yet"):
         select_plan(StudyResults.from_study(empty), "cheapest")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from autotune.results.comparison import Comparison, Group
+from autotune.results.comparison import Comparison
 from autotune.results.figures.comparison import comparison_figure
 from autotune.results.study_results import StudyResults
 from autotune.study.state import attrs
@@ -32,9 +32,8 @@ def test_the_best_value_so_far() -> None:
     (group,) = Comparison.of([results]).studies
     points = group.curve
     assert [point.trials for point in points][-1] == results.progress.finished == group.finished
-    assert (
-        len(points) == results.progress.finished + 1
-    )  # a retried attempt takes time, and no more
+    # A retried attempt takes time, and no more.
+    assert len(points) == results.progress.finished + 1
     assert all(a.device_s < b.device_s for a, b in pairwise(points))
     values = [point.value for point in points if point.value is not None]
     assert values == sorted(values) and results.best is not None
@@ -54,15 +53,16 @@ def test_marks_are_the_ends_of_the_studies_and_some_before() -> None:
     marks = comparison.trial_marks()
     assert {longest.finished, shortest.finished} <= set(marks) and len(marks) <= 6
     assert marks == sorted(marks) and {5, 10, 20} <= set(marks)
-    seconds = comparison.device_marks()
-    assert seconds == [
-        shortest.device_s / 4,
-        shortest.device_s / 2,
-        shortest.device_s,
-        longest.device_s,
-    ]
+    least, most = shortest.device_s, longest.device_s
+    assert comparison.device_marks() == [least / 4, least / 2, least, most]
     assert empty.finished == 1 and empty.best is None  # it failed
     assert Comparison.of([named("c", trials=0)]).device_marks() == []
+
+
+def test_where_many_studies_end_there_is_no_other_mark() -> None:
+    counts = [3, 4, 6, 7, 8, 40]
+    studies = [named(f"{n}", trials=n, failed=0, retried=0) for n in counts]
+    assert Comparison.of(studies).trial_marks() == counts
 
 
 def test_trials_are_compared_by_what_varies_inside_a_study() -> None:
@@ -83,27 +83,23 @@ def test_init_counts_where_layers_are_made_anew() -> None:
     results = named("a", trials=20, failed=0, retried=0, **RESHAPED)
     trials = []
     for trial in results.trials:  # every second one begins at random
-        plan = dict(
-            trial.user_attrs[attrs.PLAN], inherit="none" if trial.number % 2 else "weights"
-        )
+        init = {"inherit": "none" if trial.number % 2 else "weights"}
+        plan = {**trial.user_attrs[attrs.PLAN], **init}
         trial.user_attrs = {**trial.user_attrs, attrs.PLAN: plan}
         trials.append(trial)
-    parts = Comparison.of([replace(results, trials=tuple(trials))]).parts
-    assert [part.label for part in parts] == ["a: init pretrained", "a: init random"]
-    assert 0 < sum(len(part.trials) for part in parts) < 20  # the baseline has none, for one
-    rows = Comparison.of([replace(results, trials=tuple(trials))]).plan_rows()
-    assert rows["init"][1:] == ["pretrained", "random"]
+    comparison = Comparison.of([replace(results, trials=tuple(trials))])
+    labels = [part.label for part in comparison.parts]
+    assert labels == ["a: init pretrained", "a: init random"]
+    # The baseline has none, for one.
+    assert 0 < sum(len(part.trials) for part in comparison.parts) < 20
+    assert comparison.plan_rows()["init"][1:] == ["pretrained", "random"]
 
 
-def other_images(results: StudyResults) -> StudyResults:
-    dataset = {**results.dataset, "fingerprint": "ff", "name": "photos"}
-    return replace(results, attributes={**results.attributes, attrs.DATASET: dataset})
-
-
-def other_split(results: StudyResults) -> StudyResults:
-    definition = dict(results.attributes[attrs.DEFINITION])
-    definition["data"] = {**definition["data"], "validation": 0.5}
-    return replace(results, attributes={**results.attributes, attrs.DEFINITION: definition})
+def changed(key: str, **values: Any) -> StudyResults:
+    """Return a study with other values in an attribute."""
+    results = named("b")
+    attribute = {**results.attributes[key], **values}
+    return replace(results, attributes={**results.attributes, key: attribute})
 
 
 @pytest.mark.parametrize(
@@ -111,8 +107,14 @@ def other_split(results: StudyResults) -> StudyResults:
     [
         (named("b", seed=1), ""),
         (named("b", objective="log_loss"), "different metrics: accuracy in a, log_loss in b."),
-        (other_images(named("b")), "different images: digits (360 for validation) in a, photos ("),
-        (other_split(named("b")), "measured in different ways: data.validation differ."),
+        (
+            changed(attrs.DATASET, fingerprint="ff", name="photos"),
+            "different images: digits (360 for validation) in a, photos (",
+        ),
+        (
+            changed(attrs.DEFINITION, data={"validation": 0.5}),
+            "Values are measured in different ways: data.",
+        ),
         (named("b", trials=0), ""),
     ],
     ids=["seed", "metric", "images", "split", "empty"],
@@ -137,12 +139,11 @@ def test_what_programs_get() -> None:
 
 
 def test_the_figure_has_a_line_for_every_group() -> None:
-    comparison = Comparison.of(
-        [named("a" + HOSTILE, hostile=True), named("b"), named("c", trials=0)]
-    )
+    studies = [named("a" + HOSTILE, hostile=True), named("b"), named("c", trials=0)]
+    comparison = Comparison.of(studies)
     figure = comparison_figure(comparison)
     assert len(figure.data) == 2 * len(comparison.groups)
     assert "<script>alert" not in str(figure.to_dict())
-    group: Group = comparison.studies[1]
+    group = comparison.studies[1]
     line = next(trace for trace in figure.data if trace.name == "b")
     assert line.y[-1] == group.after_trials(group.finished)

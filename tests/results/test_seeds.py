@@ -13,16 +13,8 @@ from tests.support.study.studies import make_results
 
 
 def named(seed: int, **options: Any) -> StudyResults:
-    return make_results(
-        **{
-            "name": f"a-seed{seed}",
-            "seed": seed,
-            "trials": 6,
-            "running": 0,
-            "failed": 0,
-            **options,
-        }
-    )
+    made = {"name": f"a-seed{seed}", "seed": seed, "trials": 6, "running": 0, "failed": 0}
+    return make_results(**{**made, **options})
 
 
 def test_the_mean_gain_has_an_interval() -> None:

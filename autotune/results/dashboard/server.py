@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+import re
+import threading
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from optuna.artifacts import FileSystemArtifactStore
-from optuna.storages import BaseStorage, get_storage
+from optuna.storages import get_storage
 
 from autotune import optuna_private
 from autotune.errors import UserError
@@ -32,12 +34,15 @@ from autotune.storage.rdb.connection import open_storage
 from autotune.storage.rdb.retry import RetryingStorage
 from autotune.storage.url import absolute_url
 from autotune.study.setup.opening import OpenStudy
+from autotune.study.state import attrs
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIApplication
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 logger = logging.getLogger(__name__)
 HOST = "127.0.0.1"
+#: Paths of optuna-dashboard that name a study by its id.
+_OF_STUDY = re.compile(r"/(?:api/studies|csv|artifacts)/(\d{1,18})(?:/.*)?")
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -54,17 +59,14 @@ class Shown:
     """What a dashboard shows: a storage, and the page that opens first.
 
     Args:
-        storage: The storage with Optuna's cache: finished trials are not read again for every
-            request.
+        storage: The storage, without a cache of trials.
         artifacts: The files of its trials.
-        plain: The same without the cache.
         url: URL of the storage.
         path: Path of the first page.
     """
 
-    storage: BaseStorage
+    storage: RetryingStorage
     artifacts: FileSystemArtifactStore
-    plain: RetryingStorage
     url: str
     path: str = "/"
 
@@ -72,8 +74,7 @@ class Shown:
     def study(cls, handle: OpenStudy) -> Shown:
         """Show the storage of a study, with the page of the study first."""
         path = f"/dashboard/studies/{optuna_private.study_id(handle.study)}"
-        storage = optuna_private.storage(handle.study)
-        return cls(storage, handle.artifacts, handle.storage, handle.url, path)
+        return cls(handle.storage, handle.artifacts, handle.url, path)
 
     @classmethod
     def all_studies(cls, url: str) -> Shown:
@@ -85,8 +86,46 @@ class Shown:
         storage = open_storage(url)
         folder = StudyPaths.from_url(url).artifacts
         folder.mkdir(parents=True, exist_ok=True)
-        artifacts = FileSystemArtifactStore(str(folder))
-        return cls(get_storage(storage), artifacts, storage, absolute_url(url))
+        return cls(storage, FileSystemArtifactStore(str(folder)), absolute_url(url))
+
+
+class _Dashboard:
+    """optuna-dashboard, made anew once a study has got the id of a deleted one.
+
+    SQLite gives ids out again. Ended trials are cached by their id, by Optuna, optuna-dashboard
+    and our notes: those of the deleted study would be shown as those of the new one.
+    """
+
+    def __init__(self, shown: Shown) -> None:
+        self._shown = shown
+        self._lock = threading.Lock()
+        self._identities: dict[int, str] = {}
+        self._app = self._make()
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        app = self._app
+        if match := _OF_STUDY.fullmatch(environ["PATH_INFO"]):
+            study_id = int(match[1])
+            identity = self._identify(study_id)
+            with self._lock:
+                if self._identities.setdefault(study_id, identity) != identity:
+                    self._identities, self._app = {study_id: identity}, self._make()
+                app = self._app
+        return app(environ, start_response)
+
+    def _make(self) -> WSGIApplication:
+        # With Optuna's cache: ended trials are not read again for every request.
+        storage = get_storage(self._shown.storage)
+        return annotated_app(storage, self._shown.artifacts, self._shown.url)
+
+    def _identify(self, study_id: int) -> str:
+        """Return what tells a study from others that had its id before it."""
+        storage = self._shown.storage
+        try:
+            uuid = storage.get_study_user_attrs(study_id).get(attrs.UUID)
+            return str(uuid or storage.get_study_name_from_id(study_id))
+        except (KeyError, ValueError):  # deleted, or damaged
+            return ""
 
 
 def serve(shown: Shown, port: int, on_ready: Callable[[str], None]) -> None:
@@ -120,8 +159,7 @@ def make_dashboard_server(
     Raises:
         UserError: When the port is taken.
     """
-    app: WSGIApplication = annotated_app(shown.storage, shown.artifacts, shown.url)
-    app = LandingPage(shown.plain, shown.url).before(app)
+    app = LandingPage(shown.storage, shown.url).before(_Dashboard(shown))
     app = local_only(app) if passwords is None else caddy_only(app, token, passwords)
     try:
         return make_server(HOST, port, add_security_headers(app), _Server, _Handler)

@@ -67,11 +67,6 @@ def find_answer(results: StudyResults) -> Answer:
     return _tested(results) or _confirmed(results) or _searched(results)
 
 
-def headline(results: StudyResults) -> str:
-    """Answer in one sentence what a study found."""
-    return find_answer(results).text
-
-
 def last_test(results: StudyResults) -> Mapping[str, Any] | None:
     """Return the last reading of the test split, if it has the metric of the study."""
     reads: Sequence[Mapping[str, Any]] = results.attributes.get(attrs.TEST_READS, ())
@@ -97,7 +92,7 @@ def _tested(results: StudyResults) -> Answer | None:
     basis, low, high = "", 0.0, 0.0
     if interval := last.get("gain"):
         _, low, high = objective.gain_interval(interval)
-        basis = f", {_describe_interval(objective, low, high)}"
+        basis = f", 95 % interval of the gain {objective.format_interval(low, high)}"
     gain = f"{objective.format_difference(value, base)}{basis}"
     number = f"trial {trial.number}"
     both = _compare_in_words(objective, _name_plan(results, trial), value, base)
@@ -110,12 +105,13 @@ def _tested(results: StudyResults) -> Answer | None:
         sure = "That is more than chance: it holds for other images as well." if basis else ""
         is_better = True if basis else objective.gain(value, base) > 0
         return Answer("test", text, f"{on}, {both}. {sure}".strip(), is_better, trial)
-    if high < 0:
-        text = f"worse than the baseline on the test split: {numbers} ({gain})"
-        return Answer("test", text, f"{on}, {both}. So it does not help.", False, trial)
-    text = f"no gain is shown on the test split: {numbers} ({gain})"
-    plain = f"{on}, {both}. Such a difference can be chance, so it is not shown to help."
-    return Answer("test", text, plain, False, trial)
+    start, end = (
+        ("worse than the baseline", "So it does not help.")
+        if high < 0
+        else ("no gain is shown", "Such a difference can be chance, so it is not shown to help.")
+    )
+    text = f"{start} on the test split: {numbers} ({gain})"
+    return Answer("test", text, f"{on}, {both}. {end}", False, trial)
 
 
 def _confirmed(results: StudyResults) -> Answer | None:
@@ -124,8 +120,10 @@ def _confirmed(results: StudyResults) -> Answer | None:
         return None
     trial, seeds = results.trials[verdict.trial], plural(verdict.seeds, "seed")
     mean, base = (objective.format_value(value) for value in (verdict.mean, verdict.baseline))
-    interval = _describe_interval(objective, verdict.low, verdict.high)
-    gain = f"{objective.format_difference(verdict.mean, verdict.baseline)}, {interval}"
+    gain = (
+        f"{objective.format_difference(verdict.mean, verdict.baseline)}, 95 % interval of the "
+        f"gain {objective.format_interval(verdict.low, verdict.high)}"
+    )
     both = _compare_in_words(objective, _name_plan(results, trial), verdict.mean, verdict.baseline)
     plain = f"Trained {verdict.seeds} times anew, {both}."
     if verdict.is_better:
@@ -221,11 +219,6 @@ def _without_result(results: StudyResults) -> str:
 def _plan(results: StudyResults, trial: FrozenTrial) -> str:
     plan = results.describe_plan(trial)
     return f": {plan}" if plan else ""
-
-
-def _describe_interval(objective: Objective, low: float, high: float) -> str:
-    ends = (objective.format_gain(end, unit=False) for end in (low, high))
-    return f"95 % interval of the gain {' to '.join(ends)}"
 
 
 def _name_plan(results: StudyResults, trial: FrozenTrial) -> str:

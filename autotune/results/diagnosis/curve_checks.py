@@ -16,6 +16,11 @@ from autotune.search.parameters.learning_rates import LR
 from autotune.search.study_view import MIN_FOR_LINE, FinalValuePredictor
 from autotune.text import plural
 
+_AGAINST_OVERFITTING = (
+    "Fewer epochs, or more against it: weight decay, dropout, label smoothing, augmentation."
+)
+#: What is missing where the best trial has no epochs.
+_SOLVED = "the head of trial {}, the best one, was solved, not trained over epochs"
 #: Fewest trainings that say whether trainings diverge: of none in ten, fewer than three in ten do.
 _MIN_TRAININGS = 10
 
@@ -74,10 +79,6 @@ def _describe_divergence(facts: Facts) -> str:
     return words
 
 
-#: What is missing where the best trial has no epochs.
-_SOLVED = "the head of trial {}, the best one, was solved, not trained over epochs"
-
-
 def check_overfitting(facts: Facts) -> Finding:
     """Examining the training curves: does any of the best overfit?"""
     if facts.best is None:
@@ -116,15 +117,14 @@ def check_overfitting(facts: Facts) -> Finding:
 
 def _judge_overfitting(facts: Facts, trial: FrozenTrial, text: str) -> Finding:
     """Say what overfitting has cost: right images, or only the trust in its probabilities."""
-    against = "weight decay, dropout, label smoothing, augmentation"
     curve, name = _curve(trial), facts.objective.label
     if facts.objective.name == "log_loss":
-        return Finding(f"Yes: {text}.", "action", f"Fewer epochs, or more against it: {against}.")
+        return Finding(f"Yes: {text}.", "action", _AGAINST_OVERFITTING)
     peak = _peak(facts, curve)
     lost = facts.gain(curve[peak], curve[max(curve)])
     if facts.noise is not None and lost > 2 * facts.noise.error:
         text += f"; the {name} was best after epoch {peak} and has lost {facts.format(lost)}"
-        return Finding(f"Yes: {text}.", "action", f"Fewer epochs, or more against it: {against}.")
+        return Finding(f"Yes: {text}.", "action", _AGAINST_OVERFITTING)
     text += f". The {name} has not suffered from it: the network gets too sure of its mistakes"
     advice = (
         "Where its probabilities matter, label smoothing, fewer epochs or more weight decay help."
@@ -164,11 +164,8 @@ def _check_metric_alone(facts: Facts, best: FrozenTrial) -> Finding:
     if lost <= noise:
         within = f"within the noise ({facts.format(noise)})"
         return Finding(f"No sign of it: {text}, {within}. {source}", "ok")
-    advice = (
-        "Fewer epochs, or more against it: weight decay, dropout, label smoothing, augmentation."
-    )
     text = f"It may: {text}, the noise being {facts.format(noise)}. {source}"
-    return Finding(text, "action" if lost > 2 * noise else "warning", advice)
+    return Finding(text, "action" if lost > 2 * noise else "warning", _AGAINST_OVERFITTING)
 
 
 def check_epochs(facts: Facts) -> Finding:

@@ -10,46 +10,9 @@ what is missing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from autotune.results.diagnosis import curve_checks, gain_checks, space_checks
-from autotune.results.diagnosis.facts import Facts, Finding, Severity
-from autotune.results.study_results import StudyResults
-
-
-@dataclass(frozen=True)
-class Diagnostic:
-    """A question, and what the trials say.
-
-    Args:
-        question: The question.
-        answer: The answer in a sentence or two, with its numbers.
-        severity: ``ok``: nothing to do; ``warning``: worth a look; ``action``: change something;
-            ``unknown``: it cannot be answered yet, and the answer says what is missing.
-        advice: What to do about it; empty where nothing needs to be done.
-    """
-
-    question: str
-    answer: str
-    severity: Severity
-    advice: str = ""
-
-    @property
-    def is_unknown(self) -> bool:
-        """Whether the trials cannot answer it yet."""
-        return self.severity == "unknown"
-
-
-def diagnose(
-    results: StudyResults, measured: Mapping[str, float] | None = None
-) -> tuple[Diagnostic, ...]:
-    """Answer the questions about a study.
-
-    Of two objectives, the metric is diagnosed.
-    """
-    facts = Facts(results, measured)
-    return tuple(Diagnostic(question, *check(facts)) for question, check in _CHECKS.items())
-
+from autotune.results.diagnosis.facts import Facts, Finding
 
 _CHECKS: Mapping[str, Callable[[Facts], Finding]] = {
     "Does the best plan lie at an edge of the space?": space_checks.check_edges,
@@ -64,3 +27,8 @@ _CHECKS: Mapping[str, Callable[[Facts], Finding]] = {
     "Is the gain over the baseline larger than the noise?": gain_checks.check_noise,
     "Is the gain larger than what choosing among the trials brings?": gain_checks.check_selection,
 }
+
+
+def diagnose(facts: Facts) -> dict[str, Finding]:
+    """Answer the questions about a study; of two objectives, the metric is diagnosed."""
+    return {question: check(facts) for question, check in _CHECKS.items()}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
 
 from optuna.trial import FrozenTrial, TrialState
 
+from autotune.results.figures.parameters import importances
 from autotune.results.noise import Noise, noise_between, noise_of_study
 from autotune.results.study_results import StudyResults
 from autotune.results.values.objective import Objective
@@ -26,11 +26,23 @@ NO_NOISE = (
 
 
 class Finding(NamedTuple):
-    """What the trials say to a question; see :class:`.diagnostics.Diagnostic`."""
+    """What the trials say to a question.
+
+    Args:
+        answer: The answer in a sentence or two, with its numbers.
+        severity: ``ok``: nothing to do; ``warning``: worth a look; ``action``: change something;
+            ``unknown``: it cannot be answered yet, and the answer says what is missing.
+        advice: What to do about it; empty where nothing needs to be done.
+    """
 
     answer: str
     severity: Severity
     advice: str = ""
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether the trials cannot answer it yet."""
+        return self.severity == "unknown"
 
 
 def unknown(missing: str, advice: str = "") -> Finding:
@@ -43,7 +55,6 @@ class Facts:
     """What the checks of a study have in common."""
 
     results: StudyResults
-    measured: Mapping[str, float] | None = None
 
     @property
     def objective(self) -> Objective:
@@ -68,10 +79,14 @@ class Facts:
         return None if is_equal else self.best
 
     @cached_property
+    def others(self) -> list[FrozenTrial]:
+        """Those besides the baseline."""
+        return [trial for trial in self.ranked if not attrs.is_baseline(trial)]
+
+    @property
     def candidate(self) -> FrozenTrial | None:
         """The best trial besides the baseline, whether or not it is better."""
-        others = (trial for trial in self.ranked if not attrs.is_baseline(trial))
-        return next(others, None)
+        return self.others[0] if self.others else None
 
     def describe_candidate(self) -> str:
         """Name the candidate, and say so where the baseline is better."""
@@ -100,6 +115,11 @@ class Facts:
     def diverged(self) -> list[FrozenTrial]:
         """The trials that diverged."""
         return [trial for trial in self.results.last_attempts if attrs.has_diverged(trial)]
+
+    @cached_property
+    def importances(self) -> dict[str, float]:
+        """How much each parameter matters; see :func:`.parameters.importances`."""
+        return importances(self.results)
 
     @cached_property
     def noise(self) -> Noise | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from autotune.results.diagnosis.facts import NO_NOISE, Facts, Finding, unknown
-from autotune.study.state import attrs
 
 _CONFIRM = "autotune confirm compares the best plans with the baseline over seeds."
+_NO_BASELINE = "the baseline is not complete"
+_NO_GAIN = Finding("There is no gain: no trial is better than the baseline.", "warning")
 
 
 def check_noise(facts: Facts) -> Finding:
@@ -18,11 +19,12 @@ def check_noise(facts: Facts) -> Finding:
         advice = "Keep the baseline, or search further: see What next."
         # Not ``action``: the verdict is at the top of the report already.
         return Finding(f"Not shown: {text}", "warning", advice)
-    if baseline is None or facts.candidate is None:
-        missing = "the baseline" if baseline is None else "no trial but the baseline"
-        return unknown(f"{missing} is {'not ' if baseline is None else ''}complete")
+    if baseline is None:
+        return unknown(_NO_BASELINE)
+    if not facts.others:
+        return unknown("no trial but the baseline is complete")
     if best is None:
-        return Finding("There is no gain: no trial is better than the baseline.", "warning")
+        return _NO_GAIN
     noise = facts.noise_to(best, baseline)
     if noise is None:
         return unknown(NO_NOISE, _CONFIRM)
@@ -53,20 +55,19 @@ def check_selection(facts: Facts) -> Finding:
             return Finding(f"Yes, as measured: {text}.", "ok")
         advice = "The mean over seeds is what the plan is worth, not the value of the search."
         return Finding(f"Not shown: {text}.", "warning", advice)
-    others = [trial for trial in facts.ranked if not attrs.is_baseline(trial)]
-    if baseline is None or len(others) < 2:
-        missing = "the baseline is not complete" if baseline is None else "two trials besides the "
-        return unknown(missing if baseline is None else f"{missing}baseline are needed")
+    if baseline is None:
+        return unknown(_NO_BASELINE)
+    if len(facts.others) < 2:
+        return unknown("two trials besides the baseline are needed")
     if best is None:
-        return Finding("There is no gain: no trial is better than the baseline.", "warning")
+        return _NO_GAIN
     selection = facts.results.selection
     if selection is None or selection.gain is None:
         return unknown(NO_NOISE, _CONFIRM)
     shown, gain = facts.gain(best.values[0], baseline.values[0]), selection.gain
     text = (
         f"the gain is {facts.format(shown)}, and {facts.format(gain.value)} (95 % interval "
-        f"{facts.objective.format_gain(gain.low, unit=False)} to "
-        f"{facts.objective.format_gain(gain.high, unit=False)}) once it is corrected for the "
+        f"{facts.objective.format_interval(gain.low, gain.high)}) once it is corrected for the "
         f"choice among {len(selection.chances)} plans by the same images"
     )
     if gain.low > 0:

@@ -138,20 +138,16 @@ def describe_refit(results: StudyResults) -> str:
     gain = objective.format_difference(value, baseline)
     if interval := last.get("gain"):
         _, *ends = objective.gain_interval(interval)
-        low, high = (objective.format_gain(end, unit=False) for end in ends)
-        gain += f", interval of the gain {low} to {high}"
-    text = (
+        gain += f", interval of the gain {objective.format_interval(*ends)}"
+    reads = len(results.attributes[attrs.TEST_READS])
+    often = f"{reads} times; a choice that uses these values makes them optimistic"
+    speed = f" {describe_speed(last['speed'])}" if "speed" in last else ""
+    return (
         f"On the test split, which no trial has seen: trial {last['trial']}, trained on training "
         f"and validation images, has {objective.format_value(value)}, the baseline "
         f"{objective.format_value(baseline)} ({gain}). {_describe_combination(results, last)}It "
-        "was read "
+        f"was read {'once' if reads == 1 else often}.{speed}"
     )
-    reads = results.attributes[attrs.TEST_READS]
-    speed = f" {describe_speed(last['speed'])}" if "speed" in last else ""
-    if len(reads) == 1:
-        return f"{text}once.{speed}"
-    often = f"{len(reads)} times; a choice that uses these values makes them optimistic."
-    return f"{text}{often}{speed}"
 
 
 def _describe_combination(results: StudyResults, last: Mapping[str, Any]) -> str:
@@ -161,10 +157,10 @@ def _describe_combination(results: StudyResults, last: Mapping[str, Any]) -> str
         return ""
     value, single = (float(each["test"][objective.name]) for each in (combined, last))
     _, *ends = objective.gain_interval(combined["gain_to_single"])
-    low, high = (objective.format_gain(end, unit=False) for end in ends)
     return (
         f"The model in the folder, {combined['name']}, has {objective.format_value(value)} "
-        f"({objective.format_difference(value, single)}, interval of the gain {low} to {high}). "
+        f"({objective.format_difference(value, single)}, interval of the gain "
+        f"{objective.format_interval(*ends)}). "
     )
 
 
@@ -173,7 +169,6 @@ def caveats(results: StudyResults) -> list[str]:
     best, baseline, objective = results.best, results.baseline, results.objective
     if best is None:
         return []
-    value = best.values[0]
     text = (
         "The values of trials are validation values. The best of many is chosen by the very value "
         "that is shown, so it is optimistic"
@@ -193,7 +188,7 @@ def caveats(results: StudyResults) -> list[str]:
     has_gain = best is not baseline and not results.is_tied
     noise = noise_between(results, best, baseline) if baseline and has_gain else None
     if noise is not None and baseline is not None:
-        gain = objective.gain(value, baseline.values[0])
+        gain = objective.gain(best.values[0], baseline.values[0])
         text = (
             f"The gain of {objective.format_gain(gain)} has a noise of "
             f"{objective.format_gain(noise.error)}, {noise.basis}"

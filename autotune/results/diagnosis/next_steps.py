@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -29,7 +30,7 @@ from autotune.results.diagnosis.space_checks import (
     edges_of_best,
     saturation,
 )
-from autotune.results.diagnosis.space_edges import Edge, wider_range
+from autotune.results.diagnosis.space_edges import wider_range
 from autotune.results.study_results import StudyResults, describe_excess
 from autotune.results.values.parameter_words import parameter_words
 from autotune.storage.commands import command_line, full_storage_option
@@ -63,36 +64,32 @@ class NextStep:
 
 def next_steps(results: StudyResults, storage_url: str = "") -> tuple[NextStep, ...]:
     """Return what to do next, the most useful step first."""
-    if not results.definition:  # a study of another program
-        return ()
-    commands = _Commands(results, storage_url)
-    steps = _steps(results, commands)
-    return (*steps, *_changes_to_training(results), *_longer_training(results, commands))
-
-
-def file_of_next(name: str) -> str:
-    """Return the name of the file to which the study file is written for a next study."""
-    return f"{slug(name) or 'study'}-next.yaml"
+    study = _Study(results, storage_url)
+    return (*_steps(study), *_changes_to_training(study.facts), *_longer_training(study))
 
 
 def run_commands(results: StudyResults, storage_url: str, values: Mapping[str, Any]) -> str:
     """Return the commands that continue a study with some other values, one a line."""
-    return _Commands(results, storage_url).run(values)
+    return _Study(results, storage_url).run(values)
 
 
 @dataclass(frozen=True)
-class _Commands:
-    """The commands of a study."""
+class _Study:
+    """A study, what its trials say, and its commands."""
 
     results: StudyResults
     storage_url: str
+
+    @cached_property
+    def facts(self) -> Facts:
+        return Facts(self.results)
 
     def verb(self, verb: str, *options: str) -> str:
         return command_line("autotune", verb, self.results.name, self._options(*options))
 
     def run(self, values: Mapping[str, Any] | None = None, name: str = "") -> str:
         """Write the study file to a file, and run it with other values."""
-        file = file_of_next(self.results.name)
+        file = f"{slug(self.results.name) or 'study'}-next.yaml"
         changes = (f" {shell_quote(f'{key}={value}')}" for key, value in (values or {}).items())
         if not name and not NAME_RULE.fullmatch(self.results.name):
             name = self.results.name
@@ -105,28 +102,28 @@ class _Commands:
         strategy = self.results.definition.get("search", {}).get("strategy")
         if strategy != "greedy" and "backbone" not in values:
             values = {**values, "search.warm_start": _format_flow([self.results.name])}
-        name = f"{slug(self.results.name) or 'study'}-{ending}"
-        return self.run(values, name)
+        return self.run(values, f"{slug(self.results.name) or 'study'}-{ending}")
 
     def _options(self, *options: str) -> str:
         quoted = "".join(f" {shell_quote(option)}" for option in options)
         return quoted + full_storage_option(self.storage_url)
 
 
-def _steps(results: StudyResults, commands: _Commands) -> Iterator[NextStep]:
+def _steps(study: _Study) -> Iterator[NextStep]:
+    results = study.results
     progress, ended = results.progress, results.stop_reason
     if not results.trials:
-        yield NextStep("Nothing has run yet. Run the study.", commands.run())
+        yield NextStep("Nothing has run yet. Run the study.", study.run())
         return
     missing = progress.budget - progress.finished
     if progress.running:
         text = "The study is running. Wait until it has ended; this shows how far it is."
-        yield NextStep(text, commands.verb("status", "--watch"))
+        yield NextStep(text, study.verb("status", "--watch"))
         return
     if (ended is None or ended.is_request) and missing > 0:
         trials = f"{missing} of {progress.budget} trials are missing"
         text = f"The study is not at its end: {trials}. Run it again; it continues where it ended."
-        yield NextStep(text, commands.run())
+        yield NextStep(text, study.run())
     if results.best is None:
         if results.no_result is not None:
             yield NextStep(f"{results.no_result.advice}.")
@@ -136,22 +133,21 @@ def _steps(results: StudyResults, commands: _Commands) -> Iterator[NextStep]:
         return
     answer = find_answer(results)
     if answer.is_better:
-        yield from _after_gain(results, answer, commands)
+        yield from _after_gain(study, answer)
     elif answer.is_better is not None:
-        yield from _without_gain(results, answer, commands)
+        yield from _without_gain(study, answer)
     elif results.baseline is not None and answer.trial is not results.baseline:
-        yield from _with_unclear_gain(results, commands)
+        yield from _with_unclear_gain(study)
     cheapest = find_cheapest(results)
     if cheapest is not None and cheapest.trial not in (answer.trial, results.best):
         text = f"Or make a cheaper model that is about as good. {describe_cheapest(results)}"
-        yield NextStep(text, commands.verb("refit", "--trial", CHEAPEST))
+        yield NextStep(text, study.verb("refit", "--trial", CHEAPEST))
 
 
-def _changes_to_training(results: StudyResults) -> Iterator[NextStep]:
+def _changes_to_training(facts: Facts) -> Iterator[NextStep]:
     """Say what to change where much fails, diverges, overfits or is pruned too early."""
-    if results.progress.running:
+    if facts.results.progress.running:
         return
-    facts = Facts(results)
     for check in (check_failures, check_stability, check_overfitting, check_pruning):
         finding = check(facts)
         if finding.severity == "action":
@@ -159,152 +155,133 @@ def _changes_to_training(results: StudyResults) -> Iterator[NextStep]:
             yield NextStep(f"{finding.advice} The reason: {reason}")
 
 
-def _longer_training(results: StudyResults, commands: _Commands) -> Iterator[NextStep]:
+def _longer_training(study: _Study) -> Iterator[NextStep]:
     """Train for twice the epochs where the best trial still learned at its end."""
-    best = Facts(results).best
+    best, epochs = study.facts.best, study.results.epochs
     losses = None if best is None else LossCurves.from_trial(best)
-    if results.progress.running or best is None or losses is None or not losses.still_learns:
+    if study.results.progress.running or not best or not losses or not losses.still_learns:
         return
-    epochs = 2 * results.epochs
     text = (
-        f"Train for longer, {epochs} epochs instead of {results.epochs}: both losses of trial "
+        f"Train for longer, {2 * epochs} epochs instead of {epochs}: both losses of trial "
         f"{best.number} still fell at its end, so more epochs may help every plan."
     )
-    yield NextStep(text, commands.another("longer", {"training.epochs": epochs}))
+    yield NextStep(text, study.another("longer", {"training.epochs": 2 * epochs}))
 
 
-def _after_gain(results: StudyResults, answer: Answer, commands: _Commands) -> Iterator[NextStep]:
+def _after_gain(study: _Study, answer: Answer) -> Iterator[NextStep]:
     """Take the next step from the search to the seeds, to the test split, to its use."""
     match answer.evidence:
         case "search":
-            yield _confirm(results, commands)
+            yield _confirm(study)
         case "confirmed":
             text = (
                 "Make the final model: train the confirmed plan on all images but those of the "
-                f"test split, and measure it on these{_describe_time(results, 2)}."
+                f"test split, and measure it on these{_describe_time(study.results, 2)}."
             )
-            yield NextStep(text, commands.verb("refit"))
+            yield NextStep(text, study.verb("refit"))
         case _:
-            yield NextStep(*_use(results, commands))
-    yield from _widen(results, commands)
-    if results.never_started or saturation(Facts(results)).state == "rising":
-        yield _more_trials(results, commands)
+            yield _use(study)
+    yield from _widen(study)
+    if study.results.never_started or saturation(study.facts).state == "rising":
+        yield _more_trials(study)
 
 
-def _with_unclear_gain(results: StudyResults, commands: _Commands) -> Iterator[NextStep]:
+def _with_unclear_gain(study: _Study) -> Iterator[NextStep]:
     """Search on while it is not over, then compare over seeds, then search elsewhere."""
-    state = saturation(Facts(results)).state
-    if state not in ("saturated", "exhausted"):
-        yield _more_trials(results, commands)
-    yield from _widen(results, commands)
-    yield _confirm(results, commands)
-    yield from _another_backbone(results, commands)
+    if saturation(study.facts).state not in ("saturated", "exhausted"):
+        yield _more_trials(study)
+    yield from _widen(study)
+    yield _confirm(study)
+    yield from _another_backbone(study)
 
 
-def _without_gain(
-    results: StudyResults, answer: Answer, commands: _Commands
-) -> Iterator[NextStep]:
+def _without_gain(study: _Study, answer: Answer) -> Iterator[NextStep]:
     """Say what may still help where no plan is shown to be better; else keep the baseline."""
-    yield from _widen(results, commands)
-    state = saturation(Facts(results)).state
-    if state not in ("saturated", "exhausted"):
-        yield _more_trials(results, commands)
-    yield from _another_backbone(results, commands)
+    yield from _widen(study)
+    if saturation(study.facts).state not in ("saturated", "exhausted"):
+        yield _more_trials(study)
+    yield from _another_backbone(study)
     if answer.evidence == "test":
-        yield NextStep(*_use(results, commands))
-    elif results.baseline is not None:
+        yield _use(study)
+    elif (baseline := study.results.baseline) is not None:
         text = (
             "Or take the baseline as it is: train the final model with it, and measure it on the "
-            f"test split{_describe_time(results, 1)}."
+            f"test split{_describe_time(study.results, 1)}."
         )
-        number = str(results.baseline.number)
-        yield NextStep(text, commands.verb("refit", "--trial", number))
+        yield NextStep(text, study.verb("refit", "--trial", str(baseline.number)))
 
 
-def _confirm(results: StudyResults, commands: _Commands) -> NextStep:
+def _confirm(study: _Study) -> NextStep:
     """Compare the best plans with the baseline over seeds."""
+    trials = study.results.trials
+    complete = sum(trial.state == TrialState.COMPLETE for trial in trials)
+    trainings = (1 + min(_CONFIRMED_PLANS, complete - 1)) * _CONFIRMED_SEEDS
     text = (
         "Check that the gain is no luck: train the best plans and the baseline under other seeds"
-        f"{_describe_time(results, _count_confirmed(results))}."
+        f"{_describe_time(study.results, trainings)}."
     )
-    return NextStep(text, commands.verb("confirm"))
+    return NextStep(text, study.verb("confirm"))
 
 
-def _another_backbone(results: StudyResults, commands: _Commands) -> Iterator[NextStep]:
+def _another_backbone(study: _Study) -> Iterator[NextStep]:
     """Try the next larger backbone of the list."""
-    if backbone := _next_backbone(results):
-        text = f"Try another backbone, {backbone}: other features may suit these images better."
-        values = {"backbone": backbone, "weights": "hub"}
-        yield NextStep(text, commands.another(backbone.partition(".")[0], values))
+    backbones = study.results.backbones
+    used = {name.partition(".")[0] for name in backbones}
+    largest = max((facts["parameters"] for facts in backbones.values()), default=math.inf) / 1e6
+    for backbone, size in _BACKBONES.items():
+        name = backbone.partition(".")[0]
+        if size > largest and name not in used:
+            text = (
+                f"Try another backbone, {backbone}: other features may suit these images better."
+            )
+            yield NextStep(text, study.another(name, {"backbone": backbone, "weights": "hub"}))
+            return
 
 
-def _widen(results: StudyResults, commands: _Commands) -> Iterator[NextStep]:
+def _widen(study: _Study) -> Iterator[NextStep]:
     """Widen the ranges at whose edges the best plan lies."""
-    facts = Facts(results)
+    facts = study.facts
     edges = [edge for edge in edges_of_best(facts) if edge.can_be_widened]
     if not edges or facts.candidate is None:
         return
-    layers = len(results.layers_of(facts.candidate))
-    wider = dict(filter(None, (wider_range(results, edge, layers) for edge in edges)))
-    text = (
-        f"Search beyond {_describe_edges(edges)}, where {facts.describe_candidate()} lies: a "
-        "wider range may hold a better plan."
-    )
-    values = {key: _format_flow(value) for key, value in wider.items()}
-    yield NextStep(text, commands.another("wider", values) if values else "")
-
-
-def _describe_edges(edges: Sequence[Edge]) -> str:
-    ends = (
+    layers = len(study.results.layers_of(facts.candidate))
+    wider = dict(filter(None, (wider_range(study.results, edge, layers) for edge in edges)))
+    ends = " and ".join(
         f"the {edge.side} end of the {parameter_words(edge.parameter)} ({edge.bound})"
         for edge in edges
     )
-    return " and ".join(ends)
+    text = (
+        f"Search beyond {ends}, where {facts.describe_candidate()} lies: a wider range may hold a "
+        "better plan."
+    )
+    values = {key: _format_flow(value) for key, value in wider.items()}
+    yield NextStep(text, study.another("wider", values) if values else "")
 
 
-def _more_trials(results: StudyResults, commands: _Commands) -> NextStep:
+def _more_trials(study: _Study) -> NextStep:
     """Double the trials, or have as many as tell whether further ones would help."""
-    finished = results.progress.finished
-    trials = max(2 * finished, finished + MIN_TRAINED, results.progress.budget)
-    more = trials - finished
-    queued = len(results.never_started)
+    progress, queued = study.results.progress, len(study.results.never_started)
+    trials = max(2 * progress.finished, progress.finished + MIN_TRAINED, progress.budget)
+    more = trials - progress.finished
     first = f", beginning with {plural(queued, 'queued plan')}" if queued else ""
     text = (
-        f"Run {more:,} more trials{first}{_describe_time(results, more)}; the study continues "
-        "where it ended."
+        f"Run {more:,} more trials{first}{_describe_time(study.results, more)}; the study "
+        "continues where it ended."
     )
-    return NextStep(text, commands.run({"search.trials": trials}))
+    return NextStep(text, study.run({"search.trials": trials}))
 
 
-def _next_backbone(results: StudyResults) -> str:
-    """Return the next larger backbone of the list; empty where there is none."""
-    used = {name.partition(".")[0] for name in results.backbones}
-    sizes = [facts["parameters"] for facts in results.backbones.values()]
-    largest = max(sizes, default=math.inf) / 1e6
-    larger = (
-        name
-        for name, size in _BACKBONES.items()
-        if size > largest and name.partition(".")[0] not in used
-    )
-    return next(larger, "")
-
-
-def _use(results: StudyResults, commands: _Commands) -> tuple[str, str]:
+def _use(study: _Study) -> NextStep:
     """Say how to use the model of the refit."""
-    folder = str(results.dataset.get("name", ""))
+    folder = str(study.results.dataset.get("name", ""))
     if folder and Path(folder).is_dir():
         text = "Use the model: sort images into the classes. Name the folder of your own images."
-        return text, commands.verb("predict", folder)
+        return NextStep(text, study.verb("predict", folder))
     text = (
         "Use the model: autotune predict sorts images into the classes; this writes it for other "
         "programs."
     )
-    return text, commands.verb("export", "--format", "torch-export")
-
-
-def _count_confirmed(results: StudyResults) -> int:
-    complete = sum(trial.state == TrialState.COMPLETE for trial in results.trials)
-    return (1 + min(_CONFIRMED_PLANS, complete - 1)) * _CONFIRMED_SEEDS
+    return NextStep(text, study.verb("export", "--format", "torch-export"))
 
 
 def _describe_time(results: StudyResults, trainings: int) -> str:

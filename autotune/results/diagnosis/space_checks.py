@@ -7,12 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from optuna.distributions import FloatDistribution, IntDistribution
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from autotune.results.diagnosis.facts import NO_NOISE, Facts, Finding, unknown
 from autotune.results.diagnosis.space_edges import Edge, space_edges
-from autotune.results.figures.parameters import importances
-from autotune.results.study_results import is_active
 from autotune.results.values.parameter_words import label_parameter, parameter_words
 from autotune.study.state import attrs
 from autotune.study.state.budget import EXHAUSTED
@@ -42,17 +40,15 @@ def edges_of_best(facts: Facts) -> tuple[Edge, ...]:
     There are none before the place of a plan says something: of few plans, one is at an edge by
     chance.
     """
-    others = [trial for trial in facts.ranked if not attrs.is_baseline(trial)]
-    if len(others) < _MIN_PLACED or not others[0].params:
+    if len(facts.others) < _MIN_PLACED or not facts.others[0].params:
         return ()
-    return space_edges(facts.results, others[0])
+    return space_edges(facts.results, facts.others[0])
 
 
 def check_edges(facts: Facts) -> Finding:
     """Identifying bad search space boundaries."""
-    others = [trial for trial in facts.ranked if not attrs.is_baseline(trial)]
-    if len(others) < _MIN_PLACED:
-        count = plural(len(others), "complete trial")
+    if len(facts.others) < _MIN_PLACED:
+        count = plural(len(facts.others), "complete trial")
         return unknown(f"{count} besides the baseline; {_MIN_PLACED} are needed")
     edges, where = edges_of_best(facts), facts.describe_candidate()
     if outwards := [edge for edge in edges if edge.can_be_widened]:
@@ -105,12 +101,14 @@ def saturation(facts: Facts) -> Saturation:
         text = f"{half} brought nothing better than trial {early.number}"
     elif noise is None:
         return Saturation("unknown", f"{half} gained {facts.format(gain)}, and {NO_NOISE}")
-    elif gain > noise.error:
-        text = f"{half} improved the best value by {facts.format(gain)}, beyond the noise"
-        return Saturation("rising", f"{text} ({facts.format(noise.error)})", near)
     else:
-        text = f"{half} improved the best value by {facts.format(gain)}, within the noise "
-        text += f"({facts.format(noise.error)})"
+        where = "beyond" if gain > noise.error else "within"
+        text = (
+            f"{half} improved the best value by {facts.format(gain)}, {where} the noise "
+            f"({facts.format(noise.error)})"
+        )
+        if gain > noise.error:
+            return Saturation("rising", text, near)
     return Saturation("saturated" if close >= _MIN_CLOSE else "sparse", text, near)
 
 
@@ -123,8 +121,7 @@ def _describe_near(
     facts: Facts, best: FrozenTrial, plans: Sequence[FrozenTrial]
 ) -> tuple[str, int]:
     """Say how many plans lie near the best one, and return their number."""
-    space = facts.results.space
-    names = [name for name in best.distributions if is_active(space, best, name)]
+    names = [name for name in best.distributions if facts.results.is_active(best, name)]
     others = [trial for trial in plans if trial is not best and trial.params]
     close = sum(_distance(trial, best, names) <= _CLOSE for trial in others)
     text = (
@@ -132,18 +129,15 @@ def _describe_near(
         f"within {100 * _CLOSE:.0f} % of the range of a parameter, in the mean, of "
         + (facts.describe_candidate() if best is facts.candidate else f"trial {best.number}")
     )
-    rivals = [
-        trial
-        for trial in facts.ranked
-        if trial is not best
-        and trial.state == TrialState.COMPLETE
-        and (noise := facts.noise_to(best, trial)) is not None
-        and abs(facts.gain(best.values[0], trial.values[0])) <= noise.error
-    ]
     if facts.noise is not None:
-        count = len(rivals)
-        text += f"; {count or 'none'} {'comes' if count < 2 else 'come'} within the noise of its "
-        text += "value"
+        rivals = sum(
+            (noise := facts.noise_to(best, trial)) is not None
+            and abs(facts.gain(best.values[0], trial.values[0])) <= noise.error
+            for trial in facts.ranked
+            if trial is not best
+        )
+        verb = "comes" if rivals < 2 else "come"
+        text += f"; {rivals or 'none'} {verb} within the noise of its value"
     return text, close
 
 
@@ -161,8 +155,7 @@ def check_density(facts: Facts) -> Finding:
         case "sparse":
             advice = "The best plan may be a lucky point: more trials, or a narrower space."
             return Finding(f"Hardly: {near}.", "warning", advice)
-        case _:
-            return Finding(f"Yes: {near}.", "ok")
+    return Finding(f"Yes: {near}.", "ok")
 
 
 def check_more_trials(facts: Facts) -> Finding:
@@ -179,8 +172,7 @@ def check_more_trials(facts: Facts) -> Finding:
         case "sparse":
             advice = "Raise search.trials, or narrow the space around the best plan."
             return Finding(f"Perhaps: {text}, but {near}.", "warning", advice)
-        case _:
-            return Finding(f"Hardly: {text}; {near}.", "ok")
+    return Finding(f"Hardly: {text}; {near}.", "ok")
 
 
 def check_failures(facts: Facts) -> Finding:
@@ -214,18 +206,15 @@ def check_parameters(facts: Facts) -> Finding:
     if complete < MIN_FOR_IMPORTANCES:
         count = plural(complete, "complete trial")
         return unknown(f"{count}; {MIN_FOR_IMPORTANCES} are needed")
-    measured = importances(facts.results) if facts.measured is None else facts.measured
-    total = sum(measured.values())
-    if len(measured) < 2 or total <= 0:
+    if len(facts.importances) < 2:
         return unknown("fewer than two parameters had an effect in enough trials")
-    rest = sorted(((name, value / total) for name, value in measured.items()), key=lambda x: -x[1])
-    important: list[tuple[str, float]] = []
-    while rest and sum(value for _, value in important) < 0.75:
-        important.append(rest.pop(0))
+    rest, important, share = list(facts.importances.items()), [], 0.0
+    while rest and share < 0.75:
+        name, value = rest.pop(0)
+        share += value
+        important.append(f"{parameter_words(name)} ({value:.2f})")
     negligible = [label_parameter(name) for name, value in rest if value < _NEGLIGIBLE]
-    share = sum(value for _, value in important)
-    named = ", ".join(f"{parameter_words(name)} ({value:.2f})" for name, value in important)
-    text = f"Of all importance, {100 * share:.0f} % lies in {named}"
+    text = f"Of all importance, {100 * share:.0f} % lies in {', '.join(important)}"
     if negligible:
         text += f"; below {_NEGLIGIBLE:g} each: {join_some(negligible, _MAX_NAMED)}"
     advice = (

@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial
 from autotune.config.fields import values_of_dimension
 from autotune.config.loading import get_dotted
 from autotune.config.old_names import KEYS
-from autotune.results.study_results import StudyResults, is_active
+from autotune.results.study_results import StudyResults
 from autotune.search.parameters.by_optimizer import (
     RANGES,
     optimizer_of,
@@ -70,7 +70,7 @@ def space_edges(results: StudyResults, trial: FrozenTrial) -> tuple[Edge, ...]:
     most = {"depth": layers, "training.head_epochs": results.epochs - 1}
     edges = []
     for name, distribution in trial.distributions.items():
-        if not is_active(results.space, trial, name):
+        if not results.is_active(trial, name):
             continue
         value = trial.params[name]
         if name == "depth" and layers:

@@ -103,13 +103,8 @@ def _attempts_by_worker(trials: Sequence[FrozenTrial]) -> dict[str, list[_Attemp
         worker = trial.user_attrs.get(attrs.WORKER)
         if worker is None or trial.datetime_start is None or now is None:
             continue
-        begin = attrs.started_at(trial)
-        if trial.state == TrialState.RUNNING:
-            end = now.timestamp()
-        elif attrs.CLAIMED_AT in trial.user_attrs:
-            end = attrs.ended_at(trial)
-        else:
-            end = (trial.datetime_complete or now).timestamp()
+        begin, is_running = attrs.started_at(trial), trial.state == TrialState.RUNNING
+        end = now.timestamp() if is_running else attrs.ended_at(trial)
         attempt = _Attempt(trial.number, begin, max(begin, end), attrs.device_name(trial))
         by_worker.setdefault(str(worker), []).append(attempt)
     for attempts in by_worker.values():

@@ -5,7 +5,7 @@ A function returns ``None`` where there is nothing to draw yet.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from html import escape
 from itertools import accumulate
@@ -64,11 +64,8 @@ def history_figure(results: StudyResults) -> go.Figure | None:
     complete = drawable(results.trials, TrialState.COMPLETE)
     if not complete:
         return None
-    pruned = [
-        trial
-        for trial in drawable(results.trials, TrialState.PRUNED)
-        if not attrs.ended_infeasible(trial)
-    ]
+    pruned = drawable(results.trials, TrialState.PRUNED)
+    pruned = [trial for trial in pruned if not attrs.ended_infeasible(trial)]
     # The trials at which the line of the best so far has a corner.
     corners = [trial for trial in complete if not ranking.is_infeasible(trial)]
     total = len(complete) + len(pruned)
@@ -79,14 +76,11 @@ def history_figure(results: StudyResults) -> go.Figure | None:
         complete = thin(results, complete, MAX_POINTS * len(complete) // total, keep)
     figure = new_figure()
     hover_text = hover("trial %{x}", objective, "%{customdata[0]}", of="customdata[1]")
+    values = [trial.values[0] for trial in complete]
+    circle = {"symbol": "circle", "color": BLUE, "size": 8, "line": {"width": 0}}
     for name, trials, heights, marker in (
-        ("pruned, at their last epoch", *_pruned_points(pruned, complete, objective)),
-        (
-            "complete",
-            complete,
-            [trial.values[0] for trial in complete],
-            {"symbol": "circle", "color": BLUE, "size": 8, "line": {"width": 0}},
-        ),
+        ("pruned, at their last epoch", *_pruned_points(pruned, values, objective)),
+        ("complete", complete, values, circle),
     ):
         points = [
             (trial.number, y, [escape(results.describe_plan(trial)), attrs.metric_value(trial)])
@@ -118,7 +112,7 @@ def history_figure(results: StudyResults) -> go.Figure | None:
 
 
 def _pruned_points(
-    pruned: Sequence[FrozenTrial], complete: Sequence[FrozenTrial], objective: Objective
+    pruned: Sequence[FrozenTrial], finals: Sequence[float], objective: Objective
 ) -> tuple[list[FrozenTrial], list[float], dict[str, Any]]:
     """Return pruned trials with the heights at which they are drawn, and their marker.
 
@@ -127,7 +121,6 @@ def _pruned_points(
     """
     # Those within sight first: the legend has the symbol of the first.
     pruned = sorted(pruned, key=lambda trial: objective.gain(0.0, trial.values[0]))
-    finals = [trial.values[0] for trial in complete]
     room = 0.5 * (max(finals) - min(finals))
     edge = min(finals) - room if objective.is_maximized else max(finals) + room
     values = [trial.values[0] for trial in pruned]
@@ -165,11 +158,11 @@ def curves_figure(results: StudyResults) -> go.Figure | None:
     trials = thin(results, curved, MAX_CURVES, running)
     figure = new_figure()
     for name, (line, opacity) in _CURVES.items():
-        # Without regard to successors: an attempt that was retried has failed.
+        states = (name, "retried") if name == "failed" else (name,)
         group = [
             trial
             for trial in trials
-            if describe_state(trial, ()) == name and trial is not best and trial is not baseline
+            if results.state_of(trial) in states and trial is not best and trial is not baseline
         ]
         _add_curves(figure, name, group, line, objective, opacity)
     if baseline is not None:
@@ -234,7 +227,7 @@ def timeline_figure(results: StudyResults) -> go.Figure | None:
     lanes = sorted({_lane(trial) for trial in trials}, reverse=True)
     figure = new_figure()
     for name, (color, pattern) in _STATES.items():
-        group = [trial for trial in trials if describe_state(trial, results.superseded) == name]
+        group = [trial for trial in trials if results.state_of(trial) == name]
         if not group:
             continue
         seconds = [_duration_s(trial, now) for trial in group]
@@ -266,13 +259,6 @@ def timeline_figure(results: StudyResults) -> go.Figure | None:
     return figure
 
 
-def describe_state(trial: FrozenTrial, superseded: Collection[int]) -> str:
-    """Name the state of a trial: ``complete``, ``pruned``, ``infeasible``, ``failed``, ..."""
-    if trial.state == TrialState.FAIL:
-        return "retried" if trial.number in superseded else "failed"
-    return attrs.INFEASIBLE if attrs.ended_infeasible(trial) else trial.state.name.lower()
-
-
 def last_moment(trials: Sequence[FrozenTrial]) -> datetime | None:
     """Return the last known moment of a study; running trials are drawn up to there.
 
@@ -283,20 +269,17 @@ def last_moment(trials: Sequence[FrozenTrial]) -> datetime | None:
     Returns:
         The moment, or ``None`` when no trial has ended yet.
     """
-    ended = [trial for trial in trials if trial.datetime_start and trial.datetime_complete]
-    if not ended:
+    durations = [trial.duration for trial in trials if trial.duration is not None]
+    if not durations:
         return None
-    longest = max(trial.duration for trial in ended if trial.duration is not None)
     now = datetime.now()  # as Optuna stamps trials: local, without a zone
-    starts = [trial.datetime_start for trial in trials if trial.datetime_start]
-    is_alive = any(
-        trial.state == TrialState.RUNNING
-        and trial.datetime_start is not None
-        and now - trial.datetime_start < 5 * longest
-        for trial in trials
-    )
-    stamps = [*starts, *(trial.datetime_complete for trial in ended if trial.datetime_complete)]
-    return max([*stamps, now] if is_alive else stamps)
+    stamps = []
+    for trial in trials:
+        start = trial.datetime_start
+        stamps += [stamp for stamp in (start, trial.datetime_complete) if start and stamp]
+        if trial.state == TrialState.RUNNING and start and now - start < 5 * max(durations):
+            stamps.append(now)
+    return max(stamps)
 
 
 def _duration_s(trial: FrozenTrial, now: datetime) -> float:

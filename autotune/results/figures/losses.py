@@ -26,7 +26,7 @@ def trials_with_losses(results: StudyResults) -> list[FrozenTrial]:
     known = [
         trial
         for trial in ranking.rank_trials(results.trials, results.direction)
-        if curves.series(_stored(trial), curves.TRAINING_LOSS)
+        if _losses(trial, curves.TRAINING_LOSS)
     ]
     best = known[:BEST_DRAWN]
     return best + [trial for trial in known[BEST_DRAWN:] if trial is results.baseline]
@@ -112,9 +112,4 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _losses(trial: FrozenTrial, name: str) -> dict[int, float]:
-    return curves.series(_stored(trial), name)
-
-
-def _stored(trial: FrozenTrial) -> curves.Stored:
-    stored: curves.Stored = trial.user_attrs.get(attrs.CURVES, {})
-    return stored
+    return curves.series(trial.user_attrs.get(attrs.CURVES, {}), name)

@@ -20,7 +20,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from autotune.results.figures.style import (
     BLUE,
@@ -33,8 +33,7 @@ from autotune.results.figures.style import (
     new_figure,
 )
 from autotune.results.figures.thinning import MAX_SLICE_POINTS, drawn_suffix, thin
-from autotune.results.study_results import StudyResults, is_active
-from autotune.results.values.objective import Objective
+from autotune.results.study_results import StudyResults
 from autotune.results.values.parameter_words import label_parameter, parameter_words
 from autotune.study.state import attrs
 
@@ -64,7 +63,8 @@ def importances(results: StudyResults) -> dict[str, float]:
     ):
         return {}
     # Of two objectives, the importances are those of the metric.
-    target = None if results.cost is None else _minimized_metric(results.objective)
+    gain = results.objective.gain
+    target = None if results.cost is None else lambda trial: gain(0.0, trial.values[0])
     with warnings.catch_warnings():
         # Optuna warns of the one trial without parameters, a baseline outside the space, and
         # leaves it out, which is right; and that a target is minimized, hence the sign.
@@ -75,22 +75,15 @@ def importances(results: StudyResults) -> dict[str, float]:
     enough = min(MIN_ACTIVE, len(drawn))
     active = {}
     for name, value in shares.items():
-        trials = (trial for trial in drawn if is_active(results.space, trial, name))
+        trials = (trial for trial in drawn if results.is_active(trial, name))
         if len(list(islice(trials, enough))) == enough:
             active[name] = value
     total = sum(active.values())
     return {name: value / total for name, value in active.items()} if total else {}
 
 
-def _minimized_metric(objective: Objective) -> Callable[[FrozenTrial], float]:
-    return lambda trial: objective.gain(0.0, trial.values[0])
-
-
-def importances_figure(
-    results: StudyResults, measured: Mapping[str, float] | None = None
-) -> go.Figure | None:
-    """Draw how much each parameter matters."""
-    shares = importances(results) if measured is None else measured
+def importances_figure(shares: Mapping[str, float]) -> go.Figure | None:
+    """Draw how much each parameter matters, from the result of :func:`importances`."""
     if not shares:
         return None
     # Drawn here: Optuna's own figure copies all trials for every bar.
@@ -120,11 +113,8 @@ def slice_figure(results: StudyResults, parameter: str) -> go.Figure | None:
     are left out: their values would look like a result. The axis of the values is the same for all
     parameters, so that the figures can be compared.
     """
-    active = [
-        trial
-        for trial in drawable(results.trials, TrialState.COMPLETE)
-        if is_active(results.space, trial, parameter)
-    ]
+    complete = drawable(results.trials, TrialState.COMPLETE)
+    active = [trial for trial in complete if results.is_active(trial, parameter)]
     if len({str(trial.params[parameter]) for trial in active}) < 2:
         return None  # a single value shows nothing
     drawn = thin(results, active, MAX_SLICE_POINTS)
@@ -153,7 +143,7 @@ def slice_figure(results: StudyResults, parameter: str) -> go.Figure | None:
     label_axes(figure, title, results.objective)
     figure.update_layout(showlegend=False, height=250)
     figure.update_xaxes(**_parameter_axis(distribution))
-    values = [trial.values[0] for trial in drawable(results.trials, TrialState.COMPLETE)]
+    values = [trial.values[0] for trial in complete]
     room = 0.06 * (max(values) - min(values)) or 0.01
     figure.update_yaxes(range=[min(values) - room, max(values) + room])
     return figure

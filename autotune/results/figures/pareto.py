@@ -37,9 +37,7 @@ def front_figure(results: StudyResults) -> go.Figure | None:
     if cost is None or not complete:
         return None
     on_front = {trial.number for trial in front}
-    others = [
-        trial for trial in complete if trial.number not in on_front and trial is not baseline
-    ]
+    others = [t for t in complete if t.number not in on_front and t is not baseline]
     rest = thin(results, others, MAX_POINTS)
     suffix = drawn_suffix(len(complete) - len(others) + len(rest), len(complete))
     figure = new_figure()
@@ -64,25 +62,19 @@ def front_figure(results: StudyResults) -> go.Figure | None:
             annotation={"text": "limit", "font": {"size": 12}},
         )
     is_beyond = baseline is not None and ranking.is_infeasible(baseline)
-    hover_text = hover(
-        "trial %{customdata[0]}",
-        results.objective,
-        f"{escape(cost.label)} %{{customdata[1]}}",
-        "%{customdata[2]}",
-    )
+    title = "baseline, beyond a limit" if is_beyond else "baseline"
+    diamond = {
+        "symbol": "diamond-open" if is_beyond else "diamond",
+        "color": PURPLE,
+        "size": 11,
+        "line": {"width": 2 if is_beyond else 0, "color": PURPLE},
+    }
+    shown = f"{escape(cost.label)} %{{customdata[1]}}", "%{customdata[2]}"
+    hover_text = hover("trial %{customdata[0]}", results.objective, *shown)
     for name, trials, marker in (
         ("complete", rest, {"symbol": "circle", "color": BLUE, "size": 8}),
         ("Pareto front", front, {"symbol": "star", "color": ORANGE, "size": 13}),
-        (
-            "baseline, beyond a limit" if is_beyond else "baseline",
-            [] if baseline is None else [baseline],
-            {
-                "symbol": "diamond-open" if is_beyond else "diamond",
-                "color": PURPLE,
-                "size": 11,
-                "line": {"width": 2 if is_beyond else 0, "color": PURPLE},
-            },
-        ),
+        (title, [baseline] if baseline else [], diamond),
     ):
         points = []
         for trial in trials:

@@ -11,11 +11,11 @@ from typing import Any
 
 from autotune.results.diagnosis.answer import find_answer
 from autotune.results.diagnosis.diagnostics import diagnose
+from autotune.results.diagnosis.facts import Facts
 from autotune.results.diagnosis.next_steps import next_steps
 from autotune.results.report.dataframe import trial_records
 from autotune.results.report.images import images_json
 from autotune.results.study_results import StudyResults
-from autotune.results.values.verdict import Verdict
 from autotune.storage.url import redact
 from autotune.study.state import attrs
 from autotune.text import escaped
@@ -47,7 +47,7 @@ def _document(results: StudyResults, storage_url: str) -> Any:
         for record, trial in zip(trial_records(results), results.trials, strict=True)
     ]
     best, baseline, answer = results.best, results.baseline, find_answer(results)
-    objectives = (results.objective, results.cost)
+    objectives, verdict = (results.objective, results.cost), results.verdict
     document = {
         "format": FORMAT,
         "autotune": __version__,
@@ -75,11 +75,14 @@ def _document(results: StudyResults, storage_url: str) -> Any:
         "baseline": trials[baseline.number] if baseline else None,
         "front": [trial.number for trial in results.front],
         "selection": results.selection.to_json() if results.selection else None,
-        "confirmed": _verdict(results.verdict),
+        "confirmed": verdict and {**asdict(verdict), "is_better": verdict.is_better},
         "images": images_json(results),
         "fit": attributes.get(attrs.TEST_READS, []),
-        "diagnostics": [asdict(diagnostic) for diagnostic in diagnose(results)],
-        "definition": attrs.definition(attributes) or None,
+        "diagnostics": [
+            {"question": question, **finding._asdict()}
+            for question, finding in diagnose(Facts(results)).items()
+        ],
+        "definition": results.definition,
         "dataset": attributes.get(attrs.DATASET),
         "race": attributes.get(attrs.RACE),
         "survey": attributes.get(attrs.SURVEY),
@@ -87,10 +90,6 @@ def _document(results: StudyResults, storage_url: str) -> Any:
         "trials": trials,
     }
     return _as_json(document)
-
-
-def _verdict(verdict: Verdict | None) -> dict[str, Any] | None:
-    return {**asdict(verdict), "is_better": verdict.is_better} if verdict else None
 
 
 def _as_json(value: Any) -> Any:

@@ -33,14 +33,12 @@ Columns of metrics, deviations and costs exist where a trial has one. Unknown va
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial
 
-from autotune.results.figures.history import describe_state
 from autotune.results.study_results import StudyResults
 from autotune.study.state import attrs
 
@@ -56,7 +54,7 @@ _TYPES = {
     "plan": "string",
     "backbone": "string",
     "depth": "Int64",
-    "params": "",  # these four are a column for each of their names
+    "params": "by the distribution",  # these four are a column for each of their names
     "metrics": "float64",
     "deviations": "float64",
     "costs": "float64",
@@ -84,25 +82,23 @@ def trials_frame(results: StudyResults) -> pd.DataFrame:
     """Return the trials of a study as a table: a row for each, the columns as above."""
     import pandas as pd  # here, because a report without a table needs none
 
-    records = trial_records(results)
-    distributions = {
-        name: distribution
-        for trial in results.trials
-        for name, distribution in trial.distributions.items()
-    }
-    columns: dict[str, pd.Series[Any]] = {}
+    rows = trial_records(results)
+    types: dict[str, str] = {}
     for key, kind in _TYPES.items():
-        if key not in _PREFIXES:
-            columns[key] = _series([record[key] for record in records], kind)
-            continue
-        names = dict.fromkeys(name for record in records for name in record[key])
-        for name in distributions if key == "params" else names:
-            values = [record[key].get(name) for record in records]
-            column_kind = kind or _type_of(distributions[name])
-            if column_kind == "string":
-                values = [None if value is None else str(value) for value in values]
-            columns[f"{_PREFIXES[key]}.{name}"] = _series(values, column_kind)
-    return pd.DataFrame(columns)
+        if key == "params":
+            for trial in results.trials:
+                types |= {
+                    f"param.{name}": _type_of(distribution)
+                    for name, distribution in trial.distributions.items()
+                }
+        elif prefix := _PREFIXES.get(key):
+            types |= {f"{prefix}.{name}": kind for row in rows for name in row[key]}
+        else:
+            types[key] = kind
+    for row in rows:
+        for key, prefix in _PREFIXES.items():
+            row |= {f"{prefix}.{name}": value for name, value in row[key].items()}
+    return pd.DataFrame(rows, columns=list(types), dtype=object).astype(types)
 
 
 def trial_records(results: StudyResults) -> list[dict[str, Any]]:
@@ -119,7 +115,7 @@ def _record(trial: FrozenTrial, results: StudyResults) -> dict[str, Any]:
     earlier, finished = attrs.earlier_attempts(trial), trial.state.is_finished()
     return {
         "number": trial.number,
-        "state": describe_state(trial, results.superseded),
+        "state": results.state_of(trial),
         "role": stored.get(attrs.ROLE),
         "value": attrs.metric_value(trial) if finished else None,
         "plan": results.describe_plan(trial) or None,
@@ -149,22 +145,10 @@ def _moment(seconds: float) -> datetime | None:
 
 def _type_of(distribution: BaseDistribution) -> str:
     """Return the type of a parameter's column; choices of several types are written as text."""
-    if isinstance(distribution, IntDistribution):
-        return "Int64"
-    if isinstance(distribution, FloatDistribution):
-        return "float64"
-    kinds = {type(choice) for choice in getattr(distribution, "choices", ())}
-    if kinds == {bool}:
-        return "boolean"
-    if kinds == {int}:
-        return "Int64"
+    if isinstance(distribution, CategoricalDistribution):
+        kinds = {type(choice) for choice in distribution.choices}
+    else:
+        kinds = {int if isinstance(distribution, IntDistribution) else float}
+    if kinds in ({bool}, {int}):
+        return "boolean" if bool in kinds else "Int64"
     return "float64" if kinds <= {int, float} else "string"
-
-
-def _series(values: Sequence[Any], kind: str) -> pd.Series[Any]:
-    import pandas as pd
-
-    if kind == _TIME:
-        return pd.Series(pd.DatetimeIndex(pd.to_datetime(list(values), utc=True)).as_unit("us"))
-    series: pd.Series[Any] = pd.Series(list(values), dtype=pd.api.types.pandas_dtype(kind))
-    return series

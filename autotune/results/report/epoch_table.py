@@ -27,7 +27,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from autotune.results.figures.history import describe_state
 from autotune.results.study_results import StudyResults
 from autotune.results.values.epoch_rows import epoch_rows, epochs_table
 from autotune.study.state import attrs
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 def epochs_frame(results: StudyResults) -> pd.DataFrame:
     """Return the epochs of a study as a table: a row for each of every trial."""
     rows = [
-        {"number": trial.number, "state": describe_state(trial, results.superseded), **row}
+        {"number": trial.number, "state": results.state_of(trial), **row}
         for trial in results.trials
         for row in epoch_rows(trial.user_attrs.get(attrs.CURVES, {}), trial.intermediate_values)
     ]

@@ -78,13 +78,9 @@ def write_report(
         UserError: When the format needs a package that is not installed, or the disk is full.
     """
     results = StudyResults.from_study(handle.study, handle.files.artifacts)
-    is_table = format == PREDICTIONS
-    default = (
-        handle.files.predictions(handle.name)
-        if is_table
-        else handle.files.report(handle.name, format)
-    )
-    path = path or default
+    if path is None and format == PREDICTIONS:
+        path = handle.files.predictions(handle.name)
+    path = path or handle.files.report(handle.name, format)
     content = render(results, format, redact(handle.url))
     with place_as_user_error(path):
         return write_bytes(path, content)
@@ -136,7 +132,9 @@ def render(results: StudyResults, format: str, storage_url: str = "") -> bytes:
     """
     match format:
         case "predictions":
-            text = _render_predictions(results, storage_url)
+            text = predictions_csv(results)
+            if not text:
+                raise _no_predictions(results, storage_url)
         case "parquet":
             return _render_parquet(results)
         case "csv":
@@ -154,15 +152,10 @@ def render(results: StudyResults, format: str, storage_url: str = "") -> bytes:
     return text.encode()
 
 
-def _render_predictions(results: StudyResults, storage_url: str) -> str:
-    if text := predictions_csv(results):
-        return text
+def _no_predictions(results: StudyResults, storage_url: str) -> UserError:
     reason, command = describe_missing(results, storage_url)
-    raise UserError(
-        f"{reason} {command}"
-        if reason
-        else "predictions: there are none yet, because no trial is complete; run the study first"
-    )
+    missing = "predictions: there are none yet, because no trial is complete; run the study first"
+    return UserError(f"{reason} {command}" if reason else missing)
 
 
 def _render_csv(frame: pd.DataFrame) -> str:

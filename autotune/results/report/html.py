@@ -42,7 +42,6 @@ from autotune.results.figures.layer_diagram import as_html, layer_rows
 from autotune.results.figures.losses import loss_range, losses_figure, trials_with_losses
 from autotune.results.figures.parameters import (
     MIN_ACTIVE,
-    importances,
     importances_figure,
     slice_figure,
 )
@@ -101,47 +100,45 @@ def _context(results: StudyResults, storage_url: str) -> dict[str, Any]:
     objective, attributes = results.objective, results.attributes
     answer, facts = find_answer(results), Facts(results)
     is_enough = results.progress.complete >= MIN_FOR_IMPORTANCES
-    measured = importances(results) if is_enough else {}
-    diagnostics = diagnose(results, measured)
-    file = study_file(results, storage_url)
+    measured = facts.importances if is_enough else {}
+    file, storage = study_file(results, storage_url), full_storage_option(storage_url)
     return {
-        "name": results.name,
-        "objective": objective,
-        "headline": answer.text,
+        "results": results,
         "plan_text": results.describe_plan(answer.trial) if answer.trial is not None else "",
         "answer": answer,
         "evidence": EVIDENCE[answer.evidence].format(metric=objective.label),
         "glossary": GLOSSARY,
         "next_steps": next_steps(results, storage_url),
-        "progress": results.progress,
         "key_figures": key_figures(results),
-        "has_chances": results.selection is not None,
         "confirmation": describe_confirmation(results),
         "refit": describe_refit(results),
         "caveats": caveats(results),
-        "notes": results.image_warnings,
         "networks": _networks(results, answer),
         **_images(results, storage_url),
         "race": race_table(results),
         "stages": stage_rows(results),
         "figures": _figures(results, measured),
+        "write": {
+            format: command_line(
+                "autotune", "report", results.name, f" --format {format}{storage}"
+            )
+            for format in ("epochs", "csv", "predictions")
+        },
         "min_for_importances": MIN_FOR_IMPORTANCES,
         "min_active": MIN_ACTIVE,
         "edges": edges_of_best(facts),
-        "label_parameter": label_parameter,
         "edge_of": facts.describe_candidate(),
+        "label_parameter": label_parameter,
         "utilization": measure_utilization(results.trials),
-        "diagnostics": diagnostics,
+        "diagnostics": diagnose(facts),
         "metrics": [objective.with_name(name).label for name in metric_names(results)],
         "costs": [COST_LABELS[name] for name in cost_names(results)],
         "table": trial_rows(results, choose_rows(results)),
-        "total": len(results.trials),
         "max_rows": MAX_ROWS,
         "front": trial_rows(results, results.front),
         "cheapest": describe_cheapest(results),
         "failures": failures(results),
         "warm_start": attrs.describe_warm_start(results.study),
-        "dataset": results.dataset,
         "duplicates": duplicate_summary(attributes.get(attrs.SURVEY, {})),
         "backbones": backbone_rows(results),
         "environment": attributes.get(attrs.ENVIRONMENT, {}),
@@ -223,12 +220,6 @@ def _images(results: StudyResults, storage_url: str) -> dict[str, Any]:
         "shown_images": SHOWN_IMAGES,
         "predictions_base64": base64.b64encode(table).decode() if is_small else "",
         "predictions_name": f"{slug(results.name) or 'study'}-predictions.csv",
-        "predictions_command": command_line(
-            "autotune",
-            "report",
-            results.name,
-            f" --format predictions{full_storage_option(storage_url)}",
-        ),
         "install_heat_maps": INSTALL_HEAT_MAPS,
     }
 
@@ -256,13 +247,12 @@ def _describe_size(trial: FrozenTrial) -> str:
 def _figures(results: StudyResults, measured: Mapping[str, float]) -> dict[str, Any]:
     names = sorted(results.parameter_names, key=lambda name: -measured.get(name, 0.0))
     slices = (_plot(f"Values over {name}", slice_figure(results, name)) for name in names)
-    importance = importances_figure(results, measured)
     return {
         "front": _plot("The metric of every trial over its cost", front_figure(results)),
         "history": _plot("The value of every trial", history_figure(results)),
         "curves": _plot("The objective after each epoch", curves_figure(results)),
         "losses": _loss_plots(results),
-        "importances": _plot("The importance of each parameter", importance),
+        "importances": _plot("The importance of each parameter", importances_figure(measured)),
         "timeline": _plot("What each worker did when", timeline_figure(results)),
         "slices": [plot for plot in slices if plot],
     }

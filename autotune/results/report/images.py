@@ -7,6 +7,7 @@ test split.
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -71,9 +72,9 @@ class Recall:
     lost: int | None = None
 
     @property
-    def share(self) -> float | None:
-        """The recall, ``None`` of a class without images."""
-        return self.correct / self.images if self.images else None
+    def share(self) -> float:
+        """The recall."""
+        return self.correct / self.images
 
     def format_change(self) -> str:
         """Write the change against the baseline in points; empty without a comparison."""
@@ -142,8 +143,7 @@ class ImageResults:
     @cached_property
     def recalls(self) -> list[Recall]:
         """The recall of every class with images, the lowest first."""
-        gained = dict.fromkeys(self.classes, 0)
-        lost = dict.fromkeys(self.classes, 0)
+        gained, lost = Counter[str](), Counter[str]()
         for image in self.predictions:
             if image.baseline is not None:
                 was_correct = image.baseline[0] == image.true_class
@@ -155,7 +155,7 @@ class ImageResults:
             for name, count, right in zip(self.classes, counts, correct, strict=True)
             if count
         ]
-        return sorted(recalls, key=lambda recall: recall.correct / recall.images)
+        return sorted(recalls, key=lambda recall: recall.share)
 
     @cached_property
     def pairs(self) -> list[Pair]:
@@ -166,10 +166,8 @@ class ImageResults:
         rows, columns = np.nonzero(wrong)
         order = np.argsort(-wrong[rows, columns], kind="stable")
         return [
-            Pair(
-                self.classes[row], self.classes[column], int(wrong[row, column]), int(counts[row])
-            )
-            for row, column in zip(rows[order].tolist(), columns[order].tolist(), strict=True)
+            Pair(self.classes[i], self.classes[j], int(wrong[i, j]), int(counts[i]))
+            for i, j in zip(rows[order], columns[order], strict=True)
         ]
 
     @property
@@ -225,13 +223,12 @@ def predictions_csv(results: StudyResults) -> str:
 
     It is empty where the study has no predictions.
     """
+    images = [(one, image) for one in _all_image_results(results) for image in one.predictions]
     rows = [
-        (image.loss, {"path": "", "split": one.split, "network": one.network, **image.to_row()})
-        for one in _all_image_results(results)
-        for image in one.predictions
+        {"path": "", "split": one.split, "network": one.network, **image.to_row()}
+        for one, image in sorted(images, key=lambda pair: -pair[1].loss)
     ]
-    rows.sort(key=lambda row: -row[0])
-    return to_csv([row for _, row in rows]) if rows else ""
+    return to_csv(rows) if rows else ""
 
 
 def images_json(results: StudyResults) -> dict[str, Any] | None:

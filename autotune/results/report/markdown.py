@@ -11,6 +11,7 @@ from datetime import datetime
 from autotune.results.cheapest import describe_cheapest
 from autotune.results.diagnosis.answer import find_answer
 from autotune.results.diagnosis.diagnostics import diagnose
+from autotune.results.diagnosis.facts import Facts
 from autotune.results.diagnosis.headline import (
     caveats,
     describe_confirmation,
@@ -47,7 +48,6 @@ def render_markdown(results: StudyResults, storage_url: str = "") -> str:
 
 
 def _blocks(results: StudyResults, storage_url: str) -> Iterator[str]:
-    diagnostics = diagnose(results)
     answer = find_answer(results)
     yield f"# Study {escape(results.name)}"
     yield f"**{escape(answer.text[:1].upper() + answer.text[1:])}.**"
@@ -90,20 +90,18 @@ def _blocks(results: StudyResults, storage_url: str) -> Iterator[str]:
                 for failure in failed
             ],
         )
-    if diagnostics:
-        yield "## Questions to ask of a study"
-        yield "\n".join(
-            f"- **{escape(found.question)}** {escape(f'{found.answer} {found.advice}'.rstrip())}"
-            for found in diagnostics
-        )
-    if file := study_file(results, storage_url):
-        yield "## Again"
-        if precisions := describe_precisions(results.trials):
-            yield "\n".join(f"- {escape(precision)}" for precision in precisions)
-        yield "<details><summary>The study file</summary>"
-        yield fenced(file, "yaml")
-        yield "</details>"
-        yield fenced(commands(results, storage_url), "sh")
+    yield "## Questions to ask of a study"
+    yield "\n".join(
+        f"- **{escape(question)}** {escape(f'{finding.answer} {finding.advice}'.rstrip())}"
+        for question, finding in diagnose(Facts(results)).items()
+    )
+    yield "## Again"
+    if precisions := describe_precisions(results.trials):
+        yield "\n".join(f"- {escape(precision)}" for precision in precisions)
+    yield "<details><summary>The study file</summary>"
+    yield fenced(study_file(results, storage_url), "yaml")
+    yield "</details>"
+    yield fenced(commands(results, storage_url), "sh")
     written = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     yield escape(f"Written by {describe_version()}, {written}.")
 

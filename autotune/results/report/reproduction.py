@@ -5,8 +5,6 @@ A password in the URL of the storage is left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import yaml
 
 from autotune.config.loading import load_study_file, presets, slug
@@ -20,15 +18,12 @@ from autotune.text import shell_quote
 
 
 def study_file(results: StudyResults, storage_url: str = "") -> str:
-    """Return a study file that runs the same study again; empty for one of another program."""
-    definition = results.definition
-    if not definition:
-        return ""
+    """Return a study file that runs the same study again."""
     stored = results.attributes.get(attrs.BUDGET, {})
     budget = {key: stored[key] for key in BUDGETS if key in stored}
     name = results.name if NAME_RULE.fullmatch(results.name) else slug(results.name) or "study"
-    values = {"name": name, **definition}
-    values["search"] = {**definition.get("search", {}), **budget}
+    values = {"name": name, **results.definition}
+    values["search"] = {**results.definition.get("search", {}), **budget}
     if storage_url:
         values["storage"] = redact(storage_url)
     return yaml.safe_dump(
@@ -43,26 +38,23 @@ def file_name(results: StudyResults) -> str:
 
 def commands(results: StudyResults, storage_url: str) -> str:
     """Return the commands that print the winning plan and run the study again."""
-    return "\n".join(_command_lines(results, storage_url))
-
-
-def _command_lines(results: StudyResults, storage_url: str) -> Iterator[str]:
     name, file, storage = results.name, file_name(results), full_storage_option(storage_url)
     # Under its own name the finished study would be found, and nothing be trained.
     again = f"{file.removesuffix('.yaml')}-again"
+    lines = []
     if storage_url and not storage:
-        yield f"# {STORAGE} names the storage of the study"
+        lines.append(f"# {STORAGE} names the storage of the study")
     if "***" in storage:
-        yield "# write the password of the database instead of ***"
-    yield "# the winning plan of this study"
-    yield command_line("autotune", "best", name, storage)
+        lines.append("# write the password of the database instead of ***")
+    lines += ["# the winning plan of this study", command_line("autotune", "best", name, storage)]
     if _is_preset(results):
-        yield "# the same study once more, from its preset"
-        yield f"autotune cp {shell_quote(name)} {file}"
+        lines.append("# the same study once more, from its preset")
+        lines.append(f"autotune cp {shell_quote(name)} {file}")
     else:
-        yield f"# the same study once more; save the study file above as {file}"
-    yield f"autotune run {file} --name {again}{storage}"
-    yield f"autotune best {again}{storage}"
+        lines.append(f"# the same study once more; save the study file above as {file}")
+    lines.append(f"autotune run {file} --name {again}{storage}")
+    lines.append(f"autotune best {again}{storage}")
+    return "\n".join(lines)
 
 
 def _is_preset(results: StudyResults) -> bool:

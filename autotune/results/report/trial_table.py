@@ -10,7 +10,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autotune.config.schema import COSTS
 from autotune.errors import join_sentences
-from autotune.results.figures.history import describe_state
 from autotune.results.study_results import NEVER_STARTED, StudyResults
 from autotune.search import ranking
 from autotune.study.state import attrs
@@ -32,7 +31,7 @@ class TrialRow:
     """A trial.
 
     Args:
-        number, state, value, epochs, seconds, plan, worker: As in :mod:`.dataframe`.
+        number, state, value, epochs, seconds, plan: As in :mod:`.dataframe`.
         chance: Probability that it is the best of the complete trials; empty where unknown.
         mark: ``best``, ``baseline``, both or neither.
         costs: Costs of its network, in the order of :func:`cost_names`.
@@ -51,7 +50,6 @@ class TrialRow:
     epochs: Cell
     seconds: Cell
     plan: str
-    worker: str
     reason: str
 
 
@@ -97,42 +95,32 @@ def _row(
     trial: FrozenTrial, results: StudyResults, names: Iterable[str], costs: Iterable[str]
 ) -> TrialRow:
     objective, stored = results.objective, trial.user_attrs
+    chance = results.selection.chances.get(trial.number) if results.selection else None
 
     def cell(name: str, value: float | None) -> Cell:
         text = objective.with_name(name).format_value(value, attrs.metric_deviation(trial, name))
         return Cell(text, _key(value))
 
     metrics, measured = stored.get(attrs.METRICS, {}), stored.get(attrs.COSTS, {})
+    value = attrs.metric_value(trial) if trial.state.is_finished() else None
+    is_left = trial.number in results.never_started
     epochs = attrs.trained_epochs(trial)
     seconds = attrs.own_seconds(trial) if attrs.SECONDS in stored else None
     earlier = ", ".join(map(str, attrs.earlier_attempts(trial)))
     origin = join_sentences(f"retry of {earlier}" if earlier else "", attrs.trial_origin(trial))
     return TrialRow(
         number=trial.number,
-        state=(
-            NEVER_STARTED
-            if trial.number in results.never_started
-            else describe_state(trial, results.superseded)
-        ),
+        state=NEVER_STARTED if is_left else results.state_of(trial),
         mark=_mark(trial is results.best, attrs.is_baseline(trial)),
-        value=cell(
-            objective.name, attrs.metric_value(trial) if trial.state.is_finished() else None
-        ),
-        chance=_chance(results, trial),
+        value=cell(objective.name, value),
+        chance=Cell(f"{100 * chance:.0f} %" if chance else "", _key(chance)),
         costs=tuple(cell(name, measured.get(name)) for name in costs),
         metrics=tuple(cell(name, metrics.get(name)) for name in names),
         epochs=Cell(str(epochs), _key(epochs)),
         seconds=Cell("–" if seconds is None else f"{seconds:,.1f}", _key(seconds)),
         plan=results.describe_plan(trial),
-        worker=str(stored.get(attrs.WORKER, "")),
         reason=str(stored.get(attrs.REASON, "")) or origin,
     )
-
-
-def _chance(results: StudyResults, trial: FrozenTrial) -> Cell:
-    chances = results.selection.chances if results.selection else {}
-    chance = chances.get(trial.number)
-    return Cell("" if not chance else f"{100 * chance:.0f} %", _key(chance))
 
 
 def _mark(is_best: bool, is_baseline: bool) -> str:
@@ -196,7 +184,7 @@ def failures(results: StudyResults) -> list[Failure]:
     for trial in results.trials:
         if trial.state == TrialState.FAIL:
             reason = str(trial.user_attrs.get(attrs.REASON, "")) or "no reason was recorded"
-            state = describe_state(trial, results.superseded)
+            state = results.state_of(trial)
             groups.setdefault((reason, state), []).append(trial.number)
-    failures = [Failure(*key, tuple(numbers)) for key, numbers in groups.items()]
-    return sorted(failures, key=lambda failure: -len(failure.numbers))
+    found = [Failure(*key, tuple(numbers)) for key, numbers in groups.items()]
+    return sorted(found, key=lambda failure: -len(failure.numbers))

@@ -36,9 +36,5 @@ def epochs_table(
     known = dict.fromkeys(name for row in rows for name in row if name.startswith(_LAYER))
     layers = sorted(known, key=lambda name: int(name.removeprefix(_LAYER)))
     floats = dict.fromkeys((*["value"] * values, *curves.SERIES, *layers), "float64")
-    return pd.DataFrame(
-        {
-            name: pd.Series([row.get(name) for row in rows], dtype=pd.api.types.pandas_dtype(kind))
-            for name, kind in {**first, "epoch": "int64", **floats}.items()
-        }
-    )
+    types = {**first, "epoch": "int64", **floats}
+    return pd.DataFrame(rows, columns=list(types), dtype=object).astype(types)

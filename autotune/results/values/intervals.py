@@ -24,8 +24,9 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 
+import numpy as np
+import numpy.typing as npt
 from scipy.special import stdtrit
 
 #: Probability that all intervals of the gains of one comparison hold.
@@ -57,6 +58,13 @@ class Estimate:
     value: float
     low: float
     high: float
+
+    @staticmethod
+    def from_draws(value: float, draws: npt.NDArray[np.float64]) -> Estimate:
+        """Return a value with the percentile interval of its draws at ``CONFIDENCE_LEVEL``."""
+        ends = [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2]
+        low, high = np.quantile(draws, ends)
+        return Estimate(float(value), float(low), float(high))
 
 
 @dataclass(frozen=True)
@@ -131,11 +139,6 @@ def t_interval(
             Bengio 2003, the corrected resampled t test).
     """
     deviation = max(statistics.stdev(values), least)
-    width = _quantile(len(values) - 1, (1 + level) / 2)
+    width = float(stdtrit(len(values) - 1, (1 + level) / 2))
     error = deviation * math.sqrt(1 / len(values) + overlap)
     return Interval(statistics.fmean(values), width * error)
-
-
-@cache
-def _quantile(freedom: int, probability: float) -> float:
-    return float(stdtrit(freedom, probability))

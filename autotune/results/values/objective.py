@@ -116,3 +116,7 @@ class Objective:
         if float(text) == 0.0:
             text = text.removeprefix("-")
         return text.replace("-", "−") + (" points" if unit else "")
+
+    def format_interval(self, low: float, high: float) -> str:
+        """Write the interval of a gain without a unit: ``0.9 to 3.3``."""
+        return " to ".join(self.format_gain(end, unit=False) for end in (low, high))

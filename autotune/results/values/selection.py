@@ -96,15 +96,14 @@ def judge_selection(
         if baseline is not None:
             gains.append(best[-1] - reflected[:, numbers.index(baseline)])
     return Selection(
-        _summarize(sign * np.concatenate(best)),
-        _summarize(np.concatenate(gains)) if gains else None,
+        _estimate(sign * np.concatenate(best)),
+        _estimate(np.concatenate(gains)) if gains else None,
         dict(zip(numbers, (wins / RESAMPLES).tolist(), strict=True)),
     )
 
 
-def _summarize(numbers: Floats) -> Estimate:
-    low, high = np.quantile(numbers, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2])
-    return Estimate(float(numbers.mean()), float(low), float(high))
+def _estimate(draws: Floats) -> Estimate:
+    return Estimate.from_draws(draws.mean(), draws)
 
 
 def _draws(images: int) -> Iterator[Floats]:

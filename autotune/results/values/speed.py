@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import median
 from typing import Any
 
 import numpy as np
 
-from autotune.results.values.intervals import CONFIDENCE_LEVEL, Estimate
+from autotune.results.values.intervals import Estimate
 
 #: How often the turns are drawn again.
 RESAMPLES = 2000
@@ -41,14 +40,9 @@ class Speed:
         times = np.array(turns)
         ratios = times[:, 1] / times[:, 0]
         draws = np.random.default_rng(0).choice(ratios, (RESAMPLES, len(ratios)))
-        ends = [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2]
-        low, high = np.quantile(np.median(draws, axis=1), ends)
-        return Speed(
-            Estimate(float(np.median(ratios)), float(low), float(high)),
-            round(float(median(times[:, 0])), 4),
-            round(float(median(times[:, 1])), 4),
-            device,
-        )
+        ratio = Estimate.from_draws(np.median(ratios), np.median(draws, axis=1))
+        latency_ms, baseline_ms = (round(float(each), 4) for each in np.median(times, axis=0))
+        return Speed(ratio, latency_ms, baseline_ms, device)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""

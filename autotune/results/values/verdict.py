@@ -72,10 +72,10 @@ class Verdict:
             corrected for choosing among 5); its mean is 0.8 points worse than its value in the
             search``
         """
-        low, high = (objective.format_gain(end, unit=False) for end in (self.low, self.high))
         several = len(self.trials) > 1
         over = "seeds and splits" if self.splits else "seeds"
-        basis = f"95 % interval {low} to {high}, {self.seeds} {over}"
+        interval = objective.format_interval(self.low, self.high)
+        basis = f"95 % interval {interval}, {self.seeds} {over}"
         basis += f", corrected for choosing among {len(self.trials)}" if several else ""
         gain, bias = objective.format_gain(self.gain), self._describe_bias(objective)
         if self.is_better:

@@ -104,20 +104,7 @@ def test_the_best_trial_is_that_of_the_other_pages(tmp_path: Path) -> None:
     assert Dashboard(beyond, tmp_path).study(beyond._study_id)["best_trials"] == []
 
 
-def test_a_note_that_somebody_has_written_is_shown(study: Study, tmp_path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        save_note(study, "look at trial 3")
-    shown = Dashboard(study, tmp_path).study()
-    assert shown["note"] == {"version": 1, "body": "look at trial 3"}
-    save_note(study, "")
-    shown = Dashboard(study, tmp_path).study()
-    assert shown["note"]["version"] == 2 and shown["note"]["body"].startswith(
-        "**no trial is better than "
-    )
-
-
-def test_what_somebody_has_written_goes_along(study: Study, tmp_path: Path) -> None:
+def test_what_somebody_has_written_is_shown_and_goes_along(study: Study, tmp_path: Path) -> None:
     old, new = (f"sqlite:///{tmp_path}/{name}.db" for name in ("study", "new"))
     storage = open_storage(new, create=True)
     optuna.create_study(storage=storage, study_name="other").add_trial(create_trial(value=0.5))
@@ -136,6 +123,9 @@ def test_what_somebody_has_written_goes_along(study: Study, tmp_path: Path) -> N
     assert shown["trials"][3]["note"] == {"version": 1, "body": "odd"}
     kept = storage.get_study_system_attrs(copy._study_id)
     assert len([key for key in kept if key.startswith("dashboard:")]) == 4
+    save_note(copy, "")
+    note = Dashboard(copy, tmp_path).study(copy._study_id)["note"]
+    assert note["version"] == 2 and note["body"].startswith("**no trial is better than ")
 
 
 def test_a_trial_that_ends_meanwhile_has_a_new_note(study: Study, tmp_path: Path) -> None:

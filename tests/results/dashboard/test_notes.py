@@ -34,15 +34,12 @@ def notes_of(study: Study) -> dict[TrialState, list[str]]:
     return found
 
 
-def test_the_note_of_a_study_begins_with_its_answer(study: Study) -> None:
-    first, _, counts, *_ = note_of(study, URL).split("\n\n")
+def test_the_note_of_a_study_has_its_answer_and_says_how_to_run_it(study: Study) -> None:
+    note = note_of(study, URL)
+    first, _, counts, *_ = note.split("\n\n")
     assert re.fullmatch(r"\*\*baseline 84.2 % → best .* points\): .*\*\*", first), first
     finished = "trials: 25 of 40 finished: 17 complete, 7 pruned, 1 failed, 1 retried, 1 running"
     assert counts.startswith(finished)
-
-
-def test_the_note_of_a_study_says_what_it_is_and_how_to_run_it(study: Study) -> None:
-    note = note_of(study, URL)
     assert "| backbone | test_resnet.r160_in1k: 5 layers, 18.0 k parameters |" in note
     assert "| objective | accuracy on the validation split, the more the better |" in note
     assert "| baseline | trial 0, 84.2 %: backbone frozen, linear head, " in note
@@ -56,9 +53,8 @@ def test_the_note_of_a_study_says_what_it_is_and_how_to_run_it(study: Study) -> 
 def test_the_note_of_a_study_that_is_over_or_has_nothing() -> None:
     study = make_study(trials=0, running=0, failed=0, retried=0)
     assert note_of(study).startswith("**nothing has run yet**\n\nThere is no result yet")
-    study.set_user_attr(
-        attrs.ENDED, StopReason("patience", "no better one in 20 trials").to_json()
-    )
+    reason = StopReason("patience", "no better one in 20 trials")
+    study.set_user_attr(attrs.ENDED, reason.to_json())
     assert "The study has ended: no better one in 20 trials." in note_of(study)
 
 
@@ -95,29 +91,23 @@ def test_every_trial_has_a_note_with_its_plan_and_picture(study: Study) -> None:
 
 def test_an_infeasible_trial_says_by_how_much() -> None:
     study = make_study(constraints={"max_parameters": 40_000.0})
-    notes = [
-        trial_note(trial, StudyResults.from_study(study))
-        for trial in study.trials
-        if attrs.ended_infeasible(trial)
-    ]
+    results = StudyResults.from_study(study)
+    infeasible = filter(attrs.ended_infeasible, results.trials)
+    notes = [trial_note(trial, results) for trial in infeasible]
     assert notes
     assert all(note.startswith("**infeasible: ") and "at most 40.0 k" in note for note in notes)
 
 
 def test_what_others_wrote_is_shown_as_it_is() -> None:
     study = make_study(hostile=True)
+    definition = {**study.user_attrs[attrs.DEFINITION], "dataset": "```"}
+    study.set_user_attr(attrs.DEFINITION, definition)
     attributes = study.user_attrs[attrs.DATASET]
     study.set_user_attr(attrs.DATASET, {**attributes, "classes": ["a|b", "**c**", "[d](e)", "$"]})
     note = note_of(study)
     assert r"4: a\|b, \*\*c\*\*, \[d\](e), \$ |" in note
+    assert "````yaml\nname: digits\n" in note  # a fence is longer than those in what it holds
     for notes in notes_of(study).values():
         for one in notes:
             outside = re.sub(r"```.*?```", "", one, flags=re.DOTALL)
             assert "<" not in outside.replace("\\<", "")
-
-
-def test_a_fence_is_longer_than_those_in_what_it_holds() -> None:
-    study = make_study(trials=1)
-    definition = {**study.user_attrs[attrs.DEFINITION], "dataset": "```"}
-    study.set_user_attr(attrs.DEFINITION, definition)
-    assert "````yaml\nname: digits\n" in note_of(study)

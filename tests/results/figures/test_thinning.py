@@ -102,13 +102,9 @@ def test_rows_of_the_table_do_not_depend_on_the_others(results: StudyResults, fe
     assert rows[0].mark == "best"
     assert any(row.mark == "baseline" for row in rows)
     assert any(row.state == "retried" for row in every.values())
-
-
-def test_the_page_says_what_is_left_out(results: StudyResults, few: None) -> None:
     page = render_html(results)
-    assert "autotune report digits --format csv" in page
-    assert "The table has" in page
-    assert "do not show all trials" in page
+    for text in ("The table has", "report digits --format csv", "do not show all trials"):
+        assert text in page
 
 
 @pytest.mark.slow

@@ -10,11 +10,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import optuna
 import pytest
 from optuna.study import Study
 from plotly.offline import get_plotlyjs
 
+from autotune.results.diagnosis.diagnostics import diagnose
+from autotune.results.diagnosis.facts import Facts
 from autotune.results.report.trial_table import backbone_rows, choose_rows
 from autotune.results.study_results import StudyResults
 from autotune.study.state import attrs
@@ -38,20 +39,6 @@ def page(study: Study) -> Parsed:
     return page_of(study, URL)
 
 
-def test_the_networks_of_baseline_and_best_are_drawn(page: Parsed) -> None:
-    assert [text.split(",")[0] for text in page.of("h3") if "accuracy" in text] == [
-        "Baseline",
-        "Best: trial 7",
-    ]
-    assert len(page.having("ol", **{"class": "network"})) == 2
-
-
-def test_edges_of_the_space_are_named(page: Parsed) -> None:
-    assert "units of hidden layer 1 (head.units.1) = 512" in page.of("b")
-    question = "Does the best plan lie at an edge of the space? Yes: "
-    assert f"{question}hidden layers of the head (head.hidden_layers) = 2 at the " in page.text
-
-
 def test_every_figure_is_json_of_its_own() -> None:
     rendered = html_of(make_study(hostile=True))
     sources = re.findall(
@@ -66,20 +53,26 @@ def test_every_figure_is_json_of_its_own() -> None:
     "made",
     [
         {"trials": 0, "running": 0, "failed": 0},
+        {"trials": 0, "running": 2, "failed": 1},
         {"trials": 1, "running": 0, "failed": 0},
-        {"trials": 0, "running": 2, "failed": 0},
+        {"trials": 2, "running": 0, "failed": 0},
         {"trials": 3, "waiting": 2},
+        {"trials": 20, "constraints": {"max_latency_ms": 0.1}},
+        {"trials": 40, "gain": -0.05},
+        {"trials": 40, "others": {"small": 3, "large": 20}},
         {"space": ONE_PARAMETER},
-        {"objective": "log_loss"},
-        {"gain": -0.05},
-        {"layers": 60},
-        {"others": {"small": 3, "large": 20}},
+        {"objective": "log_loss", "layers": 60},
+        {"objectives": ["accuracy", "latency_ms"], "trials": 0, "failed": 0},
+        {"objectives": ["accuracy", "latency_ms"], "trials": 1, "failed": 0},
+        {"objectives": ["accuracy", "parameters"], "trials": 40},
+        {"objectives": ["log_loss", "memory_mb"], "hostile": True, "name": HOSTILE},
         {"hostile": True, "name": HOSTILE},
     ],
     ids=str,
 )
 def test_every_kind_of_study_gives_a_well_formed_page(made: dict[str, Any]) -> None:
-    rendered = html_of(make_study(**made), URL)
+    study = make_study(**made)
+    rendered = html_of(study, URL)
     page = Parsed(rendered)
     assert not page.open
     assert len(page.having("h1")) == 1
@@ -92,10 +85,33 @@ def test_every_kind_of_study_gives_a_well_formed_page(made: dict[str, Any]) -> N
     assert "<script>alert" not in rendered and "secret" not in rendered
     if "hostile" in made:
         assert f"digit 3{HOSTILE}" in page.text
+    has_front = "objectives" in made and made.get("trials") != 0
+    assert ("Metric against cost" in page.of("h2")) == has_front
+    assert len(page.having("table", **{"class": "front stacked"})) == has_front
+    found = diagnose(Facts(StudyResults.from_study(study)))
+    assert all(one.answer.endswith(".") and "nan" not in one.answer for one in found.values())
+    assert sorted(text for text in page.of("dt") if text.endswith("?")) == sorted(found)
+    # What cannot be told comes last.
+    tags = [text for text in page.of("span") if text in ("ok", "warning", "action", "not yet")]
+    assert tags == sorted(tags, key="not yet".__eq__)
 
 
-def test_a_study_of_another_program_is_reported() -> None:
-    assert "Nothing has run yet" in page_of(optuna.create_study()).text
+def test_the_page_names_networks_and_edges(page: Parsed) -> None:
+    assert [text.split(",")[0] for text in page.of("h3") if "accuracy" in text] == [
+        *("Baseline", "Best: trial 7")
+    ]
+    assert len(page.having("ol", **{"class": "network"})) == 2
+    assert "units of hidden layer 1 (head.units.1) = 512" in page.of("b")
+    question = "Does the best plan lie at an edge of the space? Yes: "
+    assert f"{question}hidden layers of the head (head.hidden_layers) = 2 at the " in page.text
+    assert "secret" not in page.text
+
+
+def test_commands_in_the_text_can_be_pasted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autotune.results.report.trial_table.MAX_ROWS", 4)
+    found = page_of(make_study(name="-a b", trials=6), "sqlite:////data/a b.db").of("code")
+    end = "--storage 'sqlite:////data/a b.db' -- '-a b'"
+    assert found == [f"autotune report --format {format} {end}" for format in ("epochs", "csv")]
 
 
 def test_several_backbones_are_compared() -> None:
@@ -106,28 +122,22 @@ def test_several_backbones_are_compared() -> None:
     assert "Study digits, test_resnet.r160_in1k, small on digits" in page.text
     assert results.describe_plan(results.best) in page.text
     assert "Values over backbone" in html_of(study)
-    rows = {row.name: row for row in backbone_rows(results)}
-    assert [row.layers for row in rows.values()] == [5, 3]
-    assert rows["test_resnet.r160_in1k"].mark.endswith("baseline")
-    assert "best" in rows[results.describe_plan(results.best).partition(":")[0]].mark
-    assert sum(row.trials for row in rows.values()) == results.progress.complete
-    assert all(row.value.endswith("%") for row in rows.values())
-
-
-def test_images_that_cannot_be_decoded_are_named() -> None:
-    study = make_study(trials=1)
-    dataset = study.user_attrs[attrs.DATASET]
-    skipped = [["ant/00.png", "not an image"], ["bee/01.png", "<b>cut off</b>"]]
-    study.set_user_attr(attrs.DATASET, {**dataset, "skipped": skipped})
-    text = "2 that cannot be decoded: ant/00.png (not an image); bee/01.png (<b>cut off</b>)"
-    assert text in page_of(study).text
-    study.set_user_attr(attrs.DATASET, {**dataset, "skipped": []})
-    assert "cannot be decoded" not in page_of(study).text
+    first, second = backbone_rows(results)
+    assert (first.layers, second.layers) == (5, 3) and first.mark.endswith("baseline")
+    best = results.describe_plan(results.best).partition(":")[0]
+    assert [row.name for row in (first, second) if "best" in row.mark] == [best]
+    assert first.trials + second.trials == results.progress.complete
+    assert first.value.endswith("%") and second.value.endswith("%")
 
 
 def test_what_is_odd_about_the_images_is_on_the_page(page: Parsed) -> None:
     assert "duplicates" not in page.of("dt")
     study = make_study()
+    dataset = {**study.user_attrs[attrs.DATASET], "skipped": []}
+    study.set_user_attr(attrs.DATASET, dataset)
+    assert "cannot be decoded" not in page_of(study).text
+    skipped = [["ant/00.png", "not an image"], ["bee/01.png", "<b>cut off</b>"]]
+    study.set_user_attr(attrs.DATASET, {**dataset, "skipped": skipped})
     found = {
         "mode": "report",
         **{"images": 500, "unreadable": 0, "small": 0, "exact": 2, "near": 4, "too_many": False},
@@ -138,6 +148,8 @@ def test_what_is_odd_about_the_images_is_on_the_page(page: Parsed) -> None:
         attrs.SURVEY, {"largest": ["a", 90], "smallest": ["<b>", 9], "duplicates": found}
     )
     page = page_of(study)
+    text = "2 that cannot be decoded: ant/00.png (not an image); bee/01.png (<b>cut off</b>)"
+    assert text in page.text
     notes = " ".join(page.of("li"))
     assert "'<b>' 9. See training.objective: balanced_accuracy" in notes
     assert "1 test image is like one of training or validation (a/<1>.png (train) and" in notes
@@ -153,12 +165,13 @@ def test_plotly_is_there_once(study: Study) -> None:
 
 
 def test_the_page_works_in_a_browser(browser: Browser, tmp_path: Path) -> None:
-    study = make_study(hostile=True, name=HOSTILE)
+    limits = {"objectives": ["accuracy", "latency_ms"], "constraints": {"max_latency_ms": 1.2}}
+    study = make_study(hostile=True, name=HOSTILE, trials=30, **limits)
     viewport = {"width": 390, "height": 800}
     page, messages, requests = report_page(browser, study, tmp_path, viewport=viewport)
     assert messages == []
     assert requests == [(tmp_path / "report.html").as_uri()]
-    assert page.locator(".plot").count() == 17
+    assert page.locator(".plot").count() == 16
     drawn = "document.querySelectorAll('.plot .main-svg .trace path, .plot .points path').length"
     assert page.evaluate(drawn) > 100
     # Wide things scroll by themselves; the page does not.

@@ -10,8 +10,10 @@ from tests.support.study.studies import make_study
 
 
 def test_the_table_has_every_trial() -> None:
-    study = make_study()
+    study = make_study(failed=3)
     page = page_of(study)
+    assert "3 failed DivergedError: the loss is nan in epoch 2" in page.text
+    assert "1 retried the worker was lost" in page.text
     start = page.tags.index(("table", {"class": "trials"}))
     rows = [attributes for tag, attributes in page.tags[start:] if tag == "tr"]
     assert [row["class"] for row in rows if "class" in row] == ["best", "baseline"]
@@ -36,9 +38,3 @@ def test_where_a_trial_came_from_is_shown() -> None:
         "warm start: trial 1 of <b> is queued",
         "trial 2 is dropped: too deep",
     ]
-
-
-def test_failures_are_grouped_by_reason() -> None:
-    text = page_of(make_study(failed=3)).text
-    assert "3 failed DivergedError: the loss is nan in epoch 2" in text
-    assert "1 retried the worker was lost" in text

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
-from optuna.study import Study
 from optuna.trial import create_trial
 
 from autotune.results.report.markdown import render_markdown
@@ -41,22 +38,17 @@ def test_describe_precision(half: str, float32: str, kept: list[str], text: str)
     assert describe_precision({"half": half, "float32": float32, "kept": kept}) == text
 
 
-def study_of(*computed: tuple[str, dict[str, Any] | None]) -> Study:
+def test_the_report_says_what_the_trials_computed_in() -> None:
     study = make_study(trials=1)
-    for device, compute in computed:
+    assert "Precision" not in page_of(study).of("h3")  # trials of older studies recorded none
+    bf16 = {"half": "bf16", "float32": "tf32"}
+    for device, compute in (
+        *[("NVIDIA <H200>", bf16)] * 2,
+        ("cpu", {"half": "bf16", "float32": "ieee", "kept": KEPT}),
+        ("cpu", None),
+    ):
         attributes = {attrs.DEVICE: device, attrs.COMPUTE: compute}
         study.add_trial(create_trial(value=0.5, user_attrs=attributes))
-    return study
-
-
-def test_the_report_says_what_the_trials_computed_in() -> None:
-    bf16 = {"half": "bf16", "float32": "tf32"}
-    study = study_of(
-        ("NVIDIA <H200>", bf16),
-        ("NVIDIA <H200>", bf16),
-        ("cpu", {"half": "bf16", "float32": "ieee", "kept": KEPT}),
-        ("cpu", None),  # of a study that was made before
-    )
     lines = (
         "2 trials on NVIDIA <H200>: bf16, the rest in float32 with products in TF32",
         "1 trial on cpu: bf16, the rest in float32 (some layers are left in float32)",
@@ -65,7 +57,3 @@ def test_the_report_says_what_the_trials_computed_in() -> None:
     assert [text for text in page_of(study).of("li") if text in lines] == list(lines)
     results = StudyResults.from_study(study)
     assert "- 1 trial on cpu: bf16, the rest in float32" in render_markdown(results)
-
-
-def test_a_study_that_recorded_no_precision_says_nothing_of_it() -> None:
-    assert "Precision" not in page_of(study_of(("cpu", None))).of("h3")

@@ -63,9 +63,5 @@ def test_a_study_has_it_in_its_answer() -> None:
     for trials, end in (((best,), ""), ((1, 2), f"; trial {best}, the best one now, was not")):
         study.set_user_attr(attrs.CONFIRMED, replace(WON, trials=trials).to_json())
         text = describe_confirmation(StudyResults.from_study(study))
-        assert (
-            text.startswith(
-                "Confirmed over seeds, on validation images: trial 12 beats the baseline"
-            )
-            and end in text
-        )
+        start = "Confirmed over seeds, on validation images: trial 12 beats the baseline"
+        assert text.startswith(start) and end in text
