@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from autotune.errors import DivergedError, TrialInterruptedError
 from autotune.models.network import build_network
 from autotune.training.checkpoint import Checkpoint
+from autotune.training.inputs.batches import num_batches, num_micro_batches
 from autotune.training.inputs.normalizer import Normalizer
 from autotune.training.metrics import compute_metrics
-from autotune.training.trainer import Trainer, num_batches, num_micro_batches
+from autotune.training.trainer import Trainer
 from tests.support.models.backbones import (
     CPU,
     backbone,
@@ -202,7 +203,9 @@ def test_logits_that_are_no_numbers() -> None:
         run.validate()
 
 
-@pytest.mark.parametrize(("after", "message"), [(2, "stopped in epoch 1"), (3, "validation of")])
+@pytest.mark.parametrize(
+    ("after", "message"), [(2, "stopped in epoch 1"), (3, "in the validation")]
+)
 def test_a_stop_is_heard(after: int, message: str) -> None:
     asked = 0
 

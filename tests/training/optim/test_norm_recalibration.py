@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from autotune.models.network import Network, build_network
+from autotune.training.evaluation import SAMPLED_IMAGES
 from autotune.training.inputs.normalizer import Normalizer
 from autotune.training.optim.norm_recalibration import recalibrate_batch_norms, sample_batches
-from autotune.training.trainer import NORM_IMAGES
 from tests.support.models.backbones import CPU, backbone, plan, some_digits, state_of, training
 from tests.support.models.surgery import built, change, pictures
 
@@ -138,7 +138,7 @@ def test_a_training_measures_before_its_first_epoch() -> None:
     found = change("test_resnet", {1: {"width": 0.5}})
     whole = training(found, ema=0.9, epochs=1)
     expected = copy.deepcopy(whole.network)
-    images = list(sample_batches(whole.train, NORM_IMAGES, whole.normalize, whole.seed))
+    images = list(sample_batches(whole.train, SAMPLED_IMAGES, whole.normalize, whole.seed))
     assert sum(map(len, images)) == len(whole.train)
     recalibrate_batch_norms(expected, images)
     whole.recalibrate_norms()
