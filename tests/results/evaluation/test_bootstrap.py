@@ -68,6 +68,15 @@ def test_intervals_are_those_of_a_loop() -> None:
         assert found[name].high == pytest.approx(high, abs=0.2 * width), name
 
 
+def test_a_class_without_images_counts_in_the_draws_as_in_the_value() -> None:
+    """Its F1 is zero: an interval that left it out would lie above the value."""
+    logits, labels = answers(60, 2, seed=0)
+    for third in (logits.mean(dim=1), torch.full((60,), -20.0)):  # predicted, and never predicted
+        model = torch.cat([logits, third[:, None]], dim=1)
+        found = compare(model, model.roll(1, 1), labels).model.estimates["macro_f1"]
+        assert found.low < found.value < found.high < 2 / 3 + 0.01
+
+
 def test_equal_draws_for_equal_seeds_and_in_any_portions(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, labels = answers(60, 3, seed=0)
     first = compare(logits, -logits, labels)
