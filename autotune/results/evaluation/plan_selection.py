@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial
 
 from autotune.errors import StudyError
 from autotune.plan import TrialPlan
-from autotune.results.cheapest import find_cheapest
+from autotune.results.cheapest import CHEAPEST, find_cheapest
 from autotune.results.study_results import StudyResults
 from autotune.results.values.verdict import Verdict
 from autotune.search import ranking
@@ -54,8 +54,12 @@ def select_plan(results: StudyResults, trial: Choice | None = None) -> SelectedP
     Raises:
         StudyError: When there is no such trial, or none that is complete.
     """
-    if isinstance(trial, str):
+    if trial == CHEAPEST:
         return _cheapest(results)
+    if isinstance(trial, str):
+        raise StudyError(
+            f"--trial: must be the number of a trial or {CHEAPEST!r}, but got {trial!r}"
+        )
     if trial is not None:
         if not 0 <= trial < len(results.trials):
             raise StudyError(

@@ -183,7 +183,10 @@ class Model(nn.Module):
         Raises:
             OSError: When a file cannot be read; it names the file.
             TypeError: When something is neither a path nor an image of Pillow.
+            ValueError: When ``batch_size`` is below 1.
         """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, but got {batch_size}")
         if isinstance(images, str | os.PathLike | Image.Image):
             images = [images]
         is_array = isinstance(images, np.ndarray) and images.dtype.kind not in "OUT"  # of paths

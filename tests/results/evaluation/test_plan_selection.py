@@ -92,6 +92,10 @@ def test_a_given_trial() -> None:
     for trial in (-1, 99):
         with pytest.raises(StudyError, match=f"has the trials 0 to 26, but got {trial}"):
             select_plan(study, trial)
+    with pytest.raises(
+        StudyError, match="must be the number of a trial or 'cheapest', but got '7"
+    ):
+        select_plan(study, "7")  # type: ignore[arg-type]
 
 
 def test_a_trial_without_a_plan_cannot_be_refitted() -> None:

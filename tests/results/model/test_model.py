@@ -63,6 +63,8 @@ def test_probabilities(folder: Path, tmp_path: Path) -> None:
     assert torch.equal(found, model.predict(paths, batch_size=2))
     assert torch.allclose(found, model.predict(images), atol=1e-6)
     assert model.predict([]).shape == (0, 3)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, but got -1"):
+        model.predict(images, batch_size=-1)
     with torch.no_grad():
         logits = model(torch.stack([model.transform(one) for one in images]))
     assert torch.allclose(found, logits.softmax(dim=1), atol=1e-6)
