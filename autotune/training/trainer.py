@@ -30,9 +30,9 @@ from autotune.training.compute.cuda_graphs import (
     Capture,
     CapturedStep,
     CaptureError,
+    capture_graph,
     is_usable,
     log_not_captured,
-    make_capture,
 )
 from autotune.training.compute.micro_batches import empty_cache, run_halving
 from autotune.training.curves import EpochResult, Stored, add_epoch, load_curves, save_curves
@@ -151,7 +151,7 @@ class Trainer:
         can_capture = on_gpu and is_whole and self.mixing is None and not uses_fp16
         self.capture: Capture | None = None
         if cuda_graphs and can_capture and self.steps >= MIN_STEPS:
-            self.capture = make_capture(self.device)
+            self.capture = partial(capture_graph, self.device)
         self._captured: dict[bool, CapturedStep] = {}
         self.epoch = 0
         self.evaluator = Evaluator(
@@ -463,9 +463,8 @@ class Trainer:
         }
         if self.ema is not None:
             state["ema"] = self.ema.module.trainable_state()
-        return (
-            state | save_curves(self.curves) | ({} if self.lowest is None else self.lowest.state())
-        )
+        lowest = {} if self.lowest is None else self.lowest.state()
+        return {**state, **save_curves(self.curves), **lowest}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from what :meth:`state` returned."""
