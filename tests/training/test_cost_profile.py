@@ -112,15 +112,6 @@ def test_a_folder_that_cannot_be_written_keeps_nobody_from_measuring(
         pass
 
 
-def test_memory_grows_linearly_with_the_batch() -> None:
-    sizes = (8, 16, 64)
-    eight, sixteen, many = (
-        memory_mb(training(plan("test_resnet", 3), batch_size=size)) for size in sizes
-    )
-    assert many - sixteen == pytest.approx(6 * (sixteen - eight))
-    assert sixteen > eight
-
-
 def test_saved_activations_are_counted_once_and_parameters_never() -> None:
     """Every layer saves its input and the output of its activation: the same tensor but once."""
     made = training(plan("test_resnet", 1))

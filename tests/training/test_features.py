@@ -17,7 +17,6 @@ from autotune.training import features as features_module
 from autotune.training.checkpoint import Checkpoint
 from autotune.training.compute.amp import AmpPolicy
 from autotune.training.features import FeatureCache, Features, bytes_per_image
-from autotune.training.inputs.batches import micro_batches
 from autotune.training.trainer import Trainer
 from tests.support.marks import slow
 from tests.support.models.backbones import (
@@ -223,21 +222,6 @@ def test_surgery_average_and_phases_go_with_features(
     for mine, theirs in zip(whole.network.buffers(), parted.network.buffers(), strict=True):
         assert torch.allclose(mine.float(), theirs.float(), rtol=0.01, atol=0.001)
     assert np.array(course(parted)) == pytest.approx(np.array(course(whole)), rel=0.03)
-
-
-def test_inputs_are_cut_alike() -> None:
-    one, two = torch.arange(14).view(7, 2), torch.arange(7)
-    assert [len(some) for some in micro_batches(one, 3)] == [3, 2, 2]
-    parts = micro_batches((one, two), 3)
-    assert all(isinstance(some, tuple) for some in parts)
-    joined = [torch.cat([some[index] for some in parts]) for index in range(2)]
-    assert torch.equal(joined[0], one) and torch.equal(joined[1], two)
-
-
-def test_bytes_of_one_image() -> None:
-    found = cut("test_resnet", 0)
-    (shape,) = found.shapes
-    assert bytes_per_image(found) == 2 * Tensor(*shape).numel()
 
 
 def test_epochs_that_are_kept_in_memory_stay_there(

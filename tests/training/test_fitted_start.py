@@ -90,7 +90,8 @@ def test_features_are_nearer_to_the_pretrained_ones(name: str, field: str) -> No
     goal = goal_of(built(change(name, {}, depth=net.depth)), images)
     before = distance(net, goal, images)
     twin = copy.deepcopy(net)
-    frozen = {key: value for key, value in state_of(net).items() if key not in _trainable(net)}
+    trainable = net.trainable_state().keys()
+    frozen = {key: value for key, value in state_of(net).items() if key not in trainable}
     if fit_start(net, None, lambda: images, lambda: images):
         assert distance(net, goal, images) < before * (1 if field == "kernel" else LEFT)
     else:  # in noise, no pixel tells of its neighbors: what they gave may be lost
@@ -120,10 +121,6 @@ def test_real_weights_see_real_images_as_before(field: str) -> None:
     before = distance(net, goal, images)
     assert fit_start(net, None, lambda: images, lambda: images)
     assert distance(net, goal, images) < 0.6 * before
-
-
-def _trainable(net: Network) -> set[str]:
-    return set(net.trainable_state())
 
 
 def test_norms_take_the_statistics_of_images_that_fade_behind_them() -> None:
