@@ -132,14 +132,7 @@ def test_that_of_another_training_is_not_used(
 
 @pytest.mark.parametrize(
     ("reported", "missing"),
-    [
-        ([], 1),
-        ([1, 2], 3),
-        ([1, 3, 4], 2),
-        (None, 0),
-        ([1, 2, 3, 4], 0),
-        ({3: 0.1, 2: 0.1, 1: 0.1}, 0),
-    ],
+    [([], 1), ([1, 2], 3), ([1, 3, 4], 2), (None, 0), ([1, 2, 3, 4], 0)],
 )
 def test_a_curve_has_no_gaps(
     reported: Any, missing: int, tmp_path: Path, caplog: pytest.LogCaptureFixture

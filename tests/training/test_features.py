@@ -217,8 +217,8 @@ def test_surgery_average_and_phases_go_with_features(
     named: dict[str, Any] = {"num_views": 2, "ema": 0.9, "micro_batch_size": micro_batch_size}
     whole, parted = training(found, **named), on_features(found, tmp_path, **named)
     assert parted.network.stale_norms
-    whole.recalibrate_norms()
-    parted.recalibrate_norms()
+    for run in (whole, parted):
+        run.recalibrate_norms()
     for mine, theirs in zip(whole.network.buffers(), parted.network.buffers(), strict=True):
         assert torch.allclose(mine.float(), theirs.float(), rtol=0.01, atol=0.001)
     assert np.array(course(parted)) == pytest.approx(np.array(course(whole)), rel=0.03)

@@ -15,7 +15,7 @@ from autotune.plan import TrialPlan
 from autotune.training.curves import EpochResult
 from autotune.training.optim.phases import Phases
 from autotune.training.trainer import Trainer
-from tests.support.models.backbones import network, plan, state_of, training
+from tests.support.models.backbones import network, plan, same_state, state_of, training
 from tests.support.models.surgery import change
 
 #: Plan and settings of trainings in which everything could move that must not.
@@ -91,8 +91,7 @@ def test_the_first_phase_is_the_training_of_the_head_alone(recipe: str) -> None:
             break
     assert [one.loss for one in results] == [one.loss for one in expected]
     assert [one.metrics for one in results] == [one.metrics for one in expected]
-    first, second = state_of(run.network.head), state_of(alone.network.head)
-    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert same_state(run.network.head, alone.network.head)
 
 
 def test_no_gradient_is_computed_for_the_backbone() -> None:
@@ -126,10 +125,7 @@ def test_the_rate_and_the_average_begin_anew() -> None:
     def follow() -> None:
         rates.append(run.optimizer.param_groups[0]["lr"])
         update()
-        average = run.eval_model.state_dict()
-        same.append(
-            all(torch.equal(one, average[key]) for key, one in run.network.state_dict().items())
-        )
+        same.append(same_state(run.network, run.eval_model))
 
     run._update = follow  # type: ignore[method-assign]
     list(run.run())
