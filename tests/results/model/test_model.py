@@ -34,12 +34,8 @@ def test_the_transform_is_that_of_the_study(fast: bool, tmp_path: Path) -> None:
     size = model.model_spec.image_size
     spec = ImageSpec.from_data_config(model.model_spec.data_config, size)
     assert spec.store_size > spec.size
-    data = DataConfig(
-        image_size=size,
-        validation=0.25,
-        test=0.25,
-        decode="fast" if fast else "exact",
-    )
+    decode = "fast" if fast else "exact"
+    data = DataConfig(image_size=size, validation=0.25, test=0.25, decode=decode)
     task = StudyData.open(str(images), data, spec, tmp_path / "cache")
     views = task.train_validation_views(AugmentConfig(), 1, 0)
     normalize = Normalizer.from_config(model.model_spec.data_config, torch.device("cpu"))
