@@ -15,12 +15,10 @@ from autotune.models.prefix.split import PrefixSplit, split_network
 from autotune.plan import LayerPlan, TrialPlan
 from autotune.training import features as features_module
 from autotune.training.checkpoint import Checkpoint
-from autotune.training.compute.amp import AmpPolicy
 from autotune.training.features import FeatureCache, Features, bytes_per_image
 from autotune.training.trainer import Trainer
 from tests.support.marks import slow
 from tests.support.models.backbones import (
-    CPU,
     SMALL,
     backbone,
     images,
@@ -260,27 +258,3 @@ def test_features_of_some_images_are_not_kept_in_memory(tmp_path: Path) -> None:
     assert torch.equal(few, whole[order])
     assert torch.equal(labels, run.train.labels[order])
     assert len(run.train._resident) == 1
-
-
-@pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize(("amp", "rounding"), [("off", 2.0**-11), slow("bf16", 2.0**-8)])
-def test_features_of_smaller_parts_are_the_same_to_half_precision(
-    name: str, amp: str, rounding: float
-) -> None:
-    """So those of a block that did not fit into memory may lie beside others.
-
-    They differ by less than one rounding of what they are computed in (bf16 has 8 bits) or kept
-    in (fp16 has 11).
-    """
-    amp = AmpPolicy.from_mode(amp, CPU)
-    net = network(name, 1)
-    with amp.autocast():
-        prefix = split_network(net, images(name, 2)).prefix()
-        assert prefix is not None
-        shown = images(name, 32)
-        whole = prefix(shown)
-        for size in (16, 7, 1):
-            parts = [prefix(one) for one in torch.split(shown, size)]
-            for one, *some in zip(whole, *parts, strict=True):
-                off = (torch.cat(some).float() - one.float()).norm() / one.float().norm()
-                assert float(off) < rounding
