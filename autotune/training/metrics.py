@@ -62,12 +62,8 @@ def std_metrics(scores: Sequence[Metrics]) -> Metrics:
 
 
 def _aggregate(function: Callable[[list[float]], float], scores: Sequence[Metrics]) -> Metrics:
-    return Metrics(
-        **{
-            field.name: float(function([score.objective(field.name) for score in scores]))
-            for field in fields(Metrics)
-        }
-    )
+    names = [field.name for field in fields(Metrics)]
+    return Metrics(*(float(function([one.objective(name) for one in scores])) for name in names))
 
 
 def compute_metrics(logits: Tensor, labels: Tensor) -> Metrics:

@@ -289,9 +289,8 @@ class Trainer:
         self.network.freeze_all_but_head(self.phases.is_head_only(self.epoch))
         total = torch.zeros((), device=self.device)
         factors: list[float] = []
-        for images, labels in self.train.batches(
-            order, views, self.config.batch_size, self.loader_workers
-        ):
+        batch_size, workers = self.config.batch_size, self.loader_workers
+        for images, labels in self.train.batches(order, views, batch_size, workers):
             if self.stopped():
                 raise TrialInterruptedError(f"stopped in epoch {self.epoch + 1}")
             inputs, targets = self.to_inputs(images), labels.to(self.device, non_blocking=True)
@@ -337,25 +336,20 @@ class Trainer:
         ):
             return None
         head_only = self.phases.is_head_only(self.epoch)
-        if head_only not in self._captured:
-            self._captured.clear()  # of the phase before
-            try:
-                self._captured[head_only] = CapturedStep(
-                    self._gradients,
-                    self.network,
-                    self._trainable(),
-                    inputs,
-                    targets,
-                    self.capture,
-                    self.amp.dtype is None,
-                )
-            except CaptureError as error:
-                log_not_captured(str(error))
-                self.capture = None
-            if self.capture is None:  # outside of the except block, which holds its memory
-                empty_cache(self.device)
-                return None
-        return self._captured[head_only]
+        if head_only in self._captured:
+            return self._captured[head_only]
+        self._captured.clear()  # of the phase before
+        network, parameters, is_single = self.network, self._trainable(), self.amp.dtype is None
+        try:
+            self._captured[head_only] = CapturedStep(
+                self._gradients, network, parameters, inputs, targets, self.capture, is_single
+            )
+        except CaptureError as error:
+            log_not_captured(str(error))
+            self.capture = None
+        if self.capture is None:  # outside of the except block, which holds its memory
+            empty_cache(self.device)
+        return self._captured.get(head_only)
 
     def _trainable(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -369,9 +363,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         count = num_micro_batches(len(targets), self.micro_batch_size)
         losses: list[Tensor] = []
-        for part, labels in zip(
-            micro_batches(inputs, count), targets.tensor_split(count), strict=True
-        ):
+        parts = zip(micro_batches(inputs, count), targets.tensor_split(count), strict=True)
+        for part, labels in parts:
             with self.amp.autocast():
                 logits = self.network(part)
             loss = self.loss(logits.float(), labels)

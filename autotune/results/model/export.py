@@ -185,9 +185,8 @@ def _program(model: Model, images: Tensor) -> torch.export.ExportedProgram:
 
 
 def _write_torch(model: Model, path: Path, images: Tensor) -> Forward:
-    torch.export.save(
-        _program(model, images), path, extra_files={"autotune.json": export_metadata(model)}
-    )
+    metadata = {"autotune.json": export_metadata(model)}
+    torch.export.save(_program(model, images), path, extra_files=metadata)
     return torch.export.load(path).module()
 
 
@@ -198,10 +197,7 @@ def _write_onnx(model: Model, path: Path, images: Tensor) -> Forward:
     program = _program(model, images)
     try:
         written = torch.onnx.export(
-            program,
-            input_names=["images"],
-            output_names=["logits"],
-            verbose=False,
+            program, input_names=["images"], output_names=["logits"], verbose=False
         )
         assert written is not None
         written.model.metadata_props["autotune"] = export_metadata(model)
@@ -221,11 +217,7 @@ def _write_timm(model: Model, folder: Path, images: Tensor) -> Forward:
     if isinstance(model.network, Ensemble):
         raise _not_timm(f"the model is an ensemble of {len(model.network.members)} networks")
     name, options, classifier = _timm_model(model)
-    state = {
-        key.removeprefix("backbone."): value
-        for key, value in model.network.state_dict().items()
-        if key.startswith("backbone.")
-    }
+    state = model.network.backbone.state_dict()
     output = model.network.head[-1]
     assert isinstance(output, nn.Linear)
     state |= {f"{classifier}.weight": output.weight, f"{classifier}.bias": output.bias}
@@ -298,14 +290,11 @@ def _not_timm(reason: str) -> UserError:
     )
 
 
+_ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+_FORMATS = (
+    ExportFormat("onnx", "model.onnx", False, _ONNX_PACKAGES, _write_onnx),
+    ExportFormat("torch-export", "model.pt2", False, (), _write_torch),
+    ExportFormat("timm", "timm", True, (), _write_timm),
+)
 #: The formats, by name.
-FORMATS = {
-    format.name: format
-    for format in (
-        ExportFormat(
-            "onnx", "model.onnx", False, ("onnx", "onnxscript", "onnxruntime"), _write_onnx
-        ),
-        ExportFormat("torch-export", "model.pt2", False, (), _write_torch),
-        ExportFormat("timm", "timm", True, (), _write_timm),
-    )
-}
+FORMATS = {each.name: each for each in _FORMATS}

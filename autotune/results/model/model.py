@@ -16,10 +16,7 @@ from torch import Tensor, nn
 from autotune.data.image_files import UnreadableImageError, read_image, to_rgb
 from autotune.data.preprocessing import ImageSpec, draft_decode, to_store_array
 from autotune.data.source import Shrink
-from autotune.errors import (
-    UserError,
-    join_sentences,
-)
+from autotune.errors import UserError, join_sentences
 from autotune.models.ensemble import Ensemble
 from autotune.models.network import Network
 from autotune.plan import TrialPlan
@@ -166,11 +163,7 @@ class Model(nn.Module):
         """What reduces an image before it is decoded, where the study does so."""
         return partial(draft_decode, spec=self.spec) if self.model_spec.fast_decode else None
 
-    def predict(
-        self,
-        images: ImageOrPath | Iterable[ImageOrPath],
-        batch_size: int = 64,
-    ) -> Tensor:
+    def predict(self, images: ImageOrPath | Iterable[ImageOrPath], batch_size: int = 64) -> Tensor:
         """Return the probabilities of the classes.
 
         Args:
@@ -232,13 +225,8 @@ class Model(nn.Module):
 
         try:
             self.eval()
-            logits = oom.with_oom_backoff(
-                run,
-                min(len(images), self._micro_batch_size or len(images)),
-                device,
-                least=1,
-                on_halved=on_halved,
-            )
+            size = min(len(images), self._micro_batch_size or len(images))
+            logits = oom.with_oom_backoff(run, size, device, least=1, on_halved=on_halved)
         except oom.DoesNotFitError as error:
             raise UserError(
                 f"an image must fit into memory, but {error}; take a larger device, or stop the "

@@ -31,13 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from autotune.data.download.checksums import sha256_of
-from autotune.errors import (
-    AutotuneError,
-    BackboneError,
-    FormatError,
-    ModelError,
-    PlanError,
-)
+from autotune.errors import AutotuneError, BackboneError, FormatError, ModelError, PlanError
 from autotune.format_versions import FORMATS, MODEL, check_format
 from autotune.models.backbone import Backbone, build_backbone
 from autotune.models.ensemble import Ensemble
@@ -174,12 +168,10 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     folder = Path(path).expanduser()
     record = _read_record(folder)
     try:
-        model_spec = _read_spec(record, record)
-        members = record.get("members", ())
-        model_spec = replace(
-            model_spec,
-            members=tuple((int(each["weight"]), _read_spec(each, record)) for each in members),
-        )
+        members = [
+            (int(each["weight"]), _read_spec(each, record)) for each in record.get("members", ())
+        ]
+        model_spec = replace(_read_spec(record, record), members=tuple(members))
         digest, offsets = record["weights_sha256"], dict(record["kernel_offsets"])
         model_spec.spec  # noqa: B018 -- raises for invalid preprocessing
     except (KeyError, TypeError, ValueError, BackboneError) as error:
