@@ -26,6 +26,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -132,20 +133,25 @@ def replace_files(folder: Path) -> Iterator[Path]:
 
     Files that get no new version stay, such as exports. After an error (a full disk) all files are
     the old ones. A process that is killed during the replacement leaves a folder that is refused,
-    because the record names the hash of the weights.
+    because the record names the hash of the weights. Of two refits that end at once the second
+    waits.
     """
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    new = folder / ".new"
-    shutil.rmtree(new, ignore_errors=True)  # left by a process that was killed
-    new.mkdir()
+    new, lock = folder / ".new", folder / ".new.lock"
     try:
-        yield new
-        first = (WEIGHTS, RECORD)
-        for path in sorted(new.iterdir(), key=lambda path: path.name not in first):
-            os.replace(path, folder / path.name)
+        with FileLock(lock):
+            try:
+                shutil.rmtree(new, ignore_errors=True)  # left by a process that was killed
+                new.mkdir()
+                yield new
+                first = (WEIGHTS, RECORD)
+                for path in sorted(new.iterdir(), key=lambda path: path.name not in first):
+                    os.replace(path, folder / path.name)
+            finally:
+                shutil.rmtree(new, ignore_errors=True)
+                lock.unlink(missing_ok=True)
     finally:
-        shutil.rmtree(new, ignore_errors=True)
         if is_new:
             with suppress(OSError):  # it has files
                 folder.rmdir()
