@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -186,15 +187,14 @@ class Model(nn.Module):
         is_other = isinstance(images, bytes | Tensor) or not isinstance(images, Iterable)
         if is_array or is_other:
             raise TypeError(_describe_wrong_type(images))
-        tensors = [
+        tensors = (
             self.transform(image) if isinstance(image, Image.Image) else self.read(image)
             for image in images
-        ]
-        batches = [
-            self.probabilities(torch.stack(tensors[start : start + batch_size]))
-            for start in range(0, len(tensors), batch_size)
-        ]
-        return torch.cat(batches) if batches else torch.empty(0, len(self.classes))
+        )
+        batches = [torch.empty(0, len(self.classes))]
+        while batch := list(islice(tensors, batch_size)):  # no more of them are in memory
+            batches.append(self.probabilities(torch.stack(batch)))
+        return torch.cat(batches)
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Return the probabilities ``(N, classes)`` of normalized images, on the CPU.

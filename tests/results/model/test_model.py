@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,19 @@ def test_probabilities(folder: Path, tmp_path: Path) -> None:
     assert torch.allclose(found, logits.softmax(dim=1), atol=1e-6)
     model.train()
     assert torch.equal(found, model.predict(images, batch_size=2)) and model.training
+
+
+def test_images_are_read_batch_by_batch(folder: Path) -> None:
+    """A photo of 224 px takes 600 kB: no more than a batch of them is in memory."""
+    model, sizes = load_model(folder), list[int]()
+    model.network.register_forward_hook(lambda *args: sizes.append(len(args[2])))
+
+    def photos() -> Iterator[Image.Image]:
+        for number in range(5):
+            assert sum(sizes) == number // 2 * 2
+            yield photo(100, 80)
+
+    assert len(model.predict(photos(), batch_size=2)) == 5 and sizes == [2, 2, 1]
 
 
 def test_a_single_image_is_an_image(folder: Path, tmp_path: Path) -> None:
