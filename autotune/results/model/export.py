@@ -13,6 +13,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +30,7 @@ from autotune.models.ensemble import Ensemble
 from autotune.models.pretrained.names import PACKAGED_WEIGHTS, resolve
 from autotune.plan import KEEP
 from autotune.results.model.model import Model
+from autotune.results.model.model_folder import RECORD, WEIGHTS
 from autotune.text import first_line
 
 #: Largest difference of a logit that counts as rounding, as a share of the largest logit. Another
@@ -88,19 +90,24 @@ def export(model: Model, export_format: ExportFormat, target: Path, images: Tens
         images: Normalized images, ``(N, 3, size, size)``, at least two.
 
     Raises:
-        UserError: When a package is missing, or the format cannot represent the model.
+        UserError: When a package is missing, the format cannot represent the model, or the export
+            would replace the files of a model.
         ExportError: When the export fails, or differs by more than rounding. Nothing is left of
             it.
     """
     check_packages(export_format)
     name, parent = export_format.name, target.absolute().parent
-    if export_format.is_folder:
-        parent.mkdir(parents=True, exist_ok=True)
-    with (
-        place_as_user_error(target),
-        tempfile.TemporaryDirectory(prefix=".export-", dir=parent) as temporary,
-    ):
-        folder = Path(temporary)
+    is_model = (target if export_format.is_folder else parent).joinpath(RECORD).exists()
+    if is_model and (export_format.is_folder or target.name in (WEIGHTS, RECORD)):
+        raise UserError(
+            f"an export must not replace the files of a model, but {target} is its folder, or one "
+            "of them; name another place"
+        )
+    with place_as_user_error(target), ExitStack() as stack:
+        if export_format.is_folder:
+            parent.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(prefix=".export-", dir=parent)
+        folder = Path(stack.enter_context(temporary))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporters warn about their own code
             forward = export_format.write(model, folder / target.name, images)
