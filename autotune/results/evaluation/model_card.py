@@ -17,12 +17,13 @@ from autotune.models.backbone import Backbone
 from autotune.models.pretrained.names import PACKAGED_WEIGHTS, resolve, split_source
 from autotune.plan import TrialPlan
 from autotune.results.evaluation.bootstrap import Bin
+from autotune.results.model.model_folder import CARD
 from autotune.results.values.markdown import escape, table
 from autotune.results.values.objective import Objective
 from autotune.results.values.speed import describe_speed
 from autotune.text import as_cell
 
-CARD, MATRIX, RELIABILITY = "README.md", "confusion_matrix.csv", "reliability.png"
+MATRIX, RELIABILITY = "confusion_matrix.csv", "reliability.png"
 #: Most classes whose recall is listed; the matrix beside the card has all.
 LISTED_CLASSES = 100
 _METRICS = {

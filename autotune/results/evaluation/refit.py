@@ -44,7 +44,7 @@ from autotune.results.evaluation.ensemble_selection import (
 from autotune.results.evaluation.model_card import weights_origin, write_model_card
 from autotune.results.evaluation.plan_selection import Choice, SelectedPlan, select_plan
 from autotune.results.evaluation.refitting import BASELINE, BEST, STUDENT, FinalModel, Refitting
-from autotune.results.model.model_folder import replace_files, save_model
+from autotune.results.model.model_folder import check_target, replace_files, save_model
 from autotune.results.study_results import StudyResults
 from autotune.results.values.epoch_rows import epoch_rows, epochs_table
 from autotune.results.values.intervals import Estimate
@@ -209,7 +209,7 @@ def refit_study(
     Raises:
         StudyError: When there is no such trial, or none that is complete; when an ensemble cannot
             be chosen because trials have no validation logits.
-        UserError: When there is no such combination.
+        UserError: When there is no such combination, or the folder has files of something else.
         DivergedError: When one of the trainings diverges.
         DiskFullError: When the model cannot be written.
         KeyboardInterrupt: After a signal.
@@ -221,7 +221,9 @@ def refit_study(
     if combine in (ENSEMBLE, DISTILL):
         first = results.trials[selection.trial]
         choice = select_ensemble(results, first, members or MOST_MEMBERS)
-    check_folder(folder or handle.files.model(handle.name))
+    target = folder or handle.files.model(handle.name)
+    check_folder(target)
+    check_target(target)
     check_folder(handle.files.trainings(handle.name))
     fetch_source(handle.config().dataset, on_progress)
     config = handle.config()
@@ -268,7 +270,7 @@ def refit_study(
             speed,
             combination,
         ),
-        folder=folder or handle.files.model(handle.name),
+        folder=target,
         speed=speed,
         combination=combination,
         others={n: one.summary for n, one in stored.items() if n not in (BEST, BASELINE)},

@@ -32,7 +32,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from autotune.data.download.checksums import sha256_of
-from autotune.errors import AutotuneError, BackboneError, FormatError, ModelError, PlanError
+from autotune.errors import (
+    AutotuneError,
+    BackboneError,
+    FormatError,
+    ModelError,
+    PlanError,
+    UserError,
+)
 from autotune.format_versions import FORMATS, MODEL, check_format
 from autotune.models.backbone import Backbone, build_backbone
 from autotune.models.ensemble import Ensemble
@@ -47,7 +54,7 @@ from autotune.text import first_line
 from autotune.version import COMMIT, installed_version
 
 FORMAT = FORMATS[MODEL]
-WEIGHTS, RECORD = "model.safetensors", MODEL_RECORD
+WEIGHTS, RECORD, CARD = "model.safetensors", MODEL_RECORD, "README.md"
 #: Fields of the record of every model; a refit adds its scores.
 FIELDS = (
     *("format", "versions", "weights_sha256", "parameters", "backbone", "image_size", "decode"),
@@ -57,6 +64,20 @@ FIELDS = (
 MEMBER_FIELDS = ("weight", "backbone", "image_size", "plan", "preprocessing")
 _PREPROCESSING = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 _VERSIONS = ("autotune", COMMIT, "timm", "torch", "torchvision", "pillow", "python")
+
+
+def check_target(folder: Path) -> None:
+    """Refuse a folder with files of something else, which those of a model would replace.
+
+    Raises:
+        UserError: With their names.
+    """
+    others = [name for name in (WEIGHTS, CARD) if (folder / name).exists()]
+    if others and not (folder / RECORD).exists():
+        raise UserError(
+            f"a model must not replace the files of something else, but {folder} has a "
+            f"{' and a '.join(others)} and no {RECORD}; name another folder"
+        )
 
 
 def save_model(
@@ -145,8 +166,8 @@ def replace_files(folder: Path) -> Iterator[Path]:
                 shutil.rmtree(new, ignore_errors=True)  # left by a process that was killed
                 new.mkdir()
                 yield new
-                first = (WEIGHTS, RECORD)
-                for path in sorted(new.iterdir(), key=lambda path: path.name not in first):
+                # The record first: with it the folder is known as that of a model.
+                for path in sorted(new.iterdir(), key=lambda path: path.name != RECORD):
                     os.replace(path, folder / path.name)
             finally:
                 shutil.rmtree(new, ignore_errors=True)
