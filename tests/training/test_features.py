@@ -35,11 +35,11 @@ def cut(name: str, depth: int) -> PrefixSplit:
 
 
 def cache_of(
-    run: Trainer, folder: Path, root: PrefixSplit | None = None, **limit: Any
+    run: Trainer, folder: Path, root: PrefixSplit | None = None, stays: bool = True, **limit: Any
 ) -> FeatureCache:
     shelf = ArrayCache(folder, **limit)
     weights = backbone("test_resnet").weights_hash
-    return FeatureCache(shelf, weights, run.normalize, run.amp, root)
+    return FeatureCache(shelf, weights, run.normalize, run.amp, root, on_device=stays)
 
 
 def on_features(
@@ -47,18 +47,19 @@ def on_features(
     folder: Path,
     root: PrefixSplit | None = None,
     limit: int | None = None,
+    stays: bool = True,
     **named: Any,
 ) -> Trainer:
     """Make a training of a plan that goes on from features."""
-    run = training(found, **named)
-    cache = cache_of(run, folder, root, limit_bytes=limit)
-    parts = split_network(run.network, images(found.backbone, 2))
-    assert run.validation is not None
-    run.use_features(
-        parts,
-        Features(cache, parts, run.raw_train),
-        Features(cache, parts, run.validation),  # type: ignore[arg-type]
+    shown, judged = (
+        some_digits(named.get("count", 44), named.get("num_views", 1)),
+        some_digits(20, start=600),
     )
+    run = training(found, shown=shown, **named)
+    cache = cache_of(run, folder, root, stays, limit_bytes=limit)
+    with run.amp.autocast():
+        parts = split_network(run.network, images(found.backbone, 2).to(run.device))
+    run.use_features(parts, Features(cache, parts, shown), Features(cache, parts, judged))
     return run
 
 

@@ -19,7 +19,6 @@ from autotune.training.folds import CrossValidationTrainer, trainers_of
 from autotune.training.inputs.batches import SubsetBatches
 from autotune.training.trainer import Trainer
 from tests.support.models.backbones import (
-    backbone,
     differing,
     folds,
     images,
@@ -28,6 +27,7 @@ from tests.support.models.backbones import (
     state_of,
     training,
 )
+from tests.training.test_features import cache_of
 
 
 def test_some_images_share_what_the_whole_set_keeps() -> None:
@@ -141,14 +141,7 @@ def test_networks_share_what_is_locked(ema: float | None) -> None:
 
 def on_features(found: TrialPlan, folder: Path, **named: Any) -> CrossValidationTrainer:
     run = folds(found, num_views=2, **named)
-    first = run.folds[0]
-    cache = FeatureCache(
-        ArrayCache(folder),
-        backbone("test_resnet").weights_hash,
-        first.normalize,
-        first.amp,
-        None,
-    )
+    cache = cache_of(run.folds[0], folder)
     parts = split_network(run.network, images(found.backbone, 2))
     whole = some_digits(45, 2)
     both = (Features(cache, parts, whole, together=True) for _ in range(2))

@@ -16,16 +16,14 @@ from torch import Tensor
 
 from autotune.data.cache.array_cache import ArrayCache
 from autotune.data.views.views import Views
-from autotune.models.prefix.split import split_network
 from autotune.plan import TrialPlan
-from autotune.training.features import FeatureCache, Features
+from autotune.training.features import Features
 from autotune.training.inputs import placement, transfer
 from autotune.training.inputs.batches import SubsetBatches
 from autotune.training.inputs.placement import place_on_device, release_copy
 from autotune.training.trainer import Trainer
 from tests.support.cuda import accelerator_error
 from tests.support.models.backbones import (
-    backbone,
     differing,
     flat,
     plan,
@@ -35,6 +33,7 @@ from tests.support.models.backbones import (
 )
 from tests.support.models.surgery import change
 from tests.support.simulated_gpu import Kind, SimulatedGpu, simulated_gpu
+from tests.training import test_features
 
 GPU = torch.device("cuda", 0)
 #: What no step may do.
@@ -51,18 +50,8 @@ def on_features(
     folder: Path, found: TrialPlan = FOUND, stays: bool = True, **named: Any
 ) -> Trainer:
     """Make a training that goes on from features, on the device or on the CPU."""
-    shown, judged = some_digits(44, 2), some_digits(20, start=600)
-    named = {"num_views": 2, "ema": 0.9, "epochs": 4, "device": GPU, "shown": shown, **named}
-    run = training(found, **named)
-    looks = torch.stack([shown.view(index, 0) for index in range(2)])
-    with run.amp.autocast():
-        parts = split_network(run.network, run.normalize(looks))
-    weights = backbone(found.backbone).weights_hash
-    cache = FeatureCache(
-        ArrayCache(folder), weights, run.normalize, run.amp, None, on_device=stays
-    )
-    run.use_features(parts, Features(cache, parts, shown), Features(cache, parts, judged))
-    return run
+    named = {"num_views": 2, "ema": 0.9, "epochs": 4, "device": GPU, **named}
+    return test_features.on_features(found, folder, stays=stays, **named)
 
 
 def losses(run: Trainer) -> list[float]:
