@@ -51,10 +51,8 @@ def on_features(
     **named: Any,
 ) -> Trainer:
     """Make a training of a plan that goes on from features."""
-    shown, judged = (
-        some_digits(named.get("count", 44), named.get("num_views", 1)),
-        some_digits(20, start=600),
-    )
+    shown = some_digits(named.get("count", 44), named.get("num_views", 1))
+    judged = some_digits(20, start=600)
     run = training(found, shown=shown, **named)
     cache = cache_of(run, folder, root, stays, limit_bytes=limit)
     with run.amp.autocast():
