@@ -64,7 +64,7 @@ FLOORS = {
         ("curves",),
         ("checkpoint",),
         ("compute", "optim"),
-        ("fitted_start",),
+        ("evaluation", "fitted_start"),
         ("trainer",),
         ("cost_profile", "features", "folds"),
     ),

@@ -171,12 +171,8 @@ class FeatureCache:
             for block in blocks:
                 yield from batcher.run(work, block)
             return
-        with (
-            single_threaded(),
-            ThreadPoolExecutor(
-                available_cpus(), initializer=torch.set_num_threads, initargs=(1,)
-            ) as pool,
-        ):
+        pool = ThreadPoolExecutor(available_cpus(), "features", torch.set_num_threads, (1,))
+        with single_threaded(), pool:
             yield from _prefetched_map(pool, work, blocks)
 
     def rows(self, arrays: Sequence[np.ndarray], wanted: Sequence[Tensor]) -> Iterator[Block]:
@@ -288,10 +284,9 @@ class Features:
         entry = self._cache.open(self._split, self._views, positions, numbers)
         arrays = [entry.array(str(index)) for index in range(len(self._split.keys))]
         resident = self._keep(arrays) if is_whole else None  # others are used once
-        if resident is None:
-            return arrays
-        self._resident[key] = resident
-        return resident
+        if resident is not None:
+            self._resident[key] = resident
+        return arrays if resident is None else resident
 
     def _keep(self, arrays: Sequence[np.ndarray]) -> list[Tensor] | None:
         """Keep an epoch on the device while there is room; on the CPU if it is small.

@@ -115,11 +115,10 @@ class _Problem:
             features, labels = held_out
             logits = features @ solution.weight.T + solution.bias
             loss = float(cross_entropy(logits, labels))
+            waited += 1
             if best is None or loss < lowest:
                 best, lowest, waited = solution, loss, 0
-                continue
-            waited += 1
-            if waited > PATIENCE:
+            elif waited > PATIENCE:
                 break
         assert best is not None, "there is at least one strength"
         return best

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import (
     accuracy_score,
-    balanced_accuracy_score,
     confusion_matrix,
     f1_score,
     log_loss,
+    recall_score,
 )
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -32,8 +32,8 @@ class Metrics:
 
     Args:
         accuracy: Share of images whose most likely class is right (top-1).
-        balanced_accuracy: Mean of the recalls of the classes.
-        macro_f1: Mean of the F1 scores of the classes.
+        balanced_accuracy: Mean of the recalls of the classes that have images.
+        macro_f1: Mean of the F1 scores of the classes; zero for one without images.
         log_loss: Mean negative log-likelihood in nats.
     """
 
@@ -62,12 +62,8 @@ def std_metrics(scores: Sequence[Metrics]) -> Metrics:
 
 
 def _aggregate(function: Callable[[list[float]], float], scores: Sequence[Metrics]) -> Metrics:
-    return Metrics(
-        **{
-            field.name: float(function([score.objective(field.name) for score in scores]))
-            for field in fields(Metrics)
-        }
-    )
+    names = [field.name for field in fields(Metrics)]
+    return Metrics(*(float(function([one.objective(name) for one in scores])) for name in names))
 
 
 def compute_metrics(logits: Tensor, labels: Tensor) -> Metrics:
@@ -84,8 +80,13 @@ def compute_metrics(logits: Tensor, labels: Tensor) -> Metrics:
     classes = np.arange(logits.shape[1])
     return Metrics(
         accuracy=float(accuracy_score(truth, predicted)),
-        balanced_accuracy=float(balanced_accuracy_score(truth, predicted)),
-        macro_f1=float(f1_score(truth, predicted, labels=classes, average="macro")),
+        balanced_accuracy=float(
+            recall_score(truth, predicted, labels=np.unique(truth), average="macro")
+        ),
+        # Zero for a class that no image has; said, or it would print a warning.
+        macro_f1=float(
+            f1_score(truth, predicted, labels=classes, average="macro", zero_division=0.0)
+        ),
         log_loss=float(log_loss(truth, probabilities, labels=classes)),
     )
 

@@ -11,6 +11,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,18 +30,21 @@ from autotune.training.compute.cuda_graphs import (
     Capture,
     CapturedStep,
     CaptureError,
+    capture_graph,
     is_usable,
     log_not_captured,
-    make_capture,
 )
-from autotune.training.compute.micro_batches import MicroBatcher, empty_cache, run_halving
+from autotune.training.compute.micro_batches import empty_cache, run_halving
 from autotune.training.curves import EpochResult, Stored, add_epoch, load_curves, save_curves
+from autotune.training.evaluation import SAMPLED_IMAGES, Evaluator
 from autotune.training.inputs.batches import (
     Batches,
     Inputs,
     epoch_order,
     make_mixing,
     micro_batches,
+    num_batches,
+    num_micro_batches,
 )
 from autotune.training.inputs.normalizer import Normalizer
 from autotune.training.inputs.placement import place_on_device, release_copy
@@ -48,20 +52,9 @@ from autotune.training.linear_head import LinearHead, solve_head
 from autotune.training.metrics import LowestLoss, Metrics, compute_metrics
 from autotune.training.optim.distillation import Teacher
 from autotune.training.optim.ema import WeightAverage
-from autotune.training.optim.norm_recalibration import (
-    BATCH_SIZE,
-    recalibrate_batch_norms,
-    sample_batches,
-)
+from autotune.training.optim.norm_recalibration import MIN_BATCH
 from autotune.training.optim.optimizer import layer_rates, make_optimizer, make_schedule
 from autotune.training.optim.phases import Phases
-
-#: Training images on which stale norm statistics are measured.
-NORM_IMAGES = 512
-#: Most values of the features from which a head is solved, 2 GB.
-SOLVED_VALUES = 2**29
-#: Smallest batch of a norm that trains.
-MIN_BATCH = 2
 
 
 class Trainer:
@@ -158,10 +151,12 @@ class Trainer:
         can_capture = on_gpu and is_whole and self.mixing is None and not uses_fp16
         self.capture: Capture | None = None
         if cuda_graphs and can_capture and self.steps >= MIN_STEPS:
-            self.capture = make_capture(self.device)
+            self.capture = partial(capture_graph, self.device)
         self._captured: dict[bool, CapturedStep] = {}
         self.epoch = 0
-        self._eval_batcher = MicroBatcher("validation", self.device)
+        self.evaluator = Evaluator(
+            self.to_inputs, self.amp, self.device, seed, loader_workers, stopped
+        )
         self.validation_logits: Tensor | None = None
         self.metrics: Metrics | None = None
         self.lowest: LowestLoss | None = LowestLoss()
@@ -223,6 +218,30 @@ class Trainer:
                 checkpoint.save(self.state(), self.epoch)
             start = time.perf_counter()
 
+    def start_layers(self) -> None:
+        """Bring changed layers to where they start: statistics of their norms, fitted weights."""
+        self.recalibrate_norms()
+        if self.network.start is None:
+            return
+
+        def fit(most: int) -> bool:
+            size = fitted_start.batch_size(min(len(self.train), SAMPLED_IMAGES), most)
+            inputs, images = (
+                partial(self.evaluator.sample, views, size)
+                for views in (self.train, self.raw_train)
+            )
+            return fitted_start.fit_start(self.network, self.split, inputs, images)
+
+        if run_halving(fit, fitted_start.BATCH_SIZE, MIN_BATCH, "fitted layers", self.device):
+            self._make_optimizer()  # L2-SP pulls towards what it finds
+            self._restart_average()
+
+    def recalibrate_norms(self) -> None:
+        """Measure the norm statistics that the plan has made stale, on training images."""
+        if self.network.stale_norms:
+            self.evaluator.recalibrate(self.network, self.network.stale_norms, self.train)
+            self._restart_average()
+
     def solve_head(self) -> LinearHead | None:
         """Solve the head for the features of the network as it is, if the policy says so.
 
@@ -231,28 +250,16 @@ class Trainer:
         """
         if self.policy.head_start != SOLVED or not self.network.head.is_linear:
             return None
-        held_out = None if self.validation is None else self._features(self.validation)
+        features = partial(self.evaluator.features, self.network, self.micro_batch_size)
         solved = solve_head(
-            self._features(self.train),
-            held_out,
+            features(self.train),
+            None if self.validation is None else features(self.validation),
             self.network.head.classes,
             self.config.sampling == "balanced",
         )
         self.network.head.set_linear(solved.weight, solved.bias)
-        if self.ema is not None:
-            self.ema.reset()
+        self._restart_average()
         return solved
-
-    def _features(self, views: Batches) -> tuple[Tensor, Tensor]:
-        """Return the inputs of the head, float32 ``(N, F)``, and the labels ``(N,)``.
-
-        Of more images than fit into :data:`SOLVED_VALUES`, every second, third, ... is taken.
-        """
-        step = math.ceil(len(views) * self.network.head.features / SOLVED_VALUES)
-        order = torch.arange(0, len(views), step)
-        network = self.network.eval()
-        features = torch.cat(list(self._evaluated(views, order, network.features)))
-        return features, views.labels[order].to(features.device)
 
     def average_weights(self, states: Sequence[dict[str, Tensor]]) -> None:
         """Load the average of what several trainings of this plan have returned as their state.
@@ -262,69 +269,16 @@ class Trainer:
         Args:
             states: What :meth:`eval_state` has returned.
         """
-        self.eval_model.load_trainable_state(
-            {
-                name: torch.stack([state[name].double() for state in states])
-                .mean(dim=0)
-                .to(first.dtype)
-                for name, first in states[0].items()
-            }
-        )
-        self._recalibrate(self.eval_model, self.eval_model.trainable_norms)
+        averages = {}
+        for name, first in states[0].items():
+            values = torch.stack([state[name].double() for state in states])
+            averages[name] = values.mean(dim=0).to(first.dtype)
+        self.eval_model.load_trainable_state(averages)
+        self.evaluator.recalibrate(self.eval_model, self.eval_model.trainable_norms, self.train)
 
-    def recalibrate_norms(self) -> None:
-        """Measure the norm statistics that the plan has made stale, on training images."""
-        if not self.network.stale_norms:
-            return
-        self._recalibrate(self.network, self.network.stale_norms)
+    def _restart_average(self) -> None:
         if self.ema is not None:
             self.ema.reset()
-
-    def _recalibrate(
-        self, network: Network, norms: Sequence[nn.modules.batchnorm._BatchNorm]
-    ) -> None:
-        """Measure norm statistics on training images.
-
-        If a batch does not fit into GPU memory, it starts over with half as many images in each.
-        This changes more than rounding, because the norms see other batches; the statistics are
-        means over more and smaller ones, an equally good estimate of the same.
-        """
-        if not norms:
-            return
-
-        def recalibrate(batch_size: int) -> None:
-            images = sample_batches(
-                self.train, NORM_IMAGES, self.to_inputs, self.seed, self.loader_workers, batch_size
-            )
-            with self.amp.autocast():
-                recalibrate_batch_norms(network, images, norms)
-
-        run_halving(recalibrate, BATCH_SIZE, MIN_BATCH, "norm statistics", self.device)
-
-    def start_layers(self) -> None:
-        """Bring changed layers to where they start: statistics of their norms, fitted weights."""
-        self.recalibrate_norms()
-        if self.network.start is None:
-            return
-
-        def batches(views: Batches, batch_size: int) -> Iterator[Inputs]:
-            size = fitted_start.batch_size(min(len(views), NORM_IMAGES), batch_size)
-            return sample_batches(
-                *(views, NORM_IMAGES, self.to_inputs, self.seed, self.loader_workers, size)
-            )
-
-        def fit(batch_size: int) -> bool:
-            return fitted_start.fit_start(
-                self.network,
-                self.split,
-                lambda: batches(self.train, batch_size),
-                lambda: batches(self.raw_train, batch_size),
-            )
-
-        if run_halving(fit, fitted_start.BATCH_SIZE, MIN_BATCH, "fitted layers", self.device):
-            self._make_optimizer()  # L2-SP pulls towards what it finds
-            if self.ema is not None:
-                self.ema.reset()
 
     def _train_epoch(self) -> tuple[float, dict[int, float]]:
         """Train for an epoch; return its mean loss and the mean learning rates of the layers."""
@@ -335,9 +289,8 @@ class Trainer:
         self.network.freeze_all_but_head(self.phases.is_head_only(self.epoch))
         total = torch.zeros((), device=self.device)
         factors: list[float] = []
-        for images, labels in self.train.batches(
-            order, views, self.config.batch_size, self.loader_workers
-        ):
+        batch_size, workers = self.config.batch_size, self.loader_workers
+        for images, labels in self.train.batches(order, views, batch_size, workers):
             if self.stopped():
                 raise TrialInterruptedError(f"stopped in epoch {self.epoch + 1}")
             inputs, targets = self.to_inputs(images), labels.to(self.device, non_blocking=True)
@@ -383,25 +336,20 @@ class Trainer:
         ):
             return None
         head_only = self.phases.is_head_only(self.epoch)
-        if head_only not in self._captured:
-            self._captured.clear()  # of the phase before
-            try:
-                self._captured[head_only] = CapturedStep(
-                    self._gradients,
-                    self.network,
-                    self._trainable(),
-                    inputs,
-                    targets,
-                    self.capture,
-                    self.amp.dtype is None,
-                )
-            except CaptureError as error:
-                log_not_captured(str(error))
-                self.capture = None
-            if self.capture is None:  # outside of the except block, which holds its memory
-                empty_cache(self.device)
-                return None
-        return self._captured[head_only]
+        if head_only in self._captured:
+            return self._captured[head_only]
+        self._captured.clear()  # of the phase before
+        network, parameters, is_single = self.network, self._trainable(), self.amp.dtype is None
+        try:
+            self._captured[head_only] = CapturedStep(
+                self._gradients, network, parameters, inputs, targets, self.capture, is_single
+            )
+        except CaptureError as error:
+            log_not_captured(str(error))
+            self.capture = None
+        if self.capture is None:  # outside of the except block, which holds its memory
+            empty_cache(self.device)
+        return self._captured.get(head_only)
 
     def _trainable(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -415,9 +363,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         count = num_micro_batches(len(targets), self.micro_batch_size)
         losses: list[Tensor] = []
-        for part, labels in zip(
-            micro_batches(inputs, count), targets.tensor_split(count), strict=True
-        ):
+        parts = zip(micro_batches(inputs, count), targets.tensor_split(count), strict=True)
+        for part, labels in parts:
             with self.amp.autocast():
                 logits = self.network(part)
             loss = self.loss(logits.float(), labels)
@@ -489,32 +436,10 @@ class Trainer:
         self.metrics = compute_metrics(self.validation_logits, labels)
         return self.metrics
 
-    @torch.no_grad()
     def predict(self, views: Batches) -> tuple[Tensor, Tensor]:
         """Return logits ``(N, classes)`` and labels ``(N,)`` of the evaluation views."""
-        order = torch.arange(len(views))
-        outputs = list(self._evaluated(views, order, self.eval_model.eval()))
-        return torch.cat(outputs), views.labels
-
-    @torch.no_grad()
-    def _evaluated(
-        self, views: Batches, order: Tensor, compute: Callable[[Inputs], Tensor]
-    ) -> Iterator[Tensor]:
-        """Yield what a network in evaluation mode makes of the evaluation views, as float32."""
-
-        def evaluate(images: Inputs) -> Tensor:
-            with self.amp.autocast():
-                return compute(self.to_inputs(images)).float()
-
-        # Larger on GPUs; small batches stay in the caches of a CPU.
-        batch_size = self.micro_batch_size * (4 if self.device.type == "cuda" else 1)
-        placed = place_on_device(views, self.device, stays=False)
-        for images, _ in placed.batches(
-            order, views.views_for_epoch(None), batch_size, self.loader_workers
-        ):
-            if self.stopped():
-                raise TrialInterruptedError(f"stopped in the validation of epoch {self.epoch}")
-            yield from self._eval_batcher.run(evaluate, images)
+        network = self.eval_model.eval()
+        return self.evaluator.outputs(network, views, self.micro_batch_size), views.labels
 
     def eval_state(self) -> dict[str, Tensor]:
         """Return the tensors of the model to evaluate that training has changed."""
@@ -531,9 +456,8 @@ class Trainer:
         }
         if self.ema is not None:
             state["ema"] = self.ema.module.trainable_state()
-        return (
-            state | save_curves(self.curves) | ({} if self.lowest is None else self.lowest.state())
-        )
+        lowest = {} if self.lowest is None else self.lowest.state()
+        return {**state, **save_curves(self.curves), **lowest}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from what :meth:`state` returned."""
@@ -549,15 +473,3 @@ class Trainer:
         self.curves = load_curves(state)
         if self.lowest is not None:
             self.lowest.load_state(state)
-
-
-def num_batches(images: int, batch_size: int) -> int:
-    """Count the batches of an epoch: a single image left over joins the batch before it."""
-    batches = math.ceil(images / batch_size)
-    left_over = images - (batches - 1) * batch_size
-    return batches - (batches > 1 and left_over == 1)
-
-
-def num_micro_batches(images: int, micro_batch_size: int) -> int:
-    """Count the micro-batches of a batch: none has a single image, which batch norm refuses."""
-    return max(1, min(math.ceil(images / micro_batch_size), images // 2))

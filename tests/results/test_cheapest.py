@@ -61,10 +61,8 @@ def test_the_cheapest_within_a_standard_error(
         assert selected.describe().endswith("the best: no cheaper trial is about as good")
         assert describe_cheapest(results) == "" and not selected.remarks
     else:
-        assert selected.reason == "the cheapest at most a standard error behind trial 1"
-        assert selected.remarks == (
-            "On the validation split it is 0.3 points behind, and a standard error is 0.3 points.",
-        )
+        assert selected.reason == "the cheapest about as good as trial 1"
+        assert selected.remarks == (describe_cheapest(results),)
 
 
 def test_pages_name_it_with_its_command() -> None:

@@ -38,8 +38,9 @@ def checkpoint(path: Path, **options: Any) -> Checkpoint:
     return Checkpoint(path / "3.pt", **options)
 
 
-def test_a_checkpoint_goes_round(tmp_path: Path) -> None:
+def test_a_checkpoint_goes_round(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     one = checkpoint(tmp_path / "new")
+    assert one.load(STATE) is None and caplog.records == []
     one.save(STATE, 1)
     one.save({**STATE, "a": torch.arange(3) + 1}, 2)
     found = one.load(STATE)
@@ -47,16 +48,6 @@ def test_a_checkpoint_goes_round(tmp_path: Path) -> None:
     assert found["a"].tolist() == [1, 2, 3]
     assert found["b"]["c"] == 1.5 and found["b"]["d"][0].tolist() == [0, 0]
     assert [one.name for one in (tmp_path / "new").iterdir()] == ["3.pt"]
-
-
-def test_there_is_no_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert checkpoint(tmp_path).load(STATE) is None
-    assert caplog.records == []
-
-
-def torch_file(path: Path, state: object = STATE) -> None:
-    """Write what versions before checksums did."""
-    torch.save(state, path)
 
 
 def rewritten(path: Path, change: Callable[[bytes], bytes]) -> None:
@@ -67,14 +58,10 @@ def rewritten(path: Path, change: Callable[[bytes], bytes]) -> None:
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "empty": lambda path: path.write_bytes(b""),
     "garbage": lambda path: path.write_bytes(random.Random(0).randbytes(5000)),
-    "of an earlier version": torch_file,
-    "a list": lambda path: torch_file(path, [1, 2]),
-    "cut in the first line": lambda path: rewritten(path, lambda data: data[:10]),
+    "of a version without checksums": lambda path: torch.save(STATE, path),
     "cut in the checksum": lambda path: rewritten(path, lambda data: data[:25]),
     "cut in the middle": lambda path: rewritten(path, lambda data: data[: len(data) // 2]),
-    "cut at the end": lambda path: rewritten(path, lambda data: data[:-1]),
     "longer": lambda path: rewritten(path, lambda data: data + b"\0"),
-    "a folder": lambda path: path.mkdir(),
     "a folder with something in it": lambda path: (path / "a" / "b").mkdir(parents=True),
     "a link to itself": lambda path: path.symlink_to(path.name),
     "a link to a folder": lambda path: path.symlink_to(path.parent.parent),
@@ -127,11 +114,8 @@ def test_a_flipped_bit_starts_afresh(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("theirs", "named"),
     [
-        ({"study": "b", "plan": 3}, "study"),
-        ({"study": "a", "plan": 4}, "plan"),
         ({"study": "b", "plan": 4}, "study, plan"),
         ({"study": "a"}, "plan"),
-        ({}, "study, plan"),
         ({"study": "a", "plan": 3, "seed": 1}, "seed"),
     ],
 )
@@ -147,21 +131,19 @@ def test_that_of_another_training_is_not_used(
 
 
 @pytest.mark.parametrize(
-    ("reported", "missing"), [([], 1), ([1, 2], 3), ([2, 3], 1), ([1, 3, 4], 2)]
+    ("reported", "missing"),
+    [([], 1), ([1, 2], 3), ([1, 3, 4], 2), (None, 0), ([1, 2, 3, 4], 0)],
 )
 def test_a_curve_has_no_gaps(
-    reported: list[int], missing: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    reported: Any, missing: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """A checkpoint may lag behind its curve, but not lead it."""
     checkpoint(tmp_path).save(STATE, 3)
     with caplog.at_level(logging.WARNING):
-        assert checkpoint(tmp_path, reported=reported).load(STATE) is None
-    assert f"it is that of epoch 3, but no value is known of epoch {missing};" in caplog.text
-
-
-def test_a_checkpoint_may_lag_behind_its_curve(tmp_path: Path) -> None:
-    checkpoint(tmp_path).save(STATE, 3)
-    for reported in (None, [1, 2, 3], [1, 2, 3, 4], {3: 0.1, 2: 0.1, 1: 0.1}):
-        assert checkpoint(tmp_path, reported=reported).load(STATE) is not None
+        state = checkpoint(tmp_path, reported=reported).load(STATE)
+    assert (state is None) == bool(missing) == bool(caplog.text)
+    text = f"it is that of epoch 3, but no value is known of epoch {missing};"
+    assert not missing or text in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -187,13 +169,12 @@ def test_another_structure_starts_afresh(
     assert f"it has another structure at {where};" in caplog.text
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_starts_afresh(
-    value: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     state = {"a": torch.zeros(2), "b": [torch.arange(3), torch.zeros(3)]}
     one = checkpoint(tmp_path)
-    one.save({**state, "b": [torch.arange(3), torch.tensor([0.0, value, 0.0])]}, 1)
+    one.save({**state, "b": [torch.arange(3), torch.tensor([0.0, float("nan"), 0.0])]}, 1)
     with caplog.at_level(logging.WARNING):
         assert one.load(state) is None
     assert "some of its numbers are not finite; starting afresh" in caplog.text

@@ -15,13 +15,10 @@ from autotune.models.prefix.split import PrefixSplit, split_network
 from autotune.plan import LayerPlan, TrialPlan
 from autotune.training import features as features_module
 from autotune.training.checkpoint import Checkpoint
-from autotune.training.compute.amp import AmpPolicy
 from autotune.training.features import FeatureCache, Features, bytes_per_image
-from autotune.training.inputs.batches import micro_batches
 from autotune.training.trainer import Trainer
 from tests.support.marks import slow
 from tests.support.models.backbones import (
-    CPU,
     SMALL,
     backbone,
     images,
@@ -38,11 +35,11 @@ def cut(name: str, depth: int) -> PrefixSplit:
 
 
 def cache_of(
-    run: Trainer, folder: Path, root: PrefixSplit | None = None, **limit: Any
+    run: Trainer, folder: Path, root: PrefixSplit | None = None, stays: bool = True, **limit: Any
 ) -> FeatureCache:
     shelf = ArrayCache(folder, **limit)
     weights = backbone("test_resnet").weights_hash
-    return FeatureCache(shelf, weights, run.normalize, run.amp, root)
+    return FeatureCache(shelf, weights, run.normalize, run.amp, root, on_device=stays)
 
 
 def on_features(
@@ -50,18 +47,17 @@ def on_features(
     folder: Path,
     root: PrefixSplit | None = None,
     limit: int | None = None,
+    stays: bool = True,
     **named: Any,
 ) -> Trainer:
     """Make a training of a plan that goes on from features."""
-    run = training(found, **named)
-    cache = cache_of(run, folder, root, limit_bytes=limit)
-    parts = split_network(run.network, images(found.backbone, 2))
-    assert run.validation is not None
-    run.use_features(
-        parts,
-        Features(cache, parts, run.raw_train),
-        Features(cache, parts, run.validation),  # type: ignore[arg-type]
-    )
+    shown = some_digits(named.get("count", 44), named.get("num_views", 1))
+    judged = some_digits(20, start=600)
+    run = training(found, shown=shown, **named)
+    cache = cache_of(run, folder, root, stays, limit_bytes=limit)
+    with run.amp.autocast():
+        parts = split_network(run.network, images(found.backbone, 2).to(run.device))
+    run.use_features(parts, Features(cache, parts, shown), Features(cache, parts, judged))
     return run
 
 
@@ -218,26 +214,11 @@ def test_surgery_average_and_phases_go_with_features(
     named: dict[str, Any] = {"num_views": 2, "ema": 0.9, "micro_batch_size": micro_batch_size}
     whole, parted = training(found, **named), on_features(found, tmp_path, **named)
     assert parted.network.stale_norms
-    whole.recalibrate_norms()
-    parted.recalibrate_norms()
+    for run in (whole, parted):
+        run.recalibrate_norms()
     for mine, theirs in zip(whole.network.buffers(), parted.network.buffers(), strict=True):
         assert torch.allclose(mine.float(), theirs.float(), rtol=0.01, atol=0.001)
     assert np.array(course(parted)) == pytest.approx(np.array(course(whole)), rel=0.03)
-
-
-def test_inputs_are_cut_alike() -> None:
-    one, two = torch.arange(14).view(7, 2), torch.arange(7)
-    assert [len(some) for some in micro_batches(one, 3)] == [3, 2, 2]
-    parts = micro_batches((one, two), 3)
-    assert all(isinstance(some, tuple) for some in parts)
-    joined = [torch.cat([some[index] for some in parts]) for index in range(2)]
-    assert torch.equal(joined[0], one) and torch.equal(joined[1], two)
-
-
-def test_bytes_of_one_image() -> None:
-    found = cut("test_resnet", 0)
-    (shape,) = found.shapes
-    assert bytes_per_image(found) == 2 * Tensor(*shape).numel()
 
 
 def test_epochs_that_are_kept_in_memory_stay_there(
@@ -276,27 +257,3 @@ def test_features_of_some_images_are_not_kept_in_memory(tmp_path: Path) -> None:
     assert torch.equal(few, whole[order])
     assert torch.equal(labels, run.train.labels[order])
     assert len(run.train._resident) == 1
-
-
-@pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize(("amp", "rounding"), [("off", 2.0**-11), slow("bf16", 2.0**-8)])
-def test_features_of_smaller_parts_are_the_same_to_half_precision(
-    name: str, amp: str, rounding: float
-) -> None:
-    """So those of a block that did not fit into memory may lie beside others.
-
-    They differ by less than one rounding of what they are computed in (bf16 has 8 bits) or kept
-    in (fp16 has 11).
-    """
-    amp = AmpPolicy.from_mode(amp, CPU)
-    net = network(name, 1)
-    with amp.autocast():
-        prefix = split_network(net, images(name, 2)).prefix()
-        assert prefix is not None
-        shown = images(name, 32)
-        whole = prefix(shown)
-        for size in (16, 7, 1):
-            parts = [prefix(one) for one in torch.split(shown, size)]
-            for one, *some in zip(whole, *parts, strict=True):
-                off = (torch.cat(some).float() - one.float()).norm() / one.float().norm()
-                assert float(off) < rounding

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from autotune.data.cache.array_cache import ArrayCache
-from autotune.models.network import Network
 from autotune.models.prefix.split import split_network
 from autotune.plan import TrialPlan
 from autotune.training.cost_profile import memory_mb
@@ -19,7 +18,16 @@ from autotune.training.features import FeatureCache, Features
 from autotune.training.folds import CrossValidationTrainer, trainers_of
 from autotune.training.inputs.batches import SubsetBatches
 from autotune.training.trainer import Trainer
-from tests.support.models.backbones import backbone, folds, images, plan, some_digits, training
+from tests.support.models.backbones import (
+    differing,
+    folds,
+    images,
+    plan,
+    some_digits,
+    state_of,
+    training,
+)
+from tests.training.test_features import cache_of
 
 
 def test_some_images_share_what_the_whole_set_keeps() -> None:
@@ -84,14 +92,10 @@ def test_every_image_is_judged_by_the_network_that_did_not_train_on_it() -> None
     run.validate()
     logits = run.validation_logits
     assert logits is not None and logits.shape == (45, 10)
+    assert "fold1.head.0.weight" in run.eval_state() and trainers_of(run) == run.folds
     for one, positions in zip(run.folds, run._validation, strict=True):
         assert one.validation_logits is not None
         assert torch.equal(logits[positions], one.validation_logits)
-
-
-def addresses(module: nn.Module) -> dict[str, int]:
-    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
-    return {name: one.data_ptr() for name, one in tensors.items()}
 
 
 def held_bytes(run: CrossValidationTrainer) -> int:
@@ -113,16 +117,16 @@ def test_networks_share_what_is_locked(ema: float | None) -> None:
     run = folds(plan("test_resnet", 2, lr=0.01), ema=ema)
     changing = run.network.trainable_state().keys()
     networks = {id(net): net for one in run.folds for net in (one.network, one.eval_model)}
-    found = [addresses(net) for net in networks.values()]
+    found = [
+        {name: one.data_ptr() for name, one in (*net.named_parameters(), *net.named_buffers())}
+        for net in networks.values()
+    ]
     assert len(found) == (6 if ema else 3)
     for name in found[0]:
         assert len({one[name] for one in found}) == (len(found) if name in changing else 1)
-    before = {name: one.clone() for name, one in run.network.state_dict().items()}
+    before = state_of(run.network)
     list(run.run())
-    after = run.network.state_dict()
-    assert all(
-        torch.equal(one, after[name]) for name, one in before.items() if name not in changing
-    )
+    assert set(differing(before, state_of(run.network))) <= changing
     # What is counted beforehand is what is there, activations aside; no gradient is left over.
     alone = training(plan("test_resnet", 2, lr=0.01), ema=ema)
     list(alone.run())
@@ -137,14 +141,7 @@ def test_networks_share_what_is_locked(ema: float | None) -> None:
 
 def on_features(found: TrialPlan, folder: Path, **named: Any) -> CrossValidationTrainer:
     run = folds(found, num_views=2, **named)
-    first = run.folds[0]
-    cache = FeatureCache(
-        ArrayCache(folder),
-        backbone("test_resnet").weights_hash,
-        first.normalize,
-        first.amp,
-        None,
-    )
+    cache = cache_of(run.folds[0], folder)
     parts = split_network(run.network, images(found.backbone, 2))
     whole = some_digits(45, 2)
     both = (Features(cache, parts, whole, together=True) for _ in range(2))
@@ -173,13 +170,3 @@ def test_features_are_computed_once_for_all_folds(
     reshaped = on_features(plan("test_resnet", 1, 8, lr=0.02), tmp_path)
     list(reshaped.run())
     assert len(computed) == 3
-
-
-def test_parts_of() -> None:
-    run = folds(plan("test_resnet"))
-    assert trainers_of(run) == run.folds
-    assert trainers_of(run.folds[0]) == (run.folds[0],)
-    assert isinstance(run.network, Network)
-    names = run.eval_state().keys()
-    assert {name.partition(".")[0] for name in names} == {"fold1", "fold2", "fold3"}
-    assert "fold1.head.0.weight" in names

@@ -2,27 +2,25 @@ from __future__ import annotations
 
 import copy
 import gc
-import math
 import weakref
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from autotune.errors import DivergedError, TrialInterruptedError
 from autotune.models.network import build_network
 from autotune.training.checkpoint import Checkpoint
+from autotune.training.inputs.batches import num_batches, num_micro_batches
 from autotune.training.inputs.normalizer import Normalizer
 from autotune.training.metrics import compute_metrics
-from autotune.training.trainer import Trainer, num_batches, num_micro_batches
+from autotune.training.trainer import Trainer
 from tests.support.models.backbones import (
     CPU,
     backbone,
-    digits,
     plan,
     some_digits,
     state_of,
@@ -34,10 +32,14 @@ from tests.support.models.backbones import (
 @settings(max_examples=60, deadline=None)
 @given(images=st.integers(1, 60), batch_size=st.integers(1, 70))
 def test_batches_are_counted_as_they_come(images: int, batch_size: int) -> None:
+    """No batch and no micro-batch has a single image, unless there is but one."""
     views = some_digits(60)
     order = torch.arange(images)
     batches = list(views.batches(order, torch.zeros(60, dtype=torch.int64), batch_size))
     assert len(batches) == num_batches(images, batch_size)
+    sizes = [len(one) for one in order.tensor_split(num_micro_batches(images, batch_size))]
+    assert images == 1 or min(sizes) >= 2
+    assert max(sizes) <= max(batch_size, 3)
 
 
 def test_images_are_normalised_as_timm_does() -> None:
@@ -59,19 +61,6 @@ def test_mixed_precision_trains_about_the_same(amp: str) -> None:
     assert all(parameter.dtype == torch.float32 for parameter in mixed_run.network.parameters())
 
 
-def test_a_step_that_overflows_in_fp16_is_left_out() -> None:
-    run = training(plan("test_resnet", 1, lr=0.01), precision="fp16", ema=0.9)
-    run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
-    before = state_of(run.network.head)
-    loss = run.network(torch.randn(4, 3, 32, 32)).sum() * 1e30
-    step(run, loss)
-    assert run.schedule.last_epoch == 0
-    assert run.scaler.get_scale() < 2.0**40
-    assert all(
-        torch.equal(before[key], value) for key, value in state_of(run.network.head).items()
-    )
-
-
 @pytest.mark.parametrize("scale", [2.0**18, 2.0**20, 2.0**40])
 def test_steps_that_overflow_are_counted_on_the_device_until_the_epoch_ends(scale: float) -> None:
     """As on a GPU, where asking at once would wait for the device in every step."""
@@ -90,14 +79,8 @@ def test_steps_that_overflow_are_counted_on_the_device_until_the_epoch_ends(scal
             steps += 1
 
         run.schedule.step = follow  # type: ignore[method-assign]
-        ends = [
-            (
-                run.schedule.last_epoch,
-                run.optimizer.param_groups[0]["lr"],
-                run.scaler.get_scale(),
-            )
-            for _ in run.run()
-        ]
+        group = run.optimizer.param_groups[0]
+        ends = [(run.schedule.last_epoch, group["lr"], run.scaler.get_scale()) for _ in run.run()]
         return run, ends, steps
 
     at_once, expected, taken = trained(late=False)
@@ -124,25 +107,6 @@ def test_the_gradient_is_clipped() -> None:
     assert moved(None) > 1.0
 
 
-@pytest.mark.parametrize(
-    ("images", "micro_batch_size", "parts"),
-    [
-        (64, 64, 1),
-        (64, 100, 1),
-        (64, 32, 2),
-        (64, 30, 3),
-        (5, 2, 2),
-        (3, 2, 1),
-        (2, 2, 1),
-        (1, 2, 1),
-    ],
-)
-def test_parts_of_a_batch(images: int, micro_batch_size: int, parts: int) -> None:
-    assert num_micro_batches(images, micro_batch_size) == parts
-    sizes = [len(one) for one in torch.arange(images).tensor_split(parts)]
-    assert images == 1 or min(sizes) >= 2
-
-
 @pytest.mark.parametrize("mixup", [0.0, 0.4])
 def test_the_gradients_of_parts_add_up_to_that_of_the_batch(mixup: float) -> None:
     """Where no trainable layer has a batch norm: that one would see other batches."""
@@ -156,14 +120,6 @@ def test_the_gradients_of_parts_add_up_to_that_of_the_batch(mixup: float) -> Non
     assert parts == pytest.approx(whole, rel=1e-4)
     for key, value in expected.items():
         torch.testing.assert_close(state[key], value, atol=1e-4, rtol=1e-3)
-
-
-def test_the_learning_rate_ends_at_zero() -> None:
-    run = training(plan("test_resnet", 1, lr=0.01), epochs=2, count=33)
-    assert run.steps == 2 * 2  # 33 images in batches of 16: the last one joins the second
-    list(run.run())
-    assert run.schedule.last_epoch == run.steps
-    assert all(group["lr"] == pytest.approx(0) for group in run.optimizer.param_groups)
 
 
 def test_an_epoch_has_the_mean_learning_rate_of_its_steps() -> None:
@@ -194,15 +150,9 @@ def test_a_loss_that_is_no_number(tmp_path: Path) -> None:
     assert not (tmp_path / "0.pt").exists()
 
 
-def test_logits_that_are_no_numbers() -> None:
-    run = training(plan("test_resnet"))
-    with torch.no_grad():
-        run.network.head[-1].bias[0] = math.nan
-    with pytest.raises(DivergedError, match="logits on the validation part"):
-        run.validate()
-
-
-@pytest.mark.parametrize(("after", "message"), [(2, "stopped in epoch 1"), (3, "validation of")])
+@pytest.mark.parametrize(
+    ("after", "message"), [(2, "stopped in epoch 1"), (3, "in the validation")]
+)
 def test_a_stop_is_heard(after: int, message: str) -> None:
     asked = 0
 
@@ -266,7 +216,6 @@ def test_it_learns(tmp_path: Path) -> None:
     run.network = other
     logits, labels = run.predict(views)
     assert compute_metrics(logits, labels) == run.metrics
-    assert digits().classes == tuple(str(i) for i in range(10))
 
 
 @pytest.mark.gpu
@@ -277,6 +226,5 @@ def test_a_training_on_a_gpu(amp: str) -> None:
     net = build_network(backbone("test_resnet"), found, 10, seed=0).to(cuda)
     run: Trainer = training(found, net=net, count=100, epochs=15, precision=amp, ema=0.9)
     run.normalize = Normalizer.from_config(backbone("test_resnet").data_config, cuda)
-    losses: list[Any] = [one.loss for one in run.run()]
+    losses = [one.loss for one in run.run()]
     assert losses[-1] < losses[0] / 2
-    assert isinstance(run.network, nn.Module)

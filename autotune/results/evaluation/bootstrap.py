@@ -204,20 +204,22 @@ class _ImageSums:
     def metrics(self, weights: Floats) -> Floats:
         """Return all metrics ``(draws, metrics)`` for weights ``(images, draws)``.
 
-        The means over classes leave out a class of which a draw has no image.
+        The means over classes leave out a class of which a draw has no image. But macro F1 counts
+        one of which there is no image at all, as :class:`~autotune.training.metrics.Metrics` does.
         """
         sums = (self.terms @ weights).T
         images = float(len(self.correct))
         first = 3 + BINS
         truth, predicted, correct = np.split(sums[:, first:], 3, axis=1)
         has_images = truth > 0
+        absent = self.classes - np.count_nonzero(self.terms.sum(axis=1)[first:][: self.classes])
         recall = np.divide(correct, truth, out=np.zeros_like(correct), where=has_images)
         both = truth + predicted
         f1 = np.divide(2 * correct, both, out=np.zeros_like(correct), where=has_images)
         columns = [
             sums[:, 0] / images,
             recall.sum(axis=1) / has_images.sum(axis=1),
-            f1.sum(axis=1) / has_images.sum(axis=1),
+            f1.sum(axis=1) / (has_images.sum(axis=1) + absent),
             sums[:, 2] / images,
             *([sums[:, 1] / images] if self.classes > TOP_K else []),
             np.abs(sums[:, 3:first]).sum(axis=1) / images,

@@ -11,34 +11,24 @@ validation does not agree, the single plan is refitted as if nothing had been as
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from autotune.data.views.views import Views
 from autotune.errors import UserError, did_you_mean, join_sentences
 from autotune.plan import TrialPlan
 from autotune.results.evaluation.bootstrap import Assessment
 from autotune.results.evaluation.ensemble_selection import EnsembleChoice, rank_metrics
-from autotune.results.model.model import Model
 from autotune.results.values.intervals import Estimate
 from autotune.results.values.objective import Objective
 from autotune.study.trial.build import build_trial_trainer
 from autotune.study.trial.context import WorkerContext
 from autotune.study.trial.refit import read_result
 from autotune.study.trial.trainings import Training, TrainingFiles
-from autotune.training.cost_profile import count_parameters, forward_ms
 from autotune.training.folds import trainers_of
-from autotune.training.inputs.batches import to_channels_last
-from autotune.training.inputs.normalizer import Normalizer
 from autotune.training.metrics import Metrics, mean_metrics
 
 NONE, ENSEMBLE, SOUP, DISTILL = "none", "ensemble", "soup", "distill"
 COMBINATIONS = (NONE, ENSEMBLE, SOUP, DISTILL)
-#: Test images that go through a network at a time.
-BATCH_SIZE = 64
 #: Trainings of a soup, by default.
 SOUP_SEEDS = 3
 
@@ -146,9 +136,8 @@ def describe_members(kind: str, members: Sequence[Member]) -> str:
     first = members[0].trial
     if kind == SOUP:
         return f"the soup of {members[0].weight} trainings of trial {first}"
-    named = [
-        f"{one.trial}" + (f" (weight {one.weight})" if one.weight > 1 else "") for one in members
-    ]
+    weights = (f" (weight {one.weight})" if one.weight > 1 else "" for one in members)
+    named = [f"{one.trial}{weight}" for one, weight in zip(members, weights, strict=True)]
     ensemble = f"the ensemble of trials {', '.join(named[:-1])} and {named[-1]}"
     return ensemble if kind == ENSEMBLE else f"trial {first}, taught by {ensemble}"
 
@@ -156,19 +145,16 @@ def describe_members(kind: str, members: Sequence[Member]) -> str:
 def describe_choice(kind: str, choice: EnsembleChoice, objective: Objective) -> str:
     """Say what the validation split says about an ensemble."""
     both = _describe_scores(objective, choice.single, choice.together)
-    lost = ""
-    if choice.without_logits:
-        lost = (
-            f" {choice.without_logits} of the best trials have no validation logits, and were not "
-            "considered."
-        )
-    if not choice.is_better:
-        return (
-            f"No ensemble: none of {choice.considered - 1} other trials adds anything to the "
-            f"single plan on the validation split.{lost}"
-        )
     what = "Ensemble" if kind == ENSEMBLE else "Ensemble as teacher"
-    return f"{what}, chosen on the validation split, which flatters it: {both}.{lost}"
+    text = f"{what}, chosen on the validation split, which flatters it: {both}."
+    if not choice.is_better:
+        text = (
+            f"No ensemble: none of {choice.considered - 1} other trials adds anything to the "
+            "single plan on the validation split."
+        )
+    if lost := choice.without_logits:
+        text += f" {lost} of the best trials have no validation logits, and were not considered."
+    return text
 
 
 def _describe_scores(objective: Objective, single: Metrics, together: Metrics) -> str:
@@ -180,33 +166,6 @@ def _describe_scores(objective: Objective, single: Metrics, together: Metrics) -
         f"{metric.format_value(together.objective(metric.name))}"
         for metric in metrics
     )
-
-
-def soup_trainings(single: Training, seed: int, count: int) -> tuple[Training, ...]:
-    """Return the trainings of a soup besides that of the single plan.
-
-    Args:
-        single: The training of the single plan, under the seed of the study.
-        seed: The seed of the study.
-        count: Trainings of the soup.
-    """
-    return tuple(
-        replace(
-            single,
-            name=f"seed {number}",
-            seed=(seed + number) % 2**31,
-            same_start=True,
-        )
-        for number in range(1, count)
-    )
-
-
-def rehearse(trainings: Sequence[Training]) -> list[Training]:
-    """Return the trainings of a soup on the training split, which can be validated."""
-    return [
-        replace(each, name=f"{each.name}, training split", refit=None, same_start=True)
-        for each in trainings
-    ]
 
 
 def judge_soup(
@@ -236,31 +195,7 @@ def judge_soup(
     single = mean_metrics([Metrics(**result["metrics"]) for result in results if result])
     both = _describe_scores(objective, single, soup)
     text = f"on the validation split, mean of the single ones → average of weights: {both}"
+    count = f"{len(trainings)} trainings"
     if rank_metrics(soup, objective) < rank_metrics(single, objective):
-        return True, f"Soup of {len(trainings)} trainings; {text}."
-    return (
-        False,
-        f"No soup: averaging the weights of {len(trainings)} trainings does not help; {text}.",
-    )
-
-
-@torch.no_grad()
-def predict_views(model: Model, views: Views) -> Tensor:
-    """Return the logits ``(N, classes)`` of the evaluation views, on the CPU."""
-    normalize = Normalizer.from_config(asdict(model.spec), torch.device("cpu"))
-    batches = views.batches(torch.arange(len(views)), views.views_for_epoch(None), BATCH_SIZE)
-    return torch.cat([model.logits(normalize(images)) for images, _ in batches])
-
-
-def measure_model(
-    name: str, model: Model, scores: Assessment, gain: Mapping[str, Estimate] | None = None
-) -> ModelScores:
-    """Put the costs of a model beside its scores; the arguments are those of ModelScores."""
-    latency = round(forward_ms(model.network, random_image(model)), 4)
-    return ModelScores(name, scores, gain or {}, count_parameters(model), latency)
-
-
-def random_image(model: Model) -> Tensor:
-    """Return an image ``(1, 3, size, size)`` of noise, on the device of a model, to time it."""
-    size, device = model.spec.size, next(model.parameters()).device
-    return to_channels_last(torch.randn(1, 3, size, size, device=device))
+        return True, f"Soup of {count}; {text}."
+    return False, f"No soup: averaging the weights of {count} does not help; {text}."

@@ -294,15 +294,15 @@ def _compare(
     objective = results.objective
     images = int(results.dataset.get("validation") or 0)
     step = 1 / images if objective.is_share and images else 0.0
-    overlap = _overlap(results) if splits else 0.0
+    # Validation images per training image of a division.
+    overlap = results.dataset["validation"] / results.dataset["train"] if splits else 0.0
 
     def result_of(
         candidate: _Candidate, mean: Interval | None = None, gain: Interval | None = None
     ) -> PlanResult:
         bias = None
         if mean is not None and candidate.search_value is not None:
-            bias = candidate.search_value - mean.mean
-            bias = bias if objective.is_maximized else -bias
+            bias = objective.gain(candidate.search_value, mean.mean)
         return PlanResult(
             trial=candidate.trial,
             plan=candidate.plan,
@@ -356,8 +356,3 @@ def _compare(
         trained=sum(not one.is_cached for plan in (baseline, *plans) for one in plan.results),
         verdict=verdict,
     )
-
-
-def _overlap(results: StudyResults) -> float:
-    """Return the number of validation images per training image of a division."""
-    return float(results.dataset["validation"] / results.dataset["train"])

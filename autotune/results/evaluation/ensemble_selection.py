@@ -9,7 +9,7 @@ the best of all rounds.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,29 +82,20 @@ def select_ensemble(
         raise StudyError(_explain_missing(results, first, own))
     shares = {first.number: own.probabilities}
     shares |= {number: logits.probabilities for number, logits in usable.items()}
-    scores = _Scores(torch.from_numpy(own.labels), results.objective)
-    order = _select(shares, first.number, scores, most)
-    counts = Counter(order)
-    return EnsembleChoice(
-        dict(counts),
-        scores.of(shares[first.number]),
-        scores.of(_mean(shares, order)),
-        len(shares),
-        len(others) - len(usable),
-    )
+    labels = torch.from_numpy(own.labels)
 
+    def score(probabilities: Floats) -> Metrics:
+        positive = np.maximum(probabilities, np.finfo(np.float64).tiny)
+        return compute_metrics(torch.from_numpy(np.log(positive)), labels)
 
-@dataclass(frozen=True)
-class _Scores:
-    labels: torch.Tensor
-    objective: Objective
+    def key(probabilities: Floats) -> tuple[float, ...]:
+        return rank_metrics(score(probabilities), results.objective)
 
-    def of(self, shares: Floats) -> Metrics:
-        tiny = np.finfo(np.float64).tiny
-        return compute_metrics(torch.from_numpy(np.log(np.maximum(shares, tiny))), self.labels)
-
-    def key(self, metrics: Metrics) -> tuple[float, ...]:
-        return rank_metrics(metrics, self.objective)
+    order = _select(shares, first.number, key, most)
+    mean = np.asarray(sum(shares[number] for number in order) / len(order))
+    single, together = score(shares[first.number]), score(mean)
+    missing = len(others) - len(usable)
+    return EnsembleChoice(dict(Counter(order)), single, together, len(shares), missing)
 
 
 def rank_metrics(metrics: Metrics, objective: Objective) -> tuple[float, ...]:
@@ -113,25 +104,21 @@ def rank_metrics(metrics: Metrics, objective: Objective) -> tuple[float, ...]:
     return ranking.rank_key([value], metrics.log_loss, objective.direction)
 
 
-def _select(shares: Mapping[int, Floats], first: int, scores: _Scores, most: int) -> list[int]:
+def _select(
+    shares: Mapping[int, Floats], first: int, key: Callable[[Floats], tuple[float, ...]], most: int
+) -> list[int]:
     """Return the members in the order in which they were added, to the best round."""
     order, best = [first], [first]
-    total, best_key = shares[first], scores.key(scores.of(shares[first]))
+    total, best_key = shares[first], key(shares[first])
     for size in range(2, ROUNDS + 1):
         is_full = len(set(order)) == most
         allowed = [number for number in shares if not is_full or number in order]
-        keys = {
-            number: scores.key(scores.of((total + shares[number]) / size)) for number in allowed
-        }
+        keys = {number: key((total + shares[number]) / size) for number in allowed}
         added = min(keys, key=lambda number: keys[number])  # the better trial of equal ones
         order, total = [*order, added], total + shares[added]
         if keys[added] < best_key:
             best, best_key = order, keys[added]
     return best
-
-
-def _mean(shares: Mapping[int, Floats], order: list[int]) -> Floats:
-    return np.asarray(sum(shares[number] for number in order) / len(order))
 
 
 def _explain_missing(

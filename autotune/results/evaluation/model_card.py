@@ -17,12 +17,13 @@ from autotune.models.backbone import Backbone
 from autotune.models.pretrained.names import PACKAGED_WEIGHTS, resolve, split_source
 from autotune.plan import TrialPlan
 from autotune.results.evaluation.bootstrap import Bin
+from autotune.results.model.model_folder import CARD
 from autotune.results.values.markdown import escape, table
 from autotune.results.values.objective import Objective
 from autotune.results.values.speed import describe_speed
 from autotune.text import as_cell
 
-CARD, MATRIX, RELIABILITY = "README.md", "confusion_matrix.csv", "reliability.png"
+MATRIX, RELIABILITY = "confusion_matrix.csv", "reliability.png"
 #: Most classes whose recall is listed; the matrix beside the card has all.
 LISTED_CLASSES = 100
 _METRICS = {
@@ -33,6 +34,7 @@ _METRICS = {
     "log_loss": "log loss",
     "calibration_error": "calibration error",
 }
+_VIEWS = {"online": "a new one in every epoch", 1: "1, not augmented"}
 _CARD = """\
 ---
 library_name: autotune
@@ -150,6 +152,7 @@ def model_card(record: Mapping[str, Any], matrix: npt.NDArray[np.int64]) -> str:
     """Return the card of a model as Markdown, with the front matter of the Hugging Face hub."""
     plan = TrialPlan.from_json(record["plan"])
     preprocessing = record["preprocessing"]
+    origins = {plan.backbone: record["pretrained"], **record.get("other_pretrained", {})}
     reads = record["times_the_test_part_was_read"]
     often = "once." if reads == 1 else f"{reads} times; scores that were chosen by are optimistic."
     if record["is_baseline"]:
@@ -166,8 +169,10 @@ def model_card(record: Mapping[str, Any], matrix: npt.NDArray[np.int64]) -> str:
             f"{preprocessing['interpolation']}, then cropped to a share of "
             f"{preprocessing['crop_pct']:g} ({preprocessing['crop_mode']})",
         ),
-        ("mean", _numbers(preprocessing["mean"])),
-        ("standard deviation", _numbers(preprocessing["std"])),
+        *(
+            (title, ", ".join(f"{value:g}" for value in preprocessing[key]))
+            for title, key in (("mean", "mean"), ("standard deviation", "std"))
+        ),
         ("made with", ", ".join(" ".join(item) for item in record["versions"].items())),
     ]
     return _CARD.format(
@@ -186,24 +191,18 @@ def model_card(record: Mapping[str, Any], matrix: npt.NDArray[np.int64]) -> str:
         calibration=_calibration(record["calibration"]["test"]),
         training=table(("", "this model", "baseline"), _training(record)),
         model=table(("", ""), model),
-        license="\n".join(
-            _license(name, origin)
-            for name, origin in (
-                (plan.backbone, record["pretrained"]),
-                *record.get("other_pretrained", {}).items(),
-            )
-        ),
+        license="\n".join(_license(name, origin) for name, origin in origins.items()),
     )
 
 
 def _what(record: Mapping[str, Any], plan: TrialPlan) -> str:
     """Say in a sentence without its end what the model is."""
-    how = f"{plan.backbone}, trained by autotune with the plan of {record['chosen']}"
-    combination = record.get("combination") or {}
+    chosen, combination = record["chosen"], record.get("combination") or {}
     if combination.get("is_used"):
-        compared = f"The single plan beside it is that of {record['chosen']}"
+        compared = f"The single plan beside it is that of {chosen}"
         return f"{combination['name']}, trained by autotune. {compared}"
-    return f"{how}:\n{plan.describe()}"
+    how = f"trained by autotune with the plan of {chosen}"
+    return f"{plan.backbone}, {how}:\n{plan.describe()}"
 
 
 def _combination(record: Mapping[str, Any]) -> str:
@@ -281,23 +280,15 @@ def _scores(record: Mapping[str, Any]) -> str:
 
 
 def _calibration(bins: Sequence[Mapping[str, Any]]) -> str:
-    rows = [
-        (
-            f"{b['low']:.0%} to {b['high']:.0%}",
-            str(b["images"]),
-            f"{b['probability']:.1%}",
-            f"{b['accuracy']:.1%}",
-        )
-        for b in bins
-        if b["images"]
-    ]
+    cells = "{low:.0%} to {high:.0%}", "{images}", "{probability:.1%}", "{accuracy:.1%}"
+    rows = [tuple(cell.format(**b) for cell in cells) for b in bins if b["images"]]
     return table(("probability", "images", "mean probability", "correct"), rows)
 
 
 def _training(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
     formats: dict[str, tuple[str, Callable[[Any], str]]] = {
         "images": ("images (training and validation split)", str),
-        "views": ("views of each image", _views),
+        "views": ("views of each image", lambda views: _VIEWS.get(views, str(views))),
         "epochs": ("epochs", str),
         "ema": ("average of the weights", lambda ema: f"decay {ema:.4f}" if ema else "none"),
         "part": ("images at a time", str),
@@ -308,12 +299,6 @@ def _training(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
         (label, *(write(summary[key]) for summary in both))
         for key, (label, write) in formats.items()
     ]
-
-
-def _views(views: int | str) -> str:
-    if isinstance(views, str):
-        return "a new one in every epoch"
-    return "1, not augmented" if views == 1 else str(views)
 
 
 def _recalls(classes: list[str], matrix: npt.NDArray[np.int64]) -> str:
@@ -329,20 +314,14 @@ def _recalls(classes: list[str], matrix: npt.NDArray[np.int64]) -> str:
 
 def _license(name: str, pretrained: Mapping[str, str]) -> str:
     source = pretrained.get("source", "the hub")
-    match pretrained["weights"]:
-        case "none":
-            return f"{name} started from random weights."
-        case "file":
-            return (
-                f"{name} started from the weights of a file (fingerprint {pretrained['hash']}) "
-                "of unknown license."
-            )
-        case "shipped":
-            return f"{name} started from the weights that autotune ships (Apache-2.0)."
-        case "package":
-            return f"{name} started from the weights of {source} (Apache-2.0)."
-    license_name = pretrained.get("licence", "no license")
-    return f"{name} started from the weights of {source}; timm states {license_name}."
+    origins = {
+        "none": "random weights",
+        "file": f"the weights of a file (fingerprint {pretrained['hash']}) of unknown license",
+        "shipped": "the weights that autotune ships (Apache-2.0)",
+        "package": f"the weights of {source} (Apache-2.0)",
+        "hub": f"the weights of {source}; timm states {pretrained.get('licence', 'no license')}",
+    }
+    return f"{name} started from {origins[pretrained['weights']]}."
 
 
 def _draw_reliability(path: Path, bins: Sequence[Bin]) -> None:
@@ -351,18 +330,12 @@ def _draw_reliability(path: Path, bins: Sequence[Bin]) -> None:
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     filled = [b for b in bins if b.images]
     upper.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1, label="calibrated")
-    x, y = (
-        [b.probability for b in filled],
-        [b.accuracy for b in filled],
-    )
+    x, y = [b.probability for b in filled], [b.accuracy for b in filled]
     upper.plot(x, y, marker="o", markersize=4, label="this model")
     upper.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="share of correct predictions")
     upper.legend(loc="upper left")
     upper.grid(alpha=0.3)
-    edges, heights = (
-        [b.low for b in bins],
-        [b.images for b in bins],
-    )
+    edges, heights = [b.low for b in bins], [b.images for b in bins]
     lower.bar(edges, heights, bins[0].high - bins[0].low, align="edge")
     lower.set(xlabel="probability of the predicted class", ylabel="images")
     FigureCanvasAgg(figure).print_png(str(path))  # type: ignore[no-untyped-call]
@@ -375,7 +348,3 @@ def _score(name: str, value: float) -> str:
 def _signed(name: str, value: float) -> str:
     text = f"{value:+.4f}" if name == "log_loss" else f"{100 * value:+.2f}"
     return text.replace("-", "−")
-
-
-def _numbers(values: list[float]) -> str:
-    return ", ".join(f"{value:g}" for value in values)

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial
 
 from autotune.errors import StudyError
 from autotune.plan import TrialPlan
-from autotune.results.cheapest import find_cheapest
+from autotune.results.cheapest import CHEAPEST, describe_cheapest, find_cheapest
 from autotune.results.study_results import StudyResults
 from autotune.results.values.verdict import Verdict
 from autotune.search import ranking
@@ -54,8 +54,12 @@ def select_plan(results: StudyResults, trial: Choice | None = None) -> SelectedP
     Raises:
         StudyError: When there is no such trial, or none that is complete.
     """
-    if isinstance(trial, str):
+    if trial == CHEAPEST:
         return _cheapest(results)
+    if isinstance(trial, str):
+        raise StudyError(
+            f"--trial: must be the number of a trial or {CHEAPEST!r}, but got {trial!r}"
+        )
     if trial is not None:
         if not 0 <= trial < len(results.trials):
             raise StudyError(
@@ -136,10 +140,8 @@ def _cheapest(results: StudyResults) -> SelectedPlan:
         raise StudyError(f"the study {results.name!r} has {results.explain_no_best()}")
     if found.noise is None:
         return _selected(results, found.trial, "the best: no cheaper trial is about as good")
-    reason = f"the cheapest at most a standard error behind trial {results.front[0].number}"
-    loss, error = (results.objective.format_gain(each) for each in (found.loss, found.noise.error))
-    remark = f"On the validation split it is {loss} behind, and a standard error is {error}."
-    return _selected(results, found.trial, reason, remark)
+    reason = f"the cheapest about as good as trial {results.front[0].number}"
+    return _selected(results, found.trial, reason, describe_cheapest(results))
 
 
 def _selected(

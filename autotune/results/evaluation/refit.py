@@ -8,7 +8,7 @@ test split makes it a validation split.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,8 +35,6 @@ from autotune.results.evaluation.combination import (
     check_combination,
     describe_choice,
     judge_soup,
-    rehearse,
-    soup_trainings,
 )
 from autotune.results.evaluation.ensemble_selection import (
     MOST_MEMBERS,
@@ -45,14 +43,8 @@ from autotune.results.evaluation.ensemble_selection import (
 )
 from autotune.results.evaluation.model_card import weights_origin, write_model_card
 from autotune.results.evaluation.plan_selection import Choice, SelectedPlan, select_plan
-from autotune.results.evaluation.refitting import (
-    BASELINE,
-    BEST,
-    STUDENT,
-    FinalModel,
-    Refitting,
-)
-from autotune.results.model.model_folder import replace_files, save_model
+from autotune.results.evaluation.refitting import BASELINE, BEST, STUDENT, FinalModel, Refitting
+from autotune.results.model.model_folder import check_target, replace_files, save_model
 from autotune.results.study_results import StudyResults
 from autotune.results.values.epoch_rows import epoch_rows, epochs_table
 from autotune.results.values.intervals import Estimate
@@ -68,9 +60,7 @@ from autotune.study.state.predictions import HEAT_MAPS, test_file
 from autotune.study.trial.context import build_context
 from autotune.study.trial.plots import draw_confusion, draw_curve
 from autotune.study.trial.predictions import Predicted
-from autotune.study.trial.refit import (
-    TrainingSummary,
-)
+from autotune.study.trial.refit import TrainingSummary
 from autotune.study.trial.run import EventCallback
 from autotune.study.trial.trainings import Training
 from autotune.training.metrics import Metrics, compute_metrics, confusion
@@ -148,9 +138,9 @@ class RefitResult:
         ``plan`` is ``best plan``, ``baseline`` or the name of a member; the other columns
         are those of :mod:`autotune.results.report.epoch_table`.
         """
-        trainings = {"baseline": self.baseline_summary, "best plan": self.summary}
-        if self.summary is self.baseline_summary:
-            trainings.pop("best plan")
+        trainings = {BASELINE: self.baseline_summary}
+        if self.summary is not self.baseline_summary:
+            trainings[BEST] = self.summary
         trainings |= self.others
         rows = [
             {"plan": name, **row}
@@ -219,7 +209,7 @@ def refit_study(
     Raises:
         StudyError: When there is no such trial, or none that is complete; when an ensemble cannot
             be chosen because trials have no validation logits.
-        UserError: When there is no such combination.
+        UserError: When there is no such combination, or the folder has files of something else.
         DivergedError: When one of the trainings diverges.
         DiskFullError: When the model cannot be written.
         KeyboardInterrupt: After a signal.
@@ -231,7 +221,9 @@ def refit_study(
     if combine in (ENSEMBLE, DISTILL):
         first = results.trials[selection.trial]
         choice = select_ensemble(results, first, members or MOST_MEMBERS)
-    check_folder(folder or handle.files.model(handle.name))
+    target = folder or handle.files.model(handle.name)
+    check_folder(target)
+    check_target(target)
     check_folder(handle.files.trainings(handle.name))
     fetch_source(handle.config().dataset, on_progress)
     config = handle.config()
@@ -249,9 +241,8 @@ def refit_study(
         combination, others = _ensemble(combine, choice, results, trainings)
         trainings += others
     elif combine == SOUP:
-        seeds = soup_trainings(trainings[0], config.search.seed, members or SOUP_SEEDS)
-        combination = _soup(results, selection, trainings[0], seeds, run)
-        trainings += seeds if combination.is_used else ()
+        combination, others = _soup(results, selection, trainings[0], members or SOUP_SEEDS, run)
+        trainings += others
     # Whatever messages call it, from here on the single plan has one name.
     called = trainings[0].name
     stored = {BEST if n == called else n: each for n, each in run.train(trainings).items()}
@@ -279,7 +270,7 @@ def refit_study(
             speed,
             combination,
         ),
-        folder=folder or handle.files.model(handle.name),
+        folder=target,
         speed=speed,
         combination=combination,
         others={n: one.summary for n, one in stored.items() if n not in (BEST, BASELINE)},
@@ -330,18 +321,26 @@ def _ensemble(
 
 
 def _soup(
-    results: StudyResults,
-    selection: SelectedPlan,
-    single: Training,
-    seeds: Sequence[Training],
-    run: Refitting,
-) -> Combination:
-    """Train the members of a soup on the training split, and decide on the validation split."""
-    rehearsals = rehearse([single, *seeds])
+    results: StudyResults, selection: SelectedPlan, single: Training, count: int, run: Refitting
+) -> tuple[Combination, list[Training]]:
+    """Train a soup on the training split, and decide on the validation split.
+
+    Returns:
+        The soup, and its trainings besides that of the single plan; none where it does not help.
+    """
+    seed = run.ctx.config.search.seed
+    others = [
+        replace(single, name=f"seed {number}", seed=(seed + number) % 2**31, same_start=True)
+        for number in range(1, count)
+    ]
+    rehearsals = [
+        replace(each, name=f"{each.name}, training split", refit=None, same_start=True)
+        for each in (single, *others)
+    ]
     run.do(rehearsals)
     agrees, decision = judge_soup(rehearsals, run.on_device(), results.objective)
-    member = Member(selection.trial, selection.plan, len(rehearsals))
-    return Combination(SOUP, agrees, decision, (member,))
+    member = Member(selection.trial, selection.plan, count)
+    return Combination(SOUP, agrees, decision, (member,)), others if agrees else []
 
 
 def _student(combination: Combination, trainings: Sequence[Training]) -> Training:
@@ -370,11 +369,13 @@ def _write_folder(
         "pretrained": weights_origin(backbone, config.weights_of(backbone.name)),
         "definition": config.identity(),
     }
-    backbones = (run.ctx.resources.of(plan).backbone for plan in _other_backbones(result))
-    if others := {
-        each.name: weights_origin(each, config.weights_of(each.name)) for each in backbones
-    }:
-        facts["other_pretrained"] = others
+    members = result.combination.members if result.combination and result.is_combined else ()
+    origins = {}
+    for other in (run.ctx.resources.of(member.plan).backbone for member in members):
+        if other.name != backbone.name:
+            origins[other.name] = weights_origin(other, config.weights_of(other.name))
+    if origins:
+        facts["other_pretrained"] = origins
     images = run.tests[result.plan.images]
     matrix = confusion(final.logits, images.labels, model.classes)
     network = model.network
@@ -390,24 +391,12 @@ def _write_folder(
         written = {path.name for path in predicted.write(new, baseline)}
     if HEAT_MAPS not in written:  # those of an earlier model
         (result.folder / HEAT_MAPS).unlink(missing_ok=True)
-    _keep_with_study(handle, result.folder, result.reads, written)
-
-
-def _other_backbones(result: RefitResult) -> list[TrialPlan]:
-    """Return a plan for each further backbone of a combination, in a study of several."""
-    if result.combination is None or not result.combination.is_used:
-        return []
-    plans = {each.plan.backbone: each.plan for each in result.combination.members}
-    return [plan for name, plan in plans.items() if name != result.plan.backbone]
-
-
-def _keep_with_study(handle: OpenStudy, folder: Path, reads: int, names: Iterable[str]) -> None:
-    """Copy files of a model to the artifacts of its study, where the report finds them."""
     artifacts = handle.files.artifacts
-    with disk_full_as_user_error(artifacts):
+    with disk_full_as_user_error(artifacts):  # where the report finds them
         artifacts.mkdir(parents=True, exist_ok=True)
-        for name in sorted(names):
-            add_artifact(handle.study, folder / name, artifacts, test_file(reads, name))
+        for name in sorted(written):
+            path = result.folder / name
+            add_artifact(handle.study, path, artifacts, test_file(result.reads, name))
 
 
 def _record_read(
@@ -419,18 +408,12 @@ def _record_read(
 ) -> int:
     """Record with the study that the test split was read; return how often it has been.
 
-    Args:
-        handle: The study.
-        trial: The trial whose plan was refitted.
-        comparison: Its plan, alone, with the baseline: what the study is about.
-        speed: Its speed, if it was measured.
-        combination: A combination that was measured too.
+    ``comparison`` is that of the plan alone with the baseline: what the study is about.
     """
     objective = handle.config().training.objective
+    now = datetime.now(UTC).isoformat()  # to the microsecond: two refits can end in one second
     entry = {
-        "time": datetime.now(
-            UTC
-        ).isoformat(),  # to the microsecond: two refits can end in one second
+        "time": now,
         "trial": trial,
         "test": comparison.model.values,
         "baseline": comparison.baseline.values,

@@ -7,8 +7,9 @@ plan a soup; all models are measured on the same test images.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from autotune.data.views.views import Views
@@ -19,9 +20,7 @@ from autotune.results.evaluation.combination import (
     ENSEMBLE,
     SOUP,
     Combination,
-    measure_model,
-    predict_views,
-    random_image,
+    ModelScores,
 )
 from autotune.results.evaluation.plan_selection import SelectedPlan
 from autotune.results.model.model import Model, ModelSpec, join_networks
@@ -39,11 +38,15 @@ from autotune.study.trial.refit import (
 )
 from autotune.study.trial.run import EventCallback, torch_device_name
 from autotune.study.trial.trainings import Training, TrainingFiles
-from autotune.training.cost_profile import turns_ms
+from autotune.training.cost_profile import count_parameters, forward_ms, turns_ms
+from autotune.training.inputs.batches import to_channels_last
+from autotune.training.inputs.normalizer import Normalizer
 from autotune.training.trainer import Trainer
 
 #: Names of the trainings of a refit; further members are called by their trials or seeds.
 BEST, BASELINE, STUDENT = "best plan", "baseline", "student"
+#: Test images that go through a network at a time.
+BATCH_SIZE = 64
 #: What the rows of a combination are called.
 _NAMES = {ENSEMBLE: "ensemble", SOUP: "soup", DISTILL: "distilled"}
 
@@ -168,11 +171,9 @@ class Refitting:
         best, base = stored[BEST], stored.get(BASELINE, stored[BEST])
         if not best.plan.reshaped and best.plan.images[:2] == base.plan.images[:2]:
             return None
-        pairs = []
-        for each in (best, base):
-            model = self.single(each.plan, each).model
-            pairs.append((model.network, random_image(model)))
-        turns = turns_ms(pairs[0], pairs[1])
+        models = [self.single(each.plan, each).model for each in (best, base)]
+        first, second = ((model.network, random_image(model)) for model in models)
+        turns = turns_ms(first, second)
         return Speed.from_turns(turns, torch_device_name(self.on_device().device))
 
     def measure(
@@ -196,7 +197,9 @@ class Refitting:
         for name, row in rows:
             comparison = compare(row.logits, single.logits, labels)
             gain = {} if row.logits is single.logits else comparison.difference
-            models.append(measure_model(name, row.model, comparison.model, gain))
+            latency = round(forward_ms(row.model.network, random_image(row.model)), 4)
+            parameters = count_parameters(row.model)
+            models.append(ModelScores(name, comparison.model, gain, parameters, latency))
         costs = {"parameters": models[-1].parameters, "latency_ms": models[-1].latency_ms}
         limits = {k: v for k, v in self.ctx.config.constraints.limits.items() if k in costs}
         decision = combination.decision
@@ -204,3 +207,17 @@ class Refitting:
             decision = f"{decision} It is beyond the limits of the study: {beyond}."
         device = torch_device_name(self.on_device().device)
         return replace(combination, decision=decision, device=device, models=tuple(models))
+
+
+@torch.no_grad()
+def predict_views(model: Model, views: Views) -> Tensor:
+    """Return the logits ``(N, classes)`` of the evaluation views, on the CPU."""
+    normalize = Normalizer.from_config(asdict(model.spec), torch.device("cpu"))
+    batches = views.batches(torch.arange(len(views)), views.views_for_epoch(None), BATCH_SIZE)
+    return torch.cat([model.logits(normalize(images)) for images, _ in batches])
+
+
+def random_image(model: Model) -> Tensor:
+    """Return an image ``(1, 3, size, size)`` of noise, on the device of a model, to time it."""
+    size, device = model.spec.size, next(model.parameters()).device
+    return to_channels_last(torch.randn(1, 3, size, size, device=device))

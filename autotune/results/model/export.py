@@ -13,6 +13,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +30,7 @@ from autotune.models.ensemble import Ensemble
 from autotune.models.pretrained.names import PACKAGED_WEIGHTS, resolve
 from autotune.plan import KEEP
 from autotune.results.model.model import Model
+from autotune.results.model.model_folder import RECORD, WEIGHTS
 from autotune.text import first_line
 
 #: Largest difference of a logit that counts as rounding, as a share of the largest logit. Another
@@ -88,19 +90,24 @@ def export(model: Model, export_format: ExportFormat, target: Path, images: Tens
         images: Normalized images, ``(N, 3, size, size)``, at least two.
 
     Raises:
-        UserError: When a package is missing, or the format cannot represent the model.
+        UserError: When a package is missing, the format cannot represent the model, or the export
+            would replace the files of a model.
         ExportError: When the export fails, or differs by more than rounding. Nothing is left of
             it.
     """
     check_packages(export_format)
     name, parent = export_format.name, target.absolute().parent
-    if export_format.is_folder:
-        parent.mkdir(parents=True, exist_ok=True)
-    with (
-        place_as_user_error(target),
-        tempfile.TemporaryDirectory(prefix=".export-", dir=parent) as temporary,
-    ):
-        folder = Path(temporary)
+    is_model = (target if export_format.is_folder else parent).joinpath(RECORD).exists()
+    if is_model and (export_format.is_folder or target.name in (WEIGHTS, RECORD)):
+        raise UserError(
+            f"an export must not replace the files of a model, but {target} is its folder, or one "
+            "of them; name another place"
+        )
+    with place_as_user_error(target), ExitStack() as stack:
+        if export_format.is_folder:
+            parent.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(prefix=".export-", dir=parent)
+        folder = Path(stack.enter_context(temporary))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporters warn about their own code
             forward = export_format.write(model, folder / target.name, images)
@@ -185,9 +192,8 @@ def _program(model: Model, images: Tensor) -> torch.export.ExportedProgram:
 
 
 def _write_torch(model: Model, path: Path, images: Tensor) -> Forward:
-    torch.export.save(
-        _program(model, images), path, extra_files={"autotune.json": export_metadata(model)}
-    )
+    metadata = {"autotune.json": export_metadata(model)}
+    torch.export.save(_program(model, images), path, extra_files=metadata)
     return torch.export.load(path).module()
 
 
@@ -198,10 +204,7 @@ def _write_onnx(model: Model, path: Path, images: Tensor) -> Forward:
     program = _program(model, images)
     try:
         written = torch.onnx.export(
-            program,
-            input_names=["images"],
-            output_names=["logits"],
-            verbose=False,
+            program, input_names=["images"], output_names=["logits"], verbose=False
         )
         assert written is not None
         written.model.metadata_props["autotune"] = export_metadata(model)
@@ -221,11 +224,7 @@ def _write_timm(model: Model, folder: Path, images: Tensor) -> Forward:
     if isinstance(model.network, Ensemble):
         raise _not_timm(f"the model is an ensemble of {len(model.network.members)} networks")
     name, options, classifier = _timm_model(model)
-    state = {
-        key.removeprefix("backbone."): value
-        for key, value in model.network.state_dict().items()
-        if key.startswith("backbone.")
-    }
+    state = model.network.backbone.state_dict()
     output = model.network.head[-1]
     assert isinstance(output, nn.Linear)
     state |= {f"{classifier}.weight": output.weight, f"{classifier}.bias": output.bias}
@@ -298,14 +297,11 @@ def _not_timm(reason: str) -> UserError:
     )
 
 
+_ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+_FORMATS = (
+    ExportFormat("onnx", "model.onnx", False, _ONNX_PACKAGES, _write_onnx),
+    ExportFormat("torch-export", "model.pt2", False, (), _write_torch),
+    ExportFormat("timm", "timm", True, (), _write_timm),
+)
 #: The formats, by name.
-FORMATS = {
-    format.name: format
-    for format in (
-        ExportFormat(
-            "onnx", "model.onnx", False, ("onnx", "onnxscript", "onnxruntime"), _write_onnx
-        ),
-        ExportFormat("torch-export", "model.pt2", False, (), _write_torch),
-        ExportFormat("timm", "timm", True, (), _write_timm),
-    )
-}
+FORMATS = {each.name: each for each in _FORMATS}

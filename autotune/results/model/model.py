@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,7 @@ from torch import Tensor, nn
 
 from autotune.data.image_files import Shrink, UnreadableImageError, read_image, to_rgb
 from autotune.data.preprocessing import ImageSpec, draft_decode, to_store_array
-from autotune.errors import (
-    UserError,
-    join_sentences,
-)
+from autotune.errors import UserError, join_sentences
 from autotune.models.ensemble import Ensemble
 from autotune.models.network import Network
 from autotune.plan import TrialPlan
@@ -165,11 +163,7 @@ class Model(nn.Module):
         """What reduces an image before it is decoded, where the study does so."""
         return partial(draft_decode, spec=self.spec) if self.model_spec.fast_decode else None
 
-    def predict(
-        self,
-        images: ImageOrPath | Iterable[ImageOrPath],
-        batch_size: int = 64,
-    ) -> Tensor:
+    def predict(self, images: ImageOrPath | Iterable[ImageOrPath], batch_size: int = 64) -> Tensor:
         """Return the probabilities of the classes.
 
         Args:
@@ -182,22 +176,24 @@ class Model(nn.Module):
         Raises:
             OSError: When a file cannot be read; it names the file.
             TypeError: When something is neither a path nor an image of Pillow.
+            ValueError: When ``batch_size`` is below 1.
         """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, but got {batch_size}")
         if isinstance(images, str | os.PathLike | Image.Image):
             images = [images]
         is_array = isinstance(images, np.ndarray) and images.dtype.kind not in "OUT"  # of paths
         is_other = isinstance(images, bytes | Tensor) or not isinstance(images, Iterable)
         if is_array or is_other:
             raise TypeError(_describe_wrong_type(images))
-        tensors = [
+        tensors = (
             self.transform(image) if isinstance(image, Image.Image) else self.read(image)
             for image in images
-        ]
-        batches = [
-            self.probabilities(torch.stack(tensors[start : start + batch_size]))
-            for start in range(0, len(tensors), batch_size)
-        ]
-        return torch.cat(batches) if batches else torch.empty(0, len(self.classes))
+        )
+        batches = [torch.empty(0, len(self.classes))]
+        while batch := list(islice(tensors, batch_size)):  # no more of them are in memory
+            batches.append(self.probabilities(torch.stack(batch)))
+        return torch.cat(batches)
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Return the probabilities ``(N, classes)`` of normalized images, on the CPU.
@@ -228,13 +224,8 @@ class Model(nn.Module):
 
         try:
             self.eval()
-            logits = oom.with_oom_backoff(
-                run,
-                min(len(images), self._micro_batch_size or len(images)),
-                device,
-                least=1,
-                on_halved=on_halved,
-            )
+            size = min(len(images), self._micro_batch_size or len(images))
+            logits = oom.with_oom_backoff(run, size, device, least=1, on_halved=on_halved)
         except oom.DoesNotFitError as error:
             raise UserError(
                 f"an image must fit into memory, but {error}; take a larger device, or stop the "

@@ -26,6 +26,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -37,6 +38,7 @@ from autotune.errors import (
     FormatError,
     ModelError,
     PlanError,
+    UserError,
 )
 from autotune.format_versions import FORMATS, MODEL, check_format
 from autotune.models.backbone import Backbone, build_backbone
@@ -52,7 +54,7 @@ from autotune.text import first_line
 from autotune.version import COMMIT, installed_version
 
 FORMAT = FORMATS[MODEL]
-WEIGHTS, RECORD = "model.safetensors", MODEL_RECORD
+WEIGHTS, RECORD, CARD = "model.safetensors", MODEL_RECORD, "README.md"
 #: Fields of the record of every model; a refit adds its scores.
 FIELDS = (
     *("format", "versions", "weights_sha256", "parameters", "backbone", "image_size", "decode"),
@@ -62,6 +64,20 @@ FIELDS = (
 MEMBER_FIELDS = ("weight", "backbone", "image_size", "plan", "preprocessing")
 _PREPROCESSING = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 _VERSIONS = ("autotune", COMMIT, "timm", "torch", "torchvision", "pillow", "python")
+
+
+def check_target(folder: Path) -> None:
+    """Refuse a folder with files of something else, which those of a model would replace.
+
+    Raises:
+        UserError: With their names.
+    """
+    others = [name for name in (WEIGHTS, CARD) if (folder / name).exists()]
+    if others and not (folder / RECORD).exists():
+        raise UserError(
+            f"a model must not replace the files of something else, but {folder} has a "
+            f"{' and a '.join(others)} and no {RECORD}; name another folder"
+        )
 
 
 def save_model(
@@ -138,20 +154,25 @@ def replace_files(folder: Path) -> Iterator[Path]:
 
     Files that get no new version stay, such as exports. After an error (a full disk) all files are
     the old ones. A process that is killed during the replacement leaves a folder that is refused,
-    because the record names the hash of the weights.
+    because the record names the hash of the weights. Of two refits that end at once the second
+    waits.
     """
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    new = folder / ".new"
-    shutil.rmtree(new, ignore_errors=True)  # left by a process that was killed
-    new.mkdir()
+    new, lock = folder / ".new", folder / ".new.lock"
     try:
-        yield new
-        first = (WEIGHTS, RECORD)
-        for path in sorted(new.iterdir(), key=lambda path: path.name not in first):
-            os.replace(path, folder / path.name)
+        with FileLock(lock):
+            try:
+                shutil.rmtree(new, ignore_errors=True)  # left by a process that was killed
+                new.mkdir()
+                yield new
+                # The record first: with it the folder is known as that of a model.
+                for path in sorted(new.iterdir(), key=lambda path: path.name != RECORD):
+                    os.replace(path, folder / path.name)
+            finally:
+                shutil.rmtree(new, ignore_errors=True)
+                lock.unlink(missing_ok=True)
     finally:
-        shutil.rmtree(new, ignore_errors=True)
         if is_new:
             with suppress(OSError):  # it has files
                 folder.rmdir()
@@ -174,12 +195,10 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     folder = Path(path).expanduser()
     record = _read_record(folder)
     try:
-        model_spec = _read_spec(record, record)
-        members = record.get("members", ())
-        model_spec = replace(
-            model_spec,
-            members=tuple((int(each["weight"]), _read_spec(each, record)) for each in members),
-        )
+        members = [
+            (int(each["weight"]), _read_spec(each, record)) for each in record.get("members", ())
+        ]
+        model_spec = replace(_read_spec(record, record), members=tuple(members))
         digest, offsets = record["weights_sha256"], dict(record["kernel_offsets"])
         model_spec.spec  # noqa: B018 -- raises for invalid preprocessing
     except (KeyError, TypeError, ValueError, BackboneError) as error:

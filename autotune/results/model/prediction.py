@@ -56,23 +56,19 @@ def find_images(given: Sequence[str], passed_over: PassedOver | None = None) -> 
     for path in given:
         try:
             is_folder = os.path.isdir(path)
-            images |= dict.fromkeys(
-                sorted(image_paths(path, passed_over)) if is_folder else [path]
-            )
+            found = sorted(image_paths(path, passed_over)) if is_folder else [path]
+            images |= dict.fromkeys(found)
         except OSError as error:
             raise DatasetError(
                 f"every folder of images must be readable, but {error.filename!r}: "
                 f"{error.strerror}; change its permissions or leave it out"
             ) from error
     if not images:
-        raise DatasetError(
-            join_sentences(
-                f"there must be at least one image, but no file in {', '.join(map(repr, given))} "
-                "has the name of one (.jpg, .png, .webp and so on); give files of other names one "
-                "by one",
-                describe_passed_over(passed_over.by_kind()),
-            )
+        text = (
+            f"there must be at least one image, but no file in {', '.join(map(repr, given))} has "
+            "the name of one (.jpg, .png, .webp and so on); give files of other names one by one"
         )
+        raise DatasetError(join_sentences(text, describe_passed_over(passed_over.by_kind())))
     return list(images)
 
 

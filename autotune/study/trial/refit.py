@@ -30,8 +30,9 @@ from autotune.study.trial.retrain import ResumableTraining, with_oom_as_user_err
 from autotune.study.trial.trainings import Training, TrainingFiles
 from autotune.training.checkpoint import Checkpoint
 from autotune.training.curves import Stored
+from autotune.training.inputs.batches import num_batches
 from autotune.training.optim.distillation import Teacher
-from autotune.training.trainer import Trainer, num_batches
+from autotune.training.trainer import Trainer
 
 #: Share of the steps in which the trainable layers train that ``refit.ema: auto`` averages over.
 AVERAGED = 0.05

@@ -127,7 +127,7 @@ class CapturedStep:
         return _State(
             [buffer.clone() for buffer in self._buffers],
             torch.get_rng_state(),
-            torch.cuda.get_rng_state(self._device) if on_gpu else None,
+            [torch.cuda.get_rng_state(self._device)] if on_gpu else [],
         )
 
     @torch.no_grad()
@@ -135,8 +135,8 @@ class CapturedStep:
         for buffer, before in zip(self._buffers, state.buffers, strict=True):
             buffer.copy_(before)
         torch.set_rng_state(state.cpu_rng)
-        if state.gpu_rng is not None:
-            torch.cuda.set_rng_state(state.gpu_rng, self._device)
+        for gpu_rng in state.gpu_rng:
+            torch.cuda.set_rng_state(gpu_rng, self._device)
 
     def _outcome(self, loss: Tensor) -> _Outcome:
         gradients = [None if p.grad is None else p.grad.clone() for p in self._parameters]
@@ -149,7 +149,7 @@ class _State:
 
     buffers: list[Tensor]
     cpu_rng: Tensor
-    gpu_rng: Tensor | None
+    gpu_rng: list[Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,21 +166,18 @@ class _Outcome:
             return "other parameters have gradients"
         pairs = {
             "loss": ([self.loss], [other.loss]),
-            "gradients": (_present(self.gradients), _present(other.gradients)),
+            "gradients": tuple(
+                [g for g in one.gradients if g is not None] for one in (self, other)
+            ),
             "norm statistics": (self.state.buffers, other.state.buffers),
         }
         for what, (expected, values) in pairs.items():
             relative = _relative(expected, values)
             if not relative <= rounding:
                 return f"its {what} differ by {relative:.1e} from those of a plain step"
-        same = torch.equal(self.state.cpu_rng, other.state.cpu_rng)
-        if self.state.gpu_rng is not None and other.state.gpu_rng is not None:
-            same = same and torch.equal(self.state.gpu_rng, other.state.gpu_rng)
+        ours, theirs = ([one.state.cpu_rng, *one.state.gpu_rng] for one in (self, other))
+        same = all(map(torch.equal, ours, theirs))
         return "" if same else "it draws other random numbers than a plain step"
-
-
-def _present(gradients: list[Tensor | None]) -> list[Tensor]:
-    return [gradient for gradient in gradients if gradient is not None]
 
 
 def _relative(expected: list[Tensor], values: list[Tensor]) -> float:
@@ -243,11 +240,6 @@ def _end_capture(device: torch.device) -> None:
 def is_usable(device: torch.device) -> bool:
     """Tell whether steps may be captured and replayed on a device: no capture broke off there."""
     return device not in _broken
-
-
-def make_capture(device: torch.device) -> Capture:
-    """Return a function that captures functions on a GPU."""
-    return functools.partial(capture_graph, device)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -68,6 +69,18 @@ def micro_batches(inputs: Inputs, count: int) -> list[Inputs]:
     if isinstance(inputs, tuple):
         return list(zip(*(tensor.tensor_split(count) for tensor in inputs), strict=True))
     return list(inputs.tensor_split(count))
+
+
+def num_batches(images: int, batch_size: int) -> int:
+    """Count the batches of an epoch: a single image left over joins the batch before it."""
+    batches = math.ceil(images / batch_size)
+    left_over = images - (batches - 1) * batch_size
+    return batches - (batches > 1 and left_over == 1)
+
+
+def num_micro_batches(images: int, micro_batch_size: int) -> int:
+    """Count the micro-batches of a batch: none has a single image, which batch norm refuses."""
+    return max(1, min(math.ceil(images / micro_batch_size), images // 2))
 
 
 def epoch_order(labels: Tensor, sampling: str) -> Tensor:

@@ -13,8 +13,8 @@ from autotune.training.inputs.batches import Batches, Inputs
 
 T = TypeVar("T")
 
-#: Images in a batch.
-BATCH_SIZE = 64
+#: Images in a batch, and in the smallest batch of a norm that trains.
+BATCH_SIZE, MIN_BATCH = 64, 2
 
 
 def sample_batches(

@@ -44,7 +44,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> OpenStudy:
     return made
 
 
-def confirmed_again(opened: OpenStudy, top: int = 2, seeds: int = 2) -> tuple[int, Confirmation]:
+def confirmed_again(opened: OpenStudy, top: int = 2, seeds: int = 2) -> Confirmation:
     events: list[Event] = []
     found = confirm_plans(opened, top, seeds, events.append)
     (names,) = (event["names"] for event in events if event["event"] == "trainings")
@@ -52,13 +52,12 @@ def confirmed_again(opened: OpenStudy, top: int = 2, seeds: int = 2) -> tuple[in
     assert [event["done"] for event in ends] == list(range(1, len(names) + 1))
     assert sorted(event["training"] for event in ends) == sorted(names)
     assert sum(not event["is_cached"] for event in ends) == found.trained
-    return found.trained, found
+    return found
 
 
 def test_every_plan_is_trained_under_every_seed(opened: OpenStudy) -> None:
-    trained, found = confirmed_again(opened)
-    assert trained == 0
-    assert found.seeds == (1, 2)
+    found = confirmed_again(opened)
+    assert found.trained == 0 and found.seeds == (1, 2)
     ctx = build_context(opened)
     for one in (found.baseline, *found.plans):
         assert len(one.values) == 2 and one.mean is not None
@@ -91,10 +90,9 @@ def test_of_plans_with_equal_means_the_lower_log_loss_comes_first(
         return scores and {**scores, "metrics": metrics}
 
     found = confirm_plans(opened, top=2, seeds=2)
-    order = [one.trial for one in found.plans]
     plans = {one.trial: one.plan for one in (found.baseline, *found.plans)}
     monkeypatch.setattr(confirm_module, "read_scores", read)
-    for least in order:
+    for least in [one.trial for one in found.plans]:
         losses = {number: 0.1 if number == least else 0.2 for number in plans}
         tied = confirm_plans(opened, top=2, seeds=2)
         assert tied.plans[0].trial == least and tied.plans[0].gain is not None
@@ -104,8 +102,8 @@ def test_of_plans_with_equal_means_the_lower_log_loss_comes_first(
 def test_seeds_differ_and_no_features_are_made(opened: OpenStudy) -> None:
     before = {name for name in contents(opened.files.cache) if "features" in name}
     assert before
-    trained, found = confirmed_again(opened, seeds=3)
-    assert trained == 3
+    found = confirmed_again(opened, seeds=3)
+    assert found.trained == 3
     assert {name for name in contents(opened.files.cache) if "features" in name} == before
     ctx = build_context(opened)
     plan = found.plans[0].plan
@@ -117,19 +115,8 @@ def test_seeds_differ_and_no_features_are_made(opened: OpenStudy) -> None:
 def test_more_seeds_and_plans_add_to_what_is_there(opened: OpenStudy) -> None:
     top = len(plans_to_confirm(StudyResults.from_study(opened.study), 100))
     confirmed_again(opened, top=1, seeds=2)
-    trained, found = confirmed_again(opened, top=top + 5, seeds=2)
-    assert trained == 0 and len(found.plans) == top  # two of them, and no more there are
-
-
-@pytest.mark.slow
-def test_a_damaged_file_is_trained_again(opened: OpenStudy) -> None:
-    _, before = confirmed_again(opened)
-    folder = opened.files.confirmed(opened.name)
-    for path in folder.iterdir():
-        path.write_text("")
-    trained, found = confirmed_again(opened)
-    assert trained == 6
-    assert [one.values for one in found.plans] == [one.values for one in before.plans]
+    found = confirmed_again(opened, top=top + 5, seeds=2)
+    assert found.trained == 0 and len(found.plans) == top  # two of them, and no more there are
 
 
 @pytest.mark.slow
@@ -145,7 +132,7 @@ def test_a_study_of_the_same_name_has_values_of_its_own(tmp_path: Path) -> None:
 
 
 def test_the_study_remembers_the_verdict(opened: OpenStudy) -> None:
-    _, found = confirmed_again(opened)
+    found = confirmed_again(opened)
     verdict = Verdict.from_attributes(opened.study.user_attrs)
     assert verdict is not None and verdict == found.verdict
     assert verdict.trial == found.plans[0].trial
@@ -156,7 +143,7 @@ def test_the_study_remembers_the_verdict(opened: OpenStudy) -> None:
 
 
 def test_an_interrupted_training_continues_from_its_last_epoch(opened: OpenStudy) -> None:
-    _, before = confirmed_again(opened)
+    before = confirmed_again(opened)
     files = opened.files
     for path in files.confirmed(opened.name).iterdir():
         path.unlink()
@@ -236,25 +223,6 @@ def test_a_plan_that_diverges_is_named_and_not_ranked(tmp_path: Path) -> None:
     assert Verdict.from_attributes(made.study.user_attrs) is None
 
 
-@pytest.mark.slow
-def test_two_objectives_confirm_the_front(tmp_path: Path) -> None:
-    made = open_small(
-        tmp_path,
-        objectives=["accuracy", "parameters"],
-        search__pruner="none",
-        search__sampler="random",
-        search__trials=4,
-        training__epochs=1,
-    )
-    run(made)
-    trials = {one.number for one in made.study.best_trials if not attrs.is_baseline(one)}
-    if not trials:
-        pytest.skip("the baseline is the whole front")
-    assert {
-        trial.number for trial, _ in plans_to_confirm(StudyResults.from_study(made.study), 100)
-    } <= trials
-
-
 def test_nothing_but_the_baseline(tmp_path: Path) -> None:
     made = open_small(tmp_path, search__trials=1, training__epochs=1)
     with pytest.raises(StudyError, match=r"has no complete trial yet; nothing can be confirmed"):
@@ -266,7 +234,7 @@ def test_nothing_but_the_baseline(tmp_path: Path) -> None:
 
 
 def test_a_seed_can_divide_the_images_too(opened: OpenStudy) -> None:
-    study_values = confirmed_again(opened)[1].baseline.values
+    study_values = confirmed_again(opened).baseline.values
     found = confirm_plans(opened, top=1, seeds=3, splits=True)
     assert found.trained == 6 and found.verdict is not None and found.verdict.splits
     assert found.baseline.values[:2] != study_values
@@ -295,6 +263,5 @@ def test_a_seed_can_divide_the_images_too(opened: OpenStudy) -> None:
 
 def test_folds_have_no_other_splits(tmp_path: Path) -> None:
     made = open_small(tmp_path, search__trials=2, training__epochs=1, data__folds=2)
-    run(made)
     with pytest.raises(StudyError, match=r"needs a study without data\.folds, but 'small' has"):
         confirm_plans(made, 1, 2, splits=True)

@@ -11,6 +11,7 @@ from autotune.results.evaluation.plan_selection import plans_to_confirm, select_
 from autotune.results.study_results import StudyResults
 from autotune.results.values.verdict import Verdict
 from autotune.study.state import attrs
+from tests.results.test_cheapest import two_objectives
 from tests.support.study.studies import make_study
 
 
@@ -92,6 +93,15 @@ def test_a_given_trial() -> None:
     for trial in (-1, 99):
         with pytest.raises(StudyError, match=f"has the trials 0 to 26, but got {trial}"):
             select_plan(study, trial)
+    with pytest.raises(
+        StudyError, match="must be the number of a trial or 'cheapest', but got '7"
+    ):
+        select_plan(study, "7")  # type: ignore[arg-type]
+
+
+def test_two_objectives_confirm_the_front() -> None:
+    study = two_objectives([(10, 4.0), (11, 1.25), (11, 5.0)])  # the last one is not on it
+    assert [trial.number for trial, _ in plans_to_confirm(study, 100)] == [1, 2]
 
 
 def test_a_trial_without_a_plan_cannot_be_refitted() -> None:

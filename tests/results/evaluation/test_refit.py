@@ -264,6 +264,13 @@ def test_a_combination_that_cannot_be(
         refit_study(opened, 1, combine=kind, members=members)
 
 
+def test_files_of_something_else_are_not_replaced(opened: OpenStudy, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("# My project")
+    with pytest.raises(UserError, match=r"has a README\.md and no record\.json; name another"):
+        refit_study(opened, 0, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
 def test_a_reshaped_network_is_timed_against_the_baseline(tmp_path: Path) -> None:
     made = open_small(
         tmp_path, search__trials=2, space__trainable_layers=1, space__layers__width=0.5

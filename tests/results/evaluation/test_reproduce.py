@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from optuna.trial import TrialState, create_trial
 
 from autotune.errors import StudyError
-from autotune.results.evaluation.reproduce import reproduce_trial
+from autotune.results.evaluation.reproduce import Reproduction, reproduce_trial
 from autotune.study.engine.worker import run_worker
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
@@ -25,6 +26,14 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> OpenStudy:
     )
     run(made)
     return made
+
+
+def reproduced(opened: OpenStudy, **trial: Any) -> Reproduction:
+    """Reproduce another trial with the plan of trial 1."""
+    plan = {attrs.PLAN: opened.study.trials[1].user_attrs[attrs.PLAN], attrs.THREADS: 1}
+    known = {**plan, **trial.pop("user_attrs", {})}
+    opened.study.add_trial(create_trial(user_attrs=known, **trial))
+    return reproduce_trial(opened, len(opened.study.trials) - 1)
 
 
 @pytest.mark.parametrize("number", [0, 2])
@@ -54,30 +63,16 @@ def test_a_reproduction_has_the_threads_of_its_trial(tmp_path: Path) -> None:
 
 
 def test_a_pruned_trial_is_trained_to_where_it_was_pruned(opened: OpenStudy) -> None:
-    whole = opened.study.trials[1]
-    pruned = create_trial(
-        state=TrialState.PRUNED,
-        intermediate_values={1: whole.intermediate_values[1]},
-        user_attrs={attrs.PLAN: whole.user_attrs[attrs.PLAN], attrs.THREADS: 1},
-    )
-    opened.study.add_trial(pruned)
-    found = reproduce_trial(opened, len(opened.study.trials) - 1)
+    curve = {1: opened.study.trials[1].intermediate_values[1]}
+    found = reproduced(opened, state=TrialState.PRUNED, intermediate_values=curve)
     assert found.pruned and found.first_difference is None and list(found.reproduced) == [1]
 
 
 def test_what_differs_is_said(opened: OpenStudy) -> None:
     one = opened.study.trials[1]
-    other = create_trial(
-        value=0.123,
-        intermediate_values={1: one.intermediate_values[1], 2: 0.123},
-        user_attrs={
-            attrs.PLAN: one.user_attrs[attrs.PLAN],
-            attrs.DEVICE: "NVIDIA H200",
-            attrs.COMPUTE: {"half": "bf16", "float32": "tf32"},
-        },
-    )
-    opened.study.add_trial(other)
-    found = reproduce_trial(opened, len(opened.study.trials) - 1)
+    compute = {attrs.DEVICE: "NVIDIA H200", attrs.COMPUTE: {"half": "bf16", "float32": "tf32"}}
+    curve = one.intermediate_values  # the value is not that of its last epoch
+    found = reproduced(opened, value=0.123, intermediate_values=curve, user_attrs=compute)
     assert found.first_difference == 2
     assert found.values == (0.123, one.value)
     assert found.changes == (
@@ -91,24 +86,11 @@ def test_what_differs_is_said(opened: OpenStudy) -> None:
 def test_a_cut_curve_and_its_value_are_compared(opened: OpenStudy, left: list[int]) -> None:
     one = opened.study.trials[1]
     curve = {epoch: one.intermediate_values[epoch] for epoch in left}
-    plan = {attrs.PLAN: one.user_attrs[attrs.PLAN], attrs.THREADS: 1}
-    cut = create_trial(value=one.value, intermediate_values=curve, user_attrs=plan)
-    opened.study.add_trial(cut)
-    found = reproduce_trial(opened, len(opened.study.trials) - 1)
+    found = reproduced(opened, value=one.value, intermediate_values=curve)
     assert list(found.reproduced) == [1, 2]
     assert found.missing_epochs == (() if left == [1] else (1,))
     assert found.first_difference == (None if left == [1] else 1)
     assert found.values == (one.value, one.value) and found.largest_difference[1] == 0.0
-
-
-def test_a_value_that_is_not_that_of_its_curve_differs(opened: OpenStudy) -> None:
-    one = opened.study.trials[1]
-    plan = {attrs.PLAN: one.user_attrs[attrs.PLAN], attrs.THREADS: 1}
-    opened.study.add_trial(
-        create_trial(value=0.123, intermediate_values=one.intermediate_values, user_attrs=plan)
-    )
-    found = reproduce_trial(opened, len(opened.study.trials) - 1)
-    assert found.first_difference == 2 and found.values == (0.123, one.value)
 
 
 def test_what_cannot_be_reproduced(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,12 +35,8 @@ def test_the_transform_is_that_of_the_study(fast: bool, tmp_path: Path) -> None:
     size = model.model_spec.image_size
     spec = ImageSpec.from_data_config(model.model_spec.data_config, size)
     assert spec.store_size > spec.size
-    data = DataConfig(
-        image_size=size,
-        validation=0.25,
-        test=0.25,
-        decode="fast" if fast else "exact",
-    )
+    decode = "fast" if fast else "exact"
+    data = DataConfig(image_size=size, validation=0.25, test=0.25, decode=decode)
     task = StudyData.open(str(images), data, spec, tmp_path / "cache")
     views = task.train_validation_views(AugmentConfig(), 1, 0)
     normalize = Normalizer.from_config(model.model_spec.data_config, torch.device("cpu"))
@@ -63,11 +60,26 @@ def test_probabilities(folder: Path, tmp_path: Path) -> None:
     assert torch.equal(found, model.predict(paths, batch_size=2))
     assert torch.allclose(found, model.predict(images), atol=1e-6)
     assert model.predict([]).shape == (0, 3)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, but got -1"):
+        model.predict(images, batch_size=-1)
     with torch.no_grad():
         logits = model(torch.stack([model.transform(one) for one in images]))
     assert torch.allclose(found, logits.softmax(dim=1), atol=1e-6)
     model.train()
     assert torch.equal(found, model.predict(images, batch_size=2)) and model.training
+
+
+def test_images_are_read_batch_by_batch(folder: Path) -> None:
+    """A photo of 224 px takes 600 kB: no more than a batch of them is in memory."""
+    model, sizes = load_model(folder), list[int]()
+    model.network.register_forward_hook(lambda *args: sizes.append(len(args[2])))
+
+    def photos() -> Iterator[Image.Image]:
+        for number in range(5):
+            assert sum(sizes) == number // 2 * 2
+            yield photo(100, 80)
+
+    assert len(model.predict(photos(), batch_size=2)) == 5 and sizes == [2, 2, 1]
 
 
 def test_a_single_image_is_an_image(folder: Path, tmp_path: Path) -> None:

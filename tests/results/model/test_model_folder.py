@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import pytest
 import torch
 
 import autotune
-from autotune.errors import ModelError
+from autotune.errors import ModelError, UserError
+from autotune.results.model.export import FORMATS, export, random_images
 from autotune.results.model.model import Model
-from autotune.results.model.model_folder import FORMAT, RECORD, WEIGHTS, load_model
+from autotune.results.model.model_folder import FORMAT, RECORD, WEIGHTS, load_model, replace_files
 from tests.support.models.surgery import CLASSES, RESHAPED, built, kept, pictures, saved
 
 
@@ -94,6 +96,36 @@ def test_weights_of_another_fit(folder: Path, tmp_path: Path) -> None:
     assert "it is damaged, or of another refit" in refused(torn)
     (torn / WEIGHTS).unlink()
     assert "X/model.safetensors cannot be read (" in refused(torn)
+
+
+@pytest.mark.parametrize(("form", "target"), [("timm", "."), ("torch-export", WEIGHTS)])
+def test_an_export_does_not_replace_the_files_of_a_model(
+    form: str, target: str, folder: Path
+) -> None:
+    model = load_model(folder)
+    with pytest.raises(UserError, match="an export must not replace the files of a model"):
+        export(model, FORMATS[form], folder / target, random_images(model))
+    assert load_model(folder).digest == model.digest
+
+
+def test_of_two_refits_that_end_at_once_the_second_waits(tmp_path: Path) -> None:
+    """Each removes what a killed one has left; it must not be what the other one writes."""
+
+    def write(text: str) -> None:
+        with replace_files(tmp_path / "model") as new:
+            (new / "a").write_text(text)
+
+    pool = ThreadPoolExecutor(1)
+    with replace_files(tmp_path / "model") as new:
+        second = pool.submit(write, "second")
+        with pytest.raises(TimeoutError):
+            second.result(timeout=0.3)
+        (new / "a").write_text("first")
+        (new / "b").write_text("first")
+    second.result(timeout=60)
+    pool.shutdown()
+    files = sorted((path.name, path.read_text()) for path in (tmp_path / "model").iterdir())
+    assert files == [("a", "second"), ("b", "first")]
 
 
 def test_what_cannot_be_built_here(folder: Path, tmp_path: Path) -> None:

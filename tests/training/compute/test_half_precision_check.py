@@ -71,9 +71,8 @@ def test_the_products_of_a_network_are_found(amp: AmpPolicy) -> None:
     network.norm.eval()
     before, state = copy.deepcopy(network.state_dict()), torch.get_rng_state()
     found = named(network, amp)
-    assert {name: found[name] for name in ("plain", "grouped", "depthwise", "transposed")} == {
-        name: ["aten::convolution"] for name in ("plain", "grouped", "depthwise", "transposed")
-    }
+    for name in ("plain", "grouped", "depthwise", "transposed"):
+        assert found[name] == ["aten::convolution"]
     assert found["attention.qkv"] == found["head"] == ["aten::addmm"]
     (attention,) = found["attention"]
     assert "scaled_dot_product" in attention
@@ -125,17 +124,14 @@ def injected(backward: Callable[[int, Tensor], Tensor]) -> Operation:
         (True, lambda call, right: right * 1.1),
         (True, lambda call, right: torch.full_like(right, torch.nan)),
         (True, lambda call, right: right.index_fill(0, torch.tensor([1]), torch.inf)),
+        # Memory as it was, perhaps with the right result of the last time.
+        (True, lambda call, right: torch.empty(right.shape, dtype=right.dtype)),
         # Right by chance, twice.
         (True, lambda call, right: right if call < 3 else -right),
     ],
 )
 def test_a_gradient_that_is_off(wrong: bool, backward: Callable[[int, Tensor], Tensor]) -> None:
     assert is_inaccurate(injected(backward)) == wrong
-
-
-def test_memory_that_is_left_as_it_was_is_seen() -> None:
-    """Such a kernel may meet its own result of the last time, which would be right."""
-    assert is_inaccurate(injected(lambda call, right: torch.empty(right.shape, dtype=right.dtype)))
 
 
 @pytest.mark.parametrize("strides", [(6, 1), (1, 4), (0, 1), (12, 2), (1, 1)])

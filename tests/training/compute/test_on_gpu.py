@@ -16,16 +16,16 @@ from torch import Tensor
 
 from autotune.data.cache.array_cache import ArrayCache
 from autotune.data.views.views import Views
-from autotune.models.prefix.split import split_network
 from autotune.plan import TrialPlan
-from autotune.training.features import FeatureCache, Features
+from autotune.training.features import Features
 from autotune.training.inputs import placement, transfer
 from autotune.training.inputs.batches import SubsetBatches
 from autotune.training.inputs.placement import place_on_device, release_copy
 from autotune.training.trainer import Trainer
 from tests.support.cuda import accelerator_error
 from tests.support.models.backbones import (
-    backbone,
+    differing,
+    flat,
     plan,
     some_digits,
     state_of,
@@ -33,6 +33,7 @@ from tests.support.models.backbones import (
 )
 from tests.support.models.surgery import change
 from tests.support.simulated_gpu import Kind, SimulatedGpu, simulated_gpu
+from tests.training import test_features
 
 GPU = torch.device("cuda", 0)
 #: What no step may do.
@@ -49,18 +50,8 @@ def on_features(
     folder: Path, found: TrialPlan = FOUND, stays: bool = True, **named: Any
 ) -> Trainer:
     """Make a training that goes on from features, on the device or on the CPU."""
-    shown, judged = some_digits(44, 2), some_digits(20, start=600)
-    named = {"num_views": 2, "ema": 0.9, "epochs": 4, "device": GPU, "shown": shown, **named}
-    run = training(found, **named)
-    looks = torch.stack([shown.view(index, 0) for index in range(2)])
-    with run.amp.autocast():
-        parts = split_network(run.network, run.normalize(looks))
-    weights = backbone(found.backbone).weights_hash
-    cache = FeatureCache(
-        ArrayCache(folder), weights, run.normalize, run.amp, None, on_device=stays
-    )
-    run.use_features(parts, Features(cache, parts, shown), Features(cache, parts, judged))
-    return run
+    named = {"num_views": 2, "ema": 0.9, "epochs": 4, "device": GPU, **named}
+    return test_features.on_features(found, folder, stays=stays, **named)
 
 
 def losses(run: Trainer) -> list[float]:
@@ -76,28 +67,21 @@ def slow_lines(gpu: SimulatedGpu) -> list[str]:
     ]
 
 
-def waits_for_the_loss(gpu: SimulatedGpu) -> int:
-    found = gpu.traffic.of(*SLOW, within="_train_epoch")
-    return sum("Trainer._train_epoch" in one.callers[0] for one in found)
-
-
-WHOLE = {"there": True, "too many": False}
-
-
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
-@pytest.mark.parametrize("case", WHOLE)
+@pytest.mark.parametrize("stays", [True, False])
 def test_a_network_that_trains_whole_waits_for_nothing(
-    case: str, amp: str, gpu: SimulatedGpu, monkeypatch: pytest.MonkeyPatch
+    stays: bool, amp: str, gpu: SimulatedGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not WHOLE[case]:
+    if not stays:
         monkeypatch.setattr(transfer, "DEVICE_SHARE", 0.0)
     run = on_gpu(precision=amp)
     gpu.traffic.reset()
     found = losses(run)
     assert slow_lines(gpu) == []
     # Once an epoch: the loss, and with fp16 how many steps were left out.
-    assert waits_for_the_loss(gpu) == (8 if amp == "fp16" else 4)
-    assert bool(transfer.resident_bytes(GPU)) == WHOLE[case]
+    waits = [one.callers[0] for one in gpu.traffic.of(*SLOW, within="_train_epoch")]
+    assert sum("Trainer._train_epoch" in line for line in waits) == (8 if amp == "fp16" else 4)
+    assert bool(transfer.resident_bytes(GPU)) == stays
     assert all(np.isfinite(found))
 
 
@@ -147,10 +131,8 @@ def test_where_images_lie_changes_no_value(
 def test_all_trials_and_folds_share_one_copy_of_the_images(gpu: SimulatedGpu) -> None:
     shown = some_digits(44, 2)
     order = torch.randperm(44)
-    first, second = (
-        place_on_device(shown, GPU),
-        place_on_device(SubsetBatches(shown, order[:30]), GPU),
-    )
+    first = place_on_device(shown, GPU)
+    second = place_on_device(SubsetBatches(shown, order[:30]), GPU)
     planned = shown.views_for_epoch(0)
     seen = [torch.cat(one).cpu() for one in zip(*first.batches(order, planned, 8), strict=True)]
     held = transfer.resident_bytes(GPU)
@@ -158,9 +140,7 @@ def test_all_trials_and_folds_share_one_copy_of_the_images(gpu: SimulatedGpu) ->
     gpu.traffic.reset()
     rows = torch.arange(30).flip(0)
     again = [torch.cat(one).cpu() for one in zip(*second.batches(rows, planned, 8), strict=True)]
-    assert torch.equal(again[0], seen[0][:30].flip(0)) and torch.equal(
-        again[1], seen[1][:30].flip(0)
-    )
+    assert all(torch.equal(one, two[:30].flip(0)) for one, two in zip(again, seen, strict=True))
     assert torch.equal(seen[1], shown.labels[order])
     # Nothing but the numbers of rows and the labels came from the host.
     sent = gpu.traffic.of(Kind.PINNED_TO_DEVICE)
@@ -206,25 +186,21 @@ def test_a_training_that_ran_out_of_memory_gives_back_what_images_take(
 
 def test_what_others_hold_is_left_to_them(gpu: SimulatedGpu) -> None:
     total = gpu.memory.total_bytes
-    assert transfer.has_room(int(0.2 * total), GPU)
-    assert not transfer.has_room(int(0.3 * total), GPU)
+    assert [transfer.has_room(int(share * total), GPU) for share in (0.2, 0.3)] == [True, False]
     gpu.memory.crowd(total // 2)
-    assert not transfer.has_room(int(0.2 * total), GPU)
-    assert transfer.has_room(int(0.1 * total), GPU)
+    assert [transfer.has_room(int(share * total), GPU) for share in (0.1, 0.2)] == [True, False]
 
 
-def test_all_that_stays_counts_together(gpu: SimulatedGpu) -> None:
-    share = int(gpu.memory.total_bytes * transfer.DEVICE_SHARE)
-    transfer_limit = 1 << 20
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transfer, "DEVICE_SHARE", transfer_limit / gpu.memory.total_bytes)
-        first = transfer.allocate_resident([((600,), torch.uint8)], 1024, GPU)
-        assert first is not None
-        assert transfer.allocate_resident([((600,), torch.uint8)], 1024, GPU) is None
-        del first
-        gc.collect()
-        assert transfer.allocate_resident([((600,), torch.uint8)], 1024, GPU) is not None
-    assert share > transfer_limit
+def test_all_that_stays_counts_together(
+    gpu: SimulatedGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "DEVICE_SHARE", (1 << 20) / gpu.memory.total_bytes)
+    layouts = [((600,), torch.uint8)]
+    first = transfer.allocate_resident(layouts, 1024, GPU)
+    assert first is not None and transfer.allocate_resident(layouts, 1024, GPU) is None
+    del first
+    gc.collect()
+    assert transfer.allocate_resident(layouts, 1024, GPU) is not None
 
 
 @pytest.mark.parametrize("sizes", [[], [3], [2, 5, 1, 4, 3]])
@@ -326,14 +302,11 @@ def test_norm_statistics_are_measured_on_smaller_batches(gpu: SimulatedGpu) -> N
     assert rule.count == 2  # 64 and 32
     momenta = {one.momentum for one in run.network.stale_norms}
     assert momenta == {one.momentum for one in whole.network.stale_norms} != {None}
-    first, second = state_of(run.network), state_of(whole.network)
-    for key, value in second.items():
-        if not torch.equal(first[key].cpu(), value.cpu()):
-            name = key.rpartition(".")[2]
-            assert name in ("running_mean", "running_var", "num_batches_tracked")
-            if name != "num_batches_tracked":
-                off = (first[key] - value).norm() / value.norm()
-                assert float(off) < 0.2
+    first, second = flat(state_of(run.network)), flat(state_of(whole.network))
+    for key in differing(first, second):
+        if not key.endswith("num_batches_tracked"):
+            assert "running_" in key
+            assert (first[key] - second[key]).norm() < 0.2 * second[key].norm()
 
 
 def test_not_even_one_image_fits(gpu: SimulatedGpu, tmp_path: Path) -> None:

@@ -32,10 +32,6 @@ def shares(labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return own, targets.gather(1, labels.roll(1)[:, None])[:, 0]
 
 
-def test_nothing_is_mixed_unless_asked_for() -> None:
-    assert make_mixing(plan("r").policy, 3) is None
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_mixup_mixes_images_and_labels_alike(seed: int) -> None:
     images, labels, found, targets = mixed(seed, mixup=1.0)
@@ -107,12 +103,3 @@ def test_the_training_is_mixed_and_the_validation_is_not(policy: dict[str, float
     assert plain.validation_logits is not None and other.validation_logits is not None
     assert torch.equal(plain.validation_logits, other.validation_logits)
     assert plain.metrics == other.metrics
-
-
-def test_soft_targets_are_smoothed() -> None:
-    run = training(plan("test_resnet", label_smoothing=0.2, mixup=1.0))
-    logits = torch.randn(4, 10)
-    targets = torch.randn(4, 10).softmax(1)
-    smooth = 0.8 * targets + 0.2 / 10
-    expected = -(smooth * logits.log_softmax(1)).sum(1).mean()
-    assert float(run.loss(logits, targets)) == pytest.approx(float(expected))

@@ -1,16 +1,11 @@
 from __future__ import annotations
 
-import copy
-from pathlib import Path
-
 import pytest
 import torch
 from timm.utils.model_ema import ModelEmaV3
 
-from autotune.training.checkpoint import Checkpoint
 from autotune.training.optim.ema import WeightAverage
 from tests.support.models.backbones import network, plan, state_of, training
-from tests.support.models.surgery import change
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.9, 0.9999])
@@ -43,36 +38,3 @@ def test_the_average_is_that_of_timm(name: str, head_epochs: int) -> None:
     assert run.eval_model is not run.network
     moved = state_of(run.network)
     assert not torch.equal(found["head.0.weight"], moved["head.0.weight"])
-
-
-def test_after_the_norms_are_measured_the_average_begins_with_them() -> None:
-    run = training(change("test_resnet", {1: {"width": 0.5}}), ema=0.9, epochs=1)
-    run.recalibrate_norms()
-    first, second = state_of(run.network), state_of(run.eval_model)
-    assert all(torch.equal(first[key], second[key]) for key in first)
-
-
-def test_a_checkpoint_with_an_average_of_timm_is_loaded(tmp_path: Path) -> None:
-    """As one that was written before the average was made here."""
-    found = plan("test_resnet", 2, lr=0.01)
-    run = training(found, ema=0.9)
-    next(run.run())
-    timm_average = ModelEmaV3(run.network, decay=0.9, use_warmup=True)
-    with torch.no_grad():
-        for value in timm_average.module.state_dict().values():
-            if value.is_floating_point():
-                value.add_(0.125)
-    state = {**run.state(), "ema": timm_average.module.trainable_state()}
-    checkpoint = Checkpoint(tmp_path / "0.pt")
-    checkpoint.save(copy.deepcopy(state), 1)
-    later = training(found, ema=0.9)
-    loaded = checkpoint.load(later.state())
-    assert loaded is not None
-    later.load_state(loaded)
-    kept = later.eval_model.trainable_state()
-    assert all(torch.equal(kept[key], value) for key, value in state["ema"].items())
-    assert later.epoch == 1
-    assert later.ema is not None
-    before = kept["head.0.weight"].clone()
-    later.ema.update(step=5)
-    assert not torch.equal(later.eval_model.trainable_state()["head.0.weight"], before)

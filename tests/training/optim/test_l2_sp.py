@@ -13,8 +13,15 @@ from autotune.models.network import Network, build_network
 from autotune.plan import TrialPlan
 from autotune.training.optim.l2_sp import L2SP
 from autotune.training.optim.optimizer import make_optimizer
-from autotune.training.trainer import Trainer
-from tests.support.models.backbones import backbone, network, plan, state_of, step, training
+from tests.support.models.backbones import (
+    backbone,
+    differing,
+    network,
+    plan,
+    state_of,
+    step,
+    training,
+)
 from tests.support.models.surgery import change
 
 OPTIMIZERS = ("sgd", "adagrad", "adamw")
@@ -28,10 +35,6 @@ def trainable(net: Network) -> dict[str, Tensor]:
     return {key: one.detach() for key, one, layer in net.layer_of_parameters() if layer}
 
 
-def distance(run: Trainer, start: dict[str, Tensor]) -> float:
-    return sum(float((one - start[key]).norm()) for key, one in trainable(run.network).items())
-
-
 @torch.no_grad()
 def displace(net: Network) -> None:
     """Move every trainable parameter, and give it a gradient."""
@@ -39,21 +42,6 @@ def displace(net: Network) -> None:
     for _, parameter, _ in net.layer_of_parameters():
         parameter.add_(torch.randn(parameter.shape, generator=generator))
         parameter.grad = torch.randn(parameter.shape, generator=generator)
-
-
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_it_keeps_trainable_layers_near_to_their_start(optimizer: str) -> None:
-    def moved(l2_sp: float) -> tuple[float, float]:
-        run = training(plan("test_resnet", 3, optimizer=optimizer, lr=0.02, l2_sp=l2_sp), epochs=6)
-        start = state_of(run.network)
-        list(run.run())
-        head = run.network.head[0].weight.detach()
-        return distance(run, start), float((head - start["head.0.weight"]).norm())
-
-    free, weak, strong = moved(0.0), moved(0.1), moved(10.0)
-    assert strong[0] < 0.5 * free[0]
-    assert strong[0] < weak[0] < free[0]
-    assert strong[1] > 0.3 * free[1]  # the head goes where it wants
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -167,8 +155,7 @@ def test_a_step_that_overflows_in_fp16_does_not_pull(optimizer: str) -> None:
     before = state_of(run.network)
     run.network.eval()
     step(run, run.network(torch.randn(4, 3, 32, 32)).sum() * 1e30)
-    after = state_of(run.network)
-    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert differing(before, state_of(run.network)) == []
 
 
 def test_clipping_does_not_touch_it() -> None:

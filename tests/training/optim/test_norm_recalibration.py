@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import copy
 
-import pytest
 import torch
 from torch import Tensor, nn
 
 from autotune.models.network import Network, build_network
+from autotune.training.evaluation import SAMPLED_IMAGES
 from autotune.training.inputs.normalizer import Normalizer
 from autotune.training.optim.norm_recalibration import recalibrate_batch_norms, sample_batches
-from autotune.training.trainer import NORM_IMAGES
-from tests.support.models.backbones import CPU, backbone, plan, some_digits, state_of, training
+from tests.support.models.backbones import (
+    CPU,
+    backbone,
+    plan,
+    same_state,
+    some_digits,
+    state_of,
+    training,
+)
 from tests.support.models.surgery import built, change, pictures
 
 PLAN = change("test_resnet", {1: {"width": 0.5}, 2: {"kernel": 5, "activation": "elu"}})
@@ -126,33 +133,12 @@ def test_the_drawn_images_are_the_same_every_time() -> None:
     assert torch.cat(list(sample_batches(views, 99, normalize, 5))).shape[0] == 30
 
 
-def test_images_come_in_batches() -> None:
-    views = some_digits(130)
-    normalize = Normalizer.from_config(backbone("test_resnet").data_config, CPU)
-    sizes = [len(batch) for batch in sample_batches(views, 129, normalize, 0)]
-    assert sizes == [64, 65]  # never one alone
-    assert [len(batch) for batch in sample_batches(views, 130, normalize, 0)] == [64, 64, 2]
-
-
 def test_a_training_measures_before_its_first_epoch() -> None:
     found = change("test_resnet", {1: {"width": 0.5}})
     whole = training(found, ema=0.9, epochs=1)
     expected = copy.deepcopy(whole.network)
-    images = list(sample_batches(whole.train, NORM_IMAGES, whole.normalize, whole.seed))
+    images = list(sample_batches(whole.train, SAMPLED_IMAGES, whole.normalize, whole.seed))
     assert sum(map(len, images)) == len(whole.train)
     recalibrate_batch_norms(expected, images)
     whole.recalibrate_norms()
-    first, second = state_of(whole.network), state_of(expected)
-    assert all(torch.equal(first[key], second[key]) for key in first)
-    assert whole.ema is not None
-    average = state_of(whole.ema.module)
-    assert all(torch.equal(first[key], average[key]) for key in first)
-
-
-@pytest.mark.parametrize("depth", [0, 2])
-def test_nothing_is_measured_where_nothing_is_stale(depth: int) -> None:
-    whole = training(plan("test_resnet", depth), epochs=1)
-    before = state_of(whole.network)
-    whole.recalibrate_norms()
-    after = state_of(whole.network)
-    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert same_state(whole.network, expected) and same_state(whole.eval_model, expected)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,8 @@ def built(found: TrialPlan) -> Network:
 @pytest.mark.parametrize("l2_sp", [0.0, 0.1])
 def test_groups_have_the_rates_of_their_layers(name: str, l2_sp: float) -> None:
     """Layers that are pulled towards their start are not decayed."""
-    found = plan(name, 3, 8, lr=0.1, layer_decay=0.5, weight_decay=0.01, l2_sp=l2_sp)
+    rates: dict[str, Any] = {"lr": 0.1, "layer_decay": 0.5, "backbone_lr": 0.25}
+    found = plan(name, 3, 8, weight_decay=0.01, l2_sp=l2_sp, **rates)
     net = built(found)
     groups = parameter_groups(net, found.policy)
     settings = {
@@ -32,17 +34,9 @@ def test_groups_have_the_rates_of_their_layers(name: str, l2_sp: float) -> None:
     for key, parameter, layer in trainable:
         exempt = parameter.ndim < 2 or key in ("backbone.pos_embed", "backbone.cls_token")
         exempt = exempt or (layer > 0 and l2_sp > 0)
-        assert settings[id(parameter)] == (0.1 * 0.5**layer, 0.0 if exempt else 0.01), key
+        rate = 0.1 * (0.25 if layer else 1.0) * 0.5**layer
+        assert settings[id(parameter)] == (rate, 0.0 if exempt else 0.01), key
     assert len({(group["lr"], group["weight_decay"]) for group in groups}) == len(groups)
-
-
-def test_trainable_layers_have_a_rate_of_their_own() -> None:
-    found = plan("test_resnet", 2, lr=0.1, layer_decay=0.5, backbone_lr=0.2)
-    net = built(found)
-    groups = parameter_groups(net, found.policy)
-    rates = {id(one): group["lr"] for group in groups for one in group["params"]}
-    by_layer = {layer: rates[id(parameter)] for _, parameter, layer in net.layer_of_parameters()}
-    assert by_layer == {0: 0.1, 1: pytest.approx(0.01), 2: pytest.approx(0.005)}
 
 
 def test_what_timm_never_decays_is_not_decayed() -> None:

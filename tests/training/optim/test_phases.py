@@ -10,70 +10,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.errors import PlanError
-from autotune.models.network import Network
 from autotune.plan import TrialPlan
 from autotune.training.curves import EpochResult
 from autotune.training.optim.phases import Phases
 from autotune.training.trainer import Trainer
-from tests.support.models.backbones import network, plan, state_of, training
-from tests.support.models.surgery import change
+from tests.support.models.backbones import network, plan, same_state, training
 
-#: Plan and settings of trainings in which everything could move that must not.
+#: Plan and settings of trainings in which everything could move that must not: L2-SP is tested in
+#: test_l2_sp.py, and all networks in tests/contracts/test_freezing.py.
 RECIPES: dict[str, tuple[TrialPlan, dict[str, Any]]] = {
     "sgd": (
         plan("test_resnet", 3, 8, dropout=0.3, optimizer="sgd", lr=0.05, weight_decay=0.1),
         {"dropping": True, "ema": 0.9},
     ),
     "adamw": (plan("test_efficientnet", 2, weight_decay=1.0), {"dropping": True}),
-    "adagrad": (plan("test_vit", 2, optimizer="adagrad", l2_sp=1.0), {"dropping": True}),
-    "every layer": (plan("test_resnet", 5, l2_sp=1.0, mixup=0.5), {"ema": 0.98}),
-    "reshaped": (
-        change("test_resnet", {1: {"width": 0.5, "drop_path": 0.3}, 2: {"kernel": 5}}),
-        {"ema": 0.9},
-    ),
 }
-
-
-def of_backbone(net: Network) -> dict[str, torch.Tensor]:
-    return {key: one for key, one in state_of(net).items() if key.startswith("backbone.")}
 
 
 def with_head_epochs(found: TrialPlan, epochs: int) -> TrialPlan:
     values = found.to_json()
     return TrialPlan.from_json({**values, "policy": {**values["policy"], "head_epochs": epochs}})
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_trainable_layers_stay_to_the_bit_and_change_afterwards(recipe: str) -> None:
-    found, options = RECIPES[recipe]
-    run = training(with_head_epochs(found, 2), epochs=4, **options)
-    run.recalibrate_norms()  # part of the start: statistics that surgery has made stale
-    start = of_backbone(run.network)
-    frozen = {
-        f"backbone.{name}" for one in run.network.layers[found.depth :] for name in one.names
-    }
-    head = state_of(run.network.head)
-    for result in run.run():
-        for net in {run.network, run.eval_model}:
-            now = of_backbone(net)
-            changed = {key for key in start if not torch.equal(start[key], now[key])}
-            if result.epoch <= 2:
-                assert changed == set(), result.epoch
-                assert all(
-                    not torch.equal(head[key], one)
-                    for key, one in state_of(net.head).items()
-                    if key.endswith("weight")
-                )
-            else:
-                matrices = {
-                    key
-                    for key, one, layer in net.layer_of_parameters()
-                    if layer and one.ndim > 1 and one.numel() > 1
-                }
-                assert matrices <= changed
-                assert changed & frozen == set()
-                statistics = {key for key in start if "running_" in key} - frozen
-                assert statistics <= changed
 
 
 @pytest.mark.parametrize("recipe", ["sgd", "adamw"])
@@ -91,8 +47,7 @@ def test_the_first_phase_is_the_training_of_the_head_alone(recipe: str) -> None:
             break
     assert [one.loss for one in results] == [one.loss for one in expected]
     assert [one.metrics for one in results] == [one.metrics for one in expected]
-    first, second = state_of(run.network.head), state_of(alone.network.head)
-    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert same_state(run.network.head, alone.network.head)
 
 
 def test_no_gradient_is_computed_for_the_backbone() -> None:
@@ -126,10 +81,7 @@ def test_the_rate_and_the_average_begin_anew() -> None:
     def follow() -> None:
         rates.append(run.optimizer.param_groups[0]["lr"])
         update()
-        average = run.eval_model.state_dict()
-        same.append(
-            all(torch.equal(one, average[key]) for key, one in run.network.state_dict().items())
-        )
+        same.append(same_state(run.network, run.eval_model))
 
     run._update = follow  # type: ignore[method-assign]
     list(run.run())
