@@ -115,7 +115,7 @@ FLOORS = {
         ("trainings_display", "watch"),
     ),
     "api": (("reader",), ("plots",), ("study",), ("seeds",)),
-    "cli": (("sigint",), ("resources", "results", "running"), ("main",)),
+    "cli": (("plan_file", "sigint"), ("resources", "results", "running"), ("main",)),
 }
 MODULES = sorted(
     path for path in PACKAGE.rglob("*.py") if path.parts[len(PACKAGE.parts)] != "presets"
