@@ -275,13 +275,18 @@ def locate(
 
 
 def locate_all(arguments: Sequence[str], name: str | None, storage: str | None) -> list[Located]:
-    """Locate studies, each named once; arguments with a = replace values of their files.
+    """Locate studies, each named once; arguments that are no study replace values of their files.
 
     Raises:
         UserError: When there is none or one of them twice, or a name for several.
     """
-    studies = [argument for argument in arguments if "=" not in argument]
-    overrides = [argument for argument in arguments if "=" in argument]
+    studies: list[str] = []
+    overrides: list[str] = []
+    for argument in arguments:
+        is_study = "=" not in argument or (
+            not is_override(argument) and _has_study(argument, storage_url(storage))
+        )
+        (studies if is_study else overrides).append(argument)
     if name is not None and len(studies) > 1:
         raise UserError(f"--name is for one study, but got {', '.join(map(repr, studies))}")
     located = [locate(study, overrides, name, storage) for study in studies]

@@ -139,6 +139,14 @@ def test_rm_of_what_cannot_be_run(make: object, sqlite: str) -> None:
     assert optuna.get_all_study_names(storage) == []
 
 
+def test_a_name_like_a_value(sqlite: str) -> None:
+    kept_study(sqlite, "a=b")
+    assert "but got 'a=c'" in refused(sqlite, "rm", "a=c")
+    assert "compare needs two studies" in refused(sqlite, "compare", "a=b")
+    done(sqlite, "rm", "a=b", "--yes")
+    assert optuna.get_all_study_names(open_storage(sqlite)) == []
+
+
 @pytest.mark.parametrize("name", ["..", "a/b", "x"])
 def test_a_study_of_another_program_stays(name: str, sqlite: str) -> None:
     kept_study(sqlite, "photos")
