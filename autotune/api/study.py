@@ -16,10 +16,7 @@ from autotune.api.plots import StudyPlots
 from autotune.config.loading import load_study_file
 from autotune.config.schema import BUDGETS, StudyConfig
 from autotune.display.console import check_folder, plain_console
-from autotune.errors import (
-    NoResultError,
-    UserError,
-)
+from autotune.errors import NoResultError, UserError
 from autotune.plan import TrialPlan
 from autotune.storage.url import absolute_url
 

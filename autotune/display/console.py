@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 from rich.console import Console, ConsoleOptions, Group, RenderableType
@@ -33,6 +33,8 @@ from autotune.text import relative_path, visible
 if TYPE_CHECKING:
     from autotune.study.setup.opening import OpenStudy
 
+#: A word that may stand in place of the number of a trial.
+Word = TypeVar("Word", Literal["best"], Literal["cheapest"])
 #: Where studies are kept if nothing else is said.
 DEFAULT_STORAGE: str = StudyConfig.model_fields["storage"].default
 
@@ -332,14 +334,16 @@ def ask(question: str, is_yes: bool) -> None:
     typer.confirm(visible(question), abort=True)
 
 
-def parse_trial(trial: str | None, word: str) -> int | None:
-    """Read the number of a trial, where ``--trial`` may also be a word.
+def parse_trial(trial: str | None, word: Word) -> int | Word | None:
+    """Read ``--trial``: the number of a trial, or a word.
 
     Raises:
         UserError: When it is neither.
     """
     if trial is None:
         return None
+    if trial == word:
+        return word
     if not trial.isascii() or not trial.isdigit():
         raise UserError(f"--trial: must be the number of a trial, or {word!r}, but got {trial!r}")
     return int(trial)

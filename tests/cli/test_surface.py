@@ -122,15 +122,6 @@ def test_what_is_no_command(arguments: tuple[str, ...], said: str, tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help_imports_nothing_heavy() -> None:
-    program = (
-        "import sys, autotune.cli.main\n"
-        "heavy = {'torch', 'optuna', 'timm', 'sqlalchemy', 'plotly', 'pandas', 'numpy'}\n"
-        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True)
-
-
 def test_looking_at_a_study_imports_no_torch() -> None:
     """``status``, ``doctor`` and ``best`` answer in a second, ``run`` takes several to begin."""
     program = (

@@ -50,11 +50,9 @@ def enqueue(
     if plan is not None and (trial is not None or source is not None):
         raise UserError("--plan is a plan of its own: give it without --trial and --from")
     given = parse_overrides(values or ())
-    base: Base | None = "best"
+    base: Base | None = console.parse_trial(trial, "best")
     if plan is not None:
         base, _ = read_plan(Path(plan))
-    elif trial != base:
-        base = console.parse_trial(trial, "best")
     opened = console.open_study(study, overrides, name, storage)
     from autotune.results.diagnosis.next_steps import run_commands
     from autotune.results.study_results import StudyResults
