@@ -10,7 +10,6 @@ import pytest
 import typer
 from optuna.trial import TrialState
 
-from autotune.errors import UserError
 from autotune.storage.paths import StudyPaths
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.doctor.checks import check_study
@@ -340,10 +339,3 @@ def test_verbs_without_a_database(sqlite: str) -> None:
     )
     for arguments in (("ls",), ("du",), ("gc",), ("rm", "photos")):
         assert "there is no database" in refused(sqlite, *arguments)
-
-
-def test_no_question_without_a_terminal() -> None:
-    from autotune.display import console
-
-    with pytest.raises(UserError, match="there is no terminal to ask at"):
-        console.ask("remove it?", False)

@@ -84,13 +84,6 @@ def test_status_is_the_summary_of_the_run(finished: Path) -> None:
     assert len(trials_of(finished, "tiny")) == count
 
 
-def test_commands_name_a_storage_that_is_not_the_default(finished: Path, tmp_path: Path) -> None:
-    url = f"sqlite:///{finished / DATABASE}"
-    ended = call("status", "tiny", "--storage", url, cwd=tmp_path)
-    assert f"dashboard      autotune dashboard tiny --storage {url}\n" in ended.out
-    assert call("status", "tiny", cwd=finished).out.count("--storage") == 0
-
-
 def test_best_is_yaml_and_a_plan(finished: Path) -> None:
     before = contents(finished)
     ended = call("best", "tiny", cwd=finished)
@@ -100,15 +93,6 @@ def test_best_is_yaml_and_a_plan(finished: Path) -> None:
     assert list(values) == ["study", "trial", "accuracy", "plan"]
     assert (values["study"], values["accuracy"]) == ("tiny", trial.value)
     assert TrialPlan.from_json(values["plan"]) == attrs.trial_plan(trial)
-    assert contents(finished) == before
-
-
-def test_report_goes_where_it_is_told(finished: Path, tmp_path: Path) -> None:
-    before = contents(finished)
-    page = tmp_path / "page.html"
-    ended = call("report", "tiny", "-o", str(page), cwd=finished)
-    assert (ended.code, ended.out, ended.err) == (0, f"report: {page}\n", "")
-    assert "<title>tiny: " in page.read_text(encoding="utf-8")
     assert contents(finished) == before
 
 
