@@ -240,8 +240,10 @@ def test_du_adds_up(url: str) -> None:
     assert sizes == dict.fromkeys(kinds, 1000)
     shared = {part["what"]: part["bytes"] for part in values["shared"]}
     assert shared["cache"] == 5000 and shared["database"] > 10_000
-    shown = done(url, "du")
-    assert [line.split()[-2:] for line in shown.splitlines()[1:3]] == [["7.0", "kB"]] * 2
+    write(files.trainings("photos") / "key.pt", 500)
+    header, *rows = done(url, "du").splitlines()
+    assert set(header.split()) == {"study", *sizes, "trainings", "all"}
+    assert [row.split()[-2:] for row in rows[:2]] == [["7.5", "kB"], ["7.0", "kB"]]
 
 
 def test_gc_removes_what_is_of_no_more_use(url: str) -> None:
