@@ -157,7 +157,7 @@ class RunState:
         if self.progress is not None and self.left is not None:
             estimates = [self.left.seconds(time.time())]
             if (done := self.progress.finished - self.finished_before) > 0:
-                left = self.progress.budget - self.progress.finished
+                left = max(0, self.progress.budget - self.progress.finished)  # it was lowered
                 estimates.append((time.monotonic() - self.started) / done * left)
             seconds = min((value for value in estimates if value is not None), default=None)
             if self.left.is_over:
