@@ -45,13 +45,11 @@ class _Verbs(TyperGroup):
 
 _UNTIL = f"the old name works until autotune {REMOVED_IN}"
 
-app = typer.Typer(
+app = console.verb_group(
+    "Find out by experiment which layers of a pretrained vision backbone to re-train.",
     cls=_Verbs,
     name="autotune",
-    help="Find out by experiment which layers of a pretrained vision backbone to re-train.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 for _verb in (

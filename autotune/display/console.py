@@ -99,6 +99,12 @@ ModelOverrides = Annotated[
 ]
 
 
+def verb_group(text: str, **options: Any) -> typer.Typer:
+    """Return an empty group of verbs that shows its help where none is named."""
+    names = {"help_option_names": ["-h", "--help"]}
+    return typer.Typer(help=text, no_args_is_help=True, context_settings=names, **options)
+
+
 class VisibleConsole(Console):
     """A console that prints text as it is, without markup, highlighting and escape sequences.
 
