@@ -63,6 +63,7 @@ def checked(ended: Ended, before: object, after: object) -> str:
             ("run", "digits", "weights=mine.safetensors"),
             "weights: there is no file 'mine.safetensors'; allowed are 'hub', 'none' or the path",
         ),
+        (("status", "tiny", "search.trials=3"), "no study file 'tiny'"),
         (("run", "digits", "--workers", "0"), "--workers: must be at least 1, but got 0"),
         (
             ("cp", "digts", "my.yaml"),
@@ -157,7 +158,7 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path) -> None:
 # Studies that are not there, or are other ones
 
 
-@pytest.mark.parametrize("verb", ["status", "best", "report", "dashboard", "refit", "worker"])
+@pytest.mark.parametrize("verb", ["status", "doctor", "best", "dashboard", "refit", "worker"])
 def test_a_study_that_does_not_exist(verb: str, finished: Path, tmp_path: Path) -> None:
     said = refused(verb, "tini", cwd=finished)
     assert "has no study 'tini'; it has tiny; did you mean 'tiny'?" in said

@@ -104,15 +104,10 @@ def test_version(tmp_path: Path) -> None:
         (("statsu",), "No such command 'statsu'. Did you mean 'status'?"),
         (("run", "--trials", "3"), "No such option: --trials"),
         (
-            ("run", "--workers", "two"),
-            "Invalid value for '--workers': Input should be a valid integer",
-        ),
-        (
             ("dashboard", "--port", "0"),
             "Invalid value for '--port': Input should be greater than or equal to 1",
         ),
         (("cp", "digits"), "Missing argument 'target'"),
-        (("validate",), "Missing argument 'study'"),
     ],
 )
 def test_what_is_no_command(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:

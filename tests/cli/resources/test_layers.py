@@ -173,12 +173,6 @@ def test_a_plan_in_a_file(values: dict[str, Any], tmp_path: Path) -> None:
     assert re.search(r"^▣ reshaped: layers 2-3; the backbone goes from ", out, re.MULTILINE)
 
 
-def test_a_plan_in_yaml(tmp_path: Path) -> None:
-    text = yaml.safe_dump({"trial": 3, "plan": PLAN.to_json()})
-    (tmp_path / "best.yaml").write_text(text, encoding="utf-8")
-    assert "▣ layer 2" in shown("--plan", "best.yaml", cwd=tmp_path)
-
-
 def test_a_plan_as_json(tmp_path: Path) -> None:
     name = write(tmp_path, PLAN.to_json())
     values = json.loads(shown("--plan", name, "--json", cwd=tmp_path))

@@ -183,23 +183,6 @@ def test_status_of_a_study_that_runs(tmp_path: Path) -> None:
     assert "autotune refit" not in text and "autotune best" not in text
 
 
-def test_status_counts_the_epochs_that_pruning_saved(tmp_path: Path) -> None:
-    text = shown(tmp_path, trials=10)
-    assert re.search(r"^pruning saved \d+ of 100 epochs \(\d+ %\)$", text, re.MULTILINE)
-
-
-def test_status_of_a_loss(tmp_path: Path) -> None:
-    text = shown(tmp_path, objective="log_loss")
-    assert "validation log loss" in text
-    assert " 0.4000 " in text
-    assert " 0.1800 lower " in text
-
-
-def test_status_when_nothing_is_better_than_the_baseline(tmp_path: Path) -> None:
-    text = shown(tmp_path, gain=-0.05)
-    assert " no trial is better " in text
-
-
 def test_long_plans_stay_within_the_terminal(tmp_path: Path) -> None:
     shown(tmp_path)
     ended = call("status", "made", cwd=tmp_path, COLUMNS="80")
