@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from io import TextIOWrapper
 from typing import Any, NoReturn
 
 import typer
@@ -132,6 +133,8 @@ def process() -> NoReturn:
     """Run the command as the process ``autotune``."""
     raise_gc_threshold()
     guard_standard_error()
+    if isinstance(sys.stdout, TextIOWrapper):  # a terminal in Latin-1 has no arrows and squares
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
     except SystemExit as end:

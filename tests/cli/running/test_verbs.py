@@ -21,7 +21,7 @@ from autotune.study.state import attrs
 from autotune.training.inputs.normalizer import Normalizer
 from autotune.training.metrics import compute_metrics
 from tests.support.commands.inside import call, contents
-from tests.support.commands.runs import trials_of
+from tests.support.commands.runs import autotune, trials_of
 from tests.support.study.studies import make_study
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
@@ -181,6 +181,13 @@ def test_status_of_a_study_that_runs(tmp_path: Path) -> None:
     # Commands that would be refused are not offered.
     assert "autotune dashboard made" in text
     assert "autotune refit" not in text and "autotune best" not in text
+
+
+def test_a_terminal_without_utf8(tmp_path: Path) -> None:
+    shown(tmp_path)
+    ended = autotune("status", "made", cwd=tmp_path, PYTHONIOENCODING="latin-1")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert r"\u25a0 head" in ended.stdout
 
 
 def test_long_plans_stay_within_the_terminal(tmp_path: Path) -> None:
