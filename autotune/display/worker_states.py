@@ -111,7 +111,9 @@ class WorkerStates:
         if code is None:
             text = "was lost"
         elif code < 0:
-            text = f"was killed ({signal.Signals(-code).name})"
+            is_named = -code in list(signal.Signals)  # most real-time signals are not
+            name = signal.Signals(-code).name if is_named else f"signal {-code}"
+            text = f"was killed ({name})"
         else:
             text = f"failed (exit code {code})"
         text = f"worker {event['worker']} {text}"

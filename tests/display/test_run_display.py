@@ -236,6 +236,7 @@ def test_a_warm_start_is_told_before_the_first_trial(opened: OpenStudy, terminal
         ({"code": 0}, ""),
         ({"code": 1}, "worker 2 failed (exit code 1)"),
         ({"code": -9}, "worker 2 was killed (SIGKILL)"),
+        ({"code": -37}, "worker 2 was killed (signal 37)"),
         ({"code": 1, "replaced": True}, "worker 2 failed (exit code 1) and is replaced"),
         (
             {"code": 1, "lines": ["Traceback", "MemoryError"]},
