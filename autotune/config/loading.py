@@ -77,7 +77,7 @@ def find_study_file(study: str) -> Path:
     Raises:
         StudyError: When there is neither; it says what is there instead.
     """
-    names = presets()
+    names, study = presets(), os.fspath(study)  # which Python may give as a path
     if study in names:
         return names[study]
     path = Path(study)
