@@ -425,11 +425,6 @@ def test_names_that_several_rooms_define_are_equal() -> None:
     assert (keys, last) == (fields, "max_layers")
 
 
-def test_a_configuration_is_frozen() -> None:
-    with pytest.raises(ValueError, match="frozen"):
-        load().search.trials = 3  # type: ignore[misc]
-
-
 def test_the_definition_leaves_out_what_may_change() -> None:
     first = load(**{"search.trials": 3, "storage": "sqlite:///a.db", "name": "a"})
     second = load(

@@ -52,7 +52,7 @@ def layers(
         str | None,
         typer.Option(help="The study of the trial, as for the other verbs; default: digits."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: console.JsonOption = False,
     name: console.NameOption = None,
     storage: console.StorageOption = None,
 ) -> None:
