@@ -5,56 +5,40 @@ Importing this package imports no torch; the names below are loaded when they ar
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from autotune.version import __version__
+from autotune.lazy import attach
+from autotune.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from autotune.api import Study, run_seeds
-    from autotune.config.loading import load_study_file
-    from autotune.config.schema import StudyConfig
-    from autotune.errors import AutotuneError, UserError
-    from autotune.models.inspection import inspect_layers
-    from autotune.plan import TrialPlan
-    from autotune.results.model.model import Model
-    from autotune.results.model.model_folder import load_model as load
+    from autotune.api import Study as Study
+    from autotune.api import run_seeds as run_seeds
+    from autotune.config.loading import load_study_file as load_study_file
+    from autotune.config.schema import StudyConfig as StudyConfig
+    from autotune.errors import AutotuneError as AutotuneError
+    from autotune.errors import UserError as UserError
+    from autotune.models.inspection import inspect_layers as inspect_layers
+    from autotune.plan import TrialPlan as TrialPlan
+    from autotune.results.model.model import Model as Model
+    from autotune.results.model.model_folder import load_model as load  # noqa: F401
 
-#: Public name -> module, with ``:name`` where the module uses another name.
-_HOMES = {
-    "AutotuneError": "autotune.errors",
-    "Model": "autotune.results.model.model",
-    "Study": "autotune.api",
-    "StudyConfig": "autotune.config.schema",
-    "TrialPlan": "autotune.plan",
-    "UserError": "autotune.errors",
-    "inspect_layers": "autotune.models.inspection",
-    "load": "autotune.results.model.model_folder:load_model",
-    "load_study_file": "autotune.config.loading",
-    "run_seeds": "autotune.api",
-}
-
-__all__ = [
-    "AutotuneError",
-    "Model",
-    "Study",
-    "StudyConfig",
-    "TrialPlan",
-    "UserError",
-    "__version__",
-    "inspect_layers",
-    "load",
-    "load_study_file",
-    "run_seeds",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        module, _, other = _HOMES[name].partition(":")
-        return getattr(import_module(module), other or name)
-    raise AttributeError(f"module 'autotune' has no attribute {name!r}")
+_names, __getattr__ = attach(
+    __name__,
+    {
+        "AutotuneError": "errors",
+        "Model": "results.model.model",
+        "Study": "api",
+        "StudyConfig": "config.schema",
+        "TrialPlan": "plan",
+        "UserError": "errors",
+        "inspect_layers": "models.inspection",
+        "load": "results.model.model_folder:load_model",
+        "load_study_file": "config.loading",
+        "run_seeds": "api",
+    },
+)
+__all__ = sorted([*_names, "__version__"])
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return __all__

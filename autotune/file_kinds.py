@@ -217,20 +217,10 @@ _READERS: dict[str, _Reader] = {
 }
 
 
-def describe_file(path: str | PathLike[str]) -> str:
-    """Return what a file is, with its article: ``an HTML page``, ``a folder``, ``an empty file``.
-
-    Returns:
-        Its kind; an empty text where the bytes tell none.
-
-    Raises:
-        OSError: When it cannot be read.
-    """
-    return file_kind(path).name
-
-
 def file_kind(path: str | PathLike[str]) -> FileKind:
     """Return what a file or folder is; zip archives and compressed files are looked into.
+
+    Its name has an article: ``an HTML page``, ``a folder``, ``an empty file``.
 
     Raises:
         OSError: When it cannot be read.
@@ -256,16 +246,8 @@ def file_kind(path: str | PathLike[str]) -> FileKind:
     return _TEXTS.get(file.suffix.lower(), kind) if kind.use == "text" else kind
 
 
-def describe_head(head: bytes) -> str:
-    """Return what a file is by its first :data:`HEAD_BYTES` bytes, as :func:`describe_file`.
-
-    A zip archive is not looked into.
-    """
-    return kind_of_head(head).name
-
-
 def kind_of_head(head: bytes) -> FileKind:
-    """Return what a file is by its first :data:`HEAD_BYTES` bytes, as :func:`file_kind`."""
+    """Return what a file is by its first :data:`HEAD_BYTES` bytes; zip is not looked into."""
     if not head:
         return FileKind("an empty file", "broken")
     for offset, signature, kind in _SIGNATURES:
@@ -324,7 +306,7 @@ def decompressed(stream: IO[bytes]) -> IO[bytes]:
     stream.seek(0)
     head = stream.read(HEAD_BYTES)
     stream.seek(0)
-    reader = _READERS.get(describe_head(head))
+    reader = _READERS.get(kind_of_head(head).name)
     return stream if reader is None else reader(stream)
 
 

@@ -146,8 +146,9 @@ def test_what_cannot_be_drawn_says_why() -> None:
 def test_mistakes(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="2 mistakes"):
         autotune.Study.from_file("digits", {"search.trails": 3, "training.epochs": "few"})
-    with pytest.raises(StudyError, match="did you mean 'digits'"):
-        autotune.Study.from_file("digitz")
+    for given in ("digitz", Path("digitz")):
+        with pytest.raises(StudyError, match="did you mean 'digits'"):
+            autotune.Study.from_file(given)  # type: ignore[arg-type]
     with pytest.raises(StorageError, match="there is no database"):
         autotune.Study.open("digits")
     study = made()
@@ -155,6 +156,8 @@ def test_mistakes(tmp_path: Path) -> None:
         autotune.Study.open("mode")
     for call, message in (
         (lambda: study.run(gpus=0), "gpus: must be text such as '0,2'"),  # type: ignore[arg-type]
+        (lambda: study.refit("fastest"), "a trial, or 'cheapest', but got 'fastest'"),  # type: ignore[arg-type]
+        (lambda: study.enqueue(trial="last"), "a trial, or 'best', but got 'last'"),  # type: ignore[arg-type]
         (lambda: study.confirm(seeds=1), "seeds: must be at least 2, but got 1"),
         (lambda: study.confirm(top=0), "top: must be at least 1, but got 0"),
         (lambda: study.report("a.txt"), "a.txt: the ending of a report"),

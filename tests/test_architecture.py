@@ -115,7 +115,7 @@ FLOORS = {
         ("trainings_display", "watch"),
     ),
     "api": (("reader",), ("plots",), ("study",), ("seeds",)),
-    "cli": (("sigint",), ("resources", "results", "running"), ("main",)),
+    "cli": (("plan_file", "sigint"), ("resources", "results", "running"), ("main",)),
 }
 MODULES = sorted(
     path for path in PACKAGE.rglob("*.py") if path.parts[len(PACKAGE.parts)] != "presets"
@@ -206,15 +206,6 @@ def test_folders_stay_small() -> None:
         assert len([*folder.glob("*.py")]) <= 14, folder
 
 
-def test_the_package_itself_imports_its_version_alone() -> None:
-    """For type checkers it names where its public names come from."""
-    code = "import sys, autotune; print([m for m in sys.modules if m.startswith('autotune.')])"
-    found = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    assert found.stdout.strip() == "['autotune.version']"
-
-
 @pytest.mark.parametrize("folder", ["studies", "storage"])
 def test_data_folders_hold_no_python(folder: str) -> None:
     assert [*(ROOT / folder).rglob("*.py"), *(ROOT / folder).rglob("*.ipynb")] == []
@@ -225,21 +216,21 @@ def test_no_room_for_everything() -> None:
     assert not names & {"utils", "util", "helpers", "misc", "common"}
 
 
-def test_importing_the_package_is_free() -> None:
-    loaded = run_python("import autotune, sys; print(*sorted(sys.modules))").split()
-    assert not {"torch", "optuna", "pandas", "numpy", "pydantic", "yaml"} & set(loaded)
-
-
-def test_the_command_starts_without_heavy_imports() -> None:
-    loaded = run_python("import autotune.cli.main, sys; print(*sorted(sys.modules))").split()
+@pytest.mark.parametrize(
+    ("program", "heavy"),
+    [
+        ("import autotune", {"pydantic", "yaml"}),
+        ("import autotune.cli.main", {"plotly"}),
+        ("import autotune; autotune.load_study_file('digits')", {"plotly"}),
+    ],
+)
+def test_imports_are_light(program: str, heavy: set[str]) -> None:
+    loaded = run_python(f"{program}; import sys; print(*sorted(sys.modules))").split()
+    assert not heavy & set(loaded)
     assert not {"torch", "optuna", "pandas", "numpy", "sqlalchemy", "timm"} & set(loaded)
-
-
-def test_the_library_s_study_files_load_without_heavy_imports() -> None:
-    loaded = run_python(
-        "import autotune, sys; autotune.load_study_file('digits'); print(*sorted(sys.modules))"
-    ).split()
-    assert not {"torch", "optuna", "pandas", "numpy", "sqlalchemy"} & set(loaded)
+    if program == "import autotune":
+        inside = [name for name in loaded if name.startswith("autotune.")]
+        assert inside == ["autotune.lazy", "autotune.version"]
 
 
 @pytest.mark.parametrize("room", ["", *sorted(FLOORS.keys() - {"cli", "display"})])

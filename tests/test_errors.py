@@ -47,12 +47,6 @@ def test_every_error_has_the_exit_code_of_its_kind(kind: type[AutotuneError]) ->
     assert kind.exit_code == expected
 
 
-def test_all_problems_are_in_the_message() -> None:
-    error = ConfigError("my.yaml", [Problem("a.b", "must be 1"), Problem("c", "is required")])
-    assert str(error) == "my.yaml: 2 mistakes\n  a.b: must be 1\n  c: is required"
-    assert str(ConfigError("my.yaml", [Problem("a", "x")])).startswith("my.yaml: 1 mistake\n")
-
-
 @pytest.mark.parametrize(
     ("text", "hidden"),
     [

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
-from autotune.file_kinds import describe_file
+from autotune.file_kinds import file_kind
 
 
 def image(format: str) -> bytes:
@@ -73,9 +73,9 @@ def test_a_file_is_named_by_its_bytes(name: str, tmp_path: Path) -> None:
     content, kind = KINDS[name]
     file = tmp_path / "weights.pth"
     file.write_bytes(content)
-    described = describe_file(file)
+    described = file_kind(file).name
     assert described.startswith(kind) and bool(described) == bool(kind), described
 
 
 def test_a_folder_is_named(tmp_path: Path) -> None:
-    assert describe_file(tmp_path) == "a folder"
+    assert file_kind(tmp_path).name == "a folder"

@@ -1,15 +1,18 @@
-"""How many cores there are for a process."""
+"""The cores of a process, and pauses of its garbage collector."""
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from autotune import runtime
+from autotune.runtime import gc_paused
 
 FILES = {
     "cpu.max": "max 100000",
@@ -83,3 +86,36 @@ def test_torch_uses_no_more_threads_than_there_are_cores(monkeypatch: pytest.Mon
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_the_collector_pauses_until_the_last_context_ends() -> None:
+    with gc_paused():
+        with pytest.raises(ValueError, match="broken"), gc_paused():
+            raise ValueError("broken")
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with gc_paused():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+def test_the_collector_pauses_until_the_last_thread_is_done() -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with gc_paused():
+            entered.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=other)
+    with gc_paused():
+        thread.start()
+        assert entered.wait(10)
+    assert not gc.isenabled()
+    leave.set()
+    thread.join()
+    assert gc.isenabled()

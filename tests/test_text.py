@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 from optuna.trial import TrialState
-from rich.console import Console, Group
-from rich.markup import MarkupError
+from rich.console import Group
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -108,20 +107,12 @@ def test_a_line_break_in_a_name_makes_no_line(terminal: bool) -> None:
     assert re.sub(r"\x1b\[[0-9;?]*m", "", stream.getvalue()).endswith("a\n  b\n")
 
 
-def test_a_line_break_in_an_error(capsys: pytest.CaptureFixture[str]) -> None:
-    fail(UserError("no folder /a\nerror: forged\n  a line of ours"))
-    output = capsys.readouterr().err
-    assert output == "error: no folder /a\n  error: forged\n  a line of ours\n"
-
-
-def test_rich_alone_would_fail() -> None:
-    with pytest.raises(MarkupError):
-        Console(file=io.StringIO()).print("[/wrong]")
-
-
 def test_an_error_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert fail(UserError("no \x1b[2J [bold]class[/] 'a\udcff' [/x]")) == 2
     assert capsys.readouterr().err == "error: no \\x1b[2J [bold]class[/] 'a\\udcff' [/x]\n"
+    fail(UserError("no folder /a\nerror: forged\n  a line of ours"))
+    output = capsys.readouterr().err
+    assert output == "error: no folder /a\n  error: forged\n  a line of ours\n"
 
 
 def test_log_records_are_visible_and_indented() -> None:

@@ -6,11 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from autotune.api.reader import StudyReader
-from autotune.errors import (
-    StudyError,
-    did_you_mean,
-    join_sentences,
-)
+from autotune.errors import StudyError, did_you_mean, join_sentences
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

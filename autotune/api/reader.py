@@ -9,10 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autotune.display.console import check_writable
-from autotune.errors import (
-    AutotuneError,
-    StudyError,
-)
+from autotune.errors import AutotuneError, StudyError
 from autotune.plan import TrialPlan
 from autotune.storage.url import redact
 

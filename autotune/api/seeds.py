@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from autotune.api.study import Study
-from autotune.errors import (
-    UserError,
-)
+from autotune.errors import UserError
 
 if TYPE_CHECKING:
     from autotune.results.seeds import SeedComparison

@@ -15,11 +15,8 @@ from rich.text import Text
 from autotune.api.plots import StudyPlots
 from autotune.config.loading import load_study_file
 from autotune.config.schema import BUDGETS, StudyConfig
-from autotune.display.console import check_folder, plain_console
-from autotune.errors import (
-    NoResultError,
-    UserError,
-)
+from autotune.display.console import check_folder, parse_trial, plain_console
+from autotune.errors import NoResultError, UserError
 from autotune.plan import TrialPlan
 from autotune.storage.url import absolute_url
 
@@ -230,6 +227,8 @@ class Study(StudyPlots):
         from autotune.study.setup.manual_trials import enqueue_plan
         from autotune.study.setup.opening import open_existing
 
+        if isinstance(trial, str):
+            trial = parse_trial(trial, "best")
         other = None if study is None else open_existing(study, self._url)
         return enqueue_plan(self._open_handle(), values or {}, trial, other)
 
@@ -332,6 +331,8 @@ class Study(StudyPlots):
             Traceback (most recent call last):
             autotune.errors.StudyError: --trial: the study 'digits' has the trials 0 to ...
         """
+        if isinstance(trial, str):
+            trial = parse_trial(trial, "cheapest")
         path = None if folder is None else Path(folder)
         if path is not None:
             check_folder(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from io import TextIOWrapper
 from typing import Any, NoReturn
 
 import typer
@@ -45,13 +46,11 @@ class _Verbs(TyperGroup):
 
 _UNTIL = f"the old name works until autotune {REMOVED_IN}"
 
-app = typer.Typer(
+app = console.verb_group(
+    "Find out by experiment which layers of a pretrained vision backbone to re-train.",
     cls=_Verbs,
     name="autotune",
-    help="Find out by experiment which layers of a pretrained vision backbone to re-train.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 for _verb in (
@@ -134,6 +133,8 @@ def process() -> NoReturn:
     """Run the command as the process ``autotune``."""
     raise_gc_threshold()
     guard_standard_error()
+    if isinstance(sys.stdout, TextIOWrapper):  # a terminal in Latin-1 has no arrows and squares
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
     except SystemExit as end:

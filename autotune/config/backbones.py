@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from autotune.config.fields import Check, FieldRule, names, timm_name
+from autotune.config.fields import Check, FieldRule, names, number, timm_name
 from autotune.errors import did_you_mean, format_yaml, join_sentences
 
 Backbones = str | list[str] | dict[str, Any]
@@ -112,16 +112,12 @@ def _check_race(value: dict[str, Any], check_names: Check) -> dict[str, Any]:
 
 
 def _check_keep(rule: str, value: dict[str, Any]) -> dict[str, int]:
-    keep = value.get("keep")
-    if keep is None:
-        return {}
-    keep = int(keep) if isinstance(keep, str) and keep.isdigit() else keep
-    if not isinstance(keep, int) or isinstance(keep, bool) or not 1 <= keep <= _MOST:
-        raise ValueError(
-            f"{rule}, where keep is a whole number of at least 1 and at most {_MOST}, but got "
-            f"{format_yaml(keep)}"
-        )
-    return {"keep": keep}
+    check: Any = number(True, 1, _MOST, optional=True).func
+    try:
+        keep = check(value.get("keep"))
+    except ValueError as error:
+        raise ValueError(f"{rule}, where keep {error}") from None
+    return {} if keep is None else {"keep": keep}
 
 
 def _check_entrants(rule: str, entrants: Any, check_names: Check) -> Any:

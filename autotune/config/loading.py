@@ -21,12 +21,7 @@ import yaml
 
 from autotune.config.backbones import RACE, presets_folder
 from autotune.config.fields import is_plugin_ref
-from autotune.config.old_names import (
-    describe_renamed,
-    new_key,
-    stored_init,
-    with_new_names,
-)
+from autotune.config.old_names import describe_renamed, new_key, stored_init, with_new_names
 from autotune.config.safe_yaml import (
     MAX_BYTES,
     MAX_DEPTH,
@@ -82,7 +77,7 @@ def find_study_file(study: str) -> Path:
     Raises:
         StudyError: When there is neither; it says what is there instead.
     """
-    names = presets()
+    names, study = presets(), os.fspath(study)  # which Python may give as a path
     if study in names:
         return names[study]
     path = Path(study)

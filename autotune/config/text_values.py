@@ -185,12 +185,7 @@ def _quote(text: str) -> str:
 
 def _describe(value: Any) -> str:
     """Say what YAML has made of a text."""
-    match value:
-        case bool() | None:
-            return format_yaml(value)
-        case int() | float():
-            return f"the number {value}"
-        case date():
-            return "a date"
-        case _:
-            return format_yaml(value)
+    if isinstance(value, date):
+        return "a date"
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return f"the number {value}" if is_number else format_yaml(value)

@@ -8,14 +8,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from autotune.config.old_names import (
-    KEYS,
-    old_keys,
-)
-from autotune.config.schema import (
-    StudyConfig,
-    all_fields,
-)
+from autotune.config.old_names import KEYS, old_keys
+from autotune.config.schema import StudyConfig, all_fields
 from autotune.config.text_values import Misread
 from autotune.errors import (
     MAX_PROBLEMS,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from importlib.util import find_spec
 
-from autotune.file_kinds import HEAD_BYTES, describe_head, kind_of_head
+from autotune.file_kinds import HEAD_BYTES, kind_of_head
 from autotune.text import join_some, plural
 
 #: Pillow's name of a format that is read -> endings of its files. Pillow would also open EPS,
@@ -185,6 +185,6 @@ def _kind(path: str) -> str:
         if not os.path.isfile(path):  # a pipe would be waited for
             return ""
         with open(path, "rb") as stream:
-            return describe_head(stream.read(HEAD_BYTES))
+            return kind_of_head(stream.read(HEAD_BYTES)).name
     except OSError:
         return ""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 from rich.console import Console, ConsoleOptions, Group, RenderableType
@@ -33,6 +33,8 @@ from autotune.text import relative_path, visible
 if TYPE_CHECKING:
     from autotune.study.setup.opening import OpenStudy
 
+#: A word that may stand in place of the number of a trial.
+Word = TypeVar("Word", Literal["best"], Literal["cheapest"])
 #: Where studies are kept if nothing else is said.
 DEFAULT_STORAGE: str = StudyConfig.model_fields["storage"].default
 
@@ -95,6 +97,12 @@ ModelOverrides = Annotated[
         "--set", metavar="KEY=VALUE", help="Values that replaced those of the study's file."
     ),
 ]
+
+
+def verb_group(text: str, **options: Any) -> typer.Typer:
+    """Return an empty group of verbs that shows its help where none is named."""
+    names = {"help_option_names": ["-h", "--help"]}
+    return typer.Typer(help=text, no_args_is_help=True, context_settings=names, **options)
 
 
 class VisibleConsole(Console):
@@ -275,13 +283,18 @@ def locate(
 
 
 def locate_all(arguments: Sequence[str], name: str | None, storage: str | None) -> list[Located]:
-    """Locate studies, each named once; arguments with a = replace values of their files.
+    """Locate studies, each named once; arguments that are no study replace values of their files.
 
     Raises:
         UserError: When there is none or one of them twice, or a name for several.
     """
-    studies = [argument for argument in arguments if "=" not in argument]
-    overrides = [argument for argument in arguments if "=" in argument]
+    studies: list[str] = []
+    overrides: list[str] = []
+    for argument in arguments:
+        is_study = "=" not in argument or (
+            not is_override(argument) and _has_study(argument, storage_url(storage))
+        )
+        (studies if is_study else overrides).append(argument)
     if name is not None and len(studies) > 1:
         raise UserError(f"--name is for one study, but got {', '.join(map(repr, studies))}")
     located = [locate(study, overrides, name, storage) for study in studies]
@@ -327,14 +340,16 @@ def ask(question: str, is_yes: bool) -> None:
     typer.confirm(visible(question), abort=True)
 
 
-def parse_trial(trial: str | None, word: str) -> int | None:
-    """Read the number of a trial, where ``--trial`` may also be a word.
+def parse_trial(trial: str | None, word: Word) -> int | Word | None:
+    """Read ``--trial``: the number of a trial, or a word.
 
     Raises:
         UserError: When it is neither.
     """
     if trial is None:
         return None
+    if trial == word:
+        return word
     if not trial.isascii() or not trial.isdigit():
         raise UserError(f"--trial: must be the number of a trial, or {word!r}, but got {trial!r}")
     return int(trial)

@@ -156,7 +156,7 @@ class RunState:
         if self.progress is not None and self.left is not None:
             estimates = [self.left.seconds(time.time())]
             if (done := self.progress.finished - self.finished_before) > 0:
-                left = self.progress.budget - self.progress.finished
+                left = max(0, self.progress.budget - self.progress.finished)  # it was lowered
                 estimates.append((time.monotonic() - self.started) / done * left)
             seconds = min((value for value in estimates if value is not None), default=None)
             if self.left.is_over:
@@ -230,20 +230,19 @@ class RunState:
 
 def draw(state: RunState) -> RenderableType:
     """Draw the study: a bar, the scores, a row per worker."""
-    objective = state.results.objective.label if state.results else ""
+    objective = state.results.objective if state.results else None
     parts: list[RenderableType] = [Text(f"study {state.name}", style="bold")]
     if state.progress is not None:
         parts += [
             budget_bar(state.share_used(), state.describe_counts(), state.format_time_left()),
-            Text(f"validation {objective}: {state.describe_scores()}"),
+            Text(f"validation {objective.label if objective else ''}: {state.describe_scores()}"),
         ]
     if state.step:
         parts.append(Text(state.step, style="dim"))
     if state.workers.rows:
-        table = state.workers.table(objective, state.format_value)
         # An empty line for the ^C that a terminal writes: it would make a full line two lines,
         # and the next drawing would not cover them.
-        parts += [table, Text()]
+        parts += [state.workers.table(objective), Text()]
     return Group(*parts)
 
 

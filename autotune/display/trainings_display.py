@@ -88,13 +88,8 @@ def draw(state: TrainingsState) -> RenderableType:
     """Draw trainings: a bar and a row per worker."""
     share = state.done / max(1, state.total)
     bar = budget_bar(share, state.describe_counts(), state.format_time_left())
-    table = state.workers.table(state.objective.label, _format_value(state.objective))
     # An empty line for the ^C that a terminal writes, as in the display of a run.
-    return Group(bar, table, Text())
-
-
-def _format_value(objective: Objective) -> Any:
-    return lambda value: "" if value is None else objective.format_value(value)
+    return Group(bar, state.workers.table(state.objective), Text())
 
 
 class TrainingsView:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.errors import UserError
+from autotune.results.values.objective import Objective
 
 #: The state of a worker whose GPU cannot be used.
 _NO_DEVICE = "its GPU cannot be used"
@@ -70,16 +70,20 @@ class WorkerStates:
             case "exit" if row.state != _NO_DEVICE:
                 row.state = "replaced" if event.get("replaced") else "ended"
 
-    def table(self, value: str, format_value: Callable[[float | None], str]) -> Table:
-        """Return a table with a row per worker."""
-        table = Table("worker", self.noun, "epoch", value, "plan", box=None)
+    def table(self, objective: Objective | None) -> Table:
+        """Return a table with a row per worker; no value is shown before there is an objective."""
+        label = objective.label if objective else ""
+        table = Table("worker", self.noun, "epoch", label, "plan", box=None)
         for slot, row in self.rows.items():
             text = row.plan if row.state == "training" else row.state
+            value = ""
+            if objective is not None and row.value is not None:
+                value = objective.format_value(row.value)
             table.add_row(
                 f"{slot} {row.device}",
                 row.work,
                 f"{row.epoch}/{row.epochs}" if row.epochs else "",
-                format_value(row.value),
+                value,
                 Text(text, overflow="ellipsis", no_wrap=True),
             )
         return table
@@ -107,7 +111,9 @@ class WorkerStates:
         if code is None:
             text = "was lost"
         elif code < 0:
-            text = f"was killed ({signal.Signals(-code).name})"
+            is_named = -code in list(signal.Signals)  # most real-time signals are not
+            name = signal.Signals(-code).name if is_named else f"signal {-code}"
+            text = f"was killed ({name})"
         else:
             text = f"failed (exit code {code})"
         text = f"worker {event['worker']} {text}"

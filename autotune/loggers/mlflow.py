@@ -45,7 +45,6 @@ class MLflow:
         self._experiment_name = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME")
         self._study: StudyStarted | None = None
         self._experiment = ""
-        self._trials: dict[int, TrialStarted] = {}
         self._runs: dict[int, str] = {}
 
     def __call__(self, event: Event) -> None:
@@ -55,7 +54,6 @@ class MLflow:
                 self._study = event
                 self._find_experiment()
             case TrialStarted():
-                self._trials[event.first] = event
                 self._start(event)
             case EpochEnded():
                 metrics = event.metrics(self._started().objective)

@@ -104,15 +104,10 @@ def test_version(tmp_path: Path) -> None:
         (("statsu",), "No such command 'statsu'. Did you mean 'status'?"),
         (("run", "--trials", "3"), "No such option: --trials"),
         (
-            ("run", "--workers", "two"),
-            "Invalid value for '--workers': Input should be a valid integer",
-        ),
-        (
             ("dashboard", "--port", "0"),
             "Invalid value for '--port': Input should be greater than or equal to 1",
         ),
         (("cp", "digits"), "Missing argument 'target'"),
-        (("validate",), "Missing argument 'study'"),
     ],
 )
 def test_what_is_no_command(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
@@ -120,15 +115,6 @@ def test_what_is_no_command(arguments: tuple[str, ...], said: str, tmp_path: Pat
     assert (ended.code, ended.out) == (2, "")
     assert said in ended.err
     assert list(tmp_path.iterdir()) == []
-
-
-def test_help_imports_nothing_heavy() -> None:
-    program = (
-        "import sys, autotune.cli.main\n"
-        "heavy = {'torch', 'optuna', 'timm', 'sqlalchemy', 'plotly', 'pandas', 'numpy'}\n"
-        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_looking_at_a_study_imports_no_torch() -> None:

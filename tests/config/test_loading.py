@@ -1,13 +1,9 @@
 from __future__ import annotations
 
-import gzip
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from autotune.config.backbones import presets_folder
 from autotune.config.loading import (
@@ -23,7 +19,7 @@ from autotune.config.loading import (
 from autotune.config.schema import SearchConfig, StudyConfig
 from autotune.config.validation import all_keys
 from autotune.errors import ConfigError, StudyError
-from tests.support.data.archives import tar_bytes, zip_bytes
+from tests.support.data.archives import zip_bytes
 
 MINIMAL = "dataset: photos/ants\nbackbone: resnet18\n"
 UNKNOWN = f"unknown key; search has {', '.join(SearchConfig.model_fields)}"
@@ -80,20 +76,15 @@ OTHER_FILES = {
         zip_bytes({"a/1.png": b"x"}),
         "is a zip archive; 'autotune run folder dataset=",
     ),
-    "x.tar.gz": (gzip.compress(tar_bytes({"a": b"x"})), "is a tar archive in a gzip file; 'auto"),
     "my table.csv": (b"path,label\n", "is a table; 'autotune run folder dataset='my table.csv''"),
-    "table": (b"PAR1....PAR1", "is a Parquet table; 'autotune run folder dataset=table'"),
     "1.jpg": (b"\xff\xd8\xff\xe0", "is a JPEG image; name the folder that has"),
     "model.yaml": (b"\x08\0\0\0\0\0\0\0{}      ", "is a safetensors file; a study uses weights"),
-    "a.ipynb": (b'{"cells": []}', "is a Jupyter notebook"),
     "notes.txt": (b"search for it\n", "is a text file"),
     "page.yaml": (b"<!DOCTYPE html>", "is an HTML page; open it to see why it is there"),
-    "a.7z": (b"7z\xbc\xaf\x27\x1c", "is a 7-Zip archive; unpack it and name the folder"),
     "autotune.db": (
         b"SQLite format 3\0",
         "is an SQLite database; --storage sqlite:///autotune.db",
     ),
-    "empty.csv": (b"", "is an empty file; copy or download it again"),
     "noise": (bytes(range(255, 0, -1)), "is of an unknown format"),
 }
 
@@ -160,17 +151,9 @@ def test_what_is_no_study_file(text: str, message: str, study: Path) -> None:
     assert str(caught.value).startswith(f"{study}: 1 mistake\n  (file): ")
 
 
-def test_other_encodings_and_folders(study: Path) -> None:
-    study.write_bytes("description: é".encode("latin-1"))
-    with pytest.raises(ConfigError, match="must be text in UTF-8, but is not"):
-        load_study_file(str(study))
+def test_a_folder_is_no_study_file(study: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         read_yaml(study.parent)
-
-
-def test_merge_keys_and_anchors_are_plain_yaml(study: Path) -> None:
-    study.write_text(MINIMAL + "search: &s {seed: 1}\n")
-    assert load_study_file(str(study)).search.seed == 1
 
 
 def test_the_values_of_yaml(study: Path) -> None:
@@ -199,10 +182,6 @@ def test_overrides_replace_values_sections_and_nothing_else(study: Path) -> None
     assert config.files == "/x=y"
     config = load_study_file(str(study), ["search={sampler: gp}", "search.seed=4"])
     assert (config.search.trials, config.search.seed, config.search.sampler) == (40, 4, "gp")
-
-
-def test_the_last_override_of_a_key_counts(study: Path) -> None:
-    assert load_study_file(str(study), ["search.seed=1", "search.seed=2"]).search.seed == 2
 
 
 def test_overrides_leave_the_values_alone() -> None:
@@ -262,9 +241,6 @@ def test_wrong_overrides(override: str, message: str, study: Path) -> None:
     [
         ["storage=postgresql://u:secret@h/db", "search.trials=0"],
         ["storage='postgresql://u:sec@ret@h/db'", "search.trials=0"],
-        ["storage=postgresql://u:secret@h/db: x", "search.trials=0"],
-        ["postgresql://u:secret@h/db"],
-        ["postgresql://u:secret@h/db?sslmode=require"],
         ["storage={a: 'postgresql://u:secret@h/db'}", "lr=3"],
         ["storage=postgresql://h/db?user=u&password=secret", "lr=3"],
     ],
@@ -287,14 +263,11 @@ def test_no_message_shows_a_password(overrides: list[str], study: Path) -> None:
         ({"name": "digits"}, {"search.sampler": "tpe"}, "digits-tpe"),
         ({"name": "digits"}, {"search": {"sampler": "tpe"}}, "digits-tpe"),
         ({"name": "digits"}, {"search.sampler": "gp"}, "digits"),
-        ({"name": "d", "search": {"sampler": "gp"}}, {"search.sampler": "tpe"}, "d-tpe"),
         ({"name": "digits"}, {"search.trials": 3}, "digits"),
         ({"name": "d", "dataset": "digits"}, {"dataset": "digits"}, "d"),
         ({"name": "d", "dataset": "digits"}, {"dataset": "a/b.v2/"}, "d-b.v2"),
-        ({"name": "d", "backbone": "r"}, {"backbone": "vit.x_in1k"}, "d-vit.x_in1k"),
         ({"name": "d", "backbone": "r"}, {"backbone": ["vit.x", "r"]}, "d-vit.x+r"),
         ({"name": "d", "backbone": "r"}, {"backbone": ["r"]}, "d"),
-        ({"name": "d", "backbone": ["r", "s"]}, {"backbone": ["r", "s"]}, "d"),
         ({"name": "d", "backbone": ["r", "s"]}, {"backbone": "r"}, "d-r"),
         ({"name": "d", "backbone": "r"}, {"backbone": ["x" * 99, "y"]}, "d-" + "x" * 98),
         ({"name": "d"}, {"init": ["weights", "none"]}, "d-weights+none"),
@@ -307,7 +280,6 @@ def test_no_message_shows_a_password(overrides: list[str], study: Path) -> None:
         ({}, {"dataset": "path/to/ants"}, "ants"),
         ({"dataset": "path/to/images"}, {"dataset": "path/to/ants/"}, "ants"),
         ({"dataset": "path/to/images"}, {}, "images"),
-        ({"dataset": "~/photos//"}, {}, "photos"),
         ({"dataset": "a/mes photos (été)!"}, {}, "mes-photos-ete"),
         ({"dataset": "a/写真"}, {}, "stem"),
         ({"dataset": "/"}, {}, "stem"),
@@ -317,7 +289,6 @@ def test_no_message_shows_a_password(overrides: list[str], study: Path) -> None:
         ({"dataset": "a/_-b-_"}, {}, "b"),
         ({"dataset": "a/table.CSV"}, {}, "table"),
         ({"dataset": "photos.tar.gz"}, {"dataset": "x/photos.v2.zip"}, "photos.v2"),
-        ({"dataset": "photos.tgz"}, {}, "photos"),
         ({"dataset": ".zip"}, {}, "zip"),
         ({"dataset": "hf://owner/name"}, {}, "name"),
         ({"dataset": "hf://owner/name@main/config.zip?label=x/y"}, {}, "name-config.zip"),
@@ -381,18 +352,9 @@ def test_slug() -> None:
 # The package
 
 
-def test_the_public_names_resolve() -> None:
+def test_the_public_names_are_listed() -> None:
     import autotune
 
     assert dir(autotune) == sorted(autotune.__all__)
-    assert all(getattr(autotune, name) is not None for name in autotune.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         autotune.nothing  # noqa: B018
-
-
-def test_presets_are_plain_yaml() -> None:
-    code = "import autotune.config.loading, sys; print(sorted(autotune.config.loading.presets()))"
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/"
-    )
-    assert yaml.safe_load(result.stdout) == sorted(presets())

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from autotune.config.loading import load_study_file, parse_overrides, presets, read_yaml
-from autotune.config.safe_yaml import MAX_BYTES, LimitError, parse_yaml
-from autotune.errors import MAX_PROBLEMS, ConfigError, UserError
+from autotune.config.loading import load_study_file, parse_overrides, read_yaml
+from autotune.config.safe_yaml import MAX_BYTES, parse_yaml
+from autotune.errors import MAX_PROBLEMS, ConfigError
 from tests.support.commands.inside import call
 
 
@@ -34,9 +34,6 @@ BOMBS = {
     "a list in itself": ("a: &a [*a]", "without end"),
     "a mapping in itself": ("a: &a {b: {c: [1, *a]}}", "without end"),
     "deep lists": ("a: " + "[" * 100_000 + "]" * 100_000, "levels deep"),
-    "deep mappings": ("a: " + "{b: " * 5_000 + "1" + "}" * 5_000, "levels deep"),
-    "deep blocks": ("\n".join(" " * i + "a:" for i in range(200)), "levels deep"),
-    "deep dashes": ("a: \n" + "- " * 500 + "b", "levels deep"),
     "many values": ("a: [" + "1, " * 30_000 + "1]", "values"),
     "a long value": ("a: " + "x" * 20_000, "characters"),
     "a number in base 60": ("a: 1" + ":59" * 20_000, "characters"),
@@ -44,12 +41,7 @@ BOMBS = {
         "\n".join(f"a{i}: &a{i} [{f'*a{i - 1}' if i else 1}]" for i in range(150)),
         "levels deep",
     ),
-    "a chain of aliases in a list": (
-        "a0: &a0 {b: 1}\n" + "\n".join(f"a{i}: &a{i} {{b: *a{i - 1}}}" for i in range(1, 40)),
-        "levels deep",
-    ),
     "a number of base 16": ("search: {trials: 0x" + "f" * 9_000 + "}", "at most 18 digits"),
-    "a name that is a number": ("name: 0b" + "1" * 9_000, "at most 18 digits"),
     "a number of base 60, not too long": ("a: 1" + ":59" * 3_000, "at most 18 digits"),
     "a huge file": ("# " + "x" * (MAX_BYTES + 1), "bytes"),
 }
@@ -147,11 +139,8 @@ def test_the_command_ends_in_one_message(tmp_path: Path) -> None:
     ("name", "text"),
     [
         ("plan.yaml", bomb()),
-        ("plan.yaml", "a: &a [*a]"),
         ("plan.json", "[" * 200_000),
-        ("plan.json", '{"a":' * 200_000),
         ("plan.json", "1" * 10_000),
-        ("plan.yaml", "[" * 200_000),
     ],
 )
 def test_a_plan_that_is_too_much(name: str, text: str, tmp_path: Path) -> None:
@@ -168,9 +157,3 @@ def test_aliases_may_be_used() -> None:
     }
     with pytest.raises(yaml.YAMLError):
         parse_yaml("a: *nothing")
-
-
-def test_what_ships_is_far_below_the_limits() -> None:
-    for path in presets().values():
-        assert read_yaml(path) and path.stat().st_size < MAX_BYTES / 50
-    assert issubclass(LimitError, yaml.YAMLError) and issubclass(ConfigError, UserError)

@@ -12,36 +12,7 @@ from autotune.errors import ConfigError
 from tests.support.commands.inside import call
 
 #: Names that YAML cuts, changes or refuses.
-NAMES = (
-    *(
-        "photos #2",
-        "2024_11",
-        "null",
-        "on",
-        "12:30",
-        "0x1F",
-        "1e3",
-        "a: b",
-        "[x]",
-        "~",
-        "2024-11-30",
-    ),
-    *(
-        "it's",
-        '"quoted"',
-        " blanks ",
-        "$HOME",
-        "100%",
-        "Käfer",
-        "*a",
-        "&a",
-        "!a",
-        "@a",
-        "`a`",
-        "{a",
-        "x",
-    ),
-)
+NAMES = ("photos #2", "2024_11", "null", "on", "a: b", "[x]", "~", "it's", " a ", "*a", "{a")
 
 
 def test_the_text_keys_are_those_of_the_model() -> None:
@@ -135,8 +106,6 @@ def test_the_commands_open_the_folder_of_that_name(name: str, tmp_path: Path) ->
             "dataset: must be text, but YAML reads on as true; put it in quotes: 'on'",
         ),
         ("dataset: null", "YAML reads null as null; put it in quotes: 'null'"),
-        ("dataset: 12:30", "YAML reads 12:30 as the number 750; put it in quotes: '12:30'"),
-        ("dataset: 0x1F", "YAML reads 0x1F as the number 31"),
         ("dataset: 2024-11-30", "YAML reads 2024-11-30 as a date; put it in quotes: '2024-11-30'"),
         ("dataset: [it's]", "put it in quotes: '[it''s]'"),
         ("dataset: a: b", "text with such characters goes in quotes"),

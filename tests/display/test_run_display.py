@@ -132,6 +132,15 @@ def test_the_live_view_of_a_study_that_is_over(opened: OpenStudy) -> None:
     assert re.search(r"0 cuda .* waiting for the other trials", drawn(state))
 
 
+def test_a_budget_that_was_lowered_meanwhile_is_no_negative_time(opened: OpenStudy) -> None:
+    state = RunState(config_of(opened))
+    state.update(events(opened)[8])
+    opened.study.set_user_attr(attrs.BUDGET, Budget(5).to_json())
+    state.started -= 600.0
+    state.update(events(opened)[14])  # the end of a trial
+    assert state.format_time_left() == "time left 0:00"
+
+
 def test_the_live_view_before_there_is_a_study(opened: OpenStudy) -> None:
     state = RunState(config_of(opened))
     assert "checking the study file, the images and the backbone" in drawn(state)
@@ -227,6 +236,7 @@ def test_a_warm_start_is_told_before_the_first_trial(opened: OpenStudy, terminal
         ({"code": 0}, ""),
         ({"code": 1}, "worker 2 failed (exit code 1)"),
         ({"code": -9}, "worker 2 was killed (SIGKILL)"),
+        ({"code": -37}, "worker 2 was killed (signal 37)"),
         ({"code": 1, "replaced": True}, "worker 2 failed (exit code 1) and is replaced"),
         (
             {"code": 1, "lines": ["Traceback", "MemoryError"]},

@@ -14,12 +14,9 @@ import optuna
 import pytest
 import sqlalchemy
 from rich.console import Console
-from sqlalchemy import event
 
-from autotune.display.watch import poll, watch
+from autotune.display.watch import watch
 from autotune.errors import StudyError
-from autotune.storage.paths import StudyPaths
-from autotune.storage.rdb.connection import open_storage
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.state.budget import StopReason
@@ -157,25 +154,6 @@ def test_a_database_file_that_is_away_is_waited_for(opened: OpenStudy, tmp_path:
 def test_a_study_that_is_deleted(opened: OpenStudy) -> None:
     with pytest.raises(StudyError, match="the study 'small' was deleted"):
         watched(opened, lambda: optuna.delete_study(study_name="small", storage=opened.storage))
-
-
-def test_a_look_costs_the_same_however_many_trials_there_are(tmp_path: Path) -> None:
-    statements = []
-    for trials in (10, 60):
-        url = f"sqlite:///{tmp_path}/{trials}.db"
-        storage = open_storage(url, create=True)
-        study = make_study(storage=storage, trials=trials, running=2)
-        opened = OpenStudy(study, storage, url, StudyPaths.from_url(url))
-        poll(opened)
-        seen: list[str] = []
-
-        def note(*arguments: object, seen: list[str] = seen) -> None:
-            seen.append(str(arguments[2]))
-
-        event.listen(storage.engine, "before_cursor_execute", note)
-        poll(opened)
-        statements.append([one for one in seen if not one.startswith("BEGIN")])
-    assert len(statements[0]) == len(statements[1]) <= 12
 
 
 # The command

@@ -9,16 +9,13 @@ import typer
 from autotune.cli.resources.data_info import info
 from autotune.display import console
 from autotune.display.download_progress import download_progress
+from autotune.errors import DatasetError, did_you_mean, join_sentences
 from autotune.text import join_some
 
 if TYPE_CHECKING:
     from autotune.data.download.downloadable import Downloadable
 
-app = typer.Typer(
-    help="Inspect images; fetch and check registered datasets.",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = console.verb_group("Inspect images; fetch and check registered datasets.")
 app.command("info")(info)
 NameArgument = Annotated[
     str, typer.Argument(metavar="NAME", help="Such as dogs, caltech101, flowers102.")
@@ -40,8 +37,6 @@ def fetch(name: NameArgument) -> None:
 @app.command("verify")
 def verify(name: NameArgument) -> None:
     """Compare the archives and images of a dataset with their checksums."""
-    from autotune.errors import DatasetError
-
     dataset = _downloadable(name)
     stdout = console.stdout()
     with download_progress(stdout) as on_progress:
@@ -63,13 +58,7 @@ def path(name: NameArgument) -> None:
 
 
 def _downloadable(name: str) -> Downloadable:
-    """Return a dataset that can be fetched.
-
-    Raises:
-        DatasetError: When there is none of that name.
-    """
     from autotune.data.sources.registry import dataset_names, downloadable
-    from autotune.errors import DatasetError, did_you_mean, join_sentences
 
     if dataset := downloadable(name):
         return dataset

@@ -42,7 +42,7 @@ def info(
         bool,
         typer.Option("--test", help="Include the test images in sizes, colors and duplicates."),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: console.JsonOption = False,
 ) -> None:
     """Count images, classes, sizes and duplicates; test images are counted, and opened."""
     is_study = _is_study(dataset)

@@ -12,8 +12,6 @@ from rich.text import Text
 from autotune.display import console
 from autotune.text import format_bytes, relative_path
 
-_KINDS = ("artifacts", "checkpoints", "logs", "confirmed", "reports", "predictions", "models")
-
 
 def du(storage: console.StorageOption = None, as_json: console.JsonOption = False) -> None:
     """Show what the studies of a storage take on disk by kind of file, and what they share."""
@@ -24,14 +22,15 @@ def du(storage: console.StorageOption = None, as_json: console.JsonOption = Fals
         return
     stdout = console.stdout()
     table = Table("study", box=None)
-    for kind in (*_KINDS, "all"):
+    kinds = dict.fromkeys(kind for study in values["studies"] for kind in study["bytes"] or ())
+    for kind in (*kinds, "all"):
         table.add_column(kind, justify="right")
     for study in values["studies"]:
         sizes = study["bytes"]
         if sizes is None:
-            cells = ["not on this machine", *[""] * len(_KINDS)]
+            cells = ["not on this machine", *[""] * len(kinds)]
         else:
-            numbers = [*(sizes.get(kind, 0) for kind in _KINDS), sum(sizes.values())]
+            numbers = [*(sizes.get(kind, 0) for kind in kinds), sum(sizes.values())]
             cells = [format_bytes(number) if number else "–" for number in numbers]
         table.add_row(Text(study["name"]), *cells)
     if values["studies"]:

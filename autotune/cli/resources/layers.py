@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
-from autotune.config.safe_yaml import LimitError, parse_yaml, read_yaml_text
+from autotune.cli.plan_file import read_plan
 from autotune.display import console
 from autotune.display.layer_table import (
     UNLIMITED_WIDTH,
@@ -24,15 +23,11 @@ from autotune.display.layer_table import (
     print_table,
 )
 from autotune.errors import PlanError, StudyError, UserError
-from autotune.format_versions import MODEL, check_format
 from autotune.text import plural
 
 if TYPE_CHECKING:
     from autotune.models.inspection import PlanPreview
     from autotune.plan import TrialPlan
-
-#: Limits the size of a record.json that is read for its plan.
-MAX_JSON_BYTES = 1 << 26
 
 
 def layers(
@@ -57,7 +52,7 @@ def layers(
         str | None,
         typer.Option(help="The study of the trial, as for the other verbs; default: digits."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: console.JsonOption = False,
     name: console.NameOption = None,
     storage: console.StorageOption = None,
 ) -> None:
@@ -79,7 +74,7 @@ def layers(
             f"{plan!r}"
         )
     else:
-        trial_plan, plan_size = _read_file(Path(plan))
+        trial_plan, plan_size = read_plan(Path(plan), "the number of a trial, or ")
     if backbone is not None and backbone != trial_plan.backbone:
         raise UserError(
             f"BACKBONE must be left out or that of the plan, {trial_plan.backbone!r}, but got "
@@ -147,45 +142,6 @@ def _read_trial(
     if plan is None:
         raise StudyError(f"--plan: trial {number} of {opened.name!r} has no plan")
     return plan, opened.config().for_images(*plan.images[1:]).image_size
-
-
-def _read_file(path: Path) -> tuple[TrialPlan, int | None]:
-    """Read a plan and its image size, if there is one, from a file.
-
-    Raises:
-        UserError: When the file cannot be read or has no plan.
-    """
-    from autotune.plan import TrialPlan
-
-    rule = (
-        "--plan must be the number of a trial, or a file that holds a plan: what 'autotune best' "
-        "prints, the record.json of a fit, or TrialPlan.to_json()"
-    )
-    try:
-        values: Any
-        # The record of a model with many classes is too large for the YAML reader.
-        if path.suffix.lower() == ".json" and path.stat().st_size <= MAX_JSON_BYTES:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        else:
-            values = parse_yaml(read_yaml_text(path))
-    except OSError as error:
-        raise UserError(f"{rule}; cannot read {str(path)!r}: {error.strerror}") from error
-    except LimitError as error:
-        raise UserError(f"{rule}; of {str(path)!r} {error}") from error
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{rule}; {str(path)!r} is neither YAML nor JSON") from error
-    values = values if isinstance(values, dict) else {}
-    versions = values.get("versions")
-    version = versions.get("autotune") if isinstance(versions, dict) else None
-    check_format({"format": values.get("format"), "autotune": version}, MODEL, str(path))
-    try:
-        plan = TrialPlan.from_json(values.get("plan", values))
-    except KeyError as error:
-        raise UserError(f"{rule}; {str(path)!r} has no {error}") from error
-    except TypeError as error:
-        raise UserError(f"{rule}; {str(path)!r} has a wrong one ({error})") from error
-    size = ((values.get("definition") or {}).get("data") or {}).get("image_size")
-    return plan, plan.image_size or (size if isinstance(size, int) else None)
 
 
 def _print_plan(plan: TrialPlan, image_size: int | None, source: str, as_json: bool) -> None:

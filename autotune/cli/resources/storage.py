@@ -17,11 +17,7 @@ from autotune.text import format_bytes, plural, shell_quote
 if TYPE_CHECKING:
     from autotune.storage.admin.copy_study import Copied
 
-app = typer.Typer(
-    help="Copy, back up, upgrade or check a storage of studies.",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = console.verb_group("Copy, back up, upgrade or check a storage of studies.")
 
 FilesOption = Annotated[
     str | None, typer.Option(help="Folder for the files of the studies there.")

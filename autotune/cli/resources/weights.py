@@ -8,11 +8,7 @@ import typer
 
 from autotune.display import console
 
-app = typer.Typer(
-    help="Fetch pretrained weights.",
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = console.verb_group("Fetch pretrained weights.")
 
 
 @app.callback()

@@ -27,7 +27,7 @@ def confirm(
     workers: console.WorkersOption = None,
     gpus: console.GpusOption = None,
     workers_per_gpu: console.WorkersPerGpuOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: console.JsonOption = False,
     name: console.NameOption = None,
     storage: console.StorageOption = None,
 ) -> None:

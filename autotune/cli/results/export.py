@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from autotune.display import console
 from autotune.text import relative_path
 
-
-class Format(StrEnum):
-    """The formats, see ``autotune.results.model.export.FORMATS``; naming them imports no torch."""
-
-    onnx = "onnx"
-    torch_export = "torch-export"
-    timm = "timm"
+#: The formats of ``autotune.results.model.export.FORMATS``, which imports torch.
+Format = Literal["onnx", "torch-export", "timm"]
 
 
 def export(
     model: console.ModelArgument,
-    format: Annotated[Format, typer.Option("--format", help="What to write.")] = Format.onnx,
+    format: Annotated[Format, typer.Option("--format", help="What to write.")] = "onnx",
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="File, of timm a folder; default: in MODEL."),
@@ -37,7 +31,7 @@ def export(
 ) -> None:
     """Write a model as ONNX, torch.export or timm, and compare it with PyTorch."""
     stdout = console.stdout()
-    check = console.check_folder if format == Format.timm else console.check_writable
+    check = console.check_folder if format == "timm" else console.check_writable
     if output is not None:
         check(output)
     with console.stderr().status("loading the model") as status:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
@@ -20,17 +19,11 @@ if TYPE_CHECKING:
     from autotune.results.evaluation.combination import Combination
     from autotune.results.evaluation.plan_selection import Choice
     from autotune.results.evaluation.refit import RefitResult
-    from autotune.results.values.intervals import Estimate
     from autotune.results.values.objective import Objective
 
 
-class Combine(StrEnum):
-    """What is combined; naming them imports no torch."""
-
-    none = "none"
-    ensemble = "ensemble"
-    soup = "soup"
-    distill = "distill"
+#: The combinations of ``autotune.results.evaluation.combination``, which imports torch.
+Combine = Literal["none", "ensemble", "soup", "distill"]
 
 
 def refit(
@@ -49,7 +42,7 @@ def refit(
             help="Combine the best plans (ensemble), several trainings of the plan (soup), or "
             "teach the plan by the ensemble; where the validation split agrees."
         ),
-    ] = Combine.none,
+    ] = "none",
     members: Annotated[
         int | None,
         typer.Option(help="Most plans of an ensemble (5), or trainings of a soup (3)."),
@@ -60,7 +53,7 @@ def refit(
     workers: console.WorkersOption = None,
     gpus: console.GpusOption = None,
     workers_per_gpu: console.WorkersPerGpuOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: console.JsonOption = False,
     name: console.NameOption = None,
     storage: console.StorageOption = None,
 ) -> None:
@@ -68,9 +61,7 @@ def refit(
 
     Call it again to continue an interrupted refit.
     """
-    choice: Choice | None = "cheapest"
-    if trial != choice:
-        choice = console.parse_trial(trial, "cheapest")
+    choice: Choice | None = console.parse_trial(trial, "cheapest")
     located = console.locate(study, overrides, name, storage)
     if output is not None:
         console.check_folder(output)
@@ -98,7 +89,7 @@ def refit(
             located.refit,
             located.max_unreadable_share,
             Workers(workers, gpus, workers_per_gpu),
-            combine.value,
+            combine,
             members,
         )
     if as_json:
@@ -153,7 +144,8 @@ def print_combination(stdout: Console, combination: Combination, objective: Obje
     for model in combination.models:
         value, gain = model.scores.values, ["", ""]
         if difference := model.gain.get(objective.name):
-            ends = [objective.format_gain(end, unit=False) for end in _gain(objective, difference)]
+            interval = objective.gain_interval(asdict(difference))
+            ends = [objective.format_gain(end, unit=False) for end in interval]
             gain = [ends[0], f"{ends[1]} to {ends[2]}"]
         losses = [loss.format_value(value["log_loss"])] * (objective.name != loss.name)
         table.add_row(
@@ -169,10 +161,6 @@ def print_combination(stdout: Console, combination: Combination, objective: Obje
         f"The gains are those over the single plan on the same images; the latency is that of one "
         f"image on {combination.device}."
     )
-
-
-def _gain(objective: Objective, difference: Estimate) -> tuple[float, float, float]:
-    return objective.gain_interval(asdict(difference))
 
 
 def _metrics_table(result: RefitResult, objective: Objective) -> Table:

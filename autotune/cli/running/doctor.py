@@ -1,4 +1,4 @@
-"""``autotune doctor``: check_study a study, and repair it."""
+"""``autotune doctor``: check a study, and repair it."""
 
 from __future__ import annotations
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 from rich.text import Text
 
+from autotune.cli.plan_file import read_plan
 from autotune.config.loading import parse_overrides
 from autotune.display import console
 from autotune.errors import UserError
 
 if TYPE_CHECKING:
-    from autotune.plan import TrialPlan
     from autotune.study.setup.manual_trials import Base, EnqueuedTrial
 
 
@@ -50,11 +50,9 @@ def enqueue(
     if plan is not None and (trial is not None or source is not None):
         raise UserError("--plan is a plan of its own: give it without --trial and --from")
     given = parse_overrides(values or ())
-    base: Base | None = "best"
+    base: Base | None = console.parse_trial(trial, "best")
     if plan is not None:
-        base = _read_plan(plan)
-    elif trial != base:
-        base = console.parse_trial(trial, "best")
+        base, _ = read_plan(Path(plan))
     opened = console.open_study(study, overrides, name, storage)
     from autotune.results.diagnosis.next_steps import run_commands
     from autotune.results.study_results import StudyResults
@@ -91,22 +89,3 @@ def _join(values: Mapping[str, Any]) -> str:
         f"{name} {f'{value:.4g}' if isinstance(value, float) else value}"
         for name, value in values.items()
     )
-
-
-def _read_plan(path: str) -> TrialPlan:
-    """Read a plan, alone or under the key ``plan``, from YAML or JSON."""
-    from autotune.config.safe_yaml import parse_yaml
-    from autotune.format_versions import reading
-    from autotune.plan import TrialPlan
-
-    try:
-        with open(path, encoding="utf-8") as file:
-            stored = parse_yaml(file.read())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"--plan: {path!r} cannot be read: {error}") from None
-    if isinstance(stored, dict) and "plan" in stored:
-        stored = stored["plan"]
-    if not isinstance(stored, dict):
-        raise UserError(f"--plan: {path!r} holds no plan; 'autotune best' prints one")
-    with reading(f"the plan in {path!r}"):
-        return TrialPlan.from_json(stored)

@@ -73,9 +73,6 @@ def run(
         result, problem = with_options(stdout, config)
     except ChangedStudyError as error:
         raise StudyError(f"{error}\n  {_changed_command(error.changes)}") from None
-    if result.handle.name != config.name:
-        stdout.print(STOPPED_RACE)
-        raise typer.Exit(130)
     from autotune.display.summary import print_summary
 
     has_result = print_summary(stdout, result.handle, trained=result.trained)
@@ -101,7 +98,8 @@ def _run(
 
         result = run_study(config, on_event=view, **options)
     if result.handle.name != config.name:  # a round of a race was interrupted
-        return result, None
+        stdout.print(STOPPED_RACE)
+        raise typer.Exit(130)
     from autotune.results.report.formats import write_predictions, write_report
 
     try:
@@ -128,9 +126,6 @@ def _run_seeds(
         if results and config.race is not None:  # the race of the first study is that of all
             config = config.with_backbones(tuple(results[0].backbones))
         result, problem = run_one(stdout, config)
-        if result.handle.name != config.name:
-            stdout.print(STOPPED_RACE)
-            raise typer.Exit(130)
         results.append(StudyResults.from_study(result.handle.study))
         problems += [problem] if problem is not None else []
         is_interrupted = result.interrupted

@@ -11,6 +11,7 @@ from autotune.display import console
 from autotune.errors import StorageError, StudyError, UserError
 
 if TYPE_CHECKING:
+    from autotune.study.race.rounds import RaceProgress
     from autotune.study.setup.opening import OpenStudy
 
 #: Seconds for which ``--watch`` waits for a study: to decode many images takes minutes.
@@ -44,19 +45,15 @@ def status(
         raise UserError("--every goes with --watch")
     located = console.locate(study, overrides, name, storage)
     from autotune.display.summary import print_race, print_summary, print_workers
+    from autotune.study.race.rounds import RaceProgress
 
     stdout = console.stdout()
     try:
         opened = _open(located, WAIT_S if watch else 0.0)
     except KeyboardInterrupt:
         return
-    except StudyError:
-        from autotune.study.race.rounds import find_race
-
-        race = find_race(located.name, located.storage, located.files)
-        if race is None:
-            raise
-        print_race(stdout, race)
+    if isinstance(opened, RaceProgress):
+        print_race(stdout, opened)
         return
     if watch:
         from autotune.display.watch import watch as watch_study
@@ -71,8 +68,8 @@ def status(
         raise typer.Exit(1)
 
 
-def _open(located: console.Located, wait_s: float) -> OpenStudy:
-    """Open a study; wait for one that seems to be in the making, for some time."""
+def _open(located: console.Located, wait_s: float) -> OpenStudy | RaceProgress:
+    """Open a study, or the round of its race; wait for one that seems to be in the making."""
     from autotune.study.race.rounds import find_race
     from autotune.study.setup.opening import POLL_S, open_existing
 
@@ -81,12 +78,16 @@ def _open(located: console.Located, wait_s: float) -> OpenStudy:
         try:
             return open_existing(located.name, located.storage, located.files)
         except (StudyError, StorageError) as error:
-            if time.monotonic() >= deadline or not _may_come(located, error):
+            if not _may_come(located, error):
                 raise
-            reason = str(error)
-            race = find_race(located.name, located.storage, located.files) if wait_s else None
+            race = find_race(located.name, located.storage, located.files)
+            if race is not None and not wait_s:
+                return race
             if race is not None:
-                deadline, reason = time.monotonic() + wait_s, race.describe()
+                deadline = time.monotonic() + wait_s
+            elif time.monotonic() >= deadline:
+                raise
+            reason = str(error) if race is None else race.describe()
             if reason != told and (race is not None or not told):
                 console.stderr(soft_wrap=True).print(f"waiting, Ctrl-C ends it: {reason}")
                 told = reason

@@ -124,7 +124,10 @@ def _describe_durations(definition: Definition, backbones: list[Backbone]) -> li
     lines = []
     for backbone in backbones:
         durations = trial_durations(definition, backbone, device)
-        words = [f"{_seconds(one.trial)} with {_layers(one.depth)}" for one in durations]
+        words = [
+            f"{_seconds(one.trial)} with {plural(one.depth, 'trainable layer')}"
+            for one in durations
+        ]
         name = f"{backbone.name}: " if len(definition.backbones) > 1 else ""
         if len(definition.config.image_sizes) > 1:
             name += f"images of {backbone.data_config['input_size'][-1]} px: "
@@ -155,7 +158,3 @@ def _describe_disk(definition: Definition) -> str:
 
 def _seconds(seconds: float) -> str:
     return f"{seconds:.2g} s" if seconds < 99.5 else format_duration(seconds)
-
-
-def _layers(depth: int) -> str:
-    return f"{depth} trainable layers" if depth != 1 else "1 trainable layer"

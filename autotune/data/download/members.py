@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
-from autotune.file_kinds import archive_format, decompressed, describe_head, is_tar, zip_document
+from autotune.file_kinds import archive_format, decompressed, is_tar, kind_of_head, zip_document
 from autotune.text import format_bytes, join_some
 
 #: Limits the content of an archive, as a multiple of its size; small archives may hold
@@ -299,10 +299,10 @@ def _tar_members(archive: tarfile.TarFile, stream: IO[bytes], path: Path) -> Ite
             return
         stream.seek(offset)
         if not is_tar(head := stream.read(tarfile.BLOCKSIZE)):
+            rest = kind_of_head(head).name or "other content"
             raise UnsupportedError(
-                "is several files in one: behind the end of its tar file follows "
-                f"{describe_head(head) or 'other content'}; separate them, or unpack it yourself "
-                "and name the folder"
+                f"is several files in one: behind the end of its tar file follows {rest}; "
+                "separate them, or unpack it yourself and name the folder"
             )
         stream.seek(offset)
         archive = tarfile.TarFile(fileobj=stream)

@@ -25,7 +25,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from autotune.errors import BackboneError, did_you_mean, join_sentences
-from autotune.file_kinds import describe_file
+from autotune.file_kinds import file_kind
 from autotune.text import error_line, join_some
 
 _OTHER_FRAMEWORK = "it has to be converted to PyTorch first; weights=hub takes timm's own"
@@ -169,7 +169,7 @@ def read_file(file: Path) -> tuple[Any, dict[str, str]]:
         BackboneError: With what the file is, when it holds no weights or is damaged.
     """
     try:
-        kind = describe_file(file)
+        kind = file_kind(file).name
         if kind == "a safetensors file":
             return _read_safetensors(file)
         if kind == "a PyTorch checkpoint":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from autotune.config.loading import load_study_file
 from autotune.data.progress import READING
 from autotune.study.setup.definition import define
 from tests.support.commands.inside import call, contents
-from tests.support.commands.runs import autotune, environment
+from tests.support.commands.runs import autotune
 from tests.support.commands.serving import Publisher, running_publisher
 from tests.support.data.archives import dogs_archives, sums_of
 from tests.support.models.hub import running_hub
@@ -22,12 +20,8 @@ ROOT = Path(__file__).parents[3]
 ARCHIVES = dogs_archives(breeds=4, train=6, test=2)
 TINY = (
     *("backbone=test_resnet", "weights=none", "data.image_size=32", "training.epochs=1"),
-    *(
-        "training.num_views=1",
-        "search.trials=2",
-        "search.sampler=random",
-        "space.trainable_layers=2",
-    ),
+    *("training.num_views=1", "search.trials=2", "search.sampler=random"),
+    "space.trainable_layers=2",
 )
 
 
@@ -130,6 +124,10 @@ def test_run_fetches(publisher: Publisher, home: Path, tmp_path: Path) -> None:
     assert "unpacking images.tar" in ended.out
     assert any(line.startswith("trial 1: ") for line in lines)
     assert publisher.requests[:2] == ["/dogs/images.tar", "/dogs/images.tar bytes=20000-"]
+    fitted = call("refit", "dogs", *TINY, cwd=tmp_path, **where)
+    assert fitted.code == 0, fitted.err
+    assert "On the 8 images of the test split, trained on 24 others" in fitted.out
+    assert "Stanford Dogs is a part of ImageNet" not in fitted.out  # it had no weights
 
 
 def test_a_mirror_that_is_no_address(tmp_path: Path, home: Path) -> None:
@@ -167,48 +165,3 @@ def test_weights_of_no_backbone(tmp_path: Path) -> None:
     unknown = call("weights", "fetch", "test_resnt", cwd=tmp_path)
     assert unknown.code == 2
     assert "did you mean 'test_resnet" in unknown.err
-
-
-@pytest.mark.slow
-def test_make_study_from_a_checkout(tmp_path: Path, warm: str) -> None:
-    """All 120 breeds, archives put there by hand, ``make study`` and ``make refit`` to the end."""
-    archives = dogs_archives(breeds=120, train=5, test=2)
-    checkout, home = tmp_path / "checkout", tmp_path / "data"
-    for name in ("Makefile", "setup.cfg", "constraints.txt"):
-        checkout.mkdir(exist_ok=True)
-        shutil.copy(ROOT / name, checkout / name)
-    shutil.copytree(ROOT / "studies", checkout / "studies")
-    (checkout / ".venv/bin").mkdir(parents=True)
-    program = checkout / ".venv/bin/autotune"
-    program.write_text(f'#!/bin/sh\nexec {warm} -m autotune "$@"\n')
-    program.chmod(0o755)
-    (home / "dogs").mkdir(parents=True)
-    (home / "dogs/SHA256SUMS").write_text(sums_of(archives))
-    for name, content in archives.items():
-        (home / "dogs" / name).write_bytes(content)
-
-    def make(target: str) -> subprocess.CompletedProcess[str]:
-        variables = ("DATASET=dogs", "BACKBONE=test_resnet.r160_in1k", "WEIGHTS=none", "TRIALS=2")
-        return subprocess.run(
-            [
-                "make",
-                target,
-                *variables,
-                "EPOCHS=1",
-                "WORKERS=1",
-                "ARGS=data.image_size=32 space.trainable_layers=3",
-            ],
-            cwd=checkout,
-            env=environment(AUTOTUNE_DATA=str(home)),
-            capture_output=True,
-            text=True,
-            timeout=280,
-        )
-
-    ran = make("study")
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "2 of 2 finished" in ran.stdout
-    fitted = make("refit")
-    assert fitted.returncode == 0, fitted.stdout + fitted.stderr
-    assert "On the 240 images of the test split, trained on 600 others" in fitted.stdout
-    assert "Stanford Dogs is a part of ImageNet" not in fitted.stdout  # it had no weights

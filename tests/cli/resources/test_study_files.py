@@ -8,7 +8,6 @@ import pytest
 
 from autotune.config.loading import presets
 from tests.support.commands.inside import call, contents
-from tests.support.commands.runs import SMALL
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
 
@@ -103,11 +102,3 @@ def test_a_file_that_cannot_be_completed_tells_what_it_can(tmp_path: Path) -> No
     path.write_text("backbone: [")
     ended = call("validate", "my.yaml", cwd=tmp_path)
     assert ended.err.startswith("error: my.yaml: 1 mistake\n  (file): is not valid YAML: ")
-
-
-def test_the_storage_may_come_from_the_environment(tmp_path: Path) -> None:
-    arguments = ("validate", "digits", *SMALL)
-    assert call(*arguments, cwd=tmp_path).code == 0
-    refused = call(*arguments, cwd=tmp_path, AUTOTUNE_STORAGE="mysql://me:hunter2@host/db")
-    assert refused.code == 2
-    assert "mysql://me:***@host/db" in refused.err

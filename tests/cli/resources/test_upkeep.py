@@ -10,7 +10,6 @@ import pytest
 import typer
 from optuna.trial import TrialState
 
-from autotune.errors import UserError
 from autotune.storage.paths import StudyPaths
 from autotune.storage.rdb.connection import open_storage
 from autotune.study.doctor.checks import check_study
@@ -139,6 +138,14 @@ def test_rm_of_what_cannot_be_run(make: object, sqlite: str) -> None:
     assert optuna.get_all_study_names(storage) == []
 
 
+def test_a_name_like_a_value(sqlite: str) -> None:
+    kept_study(sqlite, "a=b")
+    assert "but got 'a=c'" in refused(sqlite, "rm", "a=c")
+    assert "compare needs two studies" in refused(sqlite, "compare", "a=b")
+    done(sqlite, "rm", "a=b", "--yes")
+    assert optuna.get_all_study_names(open_storage(sqlite)) == []
+
+
 @pytest.mark.parametrize("name", ["..", "a/b", "x"])
 def test_a_study_of_another_program_stays(name: str, sqlite: str) -> None:
     kept_study(sqlite, "photos")
@@ -233,8 +240,10 @@ def test_du_adds_up(url: str) -> None:
     assert sizes == dict.fromkeys(kinds, 1000)
     shared = {part["what"]: part["bytes"] for part in values["shared"]}
     assert shared["cache"] == 5000 and shared["database"] > 10_000
-    shown = done(url, "du")
-    assert [line.split()[-2:] for line in shown.splitlines()[1:3]] == [["7.0", "kB"]] * 2
+    write(files.trainings("photos") / "key.pt", 500)
+    header, *rows = done(url, "du").splitlines()
+    assert set(header.split()) == {"study", *sizes, "trainings", "all"}
+    assert [row.split()[-2:] for row in rows[:2]] == [["7.5", "kB"], ["7.0", "kB"]]
 
 
 def test_gc_removes_what_is_of_no_more_use(url: str) -> None:
@@ -332,10 +341,3 @@ def test_verbs_without_a_database(sqlite: str) -> None:
     )
     for arguments in (("ls",), ("du",), ("gc",), ("rm", "photos")):
         assert "there is no database" in refused(sqlite, *arguments)
-
-
-def test_no_question_without_a_terminal() -> None:
-    from autotune.display import console
-
-    with pytest.raises(UserError, match="there is no terminal to ask at"):
-        console.ask("remove it?", False)

@@ -55,8 +55,10 @@ def difference(ended: Ended) -> float:
     return float(found[1])
 
 
-def check_onnx(name: str, photos: Path, folder: Path) -> None:
-    model = saved(folder / "model", RESHAPED[name])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RESHAPED)
+def test_onnx(name: str, photos: Path, tmp_path: Path) -> None:
+    model = saved(tmp_path / "model", RESHAPED[name])
     assert difference(exported("onnx", model, photos)) < 1e-4
     session = onnxruntime.InferenceSession(model / "model.onnx")
     loaded = load_model(model)
@@ -69,8 +71,10 @@ def check_onnx(name: str, photos: Path, folder: Path) -> None:
     assert (tuple(told["classes"]), told["weights_sha256"]) == (CLASSES, loaded.digest)
 
 
-def check_torch_export(name: str, photos: Path, folder: Path) -> None:
-    model = saved(folder / "model", RESHAPED[name])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RESHAPED)
+def test_torch_export(name: str, photos: Path, tmp_path: Path) -> None:
+    model = saved(tmp_path / "model", RESHAPED[name])
     assert difference(exported("torch-export", model, photos)) < 1e-4
     program = torch.export.load(model / "model.pt2").module()
     loaded = load_model(model)
@@ -78,23 +82,6 @@ def check_torch_export(name: str, photos: Path, folder: Path) -> None:
     with torch.no_grad():
         for count in (1, 5):
             assert torch.allclose(program(images[:count]), loaded(images[:count]), atol=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", RESHAPED)
-def test_onnx(name: str, photos: Path, tmp_path: Path) -> None:
-    check_onnx(name, photos, tmp_path)
-
-
-@pytest.mark.slow
-def test_torch_export(photos: Path, tmp_path: Path) -> None:
-    check_torch_export("test_vit", photos, tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in RESHAPED if name != "test_vit"])
-def test_torch_export_of_other_families(name: str, photos: Path, tmp_path: Path) -> None:
-    check_torch_export(name, photos, tmp_path)
 
 
 @pytest.mark.parametrize("name", RESHAPED)

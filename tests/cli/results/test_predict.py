@@ -168,12 +168,6 @@ def test_mistakes(
     assert [one.name for one in tmp_path.iterdir()] == ["photos"]
 
 
-def test_no_model(photos: Path, tmp_path: Path) -> None:
-    ended = call("predict", "photos", "photos", cwd=tmp_path)
-    assert (ended.code, ended.out) == (2, "")
-    assert "the folder of a model has a record.json, but photos has none" in ended.err
-
-
 # The model of a study
 
 

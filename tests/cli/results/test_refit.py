@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import get_args
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from autotune.results.values.objective import Objective
 
 
 def test_the_choices_are_those_that_there_are() -> None:
-    assert [*Combine] == [*COMBINATIONS]
+    assert get_args(Combine) == COMBINATIONS
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "log_loss"])

@@ -61,10 +61,6 @@ def test_standard_output(folder: Path) -> None:
         (("--format", "md", "-o", "a.json"), "md and the file a.json contradict each other"),
         (("-o", "a.txt"), "a.txt: the ending of a report must be one of html, md, json, csv"),
         (
-            ("-o", "-"),
-            "--output -: standard output takes md, json, csv, yaml, epochs, predictions, but",
-        ),
-        (
             ("-o", "-", "--format", "parquet"),
             "standard output takes md, json, csv, yaml, epochs, predictions, but got parq",
         ),

@@ -100,20 +100,3 @@ def test_the_tables_of_another_optuna(tmp_path: Path) -> None:
     assert (ended.code, ended.err) == (1, "")
     assert ended.out.startswith("study small: 1 finding\nschema\n")
     assert "was made by another Optuna" in ended.out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (("tiney",), "has no study 'tiney'; it has tiny; did you mean 'tiny'?"),
-        (("tiny", "--storage", "sqlite:///none.db"), "there is no database"),
-        (("tiny", "search.trials=3"), "'tiny'"),
-        (("tiny", "--storage", "mysql://x"), "sqlite or postgresql"),
-    ],
-)
-def test_bad_input(arguments: tuple[str, ...], said: str, finished: Path) -> None:
-    before = contents(finished)
-    ended = call("doctor", *arguments, cwd=finished)
-    assert (ended.code, ended.out) == (2, "")
-    assert said in ended.err
-    assert contents(finished) == before

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from autotune.storage.rdb.connection import open_storage
 from tests.support.commands.inside import Ended, call
@@ -51,6 +53,11 @@ def test_a_plan_from_a_file(folder: Path) -> None:
     assert "has tried this plan: 0." in said
     for value in ("weight_decay=0.001", "lr=0.0015"):
         assert enqueue(folder, "--plan", "best.yaml", value).err == ""
+    plan = yaml.safe_load((folder / "best.yaml").read_text())["plan"]
+    plan["policy"]["weight_decay"] = 1e-05  # YAML reads a text there
+    record = {"plan": plan, "classes": list(map(str, range(30_000)))}
+    (folder / "record.json").write_text(json.dumps(record))
+    assert enqueue(folder, "--plan", "record.json", "lr=0.0016").err == ""
 
 
 @pytest.mark.parametrize(
@@ -62,7 +69,7 @@ def test_a_plan_from_a_file(folder: Path) -> None:
         (("--trial", "one"), "--trial: must be the number of a trial, or 'best', but got 'one'"),
         (("--trial", "77"), "--trial: the study 'photos' has the trials 0 to "),
         (("--trial", "1", "--from", "phots"), "did you mean 'photos'?"),
-        (("--plan", "none.yaml"), "--plan: 'none.yaml' cannot be read"),
+        (("--plan", "none.yaml"), "cannot read 'none.yaml': No such file or directory"),
         (("--plan", "best.yaml", "--trial", "1"), "--plan is a plan of its own"),
         ((), "give the values of a plan"),
     ],

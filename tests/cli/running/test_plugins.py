@@ -116,21 +116,6 @@ def test_mistakes_come_with_all_others(verb: str, tmp_path: Path) -> None:
     assert ended.code == 2 and contents(tmp_path) == before
 
 
-def test_a_space_that_goes_too_far(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(
-        "from dataclasses import replace\n"
-        "def deep(space):\n"
-        "    searched = {n: d for n, d in space.distributions.items() if n != 'depth'}\n"
-        "    return replace(space, fixed={**space.fixed, 'depth': 6}, distributions=searched)\n"
-    )
-    ended = call("validate", "digits", "space.custom=mine.py:deep", cwd=tmp_path)
-    assert ended.code == 2
-    assert (
-        "space.custom: the space of mine.py:deep: trainable_layers: must be at most 5, the "
-        "number of layers of 'test_resnet.letters', but got 6" in ended.err
-    )
-
-
 def test_a_sampler_that_fails_in_the_middle_ends_the_run_with_one_message(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "from optuna.samplers import RandomSampler\n"

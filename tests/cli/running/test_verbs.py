@@ -21,7 +21,7 @@ from autotune.study.state import attrs
 from autotune.training.inputs.normalizer import Normalizer
 from autotune.training.metrics import compute_metrics
 from tests.support.commands.inside import call, contents
-from tests.support.commands.runs import trials_of
+from tests.support.commands.runs import autotune, trials_of
 from tests.support.study.studies import make_study
 
 pytestmark = pytest.mark.usefixtures("closed_connections")
@@ -84,13 +84,6 @@ def test_status_is_the_summary_of_the_run(finished: Path) -> None:
     assert len(trials_of(finished, "tiny")) == count
 
 
-def test_commands_name_a_storage_that_is_not_the_default(finished: Path, tmp_path: Path) -> None:
-    url = f"sqlite:///{finished / DATABASE}"
-    ended = call("status", "tiny", "--storage", url, cwd=tmp_path)
-    assert f"dashboard      autotune dashboard tiny --storage {url}\n" in ended.out
-    assert call("status", "tiny", cwd=finished).out.count("--storage") == 0
-
-
 def test_best_is_yaml_and_a_plan(finished: Path) -> None:
     before = contents(finished)
     ended = call("best", "tiny", cwd=finished)
@@ -100,15 +93,6 @@ def test_best_is_yaml_and_a_plan(finished: Path) -> None:
     assert list(values) == ["study", "trial", "accuracy", "plan"]
     assert (values["study"], values["accuracy"]) == ("tiny", trial.value)
     assert TrialPlan.from_json(values["plan"]) == attrs.trial_plan(trial)
-    assert contents(finished) == before
-
-
-def test_report_goes_where_it_is_told(finished: Path, tmp_path: Path) -> None:
-    before = contents(finished)
-    page = tmp_path / "page.html"
-    ended = call("report", "tiny", "-o", str(page), cwd=finished)
-    assert (ended.code, ended.out, ended.err) == (0, f"report: {page}\n", "")
-    assert "<title>tiny: " in page.read_text(encoding="utf-8")
     assert contents(finished) == before
 
 
@@ -199,21 +183,11 @@ def test_status_of_a_study_that_runs(tmp_path: Path) -> None:
     assert "autotune refit" not in text and "autotune best" not in text
 
 
-def test_status_counts_the_epochs_that_pruning_saved(tmp_path: Path) -> None:
-    text = shown(tmp_path, trials=10)
-    assert re.search(r"^pruning saved \d+ of 100 epochs \(\d+ %\)$", text, re.MULTILINE)
-
-
-def test_status_of_a_loss(tmp_path: Path) -> None:
-    text = shown(tmp_path, objective="log_loss")
-    assert "validation log loss" in text
-    assert " 0.4000 " in text
-    assert " 0.1800 lower " in text
-
-
-def test_status_when_nothing_is_better_than_the_baseline(tmp_path: Path) -> None:
-    text = shown(tmp_path, gain=-0.05)
-    assert " no trial is better " in text
+def test_a_terminal_without_utf8(tmp_path: Path) -> None:
+    shown(tmp_path)
+    ended = autotune("status", "made", cwd=tmp_path, PYTHONIOENCODING="latin-1")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert r"\u25a0 head" in ended.stdout
 
 
 def test_long_plans_stay_within_the_terminal(tmp_path: Path) -> None:
