@@ -85,7 +85,7 @@ def manual_plan(
             continue
         if len(names) > 1 and all(map(optimizer_of, names)):
             own, shared = dict.fromkeys(names), shared_name(names[0])
-            names = [own_name(own, shared, _optimizer(given, base))]
+            names = [own_name(own, shared, _optimizer(space, given, base))]
         if names == ["inherit"]:
             value = stored_init(value)
         for name in names:
@@ -112,10 +112,11 @@ def manual_plan(
     return ManualPlan(space.plan(params), params, filled)
 
 
-def _optimizer(given: Mapping[str, Any], base: TrialPlan) -> str:
-    """Return the optimizer of a plan, whose learning rate is meant by ``lr``."""
+def _optimizer(space: Space, given: Mapping[str, Any], base: TrialPlan) -> str:
+    """Return the optimizer of several in a space whose learning rate is meant by ``lr``."""
     keys = ("optimizer", "training.optimizer", "space.training.optimizer")
-    return str(next((given[key] for key in keys if key in given), base.policy.optimizer))
+    wanted = next((given[key] for key in keys if key in given), base.policy.optimizer)
+    return str(nearest_in(space.distributions["training.optimizer"], wanted))
 
 
 def _matching_names(space: Space, key: str) -> list[str] | str:
@@ -242,7 +243,11 @@ def _without_effect(
             yield Problem(key, f"has no effect: {_reason_inactive(names[0], values)}")
             continue
         for name in names:
-            if is_active(name, values) and values.get(name, wanted[name]) != wanted[name]:
+            if not is_active(name, values) or values.get(name, wanted[name]) == wanted[name]:
+                continue
+            if name == "inherit":  # the one value with a condition of its own
+                yield Problem(key, "has no effect: no layer gets another width in this plan")
+            else:
                 limits = space.limits[values["backbone"]]
                 allowed = limits.allowed.get(name, (f"up to {limits.layers}",))
                 yield Problem(

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from autotune.config.schema import BaselineConfig
 from autotune.errors import ConfigError
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, TrialPlan
 from autotune.search.manual_plans import ManualPlan, manual_plan
@@ -108,3 +109,33 @@ def test_a_plan_of_another_space() -> None:
     said = mistakes({}, TrialPlan("vgg11", policy=TrainingPolicy("sgd")))
     assert "backbone: is vgg11 in that plan" in said
     assert "training.optimizer: is sgd in that plan, and this study has adamw" in said
+
+
+INIT = space_of(
+    ["weights", "data"],
+    trainable_layers={"low": 0, "high": 5},
+    layers={"max_layers": 1, "kernel": ["keep", 5], "width": ["keep", 0.5]},
+    training={"optimizer": ["adamw", "sgd"], "lr": "auto"},
+)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"layers": 1, "kernel": 5, "init": "activations"},
+            "init: has no effect: no layer gets another width in this plan",
+        ),
+        ({"lr": 1e-3, "optimizer": "nadam"}, "must be one of adamw, sgd, but got 'nadam'"),
+    ],
+)
+def test_values_that_another_value_makes_useless(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan_of(given, INIT)
+
+
+def test_lr_means_that_of_the_optimizer_that_is_taken() -> None:
+    """The study file gives the baseline an optimizer that the space does not have."""
+    base = INIT.baseline(BaselineConfig(optimizer="adagrad"))
+    policy = manual_plan(INIT, {"lr": 1e-3}, base, is_default=True).plan.policy
+    assert (policy.optimizer, policy.lr) == ("adamw", 1e-3)
