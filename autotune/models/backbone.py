@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ def load_backbone(
     else:
         model = build_backbone(name, image_size)
         if weights != "none":
-            file = _own_weights(current) if weights == "hub" else Path(weights).expanduser()
+            file = _own_weights(current) if weights == "hub" else Path(os.path.expanduser(weights))
             notes.append(_load_file(model, file, name, image_size))
     model.eval().requires_grad_(False)
     return Backbone(

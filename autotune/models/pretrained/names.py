@@ -8,6 +8,7 @@ timm wrote.
 from __future__ import annotations
 
 import json
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ def _nearest_backbones(architecture: str, tag: str, names: list[str]) -> str:
 
 def _address_hint(name: str) -> str:
     """Say how the path of a folder or the name of a repository is written."""
-    if Path(name).expanduser().is_dir():
+    if os.path.isdir(os.path.expanduser(name)):
         return f"a folder that timm wrote is given as local-dir:{name}"
     if name.count("/") == 1 and ":" not in name:
         return f"a repository of the hub with a model of timm is given as hf-hub:{name}"
@@ -154,7 +155,7 @@ def source_folder(name: str) -> Path:
     """
     source, address = split_source(name) or ("", name)
     if source == _FOLDER:
-        return Path(address).expanduser()
+        return Path(os.path.expanduser(address))
     return _fetch(name, CONFIG).parent
 
 
@@ -166,7 +167,7 @@ def source_weights(name: str) -> Path:
     """
     source, address = split_source(name) or ("", name)
     if source == _FOLDER:
-        return find_file(Path(address).expanduser())
+        return find_file(Path(os.path.expanduser(address)))
     for file in FOLDER_FILES:
         try:
             return _fetch(name, file)

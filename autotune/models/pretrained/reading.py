@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import os
 import pickle
 import re
 import struct
@@ -104,9 +105,9 @@ def find_file(path: Path) -> Path:
     """
     if path.suffix == ".distcp":
         path = path.parent
-    if path.is_file():
+    if os.path.isfile(path):  # a Path raises for a name that is too long
         return path
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise _no_file(path)
     names = sorted(file.name for file in path.iterdir() if file.is_file())
     for name in FOLDER_FILES:
@@ -137,18 +138,20 @@ def find_file(path: Path) -> Path:
 
 def _no_file(path: Path) -> BackboneError:
     """Return the error for a path that is neither a file nor a folder."""
-    if path.is_symlink():
+    if os.path.islink(path):
         return BackboneError(
             f"weights: {str(path)!r} is a link to {str(path.readlink())!r}, which is not there"
         )
-    if path.exists():
+    if os.path.exists(path):
         return BackboneError(f"weights: {str(path)!r} is no regular file; give {_READABLE}")
     if re.match(r"[\w-]+:", str(path)):
         return BackboneError(
             f"weights: {str(path)!r} is an address; download the file and give its path, or give "
             "hf-hub:OWNER/NAME as the backbone and weights=hub"
         )
-    siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    siblings = (
+        [other.name for other in path.parent.iterdir()] if os.path.isdir(path.parent) else []
+    )
     siblings += ["hub", "none"]
     return BackboneError(
         join_sentences(

@@ -202,6 +202,7 @@ def test_a_folder_of_something_else(name: str, message: str, tmp_path: Path) -> 
         ("https://example.org/w.pth", "is an address; download the file"),
         ("file:///w.pth", "is an address; download the file"),
         ("None", "did you mean 'none'"),
+        ("x" * 300, "there is no file"),
         ("link.pth", "is a link to 'gone.pth', which is not there"),
     ],
 )
