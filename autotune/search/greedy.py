@@ -24,9 +24,8 @@ from autotune.config.schema import GreedyConfig
 from autotune.plan import OF_IMAGES
 from autotune.search import ranking
 from autotune.search.deduplication import nearest_unseen, seen_keys
-from autotune.search.dimensions import integer_values
-from autotune.search.parameters.by_optimizer import optimizer_of, shared_name
-from autotune.search.parameters.learning_rates import LR
+from autotune.search.parameters.by_optimizer import LR, optimizer_of, shared_name
+from autotune.search.parameters.dimensions import integer_values
 from autotune.search.space import Params, Space
 from autotune.search.study_view import FAILED_PLAN
 

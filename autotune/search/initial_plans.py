@@ -19,16 +19,21 @@ from optuna.distributions import (
 
 from autotune.config.schema import BaselineConfig
 from autotune.plan import KEEP, SOLVED, TrainingPolicy, TrialPlan
-from autotune.search.dimensions import (
+from autotune.search.parameters.activity import is_active
+from autotune.search.parameters.by_optimizer import (
+    FINE_TUNING_LR,
+    HEAD_FACTOR,
+    WEIGHT_DECAY,
+    optimizer_of,
+    shared_name,
+)
+from autotune.search.parameters.dimensions import (
     contains,
     describe,
     inactive_value,
     integer_values,
     nearest_in,
 )
-from autotune.search.parameters.activity import is_active
-from autotune.search.parameters.by_optimizer import WEIGHT_DECAY, optimizer_of, shared_name
-from autotune.search.parameters.learning_rates import FINE_TUNING_LR, HEAD_FACTOR
 from autotune.search.space import Params, Space, plan_values
 
 #: The same where the head and few layers share one rate: about the root of ten.

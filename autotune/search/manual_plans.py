@@ -23,15 +23,15 @@ from optuna.distributions import (
 from autotune.config.old_names import stored_init
 from autotune.errors import ConfigError, Problem, did_you_mean, join_sentences
 from autotune.plan import KEEP, HiddenLayer, TrainingPolicy, TrialPlan
-from autotune.search.dimensions import contains, describe, inactive_value, nearest_in
 from autotune.search.parameters.activity import is_active
 from autotune.search.parameters.by_optimizer import (
     WEIGHT_DECAY,
+    head_lr,
     optimizer_of,
     own_name,
     shared_name,
 )
-from autotune.search.parameters.learning_rates import head_lr
+from autotune.search.parameters.dimensions import contains, describe, inactive_value, nearest_in
 from autotune.search.space import KEY_NAMES, LAYER_FIELDS, Params, Space, plan_values
 
 #: Names that people use for parameters, besides those of the study file.

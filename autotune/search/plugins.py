@@ -25,7 +25,7 @@ from autotune.config.loading import get_dotted
 from autotune.config.schema import PLUGIN_KEYS, StudyConfig
 from autotune.errors import UserError, did_you_mean, join_sentences
 from autotune.search.backbone_limits import Candidate
-from autotune.search.dimensions import contains, describe
+from autotune.search.parameters.dimensions import contains, describe
 from autotune.search.space import Space
 from autotune.search.space_checks import find_space_problem
 

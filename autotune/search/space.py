@@ -51,7 +51,17 @@ from autotune.search.backbone_limits import (
     limits_by_backbone,
     shared_dimension,
 )
-from autotune.search.dimensions import (
+from autotune.search.parameters.activity import changes_layer, is_active
+from autotune.search.parameters.by_optimizer import (
+    LR_RANGES,
+    RANGES,
+    head_lr,
+    optimizer_of,
+    own_dimensions,
+    own_name,
+    shared_name,
+)
+from autotune.search.parameters.dimensions import (
     contains,
     inactive_value,
     integer_values,
@@ -59,15 +69,6 @@ from autotune.search.dimensions import (
     only_value,
     to_distribution,
 )
-from autotune.search.parameters.activity import changes_layer, is_active
-from autotune.search.parameters.by_optimizer import (
-    RANGES,
-    optimizer_of,
-    own_dimensions,
-    own_name,
-    shared_name,
-)
-from autotune.search.parameters.learning_rates import LR_RANGES, head_lr
 
 if TYPE_CHECKING:
     from autotune.models.surgery.capabilities import LayerCapabilities

@@ -29,7 +29,7 @@ from autotune.config.schema import (
 from autotune.errors import Problem, did_you_mean, format_yaml, join_sentences
 from autotune.plan import KEEP, OF_IMAGES
 from autotune.search.backbone_limits import Candidate
-from autotune.search.dimensions import to_dimension
+from autotune.search.parameters.dimensions import to_dimension
 from autotune.search.space import KEY_NAMES, LAYER_FIELDS, Space
 from autotune.text import join_some
 

@@ -18,7 +18,7 @@ from optuna.distributions import (
 from autotune.config.schema import SpaceConfig
 from autotune.plan import HeadPlan, LayerPlan, TrialPlan
 from autotune.search.backbone_limits import BackboneLimits, Candidate, shared_dimension
-from autotune.search.dimensions import inactive_value
+from autotune.search.parameters.dimensions import inactive_value
 from autotune.search.space import Params, Space
 from tests.support.models.spaces import (
     FakeCapabilities,

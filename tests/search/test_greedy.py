@@ -11,8 +11,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autotune.config.schema import GreedyConfig
 from autotune.plan import KEEP
-from autotune.search.dimensions import suggest
 from autotune.search.greedy import STAGE, GreedyState, greedy_state, list_stages
+from autotune.search.parameters.dimensions import suggest
 from autotune.search.samplers import CanonicalSampler
 from autotune.search.space import Params, Space
 from autotune.search.study_view import FAILED_PLAN

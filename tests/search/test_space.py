@@ -14,7 +14,7 @@ from optuna.distributions import (
 from autotune.config.schema import BaselineConfig, SpaceConfig
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, TrialPlan
 from autotune.search.backbone_limits import Candidate
-from autotune.search.dimensions import contains, inactive_value, integer_values
+from autotune.search.parameters.dimensions import contains, inactive_value, integer_values
 from autotune.search.space import Params, Space, num_shaped_layers
 from tests.support.models.spaces import (
     FULL,

@@ -11,7 +11,6 @@ import pytest
 from autotune.config.schema import OPTIMIZERS
 from autotune.plan import TrainingPolicy
 from autotune.results.values.parameter_words import parameter_words
-from autotune.search.dimensions import contains, to_dimension
 from autotune.search.greedy import list_stages
 from autotune.search.initial_plans import default_plans
 from autotune.search.manual_plans import manual_plan
@@ -23,6 +22,7 @@ from autotune.search.parameters.by_optimizer import (
     optimizer_of,
     shared_name,
 )
+from autotune.search.parameters.dimensions import contains, to_dimension
 from autotune.search.space import Space
 from autotune.search.space_checks import rule_problem
 from tests.support.models.spaces import space_of

@@ -10,12 +10,12 @@ import pytest
 
 from autotune.config.schema import OPTIMIZERS, StudyConfig
 from autotune.plan import TrainingPolicy
-from autotune.search.dimensions import to_dimension
 from autotune.search.greedy import list_stages
 from autotune.search.initial_plans import default_plans
 from autotune.search.manual_plans import manual_plan
 from autotune.search.parameters.activity import is_active
-from autotune.search.parameters.learning_rates import FINE_TUNING_LR, LR_RANGES, head_lr
+from autotune.search.parameters.by_optimizer import FINE_TUNING_LR, LR_RANGES, head_lr
+from autotune.search.parameters.dimensions import to_dimension
 from autotune.search.space import Space
 from tests.support.models.spaces import space_of
 
