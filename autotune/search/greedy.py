@@ -109,7 +109,7 @@ def list_stages(space: Space) -> tuple[Stage, ...]:
     depth = space.distributions.get("depth")
     stages = []
     if depth is None:  # fixed: every trial trains all layers up to it
-        layers = sorted({int(name.split(".")[1]) for name in names if _is_layer(name)})
+        layers = sorted({_layer_of(name) for name in names} - {0})
         stages = [Stage(f"{LAYER} {index}", _free(names, index, index)) for index in layers]
     else:
         depths = sorted(integer_values(depth))
@@ -125,8 +125,10 @@ def list_stages(space: Space) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
-def _is_layer(name: str) -> bool:
-    return name.startswith(f"{LAYER}.")
+def _layer_of(name: str) -> int:
+    """Return the layer of a parameter, 0 for one of no layer."""
+    section, _, rest = name.partition(".")
+    return int(rest.partition(".")[0]) if section == LAYER else 0
 
 
 def _free(names: Sequence[str], low: int, high: int) -> tuple[str, ...]:
@@ -136,7 +138,7 @@ def _free(names: Sequence[str], low: int, high: int) -> tuple[str, ...]:
     of a head alone is too high for trainable layers, and with it no layer ever helps
     (benchmarks/search_quality.py). The paper has one rate for all.
     """
-    layers = [name for name in names if _is_layer(name) and low <= int(name.split(".")[1]) <= high]
+    layers = [name for name in names if low <= _layer_of(name) <= high]
     others = (["inherit"] if layers else []) + [LR]
     rates = (name for name in names if optimizer_of(name) and shared_name(name) == LR)
     return (*layers, *(name for name in others if name in names), *rates)

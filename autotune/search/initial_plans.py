@@ -10,12 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import CategoricalDistribution
 
 from autotune.config.schema import BaselineConfig
 from autotune.plan import KEEP, SOLVED, TrainingPolicy, TrialPlan
@@ -32,6 +27,7 @@ from autotune.search.parameters.dimensions import (
     describe,
     inactive_value,
     integer_values,
+    least_change,
     nearest_in,
 )
 from autotune.search.space import Params, Space, plan_values
@@ -237,20 +233,13 @@ def _nearest_plan(space: Space, baseline: TrialPlan, values: dict[str, Any]) -> 
             if shared_name(name) == WEIGHT_DECAY and optimizer != baseline.policy.optimizer:
                 wanted[name] = TrainingPolicy().weight_decay
         if name.startswith("layer."):
-            params[name] = _nearest_to_keep(distribution)
+            params[name] = least_change(distribution)
         elif name in wanted:
             params[name] = nearest_in(distribution, wanted[name])
         else:
             params[name] = inactive_value(distribution)
     plan = space.plan(params)
     return InitialPlan("", space.canonical(params), plan)
-
-
-def _nearest_to_keep(distribution: BaseDistribution) -> Any:
-    """Return ``keep`` where a layer has the choice; a range is one of dropout: its lower end."""
-    if isinstance(distribution, IntDistribution | FloatDistribution):
-        return distribution.low
-    return nearest_in(distribution, KEEP)
 
 
 def _describe_depth(plan: TrialPlan) -> str:

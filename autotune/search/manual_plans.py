@@ -13,16 +13,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
 from autotune.config.old_names import stored_init
 from autotune.errors import ConfigError, Problem, did_you_mean, join_sentences
-from autotune.plan import KEEP, HiddenLayer, TrainingPolicy, TrialPlan
+from autotune.plan import HiddenLayer, TrainingPolicy, TrialPlan
 from autotune.search.parameters.activity import is_active
 from autotune.search.parameters.by_optimizer import (
     WEIGHT_DECAY,
@@ -31,7 +26,7 @@ from autotune.search.parameters.by_optimizer import (
     own_name,
     shared_name,
 )
-from autotune.search.parameters.dimensions import contains, describe, inactive_value, nearest_in
+from autotune.search.parameters.dimensions import contains, describe, least_change, nearest_in
 from autotune.search.space import KEY_NAMES, LAYER_FIELDS, Params, Space, plan_values
 
 #: Names that people use for parameters, besides those of the study file.
@@ -226,9 +221,7 @@ def _usual_value(name: str, distribution: BaseDistribution) -> Any:
         return nearest_in(distribution, _UNITS)
     if name.startswith("head.dropout."):
         return nearest_in(distribution, HiddenLayer(_UNITS).dropout)
-    if isinstance(distribution, IntDistribution | FloatDistribution):
-        return distribution.low
-    return KEEP if KEEP in distribution.choices else inactive_value(distribution)  # type: ignore[attr-defined]
+    return least_change(distribution)
 
 
 def _without_effect(

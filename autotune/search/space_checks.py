@@ -29,15 +29,12 @@ from autotune.config.schema import (
 from autotune.errors import Problem, did_you_mean, format_yaml, join_sentences
 from autotune.plan import KEEP, OF_IMAGES
 from autotune.search.backbone_limits import Candidate
-from autotune.search.parameters.dimensions import to_dimension
+from autotune.search.parameters.dimensions import is_integer, to_dimension
 from autotune.search.space import KEY_NAMES, LAYER_FIELDS, Space
 from autotune.text import join_some
 
 if TYPE_CHECKING:
     from autotune.models.surgery.capabilities import LayerCapabilities
-
-#: Parameters of integers, ``head.units.N`` apart.
-_INTEGERS = ("depth", "image_size", "head.hidden_layers", "training.head_epochs")
 
 
 def file_problems(space: SpaceConfig, candidates: Sequence[Candidate]) -> Iterator[Problem]:
@@ -194,8 +191,7 @@ def rule_problem(name: str, dimension: Any) -> str:
     key = KEY_NAMES.get(key, key)
     if key not in model.model_fields:
         return "is no key of a study file"
-    is_integer = name in _INTEGERS or name.startswith("head.units.")
-    if is_integer and isinstance(dimension, dict) and isinstance(dimension["low"], float):
+    if is_integer(name) and isinstance(dimension, dict) and isinstance(dimension["low"], float):
         return "must be an IntDistribution or a choice of whole numbers, but is of any numbers"
     rule: TypeAdapter[Any] = TypeAdapter(model.model_fields[key].rebuild_annotation())
     if name == "inherit":  # a space has the values of plans

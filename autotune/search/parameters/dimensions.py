@@ -18,6 +18,14 @@ from optuna.trial import Trial
 from autotune import optuna_private
 from autotune.plan import KEEP
 
+#: Parameters of integers, ``head.units.N`` apart.
+_INTEGERS = ("depth", "image_size", "head.hidden_layers", "training.head_epochs")
+
+
+def is_integer(name: str) -> bool:
+    """Tell whether the values of a parameter are integers."""
+    return name in _INTEGERS or name.startswith("head.units.")
+
 
 def to_distribution(dimension: Any, integer: bool = False) -> BaseDistribution | None:
     """Convert a dimension of the study file to an Optuna distribution."""
@@ -109,6 +117,22 @@ def nearest_in(distribution: BaseDistribution, value: Any) -> Any:
     # In decimals, as Optuna counts its steps.
     on_grid = Decimal(str(low)) + round((clipped - low) / step) * Decimal(str(step))
     return min(type(low)(on_grid), high)
+
+
+def least_change(distribution: BaseDistribution) -> Any:
+    """Return ``keep`` where a layer has the choice; of a range, which dropout has, the low end."""
+    if isinstance(distribution, CategoricalDistribution):
+        return inactive_value(distribution)
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    return distribution.low
+
+
+def ends(distribution: BaseDistribution) -> Sequence[Any]:
+    """Return the choices of a distribution, or the ends of its range."""
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    return distribution.low, distribution.high
 
 
 def inactive_value(distribution: BaseDistribution) -> Any:
