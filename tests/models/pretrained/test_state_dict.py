@@ -22,7 +22,7 @@ from tests.support.pages.doc_commands import ROOT
 
 State = dict[str, Tensor]
 #: Architectures whose classifier is more than one linear layer, or has another name.
-CLASSIFIERS = ("test_resnet", "levit_128s", "repvit_m1", "efficientvit_m0", "shvit_s1")
+CLASSIFIERS = ("test_vit", "levit_128s", "repvit_m1", "efficientvit_m0", "shvit_s1")
 
 
 def trained(name: str = "test_resnet", seed: int = 7, **options: Any) -> nn.Module:
@@ -290,10 +290,16 @@ def test_keys_tell_where_a_file_is_from(
         load_backbone("test_resnet", str(tmp_path / "w.pth"))
 
 
-def test_resized_tensors_are_named(tmp_path: Path) -> None:
-    torch.save(trained("test_vit").state_dict(), tmp_path / "w.pth")
-    (note,) = load_backbone("test_vit", str(tmp_path / "w.pth"), 96).notes
-    assert "resized pos_embed" in note
+def test_a_position_table_is_resized(tmp_path: Path) -> None:
+    """Weights of one input size serve another, as timm does it for its own."""
+    model = trained("test_vit", img_size=160)
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    found = load_backbone("test_vit", str(tmp_path / "w.pth"), 96)
+    assert "resized pos_embed" in found.notes[0]
+    before, after = model.state_dict(), found.pretrained.state_dict()
+    assert {key for key in after if not torch.equal(before[key], after[key])} == {"pos_embed"}
+    assert after["pos_embed"].shape[1] == (96 // 16) ** 2 + model.num_prefix_tokens
+    assert torch.allclose(before["pos_embed"].mean(), after["pos_embed"].mean(), atol=1e-3)
 
 
 def test_the_filter_of_a_family_may_have_another_name() -> None:
