@@ -270,8 +270,8 @@ def weights_at_hand(name: str) -> str:
     current = resolve(name)
     if current in PACKAGED_WEIGHTS:
         return "part of autotune"
-    if split_source(current) is not None:
-        return "" if (split_source(current) or ("",))[0] == "hf-hub" else "folder"
+    if source := split_source(current):
+        return "" if source[0] == "hf-hub" else "folder"
     config = timm.models.get_pretrained_cfg(current)
     if config is not None and config.hf_hub_id and _cached(config.hf_hub_id) is not None:
         return "here"
@@ -283,8 +283,7 @@ def license_of(name: str) -> str:
     current = resolve(name)
     if current in PACKAGED_WEIGHTS:
         return "apache-2.0"
-    is_of_timm = split_source(current) is None
-    config = timm.models.get_pretrained_cfg(current) if is_of_timm else None
+    config = None if split_source(current) else timm.models.get_pretrained_cfg(current)
     return str(config.license or "") if config is not None else ""
 
 

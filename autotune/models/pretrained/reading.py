@@ -49,7 +49,6 @@ _SAVE_TENSORS = (
     "where it was made, save its tensors alone: "
     "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
 )
-_GET_AGAIN = "it was not written or downloaded to its end; get it again"
 #: What to do about a file, by a word of its kind.
 _WAYS_OUT = {
     "Git LFS": "run 'git lfs pull' in its repository",
@@ -57,20 +56,13 @@ _WAYS_OUT = {
     "HTML": "instead of the file, a page was downloaded (a login, a license, an error)",
     "XML": "instead of the file, the message of a server may have been downloaded",
     "JSON": "instead of the file, its settings or the message of a server were downloaded",
-    "empty": _GET_AGAIN,
-    "zeros": _GET_AGAIN,
-    "end is missing": _GET_AGAIN,
-    "TorchScript": _SAVE_TENSORS,
-    "torch.export": _SAVE_TENSORS,
-    "pickle": _SAVE_TENSORS,
-    "zip": "unpack it first",
-    "gzip": "unpack it first",
-    "tar archive": "unpack it first",
-    "TensorFlow": _OTHER_FRAMEWORK,
-    "Keras": _OTHER_FRAMEWORK,
-    "ONNX": _OTHER_FRAMEWORK,
-    "NumPy": _OTHER_FRAMEWORK,
-    "GGUF": _OTHER_FRAMEWORK,
+    **dict.fromkeys(
+        ("empty", "zeros", "end is missing"),
+        "it was not written or downloaded to its end; get it again",
+    ),
+    **dict.fromkeys(("TorchScript", "torch.export", "pickle"), _SAVE_TENSORS),
+    **dict.fromkeys(("zip", "gzip", "tar archive"), "unpack it first"),
+    **dict.fromkeys(("TensorFlow", "Keras", "ONNX", "NumPy", "GGUF"), _OTHER_FRAMEWORK),
 }
 #: Modules of Python's library whose objects checkpoints hold and that run nothing.
 _HARMLESS = (
