@@ -20,7 +20,6 @@ from typing import Any
 import huggingface_hub
 import timm
 import torch
-from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 from timm.data.config import resolve_data_config
 from torch import nn
 
@@ -28,6 +27,7 @@ from autotune.errors import BackboneError
 from autotune.models.meta_device import MetaShapes
 from autotune.models.pretrained.names import (
     PACKAGED_WEIGHTS,
+    ask_hub,
     check_name,
     describe_former,
     read_config,
@@ -226,11 +226,7 @@ def _from_hub(name: str, image_size: int | None) -> nn.Module:
             if cached is not None:  # read as timm reads a download, but without asking the hub
                 overlay = {"file": str(cached), "custom_load": False}
                 return _create(name, image_size, pretrained=True, pretrained_cfg_overlay=overlay)
-            # One quick request: timm would retry a hub that is down for most of a minute.
-            url = huggingface_hub.hf_hub_url(config.hf_hub_id, "model.safetensors")
-            answer = get_session().head(url, timeout=10)
-            if answer.status_code >= 500:
-                answer.raise_for_status()
+            ask_hub(config.hf_hub_id, "model.safetensors")
         return _create(name, image_size, pretrained=True)
     except Exception as error:  # of the HTTP client of huggingface_hub, which changes over time
         said = f"weights: cannot load the pretrained weights of {name!r} from the hub"

@@ -313,11 +313,8 @@ def outside(*layers: LayerPlan) -> tuple[dict[str, Any], TrialPlan]:
             for plan in (
                 TrialPlan("resnet34"),
                 TrialPlan("resnet18", 6, (LayerPlan(),) * 6),
-                TrialPlan("resnet18", head=HeadPlan(pool="avgmax")),
                 TrialPlan("resnet18", head=HeadPlan((HiddenLayer(65),))),
-                TrialPlan("resnet18", head=HeadPlan((HiddenLayer(64, 0.35),))),
                 TrialPlan("resnet18", policy=TrainingPolicy("adagrad")),
-                TrialPlan("resnet18", policy=TrainingPolicy(lr=2.0)),
                 TrialPlan("resnet18", policy=TrainingPolicy(weight_decay=1e-4)),
                 TrialPlan(
                     "resnet18", 1, (LayerPlan(kernel=3),), policy=TrainingPolicy(weight_decay=0)
@@ -325,7 +322,6 @@ def outside(*layers: LayerPlan) -> tuple[dict[str, Any], TrialPlan]:
                 TrialPlan("resnet18", 2, (LayerPlan(),), policy=TrainingPolicy(weight_decay=0)),
                 TrialPlan("resnet18", 1, (LayerPlan(),), inherit="none"),
                 TrialPlan("resnet18", head=HeadPlan((HiddenLayer(64),), activation="gelu")),
-                TrialPlan("resnet18", head=HeadPlan(batch_norm=False)),
             )
         ],
         # Spaces without the baseline.
@@ -334,7 +330,6 @@ def outside(*layers: LayerPlan) -> tuple[dict[str, Any], TrialPlan]:
             for config in (
                 {"trainable_layers": 2},
                 {"trainable_layers": {"low": 1, "high": 8, "log": True}},
-                {"head": {"pool": ["avg", "max"]}},
                 {"head": {"hidden_layers": [1, 2], "units": [8, 16]}},
             )
         ],

@@ -180,6 +180,14 @@ def source_weights(name: str) -> Path:
     )
 
 
+def ask_hub(repository: str, file: str, revision: str | None = None) -> None:
+    """Fail after one quick request where the hub is down; its clients retry for a minute."""
+    url = huggingface_hub.hf_hub_url(repository, file, revision=revision)
+    answer = get_session().head(url, timeout=10)
+    if answer.status_code >= 500:
+        answer.raise_for_status()
+
+
 def _fetch(name: str, file: str) -> Path:
     """Return a file of a repository of the hub; from the cache without asking the hub."""
     _, address = split_source(name) or ("", name)
@@ -190,11 +198,7 @@ def _fetch(name: str, file: str) -> Path:
         )
         if isinstance(cached, str):
             return Path(cached)
-        # One quick request: the hub's client would retry a hub that is down for half a minute.
-        url = huggingface_hub.hf_hub_url(repository, file, revision=revision or None)
-        answer = get_session().head(url, timeout=10)
-        if answer.status_code >= 500:
-            answer.raise_for_status()
+        ask_hub(repository, file, revision or None)
         return Path(huggingface_hub.hf_hub_download(repository, file, revision=revision or None))
     except Exception as error:  # of the HTTP client of huggingface_hub, which changes over time
         raise BackboneError(

@@ -86,12 +86,9 @@ def forms(best: State, other: State) -> dict[str, tuple[Any, str]]:
         "plain": (best, ""),
         "headless": (body, ""),
         "state_dict": ({"state_dict": best, "epoch": 3}, "took 'state_dict'"),
-        "model_state_dict": ({"model_state_dict": best, "loss": 0.1}, "took 'model_state_dict'"),
-        "net": ({"net": best, "acc": 97}, "took 'net'"),
         "nested": ({"checkpoint": {"model": best}}, "took 'checkpoint.model'"),
         "parallel": ({"state_dict": prefixed(best, "module.")}, "took 'state_dict'"),
         "compiled": (prefixed(best, "_orig_mod."), ""),
-        "model.": (prefixed(best, "model."), "removed the prefix 'model.'"),
         "encoder.": (prefixed(best, "encoder."), "removed the prefix 'encoder.'"),
         "module.model.": (prefixed(best, "module.model."), "removed the prefix 'model.'"),
         "lightning": (
@@ -120,7 +117,6 @@ def forms(best: State, other: State) -> dict[str, tuple[Any, str]]:
             "removed the prefix 'encoder_q.'",
         ),
         "timm ema": ({"state_dict": other, "state_dict_ema": best}, "took 'state_dict_ema'"),
-        "model_ema": ({"model": other, "model_ema": best}, "took 'model_ema'"),
         "ema inside": (
             {"state_dict": {**prefixed(other, "model."), **prefixed(best, "ema_model.module.")}},
             "removed the prefix 'ema_model.module.'",
@@ -131,7 +127,6 @@ def forms(best: State, other: State) -> dict[str, tuple[Any, str]]:
         ),
         "arrays": ({"model": {key: value.numpy() for key, value in best.items()}}, "took 'model'"),
         "class names": ({**best, "classes": np.array(["a", "b"])}, ""),
-        "pair": ((best, 3), "took '0'"),
         "list": ({"models": [best, other]}, "took 'models.0'"),
         "deep": ({"a": {"b": {"c": {"d": best}}}}, "took 'a.b.c.d'"),
         "deep prefix": (prefixed(best, "a.b.c.d.e."), "removed the prefix 'a.b.c.d.e.'"),
@@ -139,7 +134,6 @@ def forms(best: State, other: State) -> dict[str, tuple[Any, str]]:
         "fsdp": (wrapped(best, "_fsdp_wrapped_module._checkpoint_wrapped_module."), ""),
         "thop": ({**best, "total_ops": torch.ones(1), "conv1.total_params": torch.ones(1)}, ""),
         "other head": ({**body, "last_linear.weight": torch.ones(3, 3)}, "left out last_linear"),
-        "auxiliary": ({**body, "AuxLogits.weight": torch.ones(3, 3)}, "left out AuxLogits"),
         "average without buffers": (
             {"model": best, "ema": {k: v for k, v in other.items() if "running" not in k}},
             "took 'model', passed over ema (tensors are missing)",

@@ -110,23 +110,6 @@ def test_swiglu_has_two_producers_or_blocks() -> None:
     assert group.size == 512 and group.exact
 
 
-def test_a_norm_across_the_channels_is_not_exact() -> None:
-    for groups in channels("gmlp_ti16_224").groups.values():
-        for group in groups:
-            assert not group.exact
-            (producer,) = (member for member in group.members if member.side == "out")
-            assert producer.segments == ((0, 2, 1),)  # value and gate, one behind the other
-
-
-def test_split_attention_softmax_and_stacked_paths() -> None:
-    (group,) = channels("skresnet18").groups[1]
-    assert set(group.producers) >= {
-        "layer4.0.conv1.paths.0.conv",
-        "layer4.0.conv1.paths.1.conv",
-        "layer4.0.conv1.attn.fc_select",
-    }
-
-
 @each_family
 def test_members_lie_in_tensors_of_the_network(name: str) -> None:
     model = source(name).pretrained
