@@ -167,7 +167,7 @@ def _check_value(space: Space, name: str, value: Any) -> tuple[str, Any]:
         return ("" if value == allowed else f"must be {allowed}, but got {value!r}"), value
     if name in space.fixed:
         fixed = space.fixed[name]
-        if fixed == value:
+        if fixed in (value, _as_number(value)):
             return "", fixed
         return f"is fixed at {fixed} in this study, but got {value!r}", value
     distribution = space.distributions[name]
@@ -181,16 +181,25 @@ def _check_value(space: Space, name: str, value: Any) -> tuple[str, Any]:
 def _converted(distribution: BaseDistribution, value: Any) -> Any:
     """Return a value with the type of a distribution; ``None`` where it has none of that type."""
     if isinstance(distribution, CategoricalDistribution):
-        same = (one for one in distribution.choices if one == value and _kind(one) == _kind(value))
-        return next(same, None)
-    if isinstance(value, str):  # to YAML, 1e-3 is a text
-        with suppress(ValueError):
-            value = float(value)
+        for meant in (value, _as_number(value)):
+            for choice in distribution.choices:
+                if choice == meant and _kind(choice) == _kind(meant):
+                    return choice
+        return None
+    value = _as_number(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     if isinstance(distribution, IntDistribution):
         return int(value) if float(value).is_integer() else None
     return float(value)
+
+
+def _as_number(value: Any) -> Any:
+    """Return the number that a text is, such as 1e-3 to YAML; anything else as it is."""
+    if isinstance(value, str):
+        with suppress(ValueError):
+            return float(value)
+    return value
 
 
 def _kind(value: Any) -> type:

@@ -86,7 +86,8 @@ def test_the_rest_is_that_of_a_plan() -> None:
         ({"layers": None}, "must be from 0 to 5, but got None"),
         ({"lr": float("nan")}, "lr (training.lr): must be from 1e-05 to 1.0, log, but got nan"),
         ({"lr": "fast"}, "but got 'fast'"),
-        ({"layer.1.kernel": "5"}, "layer.1.kernel: must be one of keep, 1, 5, but got '5'"),
+        ({"layer.1.kernel": "x"}, "layer.1.kernel: must be one of keep, 1, 5, but got 'x'"),
+        ({"layer.1.kernel": True}, "layer.1.kernel: must be one of keep, 1, 5, but got True"),
         ({"optimizer": "sgd"}, "is fixed at adamw in this study, but got 'sgd'"),
         ({"backbone": "vgg11"}, "backbone: must be resnet18, but got"),
         ({"layers": 2, "layer.3.kernel": 5}, "layers is 2 in this plan; give layers=3 or more"),
@@ -109,6 +110,12 @@ def test_a_plan_of_another_space() -> None:
     said = mistakes({}, TrialPlan("vgg11", policy=TrainingPolicy("sgd")))
     assert "backbone: is vgg11 in that plan" in said
     assert "training.optimizer: is sgd in that plan, and this study has adamw" in said
+
+
+def test_a_number_that_yaml_reads_as_a_text_is_one() -> None:
+    space = space_of(training={"lr": [1e-3, 1e-2], "weight_decay": 5e-5})
+    policy = plan_of({"lr": "1e-3", "weight_decay": "5e-5"}, space).plan.policy
+    assert policy == TrainingPolicy(lr=1e-3, weight_decay=5e-5)
 
 
 INIT = space_of(
