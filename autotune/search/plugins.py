@@ -6,6 +6,7 @@ it shadows no other module, and all of its code is in the one file whose content
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import sys
 import traceback
@@ -234,7 +235,8 @@ def load_space_plugin(reference: str, space: Space, candidates: Sequence[Candida
         UserError: When the function fails, or with the first problem of its space.
     """
     ref = PluginRef.from_text(reference)
-    changed: Space = ref.check(ref.load()(space), Space, "autotune.search.space.Space")
+    given = copy.deepcopy(space)  # the function may change what it gets
+    changed: Space = ref.check(ref.load()(given), Space, "autotune.search.space.Space")
     if problem := find_space_problem(changed, space, candidates):
         raise UserError(f"the space of {ref}: {problem}")
     return changed

@@ -270,6 +270,15 @@ def test_a_space_can_be_narrowed_and_given_other_values(tmp_path: Path) -> None:
     assert changed(tmp_path, "pass") == SPACE
 
 
+def test_a_space_that_is_changed_in_place_is_checked_too(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, "def make(space):\n    del space.distributions['depth']\n    return space"
+    )
+    with pytest.raises(UserError, match="depth must be fixed or searched, but is missing"):
+        load_space_plugin(f"{path}:make", SPACE, [BACKBONE])
+    assert "depth" in SPACE.distributions
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [
