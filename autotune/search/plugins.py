@@ -174,7 +174,7 @@ def load_sampler_plugin(reference: str, space: Space, seed: int) -> BaseSampler:
         UserError: When the file or the class fails, or it makes no sampler.
     """
     ref = PluginRef.from_text(reference)
-    made = ref.load()(space=space, seed=seed)
+    made = ref.load()(space=copy.deepcopy(space), seed=seed)
     sampler: BaseSampler = ref.check(made, BaseSampler, "optuna.samplers.BaseSampler")
     relative, independent = sampler.sample_relative, sampler.sample_independent
 

@@ -172,6 +172,9 @@ def study_of(reference: str, trials: int) -> optuna.Study:
         ),
         "from optuna.samplers import TPESampler\n"
         "def MySampler(space, seed): return TPESampler(seed=seed, n_startup_trials=2)",
+        # Its own copy of the space may be changed.
+        "from optuna.samplers import RandomSampler\n"
+        "def MySampler(space, seed): return RandomSampler(space.distributions.pop('depth').high)",
     ],
 )
 def test_a_sampler_gives_canonical_points(text: str, tmp_path: Path) -> None:
