@@ -10,13 +10,12 @@ import torch
 
 from autotune.models.layers import list_layers
 from autotune.models.surgery.channel_groups import (
-    MIN_CHANNELS,
     ChannelGroup,
     ChannelGroups,
     find_channel_groups,
 )
 from autotune.models.surgery.probing import without_weights
-from tests.support.models.surgery import FAMILIES, each_family, source
+from tests.support.models.surgery import FAMILIES, source
 
 NORM = ("weight", "bias", "running_mean", "running_var")
 
@@ -108,39 +107,6 @@ def test_swiglu_has_two_producers_or_blocks() -> None:
     )
     assert held == 2
     assert group.size == 512 and group.exact
-
-
-@each_family
-def test_members_lie_in_tensors_of_the_network(name: str) -> None:
-    model = source(name).pretrained
-    found = channels(name)
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    place = {
-        key: layer.index for layer in list_layers(model) for key in (*layer.modules, *layer.names)
-    }
-    seen: set[tuple[str, str, int, int]] = set()
-    for index, groups in found.groups.items():
-        assert groups
-        for group in groups:
-            assert group.layer == index
-            assert group.size >= MIN_CHANNELS and group.size % group.unit == 0
-            assert group.producers and all(place[one] == index for one in group.producers)
-            sides = [member.side for member in group.members]
-            assert sides == sorted(sides, key=["out", "vector", "in"].index)
-            for member in group.members:
-                weight = tensors.get(member.name, tensors.get(f"{member.name}.weight"))
-                assert weight is not None
-                dim, blocks = {"out": 0, "in": 1}.get(member.side, member.dim), 1
-                if member.side == "in":
-                    blocks = getattr(model.get_submodule(member.name), "groups", 1)
-                assert weight.shape[dim] * blocks == member.length
-                for start, blocks, run in member.segments:
-                    assert start + blocks * run * group.size <= member.length
-                    # No channel of a tensor is in two groups.
-                    assert (member.name, member.side, member.dim, start) not in seen
-                    seen.add((member.name, member.side, member.dim, start))
-            if group.inner:
-                assert {place[member.name] for member in group.members} == {index}
 
 
 def test_a_layer_without_a_group_says_why() -> None:
