@@ -101,14 +101,19 @@ def find_file(path: Path) -> Path:
         return path
     if not os.path.isdir(path):
         raise _no_file(path)
-    names = sorted(file.name for file in path.iterdir() if file.is_file())
+    # A Mac leaves a file ._NAME beside a file NAME.
+    names = sorted(
+        file.name for file in path.iterdir() if file.is_file() and not file.name.startswith("._")
+    )
     for name in FOLDER_FILES:
         if name in names:
             return path / name
-    files = [name for name in names if name.endswith(SUFFIXES)]
-    indexes = [name for name in names if name.endswith(_INDEX)]
-    if len(files) == 1 or len(indexes) == 1:
-        return path / (files if len(files) == 1 else indexes)[0]
+    files = [name for name in names if name.lower().endswith(SUFFIXES)]
+    if len(files) == 1:
+        return path / files[0]
+    for name in names:  # of two indexes, that of safetensors files is the first
+        if name.endswith(_INDEX):
+            return path / name
     way_out = next((text for name, text in _FOLDERS.items() if name in names), "")
     if way_out:
         what = f"is {way_out}"
@@ -120,7 +125,7 @@ def find_file(path: Path) -> Path:
                 str(file.parent.relative_to(path))
                 for pattern in ("*/*", "*/*/*")
                 for file in path.glob(pattern)
-                if file.name.endswith(SUFFIXES)
+                if file.name.lower().endswith(SUFFIXES)
             }
         )
         inside = f" (its folder {join_some(folders, 3)} has)" if folders else ""
