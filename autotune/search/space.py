@@ -61,7 +61,6 @@ from autotune.search.parameters.dimensions import (
     integer_values,
     is_integer,
     nearest_in,
-    only_value,
     to_distribution,
 )
 
@@ -196,7 +195,7 @@ class Space:
         for name, dimension in dimensions.items():
             distribution = to_distribution(dimension, is_integer(name))
             if distribution is None:
-                fixed[name] = only_value(dimension)
+                (fixed[name],) = values_of_dimension(dimension)
             else:
                 distributions[name] = distribution
         limits = limits_by_backbone(candidates, allowed) if len(names) > 1 else {}

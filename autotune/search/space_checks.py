@@ -29,7 +29,7 @@ from autotune.config.schema import (
 from autotune.errors import Problem, did_you_mean, format_yaml, join_sentences
 from autotune.plan import KEEP, OF_IMAGES
 from autotune.search.backbone_limits import Candidate
-from autotune.search.parameters.dimensions import is_integer, to_dimension
+from autotune.search.parameters.dimensions import ends, is_integer, to_dimension
 from autotune.search.space import KEY_NAMES, LAYER_FIELDS, Space
 from autotune.text import join_some
 
@@ -137,7 +137,7 @@ def find_space_problem(changed: Space, space: Space, candidates: Sequence[Candid
         dimension = dimension_of(changed, name)
         problem = (
             rule_problem(name, dimension)
-            or _offer_problem(name, dimension, offer_by_index)
+            or _offer_problem(name, changed, offer_by_index)
             or _image_problem(name, dimension, space)
         )
         if problem:
@@ -213,15 +213,14 @@ def _image_problem(name: str, dimension: Any, space: Space) -> str:
     return f"must be {', '.join(map(str, allowed))}, but got {other[0]}" if other else ""
 
 
-def _offer_problem(name: str, dimension: Any, offers: Mapping[int, LayerCapabilities]) -> str:
+def _offer_problem(name: str, space: Space, offers: Mapping[int, LayerCapabilities]) -> str:
     """Describe the first value of a layer's field that the layer cannot take."""
     section, _, rest = name.partition(".")
     if section != "layer":
         return ""
     index, _, field = rest.partition(".")
-    values = dimension if isinstance(dimension, list) else [dimension]
-    if isinstance(dimension, dict):
-        values = [dimension["low"], dimension["high"]]
+    searched = space.distributions.get(name)
+    values = [space.fixed[name]] if searched is None else ends(searched)
     offer = offers[int(index)]
     problems = (offer.reason_unsupported(field, value) for value in values if value != KEEP)
     return next(filter(None, problems), "")

@@ -50,13 +50,6 @@ def to_dimension(distribution: BaseDistribution) -> Any:
     return {**dimension, "step": distribution.step} if _has_grid(distribution) else dimension
 
 
-def only_value(dimension: Any) -> Any:
-    """Return the value of a dimension that has just one."""
-    if isinstance(dimension, list):
-        return dimension[0]
-    return dimension["low"] if isinstance(dimension, dict) else dimension
-
-
 def suggest(trial: Trial, name: str, distribution: BaseDistribution) -> Any:
     """Have a trial suggest a parameter with a given distribution."""
     if isinstance(distribution, CategoricalDistribution):
@@ -121,10 +114,8 @@ def nearest_in(distribution: BaseDistribution, value: Any) -> Any:
 
 def least_change(distribution: BaseDistribution) -> Any:
     """Return ``keep`` where a layer has the choice; of a range, which dropout has, the low end."""
-    if isinstance(distribution, CategoricalDistribution):
-        return inactive_value(distribution)
-    assert isinstance(distribution, IntDistribution | FloatDistribution)
-    return distribution.low
+    is_choice = isinstance(distribution, CategoricalDistribution)
+    return inactive_value(distribution) if is_choice else ends(distribution)[0]
 
 
 def ends(distribution: BaseDistribution) -> Sequence[Any]:
@@ -140,10 +131,10 @@ def inactive_value(distribution: BaseDistribution) -> Any:
 
     Any value would do, as long as it is always the same; the upper end of a layer decay is 1.
     """
+    values = ends(distribution)
     if isinstance(distribution, CategoricalDistribution):
-        return KEEP if KEEP in distribution.choices else distribution.choices[0]
-    assert isinstance(distribution, IntDistribution | FloatDistribution)
-    return distribution.high
+        return KEEP if KEEP in values else values[0]
+    return values[1]
 
 
 def _has_grid(distribution: IntDistribution | FloatDistribution) -> bool:
