@@ -99,12 +99,11 @@ def _pool_problems(space: SpaceConfig, candidates: Sequence[Candidate]) -> Itera
     for pool in values_of_dimension(space.head.pool):
         reasons = [backbone.pool_problem(pool) for backbone in candidates]
         if all(reasons):
-            allowed = "; ".join(_describe_pools(backbone) for backbone in candidates)
+            allowed = "; ".join(
+                f"{backbone.name!r} allows {', '.join(filter(backbone.resolve_pool, POOLS))}"
+                for backbone in candidates
+            )
             yield Problem("space.head.pool", f"{reasons[0]}; {allowed}")
-
-
-def _describe_pools(backbone: Candidate) -> str:
-    return f"{backbone.name!r} allows {', '.join(filter(backbone.resolve_pool, POOLS))}"
 
 
 def _parameter_problems(space: SpaceConfig, candidates: Sequence[Candidate]) -> Iterator[Problem]:

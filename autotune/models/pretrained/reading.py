@@ -45,7 +45,8 @@ _FOLDERS = {
 #: Endings of files of weights.
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl")
 _READABLE = "a .safetensors file, or a .pth, .pt, .bin or .ckpt file that torch.save has written"
-_SAVE_TENSORS = (
+#: What to do about a file that holds more than tensors.
+SAVE_TENSORS = (
     "where it was made, save its tensors alone: "
     "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
 )
@@ -60,7 +61,7 @@ _WAYS_OUT = {
         ("empty", "zeros", "end is missing"),
         "it was not written or downloaded to its end; get it again",
     ),
-    **dict.fromkeys(("TorchScript", "torch.export", "pickle"), _SAVE_TENSORS),
+    **dict.fromkeys(("TorchScript", "torch.export", "pickle"), SAVE_TENSORS),
     **dict.fromkeys(("zip", "gzip", "tar archive"), "unpack it first"),
     **dict.fromkeys(("TensorFlow", "Keras", "ONNX", "NumPy", "GGUF"), _OTHER_FRAMEWORK),
 }
@@ -270,7 +271,7 @@ def _foreign_objects(file: Path, names: list[str]) -> BackboneError:
     return BackboneError(
         f"weights: cannot read {str(file)!r}: it holds Python objects besides tensors "
         f"({join_some(names, 3)}), which autotune does not load because they can run code; "
-        f"{_SAVE_TENSORS}"
+        f"{SAVE_TENSORS}"
     )
 
 
@@ -301,12 +302,3 @@ def class_of(value: object) -> str:
     if isinstance(value, Mapping) and "_modules" in attributes:
         return str(attributes.get("placeholder_of", "torch.nn.Module"))
     return ""
-
-
-def whole_module_error(file: Path, where: str, name: str) -> BackboneError:
-    """Return the error for a pickled module."""
-    what = f"its {where!r} is" if where else "it is"
-    return BackboneError(
-        f"weights: cannot read {str(file)!r}: {what} a whole pickled module ({name}), "
-        f"not its weights alone; {_SAVE_TENSORS}"
-    )
