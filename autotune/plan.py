@@ -38,6 +38,8 @@ SOLVED = "solved"
 INHERITING = ("kernel", "width", "bridge")
 #: Changed layers inherit their weights, and are fitted to the pretrained ones before they train.
 FITTED = "fit"
+#: Fields of a training policy that count with trainable layers alone.
+OF_LAYERS = ("layer_decay", "head_epochs", "l2_sp", "backbone_lr", "parameters")
 #: Fields of a plan that decide what its images look like; ``None``: as the study file has them.
 OF_IMAGES = ("image_size", "augment_strength")
 #: A backbone, a size of images and a strength of augmentation: what decides how images enter it.
@@ -194,27 +196,24 @@ class TrainingPolicy:
             >>> TrainingPolicy("sgd", 0.1, momentum=0.5, head_epochs=3, mixup=0.2).describe()
             'sgd lr 0.1, momentum 0.5, head alone for 3 epochs, mixup 0.2'
         """
-        default = TrainingPolicy()
         if self.head_start == SOLVED and not trainable:
             return "solved"
         words = ["solved first"] if self.head_start == SOLVED else []
         words += [f"{self.optimizer} lr {self.lr:.3g}"]
-        if self.optimizer == "sgd" and self.momentum != default.momentum:
-            words.append(f"momentum {self.momentum:.3g}")
-        if trainable and self.parameters != default.parameters:
-            words.append(f"{self.parameters} alone")
-        if trainable and self.backbone_lr != default.backbone_lr:
-            words.append(f"backbone x{self.backbone_lr:.2g}")
-        if trainable and self.layer_decay != default.layer_decay:
-            words.append(f"layer decay {self.layer_decay:.2g}")
-        if trainable and self.head_epochs:
-            words.append(f"head alone for {plural(self.head_epochs, 'epoch')}")
-        if trainable and self.l2_sp:
-            words.append(f"L2-SP {self.l2_sp:.3g}")
-        if self.mixup:
-            words.append(f"mixup {self.mixup:.3g}")
-        if self.cutmix:
-            words.append(f"cutmix {self.cutmix:.3g}")
+        others = {
+            "momentum": f"momentum {self.momentum:.3g}" if self.optimizer == "sgd" else "",
+            "parameters": f"{self.parameters} alone",
+            "backbone_lr": f"backbone x{self.backbone_lr:.2g}",
+            "layer_decay": f"layer decay {self.layer_decay:.2g}",
+            "head_epochs": f"head alone for {plural(self.head_epochs, 'epoch')}",
+            "l2_sp": f"L2-SP {self.l2_sp:.3g}",
+            "mixup": f"mixup {self.mixup:.3g}",
+            "cutmix": f"cutmix {self.cutmix:.3g}",
+        }
+        for name, text in others.items():
+            counts = trainable or name not in OF_LAYERS
+            if counts and text and getattr(self, name) != getattr(TrainingPolicy, name):
+                words.append(text)
         return ", ".join(words)
 
 

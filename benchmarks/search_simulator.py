@@ -19,8 +19,8 @@ from optuna.trial import Trial, TrialState
 from search_curves import DIVERGED, EVERY, Params, Table, load_config
 
 from autotune.config.schema import StudyConfig
-from autotune.search.dimensions import suggest
 from autotune.search.initial_plans import default_plans
+from autotune.search.parameters.dimensions import suggest
 from autotune.search.pruners import make_pruner
 from autotune.search.samplers import make_sampler
 from autotune.search.space import Space

@@ -44,7 +44,7 @@ from optuna.trial import Trial, TrialState
 
 from autotune.config.schema import StudyConfig
 from autotune.config.validation import validate
-from autotune.search.dimensions import suggest
+from autotune.search.parameters.dimensions import suggest
 from autotune.search.pruners import make_pruner
 from autotune.search.samplers import make_sampler
 from autotune.search.space import Space

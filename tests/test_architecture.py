@@ -69,7 +69,7 @@ FLOORS = {
         ("cost_profile", "features", "folds"),
     ),
     "search": (
-        ("ranking", "dimensions", "parameters"),
+        ("ranking", "parameters"),
         ("backbone_limits", "study_view"),
         ("space",),
         ("space_checks",),

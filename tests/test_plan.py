@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import pytest
@@ -64,12 +63,6 @@ def test_json_out_and_in_again(plan: TrialPlan) -> None:
     assert json.dumps(again.to_json()) == text
 
 
-@given(plans)
-def test_describe_is_one_line(plan: TrialPlan) -> None:
-    assert "\n" not in plan.describe()
-    assert plan.policy.optimizer in plan.describe()
-
-
 @pytest.mark.parametrize(
     ("plan", "words"),
     [
@@ -90,15 +83,10 @@ def test_describe_is_one_line(plan: TrialPlan) -> None:
             "adamw lr 0.0001, layer decay 0.75",
         ),
         (
-            TrialPlan("r", policy=TrainingPolicy(layer_decay=0.5)),
-            "backbone frozen, linear head, adamw lr 0.003",
-        ),
-        (
-            TrialPlan("r", policy=TrainingPolicy("sgd", 0.1, momentum=0.5, mixup=0.2)),
-            "backbone frozen, linear head, sgd lr 0.1, momentum 0.5, mixup 0.2",
-        ),
-        (
-            TrialPlan("r", policy=TrainingPolicy(momentum=0.5, head_epochs=3, l2_sp=0.1)),
+            TrialPlan(
+                "r",
+                policy=TrainingPolicy(layer_decay=0.5, momentum=0.5, head_epochs=3, l2_sp=0.1),
+            ),
             "backbone frozen, linear head, adamw lr 0.003",
         ),
         (
@@ -116,10 +104,6 @@ def test_describe_is_one_line(plan: TrialPlan) -> None:
         (
             TrialPlan("r", 1, (LayerPlan(),), policy=TrainingPolicy(head_epochs=1)),
             "last layer trainable, linear head, adamw lr 0.003, head alone for 1 epoch",
-        ),
-        (
-            TrialPlan("r", 2, (LayerPlan(kernel=5, width=0.5), LayerPlan())),
-            "last 2 layers trainable (layer 1 kernel 5, width 0.5), linear head, adamw lr 0.003",
         ),
         (
             TrialPlan(
@@ -168,19 +152,10 @@ def test_reshaped_layers_are_those_that_change() -> None:
     assert layers[1].changes() == {"dropout": 0.0}
 
 
-def test_a_plan_is_frozen() -> None:
-    plan = TrialPlan("r")
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        plan.depth = 1  # type: ignore[misc]
-    assert {plan, TrialPlan("r")} == {plan}
-
-
 def test_from_json_refuses_what_no_plan_has() -> None:
     values = TrialPlan("r", 1, (LayerPlan(),)).to_json()
     with pytest.raises(TypeError):
         TrialPlan.from_json({**values, "policy": {**values["policy"], "speed": 1}})
-    with pytest.raises(TypeError):
-        TrialPlan.from_json({**values, "layers": [{"size": 3}]})
     del values["head"]
     with pytest.raises(KeyError):
         TrialPlan.from_json(values)
@@ -191,17 +166,11 @@ def test_from_json_refuses_what_no_plan_has() -> None:
     [
         (("backbone",), "a word"),
         (("depth",), "a whole number"),
-        (("inherit",), "a word"),
         (("layers", 0, "kernel"), "a whole number or a word"),
         (("layers", 0, "width"), "a number or a word"),
-        (("layers", 0, "pool"), "a word"),
-        (("head", "pool"), "a word"),
         (("head", "batch_norm"), "true or false"),
         (("head", "hidden", 0, "units"), "a whole number"),
-        (("head", "hidden", 0, "dropout"), "a number"),
-        (("policy", "optimizer"), "a word"),
         (("policy", "lr"), "a number"),
-        (("policy", "head_epochs"), "a whole number"),
     ],
 )
 def test_from_json_refuses_values_of_other_types(path: tuple[str | int, ...], words: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ from typing import Any
 import huggingface_hub
 import timm
 import torch
-from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 from timm.data.config import resolve_data_config
 from torch import nn
 
@@ -27,6 +27,7 @@ from autotune.errors import BackboneError
 from autotune.models.meta_device import MetaShapes
 from autotune.models.pretrained.names import (
     PACKAGED_WEIGHTS,
+    ask_hub,
     check_name,
     describe_former,
     read_config,
@@ -102,7 +103,7 @@ def load_backbone(
     else:
         model = build_backbone(name, image_size)
         if weights != "none":
-            file = _own_weights(current) if weights == "hub" else Path(weights).expanduser()
+            file = _own_weights(current) if weights == "hub" else Path(os.path.expanduser(weights))
             notes.append(_load_file(model, file, name, image_size))
     model.eval().requires_grad_(False)
     return Backbone(
@@ -225,11 +226,7 @@ def _from_hub(name: str, image_size: int | None) -> nn.Module:
             if cached is not None:  # read as timm reads a download, but without asking the hub
                 overlay = {"file": str(cached), "custom_load": False}
                 return _create(name, image_size, pretrained=True, pretrained_cfg_overlay=overlay)
-            # One quick request: timm would retry a hub that is down for most of a minute.
-            url = huggingface_hub.hf_hub_url(config.hf_hub_id, "model.safetensors")
-            answer = get_session().head(url, timeout=10)
-            if answer.status_code >= 500:
-                answer.raise_for_status()
+            ask_hub(config.hf_hub_id, "model.safetensors")
         return _create(name, image_size, pretrained=True)
     except Exception as error:  # of the HTTP client of huggingface_hub, which changes over time
         said = f"weights: cannot load the pretrained weights of {name!r} from the hub"
@@ -269,8 +266,8 @@ def weights_at_hand(name: str) -> str:
     current = resolve(name)
     if current in PACKAGED_WEIGHTS:
         return "part of autotune"
-    if split_source(current) is not None:
-        return "" if (split_source(current) or ("",))[0] == "hf-hub" else "folder"
+    if source := split_source(current):
+        return "" if source[0] == "hf-hub" else "folder"
     config = timm.models.get_pretrained_cfg(current)
     if config is not None and config.hf_hub_id and _cached(config.hf_hub_id) is not None:
         return "here"
@@ -282,8 +279,7 @@ def license_of(name: str) -> str:
     current = resolve(name)
     if current in PACKAGED_WEIGHTS:
         return "apache-2.0"
-    is_of_timm = split_source(current) is None
-    config = timm.models.get_pretrained_cfg(current) if is_of_timm else None
+    config = None if split_source(current) else timm.models.get_pretrained_cfg(current)
     return str(config.license or "") if config is not None else ""
 
 

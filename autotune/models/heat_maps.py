@@ -21,11 +21,6 @@ from autotune.text import error_line
 
 #: Least side of a map: a smaller one, of images of a few pixels, is all one color.
 MIN_SIDE = 3
-#: Errors of networks that are built in another way, or do not fit: each fails in its own way.
-_ERRORS = (
-    *(RuntimeError, ValueError, TypeError, AttributeError, AssertionError),
-    *(ArithmeticError, LookupError),
-)
 
 
 class NoHeatMapError(Exception):
@@ -68,7 +63,9 @@ def heat_maps(network: Network, images: Tensor, classes: Sequence[int]) -> Tenso
                     height, width = map.shape
                     raise NoHeatMapError(f"its last map of features is {height} x {width}")
                 maps.append(map)
-    except _ERRORS as error:
+    except NoHeatMapError:
+        raise
+    except Exception as error:  # each architecture fails in its own way
         raise NoHeatMapError(error_line(error)) from error
     finally:
         for module, mode in modes:

@@ -59,7 +59,8 @@ def run_operation(func: Any, args: Any, kwargs: Any) -> Any:
         return torch.empty_like(tensor), tensor.new_empty(0), tensor.new_empty(0)
     if packet is aten.native_layer_norm and _fits(tensor, *args[1:4]):
         statistics = tensor.new_empty(0)
-        return _contiguous(tensor), statistics, statistics
+        output = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        return output, statistics, statistics
     if packet is aten._safe_softmax and len(args) == 2 and not kwargs:
         return torch.empty_like(tensor)
     if packet is aten.addmm and not kwargs and _is_linear(*args):
@@ -96,7 +97,3 @@ def _is_linear(bias: Tensor, rows: Tensor, weight: Tensor) -> bool:
         and rows.shape[1] == weight.shape[0]
         and bias.shape == weight.shape[1:]
     )
-
-
-def _contiguous(tensor: Tensor) -> Tensor:
-    return torch.empty_like(tensor, memory_format=torch.contiguous_format)

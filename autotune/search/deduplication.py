@@ -13,7 +13,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.search.dimensions import inactive_value, integer_values
+from autotune.search.parameters.dimensions import inactive_value, integer_values
 from autotune.search.space import Params, Space
 
 Key = tuple[Any, ...]

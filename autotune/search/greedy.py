@@ -24,9 +24,8 @@ from autotune.config.schema import GreedyConfig
 from autotune.plan import OF_IMAGES
 from autotune.search import ranking
 from autotune.search.deduplication import nearest_unseen, seen_keys
-from autotune.search.dimensions import integer_values
-from autotune.search.parameters.by_optimizer import optimizer_of, shared_name
-from autotune.search.parameters.learning_rates import LR
+from autotune.search.parameters.by_optimizer import LR, optimizer_of, shared_name
+from autotune.search.parameters.dimensions import integer_values
 from autotune.search.space import Params, Space
 from autotune.search.study_view import FAILED_PLAN
 
@@ -110,7 +109,7 @@ def list_stages(space: Space) -> tuple[Stage, ...]:
     depth = space.distributions.get("depth")
     stages = []
     if depth is None:  # fixed: every trial trains all layers up to it
-        layers = sorted({int(name.split(".")[1]) for name in names if _is_layer(name)})
+        layers = sorted({_layer_of(name) for name in names} - {0})
         stages = [Stage(f"{LAYER} {index}", _free(names, index, index)) for index in layers]
     else:
         depths = sorted(integer_values(depth))
@@ -126,8 +125,10 @@ def list_stages(space: Space) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
-def _is_layer(name: str) -> bool:
-    return name.startswith(f"{LAYER}.")
+def _layer_of(name: str) -> int:
+    """Return the layer of a parameter, 0 for one of no layer."""
+    section, _, rest = name.partition(".")
+    return int(rest.partition(".")[0]) if section == LAYER else 0
 
 
 def _free(names: Sequence[str], low: int, high: int) -> tuple[str, ...]:
@@ -137,7 +138,7 @@ def _free(names: Sequence[str], low: int, high: int) -> tuple[str, ...]:
     of a head alone is too high for trainable layers, and with it no layer ever helps
     (benchmarks/search_quality.py). The paper has one rate for all.
     """
-    layers = [name for name in names if _is_layer(name) and low <= int(name.split(".")[1]) <= high]
+    layers = [name for name in names if low <= _layer_of(name) <= high]
     others = (["inherit"] if layers else []) + [LR]
     rates = (name for name in names if optimizer_of(name) and shared_name(name) == LR)
     return (*layers, *(name for name in others if name in names), *rates)

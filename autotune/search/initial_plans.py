@@ -7,28 +7,30 @@ fine-tuning by hand would try go first, and plans that were good elsewhere.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import CategoricalDistribution
 
 from autotune.config.schema import BaselineConfig
 from autotune.plan import KEEP, SOLVED, TrainingPolicy, TrialPlan
-from autotune.search.dimensions import (
+from autotune.search.parameters.activity import is_active
+from autotune.search.parameters.by_optimizer import (
+    FINE_TUNING_LR,
+    HEAD_FACTOR,
+    WEIGHT_DECAY,
+    optimizer_of,
+    shared_name,
+)
+from autotune.search.parameters.dimensions import (
     contains,
     describe,
+    ends,
     inactive_value,
     integer_values,
+    least_change,
     nearest_in,
 )
-from autotune.search.parameters.activity import is_active
-from autotune.search.parameters.by_optimizer import WEIGHT_DECAY, optimizer_of, shared_name
-from autotune.search.parameters.learning_rates import FINE_TUNING_LR, HEAD_FACTOR
 from autotune.search.space import Params, Space, plan_values
 
 #: The same where the head and few layers share one rate: about the root of ten.
@@ -94,8 +96,8 @@ def default_plans(
     probed = {**decayed, "head_epochs": max(1, round(HEAD_SHARE * epochs))}
     few |= {"lr": middle, "backbone_lr": 1.0}
     if "training.backbone_lr" in space.distributions:
-        for plan in (decayed, uniform, probed):
-            plan |= {"lr": head, "backbone_lr": 1 / HEAD_FACTOR}
+        for values in (decayed, uniform, probed):
+            values |= {"lr": head, "backbone_lr": 1 / HEAD_FACTOR}
     else:
         decayed["lr"], uniform["lr"] = gentle, gentle
         # One rate for both phases: the head alone wants more, the trainable layers want less.
@@ -104,9 +106,10 @@ def default_plans(
     solved = {**decayed, **_SOLVED, "lr": gentle, "backbone_lr": 1.0}
     searched_start = space.distributions.get("training.head_start")
     can_solve = searched_start is not None and contains(searched_start, SOLVED)
-    size = _smallest_image(space)
-    small = uniform if size is None else {**uniform, "image_size": size}
-    at_size = "" if size is None else f", images of {size} px"
+    small, at_size = uniform, ""
+    if sizes := space.distributions.get("image_size"):
+        size = int(min(ends(sizes)))
+        small, at_size = {**uniform, "image_size": size}, f", images of {size} px"
     wanted = [
         ("{layers}", few),
         ("{layers}", decayed),
@@ -123,10 +126,11 @@ def default_plans(
             wanted += _of_optimizer(str(name), space, few, uniform)
     plans: list[InitialPlan] = []
     for title, values in wanted:
-        initial = _nearest_plan(space, baseline, {"head_start": "random", **values})
-        if title != _PROBED or initial.plan.policy.head_epochs:
-            title = title.format(layers=_describe_depth(initial.plan))
-            plans.append(replace(initial, title=f"known good: {title}"))
+        params = _nearest_params(space, baseline, {"head_start": "random", **values})
+        plan = space.plan(params)
+        if title != _PROBED or plan.policy.head_epochs:
+            title = title.format(layers=_describe_depth(plan))
+            plans.append(InitialPlan(f"known good: {title}", params, plan))
     return tuple(drop_duplicates(plans, [baseline])[0])
 
 
@@ -184,12 +188,6 @@ def _as_written(rate: float) -> float:
     return float(f"{rate:.6g}")
 
 
-def _smallest_image(space: Space) -> int | None:
-    """Return the smallest of several image sizes; ``None`` where there is one."""
-    searched = space.distributions.get("image_size")
-    return None if searched is None else int(min(integer_values(searched)))
-
-
 def _of_optimizer(
     optimizer: str, space: Space, few: Mapping[str, Any], uniform: Mapping[str, Any]
 ) -> list[tuple[str, dict[str, Any]]]:
@@ -219,8 +217,8 @@ def _fine_tuning_lr(space: Space, baseline: TrialPlan, config: BaselineConfig) -
     return FINE_TUNING_LR[optimizer]
 
 
-def _nearest_plan(space: Space, baseline: TrialPlan, values: dict[str, Any]) -> InitialPlan:
-    """Return the plan of a space nearest to the baseline with some values changed."""
+def _nearest_params(space: Space, baseline: TrialPlan, values: dict[str, Any]) -> Params:
+    """Return the parameters of the plan nearest to the baseline with some values changed."""
     wanted = plan_values(baseline) | {
         name if name in ("depth", "image_size") else f"training.{name}": value
         for name, value in values.items()
@@ -232,20 +230,12 @@ def _nearest_plan(space: Space, baseline: TrialPlan, values: dict[str, Any]) -> 
             if shared_name(name) == WEIGHT_DECAY and optimizer != baseline.policy.optimizer:
                 wanted[name] = TrainingPolicy().weight_decay
         if name.startswith("layer."):
-            params[name] = _nearest_to_keep(distribution)
+            params[name] = least_change(distribution)
         elif name in wanted:
             params[name] = nearest_in(distribution, wanted[name])
         else:
             params[name] = inactive_value(distribution)
-    plan = space.plan(params)
-    return InitialPlan("", space.canonical(params), plan)
-
-
-def _nearest_to_keep(distribution: BaseDistribution) -> Any:
-    """Return ``keep`` where a layer has the choice; a range is one of dropout: its lower end."""
-    if isinstance(distribution, IntDistribution | FloatDistribution):
-        return distribution.low
-    return nearest_in(distribution, KEEP)
+    return space.canonical(params)
 
 
 def _describe_depth(plan: TrialPlan) -> str:

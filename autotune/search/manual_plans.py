@@ -13,25 +13,20 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
 from autotune.config.old_names import stored_init
 from autotune.errors import ConfigError, Problem, did_you_mean, join_sentences
-from autotune.plan import KEEP, HiddenLayer, TrainingPolicy, TrialPlan
-from autotune.search.dimensions import contains, describe, inactive_value, nearest_in
+from autotune.plan import HiddenLayer, TrainingPolicy, TrialPlan
 from autotune.search.parameters.activity import is_active
 from autotune.search.parameters.by_optimizer import (
     WEIGHT_DECAY,
+    head_lr,
     optimizer_of,
     own_name,
     shared_name,
 )
-from autotune.search.parameters.learning_rates import head_lr
+from autotune.search.parameters.dimensions import contains, describe, least_change, nearest_in
 from autotune.search.space import KEY_NAMES, LAYER_FIELDS, Params, Space, plan_values
 
 #: Names that people use for parameters, besides those of the study file.
@@ -85,7 +80,7 @@ def manual_plan(
             continue
         if len(names) > 1 and all(map(optimizer_of, names)):
             own, shared = dict.fromkeys(names), shared_name(names[0])
-            names = [own_name(own, shared, _optimizer(given, base))]
+            names = [own_name(own, shared, _optimizer(space, given, base))]
         if names == ["inherit"]:
             value = stored_init(value)
         for name in names:
@@ -112,10 +107,11 @@ def manual_plan(
     return ManualPlan(space.plan(params), params, filled)
 
 
-def _optimizer(given: Mapping[str, Any], base: TrialPlan) -> str:
-    """Return the optimizer of a plan, whose learning rate is meant by ``lr``."""
+def _optimizer(space: Space, given: Mapping[str, Any], base: TrialPlan) -> str:
+    """Return the optimizer of several in a space whose learning rate is meant by ``lr``."""
     keys = ("optimizer", "training.optimizer", "space.training.optimizer")
-    return str(next((given[key] for key in keys if key in given), base.policy.optimizer))
+    wanted = next((given[key] for key in keys if key in given), base.policy.optimizer)
+    return str(nearest_in(space.distributions["training.optimizer"], wanted))
 
 
 def _matching_names(space: Space, key: str) -> list[str] | str:
@@ -171,7 +167,7 @@ def _check_value(space: Space, name: str, value: Any) -> tuple[str, Any]:
         return ("" if value == allowed else f"must be {allowed}, but got {value!r}"), value
     if name in space.fixed:
         fixed = space.fixed[name]
-        if fixed == value:
+        if fixed in (value, _as_number(value)):
             return "", fixed
         return f"is fixed at {fixed} in this study, but got {value!r}", value
     distribution = space.distributions[name]
@@ -185,16 +181,25 @@ def _check_value(space: Space, name: str, value: Any) -> tuple[str, Any]:
 def _converted(distribution: BaseDistribution, value: Any) -> Any:
     """Return a value with the type of a distribution; ``None`` where it has none of that type."""
     if isinstance(distribution, CategoricalDistribution):
-        same = (one for one in distribution.choices if one == value and _kind(one) == _kind(value))
-        return next(same, None)
-    if isinstance(value, str):  # to YAML, 1e-3 is a text
-        with suppress(ValueError):
-            value = float(value)
+        for meant in (value, _as_number(value)):
+            for choice in distribution.choices:
+                if choice == meant and _kind(choice) == _kind(meant):
+                    return choice
+        return None
+    value = _as_number(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     if isinstance(distribution, IntDistribution):
         return int(value) if float(value).is_integer() else None
     return float(value)
+
+
+def _as_number(value: Any) -> Any:
+    """Return the number that a text is, such as 1e-3 to YAML; anything else as it is."""
+    if isinstance(value, str):
+        with suppress(ValueError):
+            return float(value)
+    return value
 
 
 def _kind(value: Any) -> type:
@@ -225,9 +230,7 @@ def _usual_value(name: str, distribution: BaseDistribution) -> Any:
         return nearest_in(distribution, _UNITS)
     if name.startswith("head.dropout."):
         return nearest_in(distribution, HiddenLayer(_UNITS).dropout)
-    if isinstance(distribution, IntDistribution | FloatDistribution):
-        return distribution.low
-    return KEEP if KEEP in distribution.choices else inactive_value(distribution)  # type: ignore[attr-defined]
+    return least_change(distribution)
 
 
 def _without_effect(
@@ -242,7 +245,11 @@ def _without_effect(
             yield Problem(key, f"has no effect: {_reason_inactive(names[0], values)}")
             continue
         for name in names:
-            if is_active(name, values) and values.get(name, wanted[name]) != wanted[name]:
+            if not is_active(name, values) or values.get(name, wanted[name]) == wanted[name]:
+                continue
+            if name == "inherit":  # the one value with a condition of its own
+                yield Problem(key, "has no effect: no layer gets another width in this plan")
+            else:
                 limits = space.limits[values["backbone"]]
                 allowed = limits.allowed.get(name, (f"up to {limits.layers}",))
                 yield Problem(

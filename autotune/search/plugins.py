@@ -6,6 +6,7 @@ it shadows no other module, and all of its code is in the one file whose content
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import sys
 import traceback
@@ -25,7 +26,7 @@ from autotune.config.loading import get_dotted
 from autotune.config.schema import PLUGIN_KEYS, StudyConfig
 from autotune.errors import UserError, did_you_mean, join_sentences
 from autotune.search.backbone_limits import Candidate
-from autotune.search.dimensions import contains, describe
+from autotune.search.parameters.dimensions import contains, describe
 from autotune.search.space import Space
 from autotune.search.space_checks import find_space_problem
 
@@ -173,7 +174,7 @@ def load_sampler_plugin(reference: str, space: Space, seed: int) -> BaseSampler:
         UserError: When the file or the class fails, or it makes no sampler.
     """
     ref = PluginRef.from_text(reference)
-    made = ref.load()(space=space, seed=seed)
+    made = ref.load()(space=copy.deepcopy(space), seed=seed)
     sampler: BaseSampler = ref.check(made, BaseSampler, "optuna.samplers.BaseSampler")
     relative, independent = sampler.sample_relative, sampler.sample_independent
 
@@ -234,7 +235,8 @@ def load_space_plugin(reference: str, space: Space, candidates: Sequence[Candida
         UserError: When the function fails, or with the first problem of its space.
     """
     ref = PluginRef.from_text(reference)
-    changed: Space = ref.check(ref.load()(space), Space, "autotune.search.space.Space")
+    given = copy.deepcopy(space)  # the function may change what it gets
+    changed: Space = ref.check(ref.load()(given), Space, "autotune.search.space.Space")
     if problem := find_space_problem(changed, space, candidates):
         raise UserError(f"the space of {ref}: {problem}")
     return changed

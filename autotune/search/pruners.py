@@ -6,7 +6,7 @@ import copy
 import math
 from typing import Any
 
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, PercentilePruner
+from optuna.pruners import BasePruner, HyperbandPruner, NopPruner, PercentilePruner
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
@@ -16,6 +16,8 @@ from autotune.search.plugins import load_pruner_plugin
 
 #: Minimum number of other trials with a value at an epoch before a trial is pruned there.
 N_MIN_TRIALS = 5
+#: Percent of the trials that a pruner keeps at every epoch.
+KEPT_PERCENT = {"median": 50.0, "percentile": 75.0}
 #: Shares of the trials that ``narrowing`` keeps after the warm-up and at the end.
 NARROWING_SHARES = (0.5, 0.1)
 
@@ -44,12 +46,10 @@ def make_pruner(name: str, epochs: int, workers: int, head_epochs: int = 0) -> B
     if is_plugin_ref(name):
         return load_pruner_plugin(name, epochs, workers)
     warmup = head_epochs + max(1, (epochs - head_epochs) // 10)
-    if name == "median":
-        return AllTrialsPruner(MedianPruner(0, warmup, n_min_trials=N_MIN_TRIALS), epochs)
     if name == "narrowing":
         return AllTrialsPruner(NarrowingPruner(warmup, epochs), epochs)
-    if name == "percentile":
-        base = PercentilePruner(75.0, 0, warmup, n_min_trials=N_MIN_TRIALS)
+    if name in KEPT_PERCENT:
+        base = PercentilePruner(KEPT_PERCENT[name], 0, warmup, n_min_trials=N_MIN_TRIALS)
         return AllTrialsPruner(base, epochs)
     if name == "hyperband":
         return HyperbandPruner(min_resource=warmup, max_resource=epochs, reduction_factor=3)

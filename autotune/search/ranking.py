@@ -47,11 +47,8 @@ def rank_key(
         log_loss: The validation log loss. A result without one comes after equal ones.
         direction: The direction of the metric.
     """
-    return (
-        _sign(direction) * values[0],
-        *values[1:],
-        math.inf if log_loss is None else log_loss,
-    )
+    metric = -values[0] if direction == StudyDirection.MAXIMIZE else values[0]
+    return metric, *values[1:], math.inf if log_loss is None else log_loss
 
 
 def log_loss_of(trial: FrozenTrial) -> float | None:
@@ -106,7 +103,3 @@ def _feasible(trials: Iterable[FrozenTrial]) -> Iterator[FrozenTrial]:
         for trial in trials
         if trial.state == TrialState.COMPLETE and trial.values and not is_infeasible(trial)
     )
-
-
-def _sign(direction: StudyDirection) -> float:
-    return -1.0 if direction == StudyDirection.MAXIMIZE else 1.0

@@ -110,30 +110,21 @@ class CanonicalSampler(BaseSampler):
         While trials run, the answer may change with their results.
         """
         trials = study.get_trials(deepcopy=False) if trials is None else trials
-        focus = self._stage_focus(study, trials)
-        if focus is None:
+        focus = self._focus(study, trials)
+        if self._greedy is not None and focus.stage is None:
             return "the greedy search has gone through all of its stages"
         seen = seen_keys(self._space, trials, self._keys)
         if nearest_unseen(self._space, focus.start, seen, random.Random(0), focus.free) is None:
             return "every plan of the space has been tried"
         return ""
 
-    def _stage_focus(self, study: Study, trials: Sequence[FrozenTrial]) -> _Focus | None:
-        """Return what is sampled at present; ``None`` at the end of a greedy search."""
-        if self._greedy is None:
-            return self._all()
-        state = self._greedy(study, trials)
-        if state.current is None:
-            return None
+    def _focus(self, study: Study, trials: Sequence[FrozenTrial]) -> _Focus:
+        """Return what is sampled: everything, or a stage while a greedy search has one."""
+        state = None if self._greedy is None else self._greedy(study, trials)
+        if state is None or state.current is None:
+            return _Focus(tuple(self._space.distributions), self._start)
         start = self._space.canonical(state.current.start(state.incumbent))
         return _Focus(state.current.free, start, state.current.name)
-
-    def _all(self) -> _Focus:
-        return _Focus(tuple(self._space.distributions), self._start)
-
-    def _focus(self, study: Study, trials: Sequence[FrozenTrial]) -> _Focus:
-        """Return what is sampled; everything if the search has ended and is continued anyway."""
-        return self._stage_focus(study, trials) or self._all()
 
     def reseed_rng(self) -> None:
         """Reseed the base sampler."""
@@ -163,7 +154,13 @@ class CanonicalSampler(BaseSampler):
             )
         return draw.params
 
-    def draw(self, study: Study, trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> Draw:
+    def draw(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        trials: Sequence[FrozenTrial],
+        focus: _Focus | None = None,
+    ) -> Draw:
         """Sample all parameters.
 
         Args:
@@ -171,8 +168,18 @@ class CanonicalSampler(BaseSampler):
             trial: The trial that gets them. Unless the base sampler :attr:`writes_trials`, only
                 its number counts, and the study need not have it yet.
             trials: The trials of the study.
+            focus: The part of the space to sample; default: that of these trials.
         """
-        return self._draw(study, trial, trials, self._focus(study, trials))
+        focus = focus or self._focus(study, trials)
+        others = [other for other in trials if other.number != trial.number]
+        seen = seen_keys(self._space, others, self._keys)
+        view = self._view(study, trials, focus)
+        params: Params = {}
+        for _ in range(ATTEMPTS):
+            params = self._sample(view, trial, focus)
+            if canonical_key(self._space, params) not in seen:
+                return Draw(params, focus.stage)
+        return self._nearest_left(trial, params, seen, focus)
 
     def propose(self, study: Study, trials: Sequence[FrozenTrial]) -> Proposal:
         """Sample all parameters of the next trial ahead, without a lock.
@@ -183,7 +190,7 @@ class CanonicalSampler(BaseSampler):
         upcoming = create_trial(state=TrialState.RUNNING)
         upcoming.number = len(trials)
         focus = self._focus(study, trials)
-        return Proposal(self._draw(study, upcoming, trials, focus), focus, len(trials))
+        return Proposal(self.draw(study, upcoming, trials, focus), focus, len(trials))
 
     def accept(
         self,
@@ -214,26 +221,13 @@ class CanonicalSampler(BaseSampler):
         """
         focus = self._focus(study, trials)
         if focus != proposal.focus:
-            return self._draw(study, trial, trials, focus) if last else None
+            return self.draw(study, trial, trials, focus) if last else None
         if self._sees_running and len(trials) > proposal.trials and not last:
             return None
         seen = seen_keys(self._space, trials, self._keys)
         if canonical_key(self._space, proposal.draw.params) not in seen:
             return proposal.draw
         return self._nearest_left(trial, proposal.draw.params, seen, focus) if last else None
-
-    def _draw(
-        self, study: Study, trial: FrozenTrial, trials: Sequence[FrozenTrial], focus: _Focus
-    ) -> Draw:
-        others = [other for other in trials if other.number != trial.number]
-        seen = seen_keys(self._space, others, self._keys)
-        view = self._view(study, trials, focus)
-        params: Params = {}
-        for _ in range(ATTEMPTS):
-            params = self._sample(view, trial, focus)
-            if canonical_key(self._space, params) not in seen:
-                return Draw(params, focus.stage)
-        return self._nearest_left(trial, params, seen, focus)
 
     def _nearest_left(
         self, trial: FrozenTrial, params: Params, seen: set[Key], focus: _Focus

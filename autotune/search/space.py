@@ -20,16 +20,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-    distribution_to_json,
-    json_to_distribution,
-)
+from optuna.distributions import BaseDistribution, distribution_to_json, json_to_distribution
 
 from autotune.config.fields import Dimension, largest, values_of_dimension, without_all
 from autotune.config.schema import OPTIMIZERS, BaselineConfig, SpaceConfig
@@ -51,23 +44,25 @@ from autotune.search.backbone_limits import (
     limits_by_backbone,
     shared_dimension,
 )
-from autotune.search.dimensions import (
-    contains,
-    inactive_value,
-    integer_values,
-    nearest_in,
-    only_value,
-    to_distribution,
-)
 from autotune.search.parameters.activity import changes_layer, is_active
 from autotune.search.parameters.by_optimizer import (
+    LR_RANGES,
     RANGES,
+    head_lr,
     optimizer_of,
     own_dimensions,
     own_name,
     shared_name,
 )
-from autotune.search.parameters.learning_rates import LR_RANGES, head_lr
+from autotune.search.parameters.dimensions import (
+    contains,
+    ends,
+    inactive_value,
+    integer_values,
+    is_integer,
+    nearest_in,
+    to_distribution,
+)
 
 if TYPE_CHECKING:
     from autotune.models.surgery.capabilities import LayerCapabilities
@@ -153,12 +148,12 @@ class Space:
         a field that the layer has to keep) are left out.
         """
         names = [candidate.name for candidate in candidates]
-        dimensions: dict[str, tuple[Any, bool]] = {}
+        dimensions: dict[str, Any] = {}
         allowed: dict[str, AllowedValues] = {}
         if len(names) > 1:
-            dimensions["backbone"] = (names, False)
+            dimensions["backbone"] = names
         layers = max(candidate.layers for candidate in candidates)
-        dimensions["depth"] = (without_all(config.trainable_layers, layers), True)
+        dimensions["depth"] = without_all(config.trainable_layers, layers)
         for index in range(1, num_shaped_layers(config) + 1):
             for name in LAYER_FIELDS:
                 resolvers = [
@@ -168,44 +163,39 @@ class Space:
                     getattr(config.layers, KEY_NAMES.get(name, name)), resolvers
                 )
                 if values_of_dimension(shared) != [KEEP]:
-                    dimensions[f"layer.{index}.{name}"] = (shared, False)
+                    dimensions[f"layer.{index}.{name}"] = shared
                     allowed[f"layer.{index}.{name}"] = values
         if any(name.endswith(INHERITING) for name in dimensions):
-            dimensions["inherit"] = (inherit, False)
+            dimensions["inherit"] = inherit
         head = config.head
         pools = [candidate.resolve_pool for candidate in candidates]
-        pool, allowed["head.pool"] = shared_dimension(head.pool, pools)
-        dimensions["head.pool"] = (pool, False)
-        dimensions["head.hidden_layers"] = (head.hidden_layers, True)
+        dimensions["head.pool"], allowed["head.pool"] = shared_dimension(head.pool, pools)
+        dimensions["head.hidden_layers"] = head.hidden_layers
         hidden = largest(head.hidden_layers)
         if hidden:
-            dimensions["head.activation"] = (head.activation, False)
-            dimensions["head.batch_norm"] = (head.batch_norm, False)
+            dimensions["head.activation"] = head.activation
+            dimensions["head.batch_norm"] = head.batch_norm
         for layer in range(1, hidden + 1):
-            dimensions[f"head.units.{layer}"] = (head.units, True)
-            dimensions[f"head.dropout.{layer}"] = (head.dropout, False)
+            dimensions[f"head.units.{layer}"] = head.units
+            dimensions[f"head.dropout.{layer}"] = head.dropout
         for name in POLICY_FIELDS:
-            is_integer = isinstance(getattr(TrainingPolicy(), name), int)
             dimension = getattr(config.training, KEY_NAMES.get(name, name))
             if (parameter := f"training.{name}") in RANGES:
                 optimizers = values_of_dimension(config.training.optimizer)
-                owned = own_dimensions(parameter, dimension, optimizers)
-                dimensions |= {key: (own, False) for key, own in owned.items()}
+                dimensions |= own_dimensions(parameter, dimension, optimizers)
             else:
-                dimensions[parameter] = (dimension, is_integer)
+                dimensions[parameter] = dimension
         kinds = [candidate.resolve_parameters for candidate in candidates]
-        trained, allowed["training.parameters"] = shared_dimension(
+        dimensions["training.parameters"], allowed["training.parameters"] = shared_dimension(
             config.training.parameters, kinds
         )
-        dimensions["training.parameters"] = (trained, False)
-        for name, dimension in images.items():
-            dimensions[name] = (dimension, name == "image_size")
+        dimensions |= images
         fixed: Params = {}
         distributions: dict[str, BaseDistribution] = {}
-        for name, (dimension, is_integer) in dimensions.items():
-            distribution = to_distribution(dimension, is_integer)
+        for name, dimension in dimensions.items():
+            distribution = to_distribution(dimension, is_integer(name))
             if distribution is None:
-                fixed[name] = only_value(dimension)
+                (fixed[name],) = values_of_dimension(dimension)
             else:
                 distributions[name] = distribution
         limits = limits_by_backbone(candidates, allowed) if len(names) > 1 else {}
@@ -237,8 +227,8 @@ class Space:
             ValueError: When there is a distribution that Optuna does not know.
         """
         refuse_unknown(values, ("backbone", "limits", "fixed", "distributions"), "a space")
-        given = {*values["distributions"], *values["fixed"]}
-        for name in (*values["distributions"], *values["fixed"]):
+        given = {**values["distributions"], **values["fixed"]}
+        for name in given:
             if not _PARAMETER.fullmatch(name):
                 raise TypeError(f"a space has no parameter {name!r}")
         policy = {f"training.{name}": value for name, value in asdict(TrainingPolicy()).items()}
@@ -375,16 +365,17 @@ class Space:
                 default = self._default_lr(key, policy["optimizer"], default)
             if name in given:
                 policy[name] = given[name]
-            elif key not in self.fixed and key not in self.distributions:
-                policy[name] = default  # of an optimizer that the space does not have
-            elif key in self.fixed:
-                policy[name] = self.fixed[key]
-            else:
+            elif key in self.distributions:
                 policy[name] = nearest_in(self.distributions[key], default)
+            else:  # neither of an optimizer that the space does not have
+                policy[name] = self.fixed.get(key, default)
         values = {f"training.{name}": value for name, value in policy.items()}
         values |= {"depth": 0, "head.hidden_layers": 0}
         active = {name: policy[name] for name in policy if is_active(f"training.{name}", values)}
-        images = {name: self._of_baseline(name) for name in OF_IMAGES if self._has(name)}
+        images = {name: self.fixed[name] for name in OF_IMAGES if name in self.fixed}
+        for name, choose in (("image_size", max), ("augment_strength", min)):
+            if name in self.distributions:
+                images[name] = choose(ends(self.distributions[name]))
         return TrialPlan(self.backbone, policy=TrainingPolicy(**active), **images)
 
     def _default_lr(self, name: str, optimizer: str, default: float) -> float:
@@ -394,18 +385,6 @@ class Space:
         """
         is_own = self.distributions.get(name) == to_distribution(LR_RANGES[optimizer])
         return head_lr(optimizer) if optimizer_of(name) or is_own else default
-
-    def _has(self, name: str) -> bool:
-        return name in self.distributions or name in self.fixed
-
-    def _of_baseline(self, name: str) -> Any:
-        """Return the image size or the strength of augmentation of the baseline."""
-        if name in self.fixed:
-            return self.fixed[name]
-        distribution: Any = self.distributions[name]
-        is_choice = isinstance(distribution, CategoricalDistribution)
-        values = distribution.choices if is_choice else (distribution.low, distribution.high)
-        return max(values) if name == "image_size" else min(values)
 
 
 def plan_values(plan: TrialPlan) -> Params:
@@ -449,9 +428,6 @@ def has_effect(space: Space | None, params: Mapping[str, Any], parameter: str) -
         # depend on its own value, and equal values have equal forms.
         values = {**space.fixed, **params}
         return not distribution.single() and is_active(parameter, values)
-    if isinstance(distribution, IntDistribution | FloatDistribution):
-        alternatives: Sequence[Any] = (distribution.low, distribution.high)
-    else:  # to a backbone, some choices may mean the same
-        alternatives = cast(CategoricalDistribution, distribution).choices
-    forms = [space.canonical({**params, parameter: value}) for value in alternatives]
+    # To a backbone, some choices may mean the same.
+    forms = [space.canonical({**params, parameter: value}) for value in ends(distribution)]
     return any(form != forms[0] for form in forms)

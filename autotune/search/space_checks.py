@@ -29,15 +29,12 @@ from autotune.config.schema import (
 from autotune.errors import Problem, did_you_mean, format_yaml, join_sentences
 from autotune.plan import KEEP, OF_IMAGES
 from autotune.search.backbone_limits import Candidate
-from autotune.search.dimensions import to_dimension
+from autotune.search.parameters.dimensions import ends, is_integer, to_dimension
 from autotune.search.space import KEY_NAMES, LAYER_FIELDS, Space
 from autotune.text import join_some
 
 if TYPE_CHECKING:
     from autotune.models.surgery.capabilities import LayerCapabilities
-
-#: Parameters of integers, ``head.units.N`` apart.
-_INTEGERS = ("depth", "image_size", "head.hidden_layers", "training.head_epochs")
 
 
 def file_problems(space: SpaceConfig, candidates: Sequence[Candidate]) -> Iterator[Problem]:
@@ -102,12 +99,11 @@ def _pool_problems(space: SpaceConfig, candidates: Sequence[Candidate]) -> Itera
     for pool in values_of_dimension(space.head.pool):
         reasons = [backbone.pool_problem(pool) for backbone in candidates]
         if all(reasons):
-            allowed = "; ".join(_describe_pools(backbone) for backbone in candidates)
+            allowed = "; ".join(
+                f"{backbone.name!r} allows {', '.join(filter(backbone.resolve_pool, POOLS))}"
+                for backbone in candidates
+            )
             yield Problem("space.head.pool", f"{reasons[0]}; {allowed}")
-
-
-def _describe_pools(backbone: Candidate) -> str:
-    return f"{backbone.name!r} allows {', '.join(filter(backbone.resolve_pool, POOLS))}"
 
 
 def _parameter_problems(space: SpaceConfig, candidates: Sequence[Candidate]) -> Iterator[Problem]:
@@ -140,7 +136,7 @@ def find_space_problem(changed: Space, space: Space, candidates: Sequence[Candid
         dimension = dimension_of(changed, name)
         problem = (
             rule_problem(name, dimension)
-            or _offer_problem(name, dimension, offer_by_index)
+            or _offer_problem(name, changed, offer_by_index)
             or _image_problem(name, dimension, space)
         )
         if problem:
@@ -194,8 +190,7 @@ def rule_problem(name: str, dimension: Any) -> str:
     key = KEY_NAMES.get(key, key)
     if key not in model.model_fields:
         return "is no key of a study file"
-    is_integer = name in _INTEGERS or name.startswith("head.units.")
-    if is_integer and isinstance(dimension, dict) and isinstance(dimension["low"], float):
+    if is_integer(name) and isinstance(dimension, dict) and isinstance(dimension["low"], float):
         return "must be an IntDistribution or a choice of whole numbers, but is of any numbers"
     rule: TypeAdapter[Any] = TypeAdapter(model.model_fields[key].rebuild_annotation())
     if name == "inherit":  # a space has the values of plans
@@ -217,15 +212,14 @@ def _image_problem(name: str, dimension: Any, space: Space) -> str:
     return f"must be {', '.join(map(str, allowed))}, but got {other[0]}" if other else ""
 
 
-def _offer_problem(name: str, dimension: Any, offers: Mapping[int, LayerCapabilities]) -> str:
+def _offer_problem(name: str, space: Space, offers: Mapping[int, LayerCapabilities]) -> str:
     """Describe the first value of a layer's field that the layer cannot take."""
     section, _, rest = name.partition(".")
     if section != "layer":
         return ""
     index, _, field = rest.partition(".")
-    values = dimension if isinstance(dimension, list) else [dimension]
-    if isinstance(dimension, dict):
-        values = [dimension["low"], dimension["high"]]
+    searched = space.distributions.get(name)
+    values = [space.fixed[name]] if searched is None else ends(searched)
     offer = offers[int(index)]
     problems = (offer.reason_unsupported(field, value) for value in values if value != KEEP)
     return next(filter(None, problems), "")

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from autotune.config.schema import PRUNERS, SAMPLERS
 from autotune.errors import ConfigError
 from autotune.plan import TrialPlan
-from autotune.search.dimensions import contains
+from autotune.search.parameters.dimensions import contains
 from autotune.search.pruners import make_pruner
 from autotune.search.samplers import ATTEMPTS, STARTUP_TRIALS, CanonicalSampler
 from autotune.search.space import Params, Space

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from torch import nn
 
 from autotune.errors import BackboneError
 from autotune.models.backbone import (
@@ -17,21 +15,6 @@ from autotune.models.backbone import (
     load_backbone,
 )
 from tests.support.models.backbones import state_of
-
-NAMES = ("test_resnet", "test_vit", "test_convnext", "test_efficientnet", "test_byobnet")
-
-
-def trained(name: str, **options: Any) -> nn.Module:
-    """Make a model with a classifier and its own weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)
-        return timm.create_model(name, num_classes=11, **options)
-
-
-def expected_hash(model: nn.Module) -> str:
-    model.reset_classifier(0)  # type: ignore[operator]
-    return hash_weights(model)
-
 
 # no weights
 
@@ -59,23 +42,9 @@ def test_a_loaded_backbone_is_frozen_and_copied() -> None:
 # files
 
 
-@pytest.mark.parametrize(
-    ("name", "suffix"),
-    [*((name, ".safetensors") for name in NAMES), ("test_resnet", ".pth"), ("test_vit", ".pt")],
-)
-def test_weights_of_a_file(name: str, suffix: str, tmp_path: Path) -> None:
-    model = trained(name)
-    file = tmp_path / f"weights{suffix}"
-    if suffix == ".safetensors":
-        save_file(model.state_dict(), file)
-    else:
-        torch.save(model.state_dict(), file)
-    assert load_backbone(name, str(file)).weights_hash == expected_hash(model)
-
-
 def test_a_file_under_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    save_file(trained("test_resnet").state_dict(), tmp_path / "w.safetensors")
+    save_file(build_backbone("test_resnet", None).state_dict(), tmp_path / "w.safetensors")
     load_backbone("test_resnet", "~/w.safetensors")
 
 
@@ -101,18 +70,6 @@ def test_the_weights_of_another_architecture(
 
 
 # sizes
-
-
-def test_a_position_table_is_resized(tmp_path: Path) -> None:
-    """Weights of one input size serve another, as timm does it for its own."""
-    model = trained("test_vit", img_size=160)
-    save_file(model.state_dict(), tmp_path / "w.safetensors")
-    found = load_backbone("test_vit", str(tmp_path / "w.safetensors"), 96)
-    before, after = model.state_dict(), found.pretrained.state_dict()
-    assert {key for key in after if not torch.equal(before[key], after[key])} == {"pos_embed"}
-    assert after["pos_embed"].shape[1] == (96 // 16) ** 2 + model.num_prefix_tokens
-    assert found.pretrained(torch.zeros(1, 3, 96, 96)).shape == (1, 64)
-    assert torch.allclose(before["pos_embed"].mean(), after["pos_embed"].mean(), atol=1e-3)
 
 
 @pytest.mark.parametrize(

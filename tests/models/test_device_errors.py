@@ -11,6 +11,21 @@ from autotune.models import device_errors
 from tests.support.cuda import OUT_OF_MEMORY, accelerator_error
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError(OUT_OF_MEMORY),
+        RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+        accelerator_error("an illegal memory access was encountered"),
+    ],
+    ids=lambda error: str(error)[:40],
+)
+def test_errors_of_a_device(error: Exception) -> None:
+    assert device_errors.is_device_error(error)
+
+
 def test_a_torch_without_a_class_for_errors_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch 2.7 has none: to ask for it would raise instead of what has gone wrong."""
     lost = RuntimeError(str(accelerator_error("an illegal memory access was encountered")))

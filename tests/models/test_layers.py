@@ -9,7 +9,6 @@ from torch import nn
 
 from autotune.models.backbone import build_backbone, data_config
 from autotune.models.layers import Layer, list_layers
-from tests.support.marks import slow
 
 FAMILIES = (
     "test_resnet",
@@ -19,11 +18,6 @@ FAMILIES = (
     "test_byobnet",
     "mobilenetv3_small_050",
     "densenet121",
-    slow("vgg11"),
-    slow("levit_128s"),
-    slow("swin_tiny_patch4_window7_224"),
-    slow("csatv2"),
-    slow("pit_ti_224"),
     "poolformer_s12",
 )
 #: Families whose parallel branches meet again at the output: timm orders them by depth.

@@ -18,14 +18,18 @@ from optuna.distributions import (
 from autotune.config.schema import SpaceConfig
 from autotune.plan import HeadPlan, LayerPlan, TrialPlan
 from autotune.search.backbone_limits import BackboneLimits, Candidate, shared_dimension
-from autotune.search.dimensions import inactive_value
+from autotune.search.parameters.dimensions import inactive_value
 from autotune.search.space import Params, Space
 from tests.support.models.spaces import (
     FakeCapabilities,
     check_canonical_form,
     check_json,
+    dimension,
     fake_capabilities,
-    value_in,
+    layer_offers,
+    names,
+    params_in,
+    rates,
 )
 
 CONFIG: dict[str, Any] = {
@@ -209,10 +213,8 @@ def test_the_baseline_is_the_first_backbone() -> None:
         TrialPlan("small", 3, (LayerPlan(),) * 3),
         TrialPlan("small", 1, (LayerPlan(kernel=3),)),
         TrialPlan("small", 2, (LayerPlan(), LayerPlan(kernel=5))),
-        TrialPlan("small", 1, (LayerPlan(dropout=0.2),)),
         TrialPlan("small", head=HeadPlan((), "max")),
         TrialPlan("large", 1, (LayerPlan(),)),  # a dropout is never left as it is
-        TrialPlan("large", 1, (LayerPlan(kernel=7, dropout=0.2),)),
     ],
 )
 def test_a_plan_outside_of_the_space_has_no_parameters(plan: TrialPlan) -> None:
@@ -239,30 +241,18 @@ def test_share(dimension: Any, shared: Any, own: Any) -> None:
 # Whatever the study file and the backbones
 
 
-def choice(*values: Any) -> st.SearchStrategy[Any]:
-    return st.sampled_from(values) | st.lists(st.sampled_from(values), min_size=1, unique=True)
-
-
-FIELDS = {"kernel": (3, 5), "width": (0.5, 64), "dropout": (0.0, 0.5)}
-depths = (
-    choice(*range(8))
-    | st.tuples(st.integers(0, 4), st.integers(1, 3), st.integers(1, 2)).map(
-        lambda one: {"low": one[0], "high": one[0] + one[1] * one[2], "step": one[2]}
-    )
-    | st.just({"low": 1, "high": 7, "log": True})
-)
 configs = st.fixed_dictionaries(
     {
-        "trainable_layers": depths,
+        "trainable_layers": dimension(0, 7, True),
         "layers": st.fixed_dictionaries(
             {"max_layers": st.integers(1, 3)},
             optional={
-                "kernel": choice("keep", 3, 5),
-                "width": choice("keep", 0.5, 64),
-                "dropout": choice("keep", 0.0, 0.5) | st.just({"low": 0.0, "high": 0.5}),
+                "kernel": names("keep", 3, 5),
+                "width": names("keep", 0.5, 64),
+                "dropout": rates,
             },
         ),
-        "head": st.fixed_dictionaries({"pool": choice("keep", "avg", "max")}),
+        "head": st.fixed_dictionaries({"pool": names("keep", "avg", "max")}),
     }
 ).map(SpaceConfig.model_validate)
 
@@ -272,39 +262,17 @@ def candidates(draw: st.DrawFn) -> list[Candidate]:
     found = []
     for name in ("a", "b", "c")[: draw(st.integers(2, 3))]:
         layers = draw(st.integers(1, 6))
-        of = tuple(
-            FakeCapabilities(
-                index,
-                draw(st.fixed_dictionaries({}, optional=_each(st.sampled_from))),
-                draw(st.fixed_dictionaries({}, optional=_each(_some))),
-                draw(st.dictionaries(st.sampled_from(list(FIELDS)), st.just("no"), max_size=1)),
-            )
-            for index in range(1, min(layers, 3) + 1)
-        )
-        refused = refused_pools(*draw(_some(("avg", "max"))))
-        found.append(Candidate(name, layers, of, refused))  # type: ignore[arg-type]
+        refused = refused_pools(*draw(st.lists(st.sampled_from(("avg", "max")))))
+        found.append(Candidate(name, layers, draw(layer_offers)[:layers], refused))
     return found
-
-
-def _each(strategy: Any) -> dict[str, st.SearchStrategy[Any]]:
-    return {name: strategy(values) for name, values in FIELDS.items()}
-
-
-def _some(values: tuple[Any, ...]) -> st.SearchStrategy[tuple[Any, ...]]:
-    return st.lists(st.sampled_from(values), unique=True).map(tuple)
-
-
-inherits = choice("weights", "data", "none")
 
 
 @st.composite
 def drawn(draw: st.DrawFn) -> tuple[Space, Params, Params, list[Candidate], SpaceConfig, Any]:
-    of, config, inherit = draw(candidates()), draw(configs), draw(inherits)
+    of, config = draw(candidates()), draw(configs)
+    inherit = draw(names("weights", "data", "none"))
     space = Space.from_candidates(of, config, inherit)
-    values = st.fixed_dictionaries(
-        {name: value_in(found) for name, found in space.distributions.items()}
-    )
-    return space, draw(values), draw(values), of, config, inherit
+    return space, draw(params_in(space)), draw(params_in(space)), of, config, inherit
 
 
 @given(drawn())

@@ -11,8 +11,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autotune.config.schema import GreedyConfig
 from autotune.plan import KEEP
-from autotune.search.dimensions import suggest
 from autotune.search.greedy import STAGE, GreedyState, greedy_state, list_stages
+from autotune.search.parameters.dimensions import suggest
 from autotune.search.samplers import CanonicalSampler
 from autotune.search.space import Params, Space
 from autotune.search.study_view import FAILED_PLAN
@@ -41,6 +41,12 @@ def where(study: Study, space: Space, budget: int = 40, **config: Any) -> Greedy
         budget,
         start_of(space),
     )
+
+
+def stage_name(study: Study, space: Space, budget: int = 40, **config: Any) -> str | None:
+    """Return the name of the present stage."""
+    current = where(study, space, budget, **config).current
+    return None if current is None else current.name
 
 
 def add(
@@ -144,13 +150,8 @@ def test_the_layers_end_with_the_first_that_does_not_help(stop: str) -> None:
     layers = ["layer 1", "layer 2"] + ["layer 3"] * (stop == "never")
     assert stages == [one for one in (*layers, "head", "training") for _ in range(2)]
     found = where(study, FULL, trials_per_stage=2, stop=stop)
-    assert [result.skipped for result in found.results] == [
-        False,
-        False,
-        stop == "no_gain",
-        False,
-        False,
-    ]
+    skipped = [result.stage.name for result in found.results if result.skipped]
+    assert skipped == ["layer 3"] * (stop == "no_gain")
     assert [result.accepted for result in found.results] == [True, False, False, False, False]
     assert found.incumbent["depth"] == 1
     if stop == "never":  # what did not help is left as it was when the next layer is trainable
@@ -171,8 +172,8 @@ def test_a_gain_must_be_larger_than_the_margin(
     found = where(study, FULL, trials_per_stage=2, margin=margin)
     assert [result.accepted for result in found.results[:1]] == [accepted]
     assert found.incumbent["depth"] == int(accepted)
-    assert found.current is not None
-    assert found.current.name == ("layer 2" if accepted else "head")
+    expected = "layer 2" if accepted else "head"
+    assert stage_name(study, FULL, trials_per_stage=2, margin=margin) == expected
 
 
 def test_what_is_left_of_the_budget_is_shared_among_the_stages_left() -> None:
@@ -181,14 +182,10 @@ def test_what_is_left_of_the_budget_is_shared_among_the_stages_left() -> None:
     assert where(study, FULL, budget=41).results[0].quota == 8
     for i, kernel in enumerate((1, 5, "keep", 1)):
         add(study, FULL, 0.1 * i, "layer 1", depth=1, layer__1__kernel=kernel)
-    early = where(study, FULL, budget=6)  # 1 each, and 4 of them are in the first stage
-    assert [result.quota for result in early.results][:1] == [1]
-    assert early.current is not None
-    assert early.current.name == "head"  # layer 1 gained nothing
-    assert early.results[-1].quota == 1
-    longer = where(study, FULL, budget=61)  # a later run asks for more: layer 1 goes on
-    assert longer.current is not None
-    assert longer.current.name == "layer 1"
+    early = where(study, FULL, budget=6).results  # 1 each, and 4 of them are in the first stage
+    assert (early[0].quota, early[-1].quota) == (1, 1)
+    assert stage_name(study, FULL, budget=6) == "head"  # layer 1 gained nothing
+    assert stage_name(study, FULL, budget=61) == "layer 1"  # a later run asks for more: it goes on
 
 
 def test_workers_do_not_wait_for_a_stage_whose_plans_are_all_taken() -> None:
@@ -198,12 +195,10 @@ def test_workers_do_not_wait_for_a_stage_whose_plans_are_all_taken() -> None:
     study = optuna.create_study(direction="maximize")
     add(study, space, 0.5)
     add(study, space, None, "layer 1", depth=1)  # its only plan, and it runs
-    ahead = where(study, space)
-    assert ahead.current is not None
-    assert ahead.current.name == "layer 2"
-    assert not ahead.results[0].is_finished
+    assert stage_name(study, space) == "layer 2"
+    assert not where(study, space).results[0].is_finished
     study.tell(1, 0.4)
-    assert where(study, space).current.name == "training"  # type: ignore[union-attr]
+    assert stage_name(study, space) == "training"
 
 
 def test_a_late_result_changes_the_course() -> None:
@@ -211,11 +206,10 @@ def test_a_late_result_changes_the_course() -> None:
     add(study, FULL, 0.5)
     add(study, FULL, None, "layer 1", depth=1)
     add(study, FULL, 0.4, "layer 1", depth=1, layer__1__kernel=5)
-    assert where(study, FULL, trials_per_stage=1).current.name == "head"  # type: ignore[union-attr]
+    assert stage_name(study, FULL, trials_per_stage=1) == "head"
     study.tell(1, 0.9)
-    found = where(study, FULL, trials_per_stage=1)
-    assert found.current is not None
-    assert (found.current.name, found.incumbent["depth"]) == ("layer 2", 1)
+    assert stage_name(study, FULL, trials_per_stage=1) == "layer 2"
+    assert where(study, FULL, trials_per_stage=1).incumbent["depth"] == 1
 
 
 def test_lost_attempts_do_not_count_and_plans_that_failed_do() -> None:
@@ -238,9 +232,8 @@ def test_a_plan_beyond_a_constraint_is_no_gain() -> None:
     trial = optuna.trial.Trial(study, study.trials[1]._trial_id)
     trial.set_constraint("parameters", 0.2)
     study.tell(1, 0.9)
-    found = where(study, FULL, trials_per_stage=1)
-    assert found.results[0].best is None
-    assert not found.results[0].accepted
+    first = where(study, FULL, trials_per_stage=1).results[0]
+    assert first.best is None and not first.accepted
 
 
 def test_without_a_baseline_the_first_that_works_is_accepted() -> None:

@@ -127,7 +127,7 @@ def test_learning_rates_follow_optimiser_and_baseline(
     space = space_of(trainable_layers=DEPTH, training={"optimizer": optimizer, "lr": LR})
     config = BaselineConfig.model_validate(baseline)
     first, *_ = plans = default_plans(space, config)
-    # Those of a further optimizer are in test_learning_rates.py.
+    # Those of a further optimizer are in test_by_optimizer.py.
     own = [one for one in plans if one.plan.policy.optimizer == first.plan.policy.optimizer]
     assert [one[2] for one in short(tuple(own))] == [pytest.approx(3 * lr), lr]
 
@@ -228,26 +228,11 @@ def with_policy(**values: Any) -> TrialPlan:
             "layer.1.width is 0.5, and this study keeps that of this layer",
         ),
         (
-            replace(GOOD, depth=3, layers=(LayerPlan(), LayerPlan(), LayerPlan(kernel=5))),
-            "layer.3.kernel is 5, and this study keeps that of this layer",
-        ),
-        (
-            replace(GOOD, head=HeadPlan((HiddenLayer(64), HiddenLayer(64)))),
-            "head.hidden_layers is 2, and this study has 0, 1",
-        ),
-        (
             replace(GOOD, head=HeadPlan((HiddenLayer(128),))),
             "head.units.1 is 128, and this study has it fixed at 64",
         ),
-        (
-            replace(GOOD, head=HeadPlan(pool="max")),
-            "head.pool is max, and this study has it fixed at keep",
-        ),
         (with_policy(lr=0.2), "training.lr is 0.2, and this study has 0.001 to 0.1, log"),
-        (with_policy(layer_decay=0.9), "training.layer_decay is 0.9, and this study has it fixed"),
         (with_policy(mixup=0.2), "training.mixup is 0.2, and this study has it fixed at 0"),
-        (with_policy(optimizer="sgd"), "training.optimizer is sgd, and this study has it fixed"),
-        (replace(GOOD, inherit="none"), "inherit is none, and this study has it fixed at weights"),
     ],
 )
 def test_the_first_parameter_that_does_not_fit_is_named(plan: TrialPlan, reason: str) -> None:

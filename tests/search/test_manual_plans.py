@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from autotune.config.schema import BaselineConfig
 from autotune.errors import ConfigError
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, TrialPlan
 from autotune.search.manual_plans import ManualPlan, manual_plan
@@ -85,7 +86,8 @@ def test_the_rest_is_that_of_a_plan() -> None:
         ({"layers": None}, "must be from 0 to 5, but got None"),
         ({"lr": float("nan")}, "lr (training.lr): must be from 1e-05 to 1.0, log, but got nan"),
         ({"lr": "fast"}, "but got 'fast'"),
-        ({"layer.1.kernel": "5"}, "layer.1.kernel: must be one of keep, 1, 5, but got '5'"),
+        ({"layer.1.kernel": "x"}, "layer.1.kernel: must be one of keep, 1, 5, but got 'x'"),
+        ({"layer.1.kernel": True}, "layer.1.kernel: must be one of keep, 1, 5, but got True"),
         ({"optimizer": "sgd"}, "is fixed at adamw in this study, but got 'sgd'"),
         ({"backbone": "vgg11"}, "backbone: must be resnet18, but got"),
         ({"layers": 2, "layer.3.kernel": 5}, "layers is 2 in this plan; give layers=3 or more"),
@@ -108,3 +110,39 @@ def test_a_plan_of_another_space() -> None:
     said = mistakes({}, TrialPlan("vgg11", policy=TrainingPolicy("sgd")))
     assert "backbone: is vgg11 in that plan" in said
     assert "training.optimizer: is sgd in that plan, and this study has adamw" in said
+
+
+def test_a_number_that_yaml_reads_as_a_text_is_one() -> None:
+    space = space_of(training={"lr": [1e-3, 1e-2], "weight_decay": 5e-5})
+    policy = plan_of({"lr": "1e-3", "weight_decay": "5e-5"}, space).plan.policy
+    assert policy == TrainingPolicy(lr=1e-3, weight_decay=5e-5)
+
+
+INIT = space_of(
+    ["weights", "data"],
+    trainable_layers={"low": 0, "high": 5},
+    layers={"max_layers": 1, "kernel": ["keep", 5], "width": ["keep", 0.5]},
+    training={"optimizer": ["adamw", "sgd"], "lr": "auto"},
+)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"layers": 1, "kernel": 5, "init": "activations"},
+            "init: has no effect: no layer gets another width in this plan",
+        ),
+        ({"lr": 1e-3, "optimizer": "nadam"}, "must be one of adamw, sgd, but got 'nadam'"),
+    ],
+)
+def test_values_that_another_value_makes_useless(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan_of(given, INIT)
+
+
+def test_lr_means_that_of_the_optimizer_that_is_taken() -> None:
+    """The study file gives the baseline an optimizer that the space does not have."""
+    base = INIT.baseline(BaselineConfig(optimizer="adagrad"))
+    policy = manual_plan(INIT, {"lr": 1e-3}, base, is_default=True).plan.policy
+    assert (policy.optimizer, policy.lr) == ("adamw", 1e-3)

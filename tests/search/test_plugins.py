@@ -172,6 +172,9 @@ def study_of(reference: str, trials: int) -> optuna.Study:
         ),
         "from optuna.samplers import TPESampler\n"
         "def MySampler(space, seed): return TPESampler(seed=seed, n_startup_trials=2)",
+        # Its own copy of the space may be changed.
+        "from optuna.samplers import RandomSampler\n"
+        "def MySampler(space, seed): return RandomSampler(space.distributions.pop('depth').high)",
     ],
 )
 def test_a_sampler_gives_canonical_points(text: str, tmp_path: Path) -> None:
@@ -268,6 +271,15 @@ def test_a_space_can_be_narrowed_and_given_other_values(tmp_path: Path) -> None:
     baseline = found.baseline()
     assert found.params(baseline) is not None
     assert changed(tmp_path, "pass") == SPACE
+
+
+def test_a_space_that_is_changed_in_place_is_checked_too(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, "def make(space):\n    del space.distributions['depth']\n    return space"
+    )
+    with pytest.raises(UserError, match="depth must be fixed or searched, but is missing"):
+        load_space_plugin(f"{path}:make", SPACE, [BACKBONE])
+    assert "depth" in SPACE.distributions
 
 
 @pytest.mark.parametrize(

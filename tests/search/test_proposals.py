@@ -9,7 +9,7 @@ import pytest
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from autotune.search.samplers import CanonicalSampler, Draw
+from autotune.search.samplers import CanonicalSampler, Draw, Proposal
 from autotune.search.space import Space
 from tests.support.models.spaces import sampler_of, space_of
 
@@ -31,15 +31,25 @@ def new_study() -> Study:
     return optuna.create_study(direction="maximize")
 
 
+def drawn(sampler: CanonicalSampler, study: Study) -> Draw:
+    trials = study.get_trials(deepcopy=False)
+    return sampler.draw(study, upcoming(trials), trials)
+
+
+def accepted(
+    sampler: CanonicalSampler, study: Study, proposal: Proposal, last: bool = False
+) -> Draw | None:
+    trials = study.get_trials(deepcopy=False)
+    return sampler.accept(study, upcoming(trials), trials, proposal, last=last)
+
+
 def upcoming(trials: list[FrozenTrial]) -> FrozenTrial:
     made = create_trial(state=TrialState.RUNNING)
     made.number = len(trials)
     return made
 
 
-def add(
-    study: Study, space: Space, draw: Draw, state: TrialState = TrialState.COMPLETE
-) -> FrozenTrial:
+def add(study: Study, space: Space, draw: Draw, state: TrialState = TrialState.COMPLETE) -> None:
     value = None if state == TrialState.RUNNING else draw.params["depth"] - len(study.trials) / 50
     study.add_trial(
         create_trial(
@@ -50,26 +60,23 @@ def add(
             user_attrs={} if draw.stage is None else {"stage": draw.stage},
         )
     )
-    return study.trials[-1]
 
 
 @pytest.mark.parametrize("name", ["random", "tpe", "gp"])
 def test_one_worker_draws_ahead_what_it_would_draw_under_the_lock(name: str) -> None:
-    drawn: list[list[dict[str, Any]]] = []
+    params: list[list[dict[str, Any]]] = []
     for ahead in (False, True):
         sampler, space = proposer(SPACE, sampler=name)
         study = new_study()
         for _ in range(14):
-            trials = study.get_trials(deepcopy=False)
             if ahead:
-                proposal = sampler.propose(study, trials)
-                found = sampler.accept(study, upcoming(trials), trials, proposal, last=False)
+                found = accepted(sampler, study, sampler.propose(study, study.trials))
                 assert found is not None
             else:
-                found = sampler.draw(study, upcoming(trials), trials)
+                found = drawn(sampler, study)
             add(study, space, found)
-        drawn.append([trial.params for trial in study.trials])
-    assert drawn[0] == drawn[1]
+        params.append([trial.params for trial in study.trials])
+    assert params[0] == params[1]
 
 
 @pytest.mark.parametrize("state", [TrialState.RUNNING, TrialState.COMPLETE])
@@ -78,9 +85,8 @@ def test_a_plan_that_another_worker_has_taken_is_not_drawn_again(state: TrialSta
     study = new_study()
     proposal = sampler.propose(study, [])
     add(study, space, proposal.draw, state)
-    trials = study.get_trials(deepcopy=False)
-    assert sampler.accept(study, upcoming(trials), trials, proposal, last=False) is None
-    found = sampler.accept(study, upcoming(trials), trials, proposal, last=True)
+    assert accepted(sampler, study, proposal) is None
+    found = accepted(sampler, study, proposal, last=True)
     assert found is not None
     assert found.params != proposal.draw.params
 
@@ -93,45 +99,35 @@ def test_a_further_trial_counts_where_the_sampler_keeps_away_from_it(
     other, _ = proposer(SPACE, sampler="random", seed=1)
     study = new_study()
     for _ in range(12):
-        trials = study.get_trials(deepcopy=False)
-        add(study, space, other.draw(study, upcoming(trials), trials))
-    trials = study.get_trials(deepcopy=False)
-    proposal = sampler.propose(study, trials)
-    add(study, space, other.draw(study, upcoming(trials), trials), TrialState.RUNNING)
-    trials = study.get_trials(deepcopy=False)
-    found = sampler.accept(study, upcoming(trials), trials, proposal, last=False)
-    assert found == (proposal.draw if holds else None)
+        add(study, space, drawn(other, study))
+    proposal = sampler.propose(study, study.trials)
+    add(study, space, drawn(other, study), TrialState.RUNNING)
+    assert accepted(sampler, study, proposal) == (proposal.draw if holds else None)
     # Not for ever: with many workers there is always a further trial.
-    assert sampler.accept(study, upcoming(trials), trials, proposal, last=True) == proposal.draw
+    assert accepted(sampler, study, proposal, last=True) == proposal.draw
 
 
 def test_a_trial_that_has_ended_in_between_is_no_reason_to_draw_anew() -> None:
     sampler, space = proposer(SPACE, sampler="gp")
     study = new_study()
     for _ in range(12):
-        trials = study.get_trials(deepcopy=False)
-        add(study, space, sampler.draw(study, upcoming(trials), trials))
+        add(study, space, drawn(sampler, study))
     running = study.ask(dict(space.distributions))
-    proposal = sampler.propose(study, study.get_trials(deepcopy=False))
+    proposal = sampler.propose(study, study.trials)
     study.tell(running, 0.5)
-    trials = study.get_trials(deepcopy=False)
-    found = sampler.accept(study, upcoming(trials), trials, proposal, last=False)
-    assert found == proposal.draw
+    assert accepted(sampler, study, proposal) == proposal.draw
 
 
 def test_a_search_in_stages_draws_in_the_stage_of_now() -> None:
     greedy = {"strategy": "greedy", "greedy": {"trials_per_stage": 1}, "trials": 9}
     sampler, space = proposer(SPACE, sampler="random", **greedy)
     study = new_study()
-    start = Draw(space.nearest(space.baseline()), None)
-    add(study, space, start)
-    trials = study.get_trials(deepcopy=False)
-    proposal = sampler.propose(study, trials)
+    add(study, space, Draw(space.nearest(space.baseline()), None))
+    proposal = sampler.propose(study, study.trials)
     assert proposal.draw.stage == "layer 1"
     # Another worker has the only trial of that stage, which gains.
-    add(study, space, sampler.draw(study, upcoming(trials), trials))
-    trials = study.get_trials(deepcopy=False)
-    assert sampler.accept(study, upcoming(trials), trials, proposal, last=False) is None
-    found = sampler.accept(study, upcoming(trials), trials, proposal, last=True)
+    add(study, space, drawn(sampler, study))
+    assert accepted(sampler, study, proposal) is None
+    found = accepted(sampler, study, proposal, last=True)
     assert found is not None
     assert found.stage == "layer 2"

@@ -72,11 +72,6 @@ def test_every_pruner_can_be_made_and_asked(name: str, epochs: int, workers: int
     assert len(study.trials) == 6
 
 
-def test_an_unknown_pruner_is_an_error_here_too() -> None:
-    with pytest.raises(KeyError):
-        make_pruner("medium", EPOCHS, 1)
-
-
 @pytest.mark.parametrize(
     ("head_epochs", "warmup"), [(0, 2), (1, 2), (5, 6), (10, 11), (16, 17), (19, 20)]
 )
@@ -99,12 +94,6 @@ def test_bad_trials_are_pruned_right_after_the_warm_up(name: str) -> None:
     assert pruned_at(study, rising(0.1)) == WARMUP
     assert pruned_at(study, rising(0.9)) is None
     assert pruned_at(study, [math.nan] * EPOCHS) == WARMUP
-
-
-def test_a_trial_that_falls_behind_later_is_pruned_later() -> None:
-    study = study_with(make_pruner("median", EPOCHS, 1), [rising(0.8)] * 5)
-    flat = [0.35] * EPOCHS  # 0.8 * 9 / 20 = 0.36 is the first median above it
-    assert pruned_at(study, flat) == 9
 
 
 def test_percentile_ends_the_worst_quarter_where_median_ends_half() -> None:
@@ -156,14 +145,6 @@ def test_trials_that_run_side_by_side_are_compared_with_each_other() -> None:
     assert trials[0].should_prune()
 
 
-def test_the_bar_stays_at_half_of_all_trials() -> None:
-    study = study_with(make_pruner("median", EPOCHS, 1), [rising(0.8)] * 5)
-    for _ in range(5):
-        assert pruned_at(study, rising(0.1)) == WARMUP
-    assert pruned_at(study, rising(0.79)) is None  # better than those five, so in the better half
-    assert pruned_at(study, rising(0.1)) == WARMUP
-
-
 def test_five_others_must_have_reached_the_epoch() -> None:
     short = [rising(0.8)[:6]] * 5
     study = study_with(make_pruner("median", EPOCHS, 1), [*short, *[rising(0.8)] * 4])
@@ -177,11 +158,6 @@ def test_the_other_direction() -> None:
     study = study_with(make_pruner("median", EPOCHS, 1), losses, direction="minimize")
     assert pruned_at(study, [1 - value for value in rising(0.1)]) == WARMUP
     assert pruned_at(study, [1 - value for value in rising(0.9)]) is None
-
-
-def test_none_prunes_nothing() -> None:
-    study = study_with(make_pruner("none", EPOCHS, 1), [rising(0.8)] * 20)
-    assert pruned_at(study, [0.0] * EPOCHS) is None
 
 
 # All trials

@@ -14,7 +14,7 @@ from optuna.distributions import (
 from autotune.config.schema import BaselineConfig, SpaceConfig
 from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrainingPolicy, TrialPlan
 from autotune.search.backbone_limits import Candidate
-from autotune.search.dimensions import contains, inactive_value, integer_values
+from autotune.search.parameters.dimensions import contains, inactive_value, integer_values
 from autotune.search.space import Params, Space, num_shaped_layers
 from tests.support.models.spaces import (
     FULL,
@@ -93,7 +93,7 @@ def test_layers_have_fields_up_to_the_last_one_of_the_file() -> None:
         ({"trainable_layers": 5, "layers": {"dropout": {"low": 0, "high": 0.5}}}, 5),
         ({"trainable_layers": [0, 20], "layers": {"kernel": 3}}, 8),
         ({"trainable_layers": [0, 20]}, 0),
-        ({"trainable_layers": 5, "layers": {"kernel": "keep", "width": ["keep"]}}, 0),
+        ({"trainable_layers": 5, "layers": {"width": ["keep"]}}, 0),
         ({"trainable_layers": 0, "layers": {"kernel": 3}}, 0),
     ],
 )
@@ -189,15 +189,6 @@ def test_inherit_has_no_meaning_while_no_trainable_layer_changes_weights() -> No
     assert canonical(depth=1, layer__1__kernel=5, inherit="data") == ("weights", "weights")
     assert canonical(depth=1, layer__1__kernel=5, inherit="none") == ("none", "none")
     assert canonical(depth=3, inherit="weights") == ("none", "weights")
-
-
-def test_frozen_layers_have_inert_values() -> None:
-    space = space_of(**SHAPES)
-    canonical = space.canonical({**_largest_params(space), "depth": 1})
-    assert (canonical["layer.1.kernel"], canonical["layer.2.kernel"]) == (5, "keep")
-    assert space.plan({**_largest_params(space), "depth": 1}).layers == (
-        LayerPlan(kernel=5, width=0.5, pool="max2"),
-    )
 
 
 def test_a_linear_head_has_no_activation_and_no_batch_norm() -> None:
@@ -305,16 +296,6 @@ def test_policy_that_means_nothing_has_its_default(optimizer: str, depth: int) -
     assert canonical == {**params, **{f"training.{name}": one for name, one in inert.items()}}
 
 
-def test_a_fixed_policy_that_means_nothing_has_its_default() -> None:
-    training = {"momentum": 0.3, "head_only_epochs": 2, "l2_sp": 0.1, "mixup": 0.2}
-    space = space_of(trainable_layers=[0, 1], training=training)
-    assert space.plan({"depth": 0}).policy == TrainingPolicy(mixup=0.2)
-    trainable = space.plan({"depth": 1})
-    assert trainable.policy == TrainingPolicy(head_epochs=2, l2_sp=0.1, mixup=0.2)
-    assert space.params(trainable) == {"depth": 1}
-    assert space.params(replace(trainable, policy=TrainingPolicy(mixup=0.2))) is None
-
-
 def outside(*layers: LayerPlan) -> tuple[dict[str, Any], TrialPlan]:
     return SHAPES, TrialPlan("resnet18", len(layers), layers)
 
@@ -332,12 +313,8 @@ def outside(*layers: LayerPlan) -> tuple[dict[str, Any], TrialPlan]:
             for plan in (
                 TrialPlan("resnet34"),
                 TrialPlan("resnet18", 6, (LayerPlan(),) * 6),
-                TrialPlan("resnet18", head=HeadPlan(pool="avgmax")),
                 TrialPlan("resnet18", head=HeadPlan((HiddenLayer(65),))),
-                TrialPlan("resnet18", head=HeadPlan((HiddenLayer(64, 0.35),))),
-                TrialPlan("resnet18", head=HeadPlan((HiddenLayer(64),) * 3)),
                 TrialPlan("resnet18", policy=TrainingPolicy("adagrad")),
-                TrialPlan("resnet18", policy=TrainingPolicy(lr=2.0)),
                 TrialPlan("resnet18", policy=TrainingPolicy(weight_decay=1e-4)),
                 TrialPlan(
                     "resnet18", 1, (LayerPlan(kernel=3),), policy=TrainingPolicy(weight_decay=0)
@@ -345,7 +322,6 @@ def outside(*layers: LayerPlan) -> tuple[dict[str, Any], TrialPlan]:
                 TrialPlan("resnet18", 2, (LayerPlan(),), policy=TrainingPolicy(weight_decay=0)),
                 TrialPlan("resnet18", 1, (LayerPlan(),), inherit="none"),
                 TrialPlan("resnet18", head=HeadPlan((HiddenLayer(64),), activation="gelu")),
-                TrialPlan("resnet18", head=HeadPlan(batch_norm=False)),
             )
         ],
         # Spaces without the baseline.
@@ -354,7 +330,6 @@ def outside(*layers: LayerPlan) -> tuple[dict[str, Any], TrialPlan]:
             for config in (
                 {"trainable_layers": 2},
                 {"trainable_layers": {"low": 1, "high": 8, "log": True}},
-                {"head": {"pool": ["avg", "max"]}},
                 {"head": {"hidden_layers": [1, 2], "units": [8, 16]}},
             )
         ],
@@ -369,32 +344,17 @@ def test_a_plan_outside_of_the_space_has_no_parameters(
 # Baseline
 
 
-def test_the_baseline_takes_fixed_values_and_the_nearest_searched_ones() -> None:
-    baseline = space_of(**FULL).baseline()
-    assert baseline == TrialPlan("resnet18", policy=TrainingPolicy(weight_decay=0.0))
-    fixed = space_of(
-        trainable_layers={"low": 0, "high": 3}, training={"optimizer": "sgd", "lr": 0.5}
-    )
-    assert fixed.baseline().policy == TrainingPolicy("sgd", 0.5)
-    assert fixed.params(fixed.baseline()) == {"depth": 0}
-
-
-def test_the_baseline_takes_what_the_study_file_gives_it() -> None:
-    space = space_of(**FULL)
-    given = BaselineConfig(optimizer="sgd", lr=0.03, weight_decay=0.1)
-    assert space.baseline(given).policy == TrainingPolicy("sgd", 0.03, 1.0, 0.1)
-    assert space.params(space.baseline(given)) is not None
-    assert space.params(space.baseline(BaselineConfig(lr=50.0))) is None
-    fixed = space_of(trainable_layers=[0, 1], training={"lr": 0.5})
-    assert fixed.baseline(BaselineConfig(lr=0.1)).policy.lr == 0.1
-    assert fixed.baseline(BaselineConfig(weight_decay=0.0)).policy.lr == 0.5
-
-
 @pytest.mark.parametrize(
     ("training", "given", "expected"),
     [
         ({"optimizer": "sgd", "momentum": 0.5}, {}, TrainingPolicy("sgd", momentum=0.5)),
         ({"momentum": 0.5}, {}, TrainingPolicy()),
+        ({"lr": 0.5}, {"weight_decay": 0.0}, TrainingPolicy(lr=0.5, weight_decay=0.0)),
+        (
+            {"lr": [0.01, 1.0], "weight_decay": [0, 0.1]},
+            {},
+            TrainingPolicy(lr=0.01, weight_decay=0),
+        ),
         ({"momentum": 0.5}, {"optimizer": "sgd"}, TrainingPolicy("sgd", momentum=0.5)),
         ({"momentum": 0.5}, {"momentum": 0.3}, TrainingPolicy()),
         ({"optimizer": "sgd"}, {"momentum": 0.0}, TrainingPolicy("sgd", momentum=0.0)),
@@ -461,14 +421,10 @@ def test_all_layers_are_those_of_the_backbone(asked: Any, layers: int, depths: l
     searched = space.distributions.get("depth")
     assert list(integer_values(searched) if searched else [space.fixed["depth"]]) == depths
     assert space.max_depth == max(depths)
-
-
-def test_of_several_backbones_each_trains_all_its_layers() -> None:
-    config = SpaceConfig.model_validate({"trainable_layers": "all"})
-    both = [Candidate("small", 2, ()), Candidate("large", 9, ())]
-    space = Space.from_candidates(both, config, "weights")
-    plans = [space.plan({"backbone": name}) for name in ("small", "large")]
-    assert [plan.depth for plan in plans] == [2, 9]
+    both = [Candidate("small", 1, ()), Candidate("any", layers, ())]
+    shared = Space.from_candidates(both, config, "weights")
+    plans = [shared.plan({"backbone": one.name, "depth": layers}) for one in both]
+    assert [plan.depth for plan in plans] == [1, layers]
 
 
 def test_a_backbone_without_norms_trains_all_parameters() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +17,10 @@ from autotune.search.study_view import (
     FAILED_PLAN,
     MAX_TRIALS,
     PEAK_MEMORY_MB,
+    Curve,
+    FinalValuePredictor,
     StudyView,
+    last_value,
 )
 
 X = {"x": FloatDistribution(0, 1)}
@@ -115,15 +120,6 @@ def test_a_gp_sees_the_best_and_the_newest_of_many() -> None:
     assert len(shown(study, impute=False)) == len(values) + 1
 
 
-def test_two_objectives_are_shown_as_they_are() -> None:
-    study = optuna.create_study(directions=["maximize", "minimize"])
-    for values in ([0.5, 3.0], [0.6, 4.0]):
-        study.add_trial(create_trial(values=values, params={"x": 0.1}, distributions=X))
-    study.add_trial(create_trial(state=TrialState.FAIL, params={"x": 0.1}, distributions=X))
-    view = StudyView(study, ["x"], True)
-    assert [trial.values for trial in view._get_trials()] == [[0.5, 3.0], [0.6, 4.0]]
-
-
 def constraints(study: Study, impute: bool = True) -> list[dict[str, float]]:
     view = StudyView(study, ["x"], impute)
     return [trial.constraints for trial in view._get_trials()]
@@ -170,16 +166,68 @@ def test_where_no_trial_tells_of_its_memory_half_of_it_is_taken() -> None:
 
 def test_of_two_objectives_a_plan_that_did_not_fit_has_the_medians() -> None:
     study = optuna.create_study(directions=["maximize", "minimize"])
-    for values in ([0.5, 3.0], [0.6, 4.0], [0.7, 9.0]):
-        study.add_trial(create_trial(values=values, params={"x": 0.1}, distributions=X))
+    point = {"params": {"x": 0.1}, "distributions": X}
+    given = [[0.5, 3.0], [0.6, 4.0], [0.7, 9.0]]
+    for values in given:
+        study.add_trial(create_trial(values=values, **point))
     for name in (DEVICE_MEMORY, "latency_ms"):
-        trial = create_trial(
-            state=TrialState.PRUNED,
-            params={"x": 0.1},
-            distributions=X,
-            constraints={name: 0.5},
-        )
-        study.add_trial(trial)
-    shown = StudyView(study, ["x"], True)._get_trials(states=(TrialState.COMPLETE,))
-    assert [one.values for one in shown[3:]] == [[0.6, 4.0]]
-    assert len(StudyView(study, ["x"], False)._get_trials(states=(TrialState.COMPLETE,))) == 3
+        study.add_trial(create_trial(**pruned({}, constraints={name: 0.5}, **point)))
+    study.add_trial(create_trial(state=TrialState.FAIL, **point))
+    for impute, more in ((True, [[0.6, 4.0]]), (False, [])):
+        shown = StudyView(study, ["x"], impute)._get_trials()
+        complete = [one.values for one in shown if one.state == TrialState.COMPLETE]
+        assert complete == given + more
+        assert all(one.state != TrialState.FAIL for one in shown)
+
+
+# What a pruned trial promises.
+
+FEW = [({1: 0.5, 2: 0.6, 3: 0.9}, 0.9), ({1: 0.2, 2: 0.3, 3: 0.8}, 0.8), ({2: 0.5}, 0.5)]
+#: Who is behind gains more: half of what was missing at the first step is made good.
+LINE = [({1: at}, 0.5 + at / 2) for at in (0.2, 0.4, 0.6, 0.8)]
+ODD = [({1: 0.5, 2: math.nan}, 0.9), ({1: 0.5, 2: 0.7}, 0.9), ({2: 0.1}, math.inf)]
+
+
+def finals(*values: float) -> list[tuple[Curve, float]]:
+    return [({1: at}, end) for at, end in zip((0.1, 0.2, 0.3, 0.4), values, strict=True)]
+
+
+def test_the_last_finite_value() -> None:
+    assert last_value({3: 0.3, 1: 0.1, 4: math.inf}) == (3, 0.3)
+    assert last_value({1: math.nan}) is last_value({}) is None
+
+
+@pytest.mark.parametrize(
+    ("complete", "curve", "predicted"),
+    [
+        (FEW, {1: 0.4, 2: 0.4}, 0.4 + 0.3),  # few trials: the median gain, of 0.3, 0.5 and 0
+        (FEW, {1: 0.4}, 0.4 + 0.5),  # of 0.4 and 0.6
+        (FEW, {1: 0.4, 3: 0.4}, 0.4),
+        (FEW, {7: 0.4}, 0.4),  # no other has come there
+        ([], {1: 0.4}, 0.4),
+        (LINE, {1: 0.3}, 0.65),
+        (LINE, {1: 0.1}, 0.55),
+        (finals(0.9, 0.8, 0.7, 0.6), {1: 0.1}, 0.75),  # the order turned round: it says nothing
+        (finals(0.2, 0.5, 0.8, 1.1), {1: 0.1}, 0.65 + (0.1 - 0.25)),  # a lead does not grow
+        ([({1: 0.5}, end) for end in (0.6, 0.7, 0.8, 0.9)], {1: 0.4}, 0.65),  # no line
+        (ODD, {1: 0.1, 2: 0.3, 3: math.nan}, 0.3 + 0.2),
+        (ODD, {1: math.nan, 2: math.inf}, None),
+        (ODD, {}, None),
+    ],
+)
+def test_the_prediction(
+    complete: list[tuple[Curve, float]], curve: Curve, predicted: float | None
+) -> None:
+    expected = predicted if predicted is None else pytest.approx(predicted)
+    assert FinalValuePredictor(complete).predict(curve) == expected
+
+
+def test_what_pruning_left_out_does_not_bend_the_line() -> None:
+    rng = random.Random(0)
+    curves = [
+        ({1: at}, 0.6 + 0.4 * at + rng.gauss(0, 0.02)) for at in [rng.random() for _ in range(400)]
+    ]
+    survivors = [curve for curve in curves if curve[0][1] > 0.5]
+    assert FinalValuePredictor(survivors).predict({1: 0.2}) == pytest.approx(0.68, abs=0.02)
+    gained = sorted(final - curve[1] for curve, final in survivors)[len(survivors) // 2]
+    assert abs(0.2 + gained - 0.68) > 0.1  # the gain of the survivors is another one

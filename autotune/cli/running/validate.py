@@ -34,7 +34,7 @@ def validate(
     stdout = console.stdout()
     console.print_plugins(stdout, config)
     from autotune.loggers.opening import open_loggers
-    from autotune.search.dimensions import describe
+    from autotune.search.parameters.dimensions import describe
     from autotune.study.setup.definition import define
 
     entrants = None

@@ -98,7 +98,7 @@ def find_sites(
     ours, theirs = _trace(student, batch), _trace(teacher, batch)
     sites: list[Site] = []
     for name, inputs in ours.inputs.items():
-        module = student.module.get_submodule(name)
+        module: Any = student.module.get_submodule(name)
         is_norm = isinstance(module, _BatchNorm)
         target, bridge = _counterpart(student.module, teacher.module, name)
         given = theirs.inputs.get(target, ())
@@ -109,9 +109,10 @@ def find_sites(
             continue
         if is_norm:
             if all(site.norm != name for site in sites):
-                sites.append(Site(name, target, _of_norm(channels, name), norm=name))
+                left = channels.get(f"{name}.weight", channels.get(f"{name}.running_mean"))
+                sites.append(Site(name, target, left, norm=name))
             continue
-        if bridge == name or not _is_plain(module) or _inputs(module) > _MAX_INPUTS:
+        if bridge == name or not _is_plain(module) or module.weight[0].numel() > _MAX_INPUTS:
             continue
         norm = ours.norms.get(bridge or name)
         sites.append(
@@ -147,16 +148,8 @@ def _is_same(module: Any, old: Any, given: Tensor, old_given: Tensor) -> bool:
     )
 
 
-def _of_norm(channels: Mapping[str, Tensor], name: str) -> Tensor | None:
-    return channels.get(f"{name}.weight", channels.get(f"{name}.running_mean"))
-
-
 def _is_plain(module: nn.Module) -> bool:
     """Tell whether a layer computes with its weight as it is."""
     if isinstance(module, nn.Conv2d):
         return without_standardization(module) is module and not kernel_problem(module)
     return type(module).forward is nn.Linear.forward and "weight" in module._parameters
-
-
-def _inputs(module: Any) -> int:
-    return int(module.weight[0].numel())

@@ -8,6 +8,7 @@ timm wrote.
 from __future__ import annotations
 
 import json
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ def _nearest_backbones(architecture: str, tag: str, names: list[str]) -> str:
 
 def _address_hint(name: str) -> str:
     """Say how the path of a folder or the name of a repository is written."""
-    if Path(name).expanduser().is_dir():
+    if os.path.isdir(os.path.expanduser(name)):
         return f"a folder that timm wrote is given as local-dir:{name}"
     if name.count("/") == 1 and ":" not in name:
         return f"a repository of the hub with a model of timm is given as hf-hub:{name}"
@@ -154,7 +155,7 @@ def source_folder(name: str) -> Path:
     """
     source, address = split_source(name) or ("", name)
     if source == _FOLDER:
-        return Path(address).expanduser()
+        return Path(os.path.expanduser(address))
     return _fetch(name, CONFIG).parent
 
 
@@ -166,7 +167,7 @@ def source_weights(name: str) -> Path:
     """
     source, address = split_source(name) or ("", name)
     if source == _FOLDER:
-        return find_file(Path(address).expanduser())
+        return find_file(Path(os.path.expanduser(address)))
     for file in FOLDER_FILES:
         try:
             return _fetch(name, file)
@@ -179,6 +180,14 @@ def source_weights(name: str) -> Path:
     )
 
 
+def ask_hub(repository: str, file: str, revision: str | None = None) -> None:
+    """Fail after one quick request where the hub is down; its clients retry for a minute."""
+    url = huggingface_hub.hf_hub_url(repository, file, revision=revision)
+    answer = get_session().head(url, timeout=10)
+    if answer.status_code >= 500:
+        answer.raise_for_status()
+
+
 def _fetch(name: str, file: str) -> Path:
     """Return a file of a repository of the hub; from the cache without asking the hub."""
     _, address = split_source(name) or ("", name)
@@ -189,11 +198,7 @@ def _fetch(name: str, file: str) -> Path:
         )
         if isinstance(cached, str):
             return Path(cached)
-        # One quick request: the hub's client would retry a hub that is down for half a minute.
-        url = huggingface_hub.hf_hub_url(repository, file, revision=revision or None)
-        answer = get_session().head(url, timeout=10)
-        if answer.status_code >= 500:
-            answer.raise_for_status()
+        ask_hub(repository, file, revision or None)
         return Path(huggingface_hub.hf_hub_download(repository, file, revision=revision or None))
     except Exception as error:  # of the HTTP client of huggingface_hub, which changes over time
         raise BackboneError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import os
 import pickle
 import re
 import struct
@@ -44,11 +45,11 @@ _FOLDERS = {
 #: Endings of files of weights.
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl")
 _READABLE = "a .safetensors file, or a .pth, .pt, .bin or .ckpt file that torch.save has written"
-_SAVE_TENSORS = (
+#: What to do about a file that holds more than tensors.
+SAVE_TENSORS = (
     "where it was made, save its tensors alone: "
     "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
 )
-_GET_AGAIN = "it was not written or downloaded to its end; get it again"
 #: What to do about a file, by a word of its kind.
 _WAYS_OUT = {
     "Git LFS": "run 'git lfs pull' in its repository",
@@ -56,20 +57,13 @@ _WAYS_OUT = {
     "HTML": "instead of the file, a page was downloaded (a login, a license, an error)",
     "XML": "instead of the file, the message of a server may have been downloaded",
     "JSON": "instead of the file, its settings or the message of a server were downloaded",
-    "empty": _GET_AGAIN,
-    "zeros": _GET_AGAIN,
-    "end is missing": _GET_AGAIN,
-    "TorchScript": _SAVE_TENSORS,
-    "torch.export": _SAVE_TENSORS,
-    "pickle": _SAVE_TENSORS,
-    "zip": "unpack it first",
-    "gzip": "unpack it first",
-    "tar archive": "unpack it first",
-    "TensorFlow": _OTHER_FRAMEWORK,
-    "Keras": _OTHER_FRAMEWORK,
-    "ONNX": _OTHER_FRAMEWORK,
-    "NumPy": _OTHER_FRAMEWORK,
-    "GGUF": _OTHER_FRAMEWORK,
+    **dict.fromkeys(
+        ("empty", "zeros", "end is missing"),
+        "it was not written or downloaded to its end; get it again",
+    ),
+    **dict.fromkeys(("TorchScript", "torch.export", "pickle"), SAVE_TENSORS),
+    **dict.fromkeys(("zip", "gzip", "tar archive"), "unpack it first"),
+    **dict.fromkeys(("TensorFlow", "Keras", "ONNX", "NumPy", "GGUF"), _OTHER_FRAMEWORK),
 }
 #: Modules of Python's library whose objects checkpoints hold and that run nothing.
 _HARMLESS = (
@@ -104,18 +98,23 @@ def find_file(path: Path) -> Path:
     """
     if path.suffix == ".distcp":
         path = path.parent
-    if path.is_file():
+    if os.path.isfile(path):  # a Path raises for a name that is too long
         return path
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise _no_file(path)
-    names = sorted(file.name for file in path.iterdir() if file.is_file())
+    # A Mac leaves a file ._NAME beside a file NAME.
+    names = sorted(
+        file.name for file in path.iterdir() if file.is_file() and not file.name.startswith("._")
+    )
     for name in FOLDER_FILES:
         if name in names:
             return path / name
-    files = [name for name in names if name.endswith(SUFFIXES)]
-    indexes = [name for name in names if name.endswith(_INDEX)]
-    if len(files) == 1 or len(indexes) == 1:
-        return path / (files if len(files) == 1 else indexes)[0]
+    files = [name for name in names if name.lower().endswith(SUFFIXES)]
+    if len(files) == 1:
+        return path / files[0]
+    for name in names:  # of two indexes, that of safetensors files is the first
+        if name.endswith(_INDEX):
+            return path / name
     way_out = next((text for name, text in _FOLDERS.items() if name in names), "")
     if way_out:
         what = f"is {way_out}"
@@ -127,7 +126,7 @@ def find_file(path: Path) -> Path:
                 str(file.parent.relative_to(path))
                 for pattern in ("*/*", "*/*/*")
                 for file in path.glob(pattern)
-                if file.name.endswith(SUFFIXES)
+                if file.name.lower().endswith(SUFFIXES)
             }
         )
         inside = f" (its folder {join_some(folders, 3)} has)" if folders else ""
@@ -137,18 +136,20 @@ def find_file(path: Path) -> Path:
 
 def _no_file(path: Path) -> BackboneError:
     """Return the error for a path that is neither a file nor a folder."""
-    if path.is_symlink():
+    if os.path.islink(path):
         return BackboneError(
             f"weights: {str(path)!r} is a link to {str(path.readlink())!r}, which is not there"
         )
-    if path.exists():
+    if os.path.exists(path):
         return BackboneError(f"weights: {str(path)!r} is no regular file; give {_READABLE}")
     if re.match(r"[\w-]+:", str(path)):
         return BackboneError(
             f"weights: {str(path)!r} is an address; download the file and give its path, or give "
             "hf-hub:OWNER/NAME as the backbone and weights=hub"
         )
-    siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    siblings = (
+        [other.name for other in path.parent.iterdir()] if os.path.isdir(path.parent) else []
+    )
     siblings += ["hub", "none"]
     return BackboneError(
         join_sentences(
@@ -270,7 +271,7 @@ def _foreign_objects(file: Path, names: list[str]) -> BackboneError:
     return BackboneError(
         f"weights: cannot read {str(file)!r}: it holds Python objects besides tensors "
         f"({join_some(names, 3)}), which autotune does not load because they can run code; "
-        f"{_SAVE_TENSORS}"
+        f"{SAVE_TENSORS}"
     )
 
 
@@ -301,12 +302,3 @@ def class_of(value: object) -> str:
     if isinstance(value, Mapping) and "_modules" in attributes:
         return str(attributes.get("placeholder_of", "torch.nn.Module"))
     return ""
-
-
-def whole_module_error(file: Path, where: str, name: str) -> BackboneError:
-    """Return the error for a pickled module."""
-    what = f"its {where!r} is" if where else "it is"
-    return BackboneError(
-        f"weights: cannot read {str(file)!r}: {what} a whole pickled module ({name}), "
-        f"not its weights alone; {_SAVE_TENSORS}"
-    )

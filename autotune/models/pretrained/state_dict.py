@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from autotune.errors import BackboneError
-from autotune.models.pretrained.reading import class_of, find_file, read_file, whole_module_error
+from autotune.models.pretrained.reading import SAVE_TENSORS, class_of, find_file, read_file
 from autotune.plan import INHERITING, TrialPlan
 from autotune.text import join_some, plural
 
@@ -405,7 +405,11 @@ def _no_tensors(file: Path, content: Any) -> BackboneError:
     inside = content.items() if isinstance(content, Mapping) else ()
     for key, value in (("", content), *inside):
         if name := class_of(value):
-            return whole_module_error(file, str(key), name)
+            what = f"its {str(key)!r} is" if key != "" else "it is"
+            return BackboneError(
+                f"weights: cannot read {str(file)!r}: {what} a whole pickled module ({name}), "
+                f"not its weights alone; {SAVE_TENSORS}"
+            )
     if isinstance(content, Mapping):
         what = f"a mapping with {join_some([repr(key) for key in content], 5) or 'nothing'}"
     else:

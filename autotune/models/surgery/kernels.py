@@ -163,10 +163,7 @@ def he_normal(
 
 def _centered(old: Pair, new: Pair) -> Pair:
     """Return the offset of a kernel around the center of another one."""
-    rows, columns = (
-        (k - n) // 2 if n < k else -((n - k) // 2) for k, n in zip(old, new, strict=True)
-    )
-    return rows, columns
+    return int((old[0] - new[0]) / 2), int((old[1] - new[1]) / 2)  # towards zero
 
 
 def _inherited(weight: Tensor, new: Pair, dilation: Sequence[int]) -> tuple[Tensor, Pair]:

@@ -11,8 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 from autotune.results.diagnosis.facts import NO_NOISE, Facts, Finding, unknown
 from autotune.results.diagnosis.loss_curves import END, MIN_EPOCHS, LossCurves, is_solved
 from autotune.results.values.parameter_words import parameter_words
-from autotune.search.parameters.by_optimizer import optimizer_of, shared_name
-from autotune.search.parameters.learning_rates import LR
+from autotune.search.parameters.by_optimizer import LR, optimizer_of, shared_name
 from autotune.search.study_view import MIN_FOR_LINE, FinalValuePredictor
 from autotune.text import plural
 

@@ -1,1 +1,1 @@
-"""Parameters that depend on each other: which have an effect, and the rates of each optimizer."""
+"""Parameters of a space: their values, which have an effect, and those of each optimizer."""

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from autotune.plan import INHERITING, KEEP, SOLVED
+from autotune.plan import INHERITING, KEEP, OF_LAYERS, SOLVED
 from autotune.search.parameters.by_optimizer import optimizer_of
-
-#: Fields of the policy that are inactive without trainable layers.
-OF_LAYERS = ("layer_decay", "head_epochs", "l2_sp", "backbone_lr", "parameters")
 
 
 def is_active(name: str, values: Mapping[str, Any]) -> bool:

@@ -21,7 +21,7 @@ from autotune.config.schema import MAX_NAME, OBJECTIVES, StudyConfig
 from autotune.plan import SOLVED
 from autotune.search import ranking
 from autotune.search.initial_plans import LAYER_DECAY
-from autotune.search.parameters.learning_rates import FINE_TUNING_LR
+from autotune.search.parameters.by_optimizer import FINE_TUNING_LR
 from autotune.study.setup.opening import OpenStudy, find_existing
 from autotune.study.state import attrs
 from autotune.study.state.predictions import decode_scores

@@ -21,7 +21,7 @@ from autotune.errors import StudyError
 from autotune.format_versions import reading
 from autotune.plan import TrialPlan
 from autotune.search.deduplication import canonical_key, seen_keys
-from autotune.search.dimensions import suggest
+from autotune.search.parameters.dimensions import suggest
 from autotune.search.samplers import CanonicalSampler, Draw, Proposal
 from autotune.search.space import Params, Space
 from autotune.storage.rdb.retry import LockLostError, RetryingStorage

@@ -20,7 +20,7 @@ from autotune.models.prefix.batch_analysis import from_parts, to_parts
 from autotune.models.prefix.split import _compare, split_network
 from autotune.plan import HeadPlan
 from tests.models.prefix.test_split import check_same, crossing, cut
-from tests.support.cuda import OUT_OF_MEMORY, accelerator_error
+from tests.support.cuda import OUT_OF_MEMORY
 from tests.support.models.backbones import images
 
 
@@ -331,24 +331,14 @@ def test_reasons_why_a_network_cannot_be_split(
         split_network(made(flow), noise())
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError(OUT_OF_MEMORY),
-        RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
-        MemoryError(),
-        accelerator_error("an illegal memory access was encountered"),
-    ],
-    ids=lambda error: str(error)[:40],
-)
-def test_errors_of_a_device_are_raised_as_they_are(error: Exception) -> None:
+def test_errors_of_a_device_are_raised_as_they_are() -> None:
     """It would train whole, and be as slow as that, because of a moment without memory."""
+    error = torch.OutOfMemoryError(OUT_OF_MEMORY)
 
     def fails(self: Any, x: Tensor) -> Tensor:
         raise error
 
-    with pytest.raises(type(error)) as raised:
+    with pytest.raises(torch.OutOfMemoryError) as raised:
         split_network(made(fails), noise())
     assert raised.value is error
 

@@ -33,6 +33,9 @@ from autotune.results.model.model_folder import load_model, save_model
         ("hf-hub:timm/resnet5", r"no backbone 'hf-hub:timm/resnet5'; .*hf-hub:OWNER/NAME"),
         ("facebook/dinov2-small", "is given as hf-hub:facebook/dinov2-small"),
         ("local-dir:/nowhere", "'/nowhere' has none; give the architecture as the backbone"),
+        ("~no-such-user/dino", "is given as hf-hub:~no-such-user/dino"),
+        ("local-dir:~no-such-user/dino", "'~no-such-user/dino' has none; give the architecture"),
+        (f"{'x' * 300}/dino", "is given as hf-hub:xxx"),
         ("vit_base_patch16_224_in21k.a1_in1k", "no pretrained tag 'a1_in1k'"),
     ],
 )

@@ -164,13 +164,14 @@ def test_a_folder_has_one_file(tmp_path: Path) -> None:
         find_file(tmp_path / "missing.pth")
     with pytest.raises(BackboneError, match="has no file of weights; give"):
         find_file(tmp_path)
-    (tmp_path / "best.pth").touch()
-    with pytest.raises(BackboneError, match=r"no file .*did you mean 'best.pth'"):
-        find_file(tmp_path / "bets.pth")
-    assert find_file(tmp_path).name == "best.pth"
+    (tmp_path / "best.PTH").touch()
+    (tmp_path / "._best.PTH").touch()
+    with pytest.raises(BackboneError, match=r"no file .*did you mean 'best.PTH'"):
+        find_file(tmp_path / "bets.PTH")
+    assert find_file(tmp_path).name == "best.PTH"
     (tmp_path / "last.pth").touch()
     with pytest.raises(
-        BackboneError, match=r"has 2 files of weights: best.pth, last.pth; give one"
+        BackboneError, match=r"has 2 files of weights: best.PTH, last.pth; give one"
     ):
         find_file(tmp_path)
     (tmp_path / "model.safetensors").touch()
@@ -202,6 +203,7 @@ def test_a_folder_of_something_else(name: str, message: str, tmp_path: Path) -> 
         ("https://example.org/w.pth", "is an address; download the file"),
         ("file:///w.pth", "is an address; download the file"),
         ("None", "did you mean 'none'"),
+        ("x" * 300, "there is no file"),
         ("link.pth", "is a link to 'gone.pth', which is not there"),
     ],
 )
@@ -221,6 +223,7 @@ def test_the_files_of_an_index_are_read_together(tmp_path: Path) -> None:
     index_file.write_text(
         '{"weight_map": {"layer.0": "model-0.safetensors", "layer.1": "model-1.safetensors"}}'
     )
+    (tmp_path / "pytorch_model.bin.index.json").touch()
     assert find_file(tmp_path) == index_file
     assert set(read_file(index_file)[0]) == {"layer.0", "layer.1"}
     (tmp_path / "model-1.safetensors").unlink()

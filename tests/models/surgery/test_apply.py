@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import pytest
 import torch
 from timm.layers.drop import DropPath
 from torch import nn
@@ -66,19 +65,6 @@ def test_dropout_is_set_in_the_layer_alone() -> None:
     assert {share for name, share in inside.items() if "attn_drop" not in name} == {0.4}
     assert inside["blocks.4.attn.attn_drop"] == 0.0
     assert {share for name, share in shares.items() if name not in inside} == {0.0}
-
-
-@pytest.mark.parametrize("inherit", ["weights", "data", "none"])
-def test_equal_seeds_make_equal_weights(inherit: str) -> None:
-    plan = change(
-        "test_efficientnet",
-        {1: {"width": 1.5}, 2: {"kernel": 5, "width": 0.5}, 3: {"bridge": 0.5}},
-        inherit=inherit,
-    )
-    first, again = state_of(reshaped(plan)), state_of(reshaped(plan))
-    assert all(torch.equal(first[key], again[key]) for key in first)
-    other = state_of(reshaped(plan, seed=1))
-    assert any(not torch.equal(first[key], other[key]) for key in first)
 
 
 def test_what_is_inherited_makes_a_difference() -> None:

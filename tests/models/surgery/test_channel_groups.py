@@ -10,13 +10,12 @@ import torch
 
 from autotune.models.layers import list_layers
 from autotune.models.surgery.channel_groups import (
-    MIN_CHANNELS,
     ChannelGroup,
     ChannelGroups,
     find_channel_groups,
 )
 from autotune.models.surgery.probing import without_weights
-from tests.support.models.surgery import FAMILIES, each_family, source
+from tests.support.models.surgery import FAMILIES, source
 
 NORM = ("weight", "bias", "running_mean", "running_var")
 
@@ -37,51 +36,50 @@ def members(group: ChannelGroup) -> dict[str, set[str]]:
     return found
 
 
+#: An inverted residual with a gate, and a layer of a dense block.
+GATED, DENSE = "blocks.4.2", "features.denseblock4.denselayer2"
+
+
 def norm(name: str) -> set[str]:
     return {f"{name}.{leaf}" for leaf in NORM}
 
 
+@pytest.mark.parametrize(
+    ("name", "index", "out", "vector", "read", "writer"),
+    [
+        (
+            *("test_resnet", 2, {"layer3.0.conv1"}, norm("layer3.0.bn1"), {"layer3.0.conv2"}),
+            "layer3.0.conv3",
+        ),
+        (
+            *("mobilenetv3_small_050", 3, {f"{GATED}.conv_pw", f"{GATED}.se.conv_expand"}),
+            {f"{GATED}.conv_dw", *norm(f"{GATED}.bn1"), *norm(f"{GATED}.bn2")},
+            {f"{GATED}.se.conv_reduce", f"{GATED}.conv_pwl"},
+            f"{GATED}.conv_pwl",
+        ),
+        (
+            *("densenet121", 1, {f"{DENSE}.conv1"}, norm(f"{DENSE}.norm2"), {f"{DENSE}.conv2"}),
+            f"{DENSE}.conv2",
+        ),
+        ("vgg11", 3, {"features.16"}, set(), {"features.18"}, None),  # a plain chain
+        ("test_vit", 2, {"blocks.4.mlp.fc1"}, set(), {"blocks.4.mlp.fc2"}, "blocks.4.mlp.fc2"),
+    ],
+)
+def test_members_of_known_blocks(
+    name: str, index: int, out: set[str], vector: set[str], read: set[str], writer: str | None
+) -> None:
+    found = channels(name)
+    group = found.groups[index][0]
+    assert members(group) == {"out": out, "vector": vector, "in": read}
+    assert (group.layer, group.unit, group.inner) == (index, 1, writer is not None)
+    assert group.exact
+    assert found.residual_writers[index] == (() if writer is None else (writer,))
+
+
 def test_a_bottleneck_has_the_channels_of_both_its_inner_convolutions() -> None:
     first, second = channels("test_resnet").groups[2]
-    assert members(first) == {
-        "out": {"layer3.0.conv1"},
-        "vector": norm("layer3.0.bn1"),
-        "in": {"layer3.0.conv2"},
-    }
-    assert members(second) == {
-        "out": {"layer3.0.conv2"},
-        "vector": norm("layer3.0.bn2"),
-        "in": {"layer3.0.conv3"},
-    }
-    assert channels("test_resnet").residual_writers[2] == ("layer3.0.conv3",)
-    for group in (first, second):
-        assert (group.layer, group.size, group.unit) == (2, 48, 1)
-        assert group.inner and group.exact
-        assert group.producers == (group.members[0].name,)
-
-
-def test_the_mlp_of_a_transformer_but_not_its_attention() -> None:
-    found = channels("test_vit")
-    for index in range(1, 6):
-        (group,) = found.groups[index]
-        block = f"blocks.{6 - index}.mlp"
-        assert group.producers == (f"{block}.fc1",)
-        assert group.readers == (f"{block}.fc2",)
-        assert group.exact and group.inner
-        assert found.residual_writers[index] == (f"{block}.fc2",)
-
-
-def test_an_inverted_residual_with_its_gate() -> None:
-    found = channels("mobilenetv3_small_050")
-    group = found.groups[3][0]
-    block = "blocks.4.2"
-    assert members(group) == {
-        "out": {f"{block}.conv_pw", f"{block}.se.conv_expand"},
-        "vector": {f"{block}.conv_dw", *norm(f"{block}.bn1"), *norm(f"{block}.bn2")},
-        "in": {f"{block}.se.conv_reduce", f"{block}.conv_pwl"},
-    }
-    assert group.size == 288
-    assert found.residual_writers[3] == (f"{block}.conv_pwl",)
+    assert first.readers == second.producers == ("layer3.0.conv2",)
+    assert first.size == second.size == 48
 
 
 @pytest.mark.parametrize("name", ["test_efficientnet", "mobilenetv3_small_050", "test_byobnet"])
@@ -90,27 +88,6 @@ def test_what_a_gate_squeezes_to_is_left_alone(name: str) -> None:
         for group in groups:
             first = group.producers[0]
             assert not any(word in first for word in (".se.", ".attn.")), first
-
-
-def test_a_dense_layer_is_read_by_one_convolution() -> None:
-    found = channels("densenet121")
-    (group,) = found.groups[1]
-    layer = "features.denseblock4.denselayer2"
-    assert members(group) == {
-        "out": {f"{layer}.conv1"},
-        "vector": norm(f"{layer}.norm2"),
-        "in": {f"{layer}.conv2"},
-    }
-    assert found.residual_writers[1] == (f"{layer}.conv2",)
-
-
-def test_a_convolution_of_a_plain_chain_has_its_outputs() -> None:
-    found = channels("vgg11")
-    (group,) = found.groups[3]
-    assert not group.inner
-    assert members(group) == {"out": {"features.16"}, "vector": set(), "in": {"features.18"}}
-    assert found.residual_writers[3] == ()
-    assert 3 not in found.reasons
 
 
 def test_a_grouped_convolution_sets_the_unit() -> None:
@@ -130,56 +107,6 @@ def test_swiglu_has_two_producers_or_blocks() -> None:
     )
     assert held == 2
     assert group.size == 512 and group.exact
-
-
-def test_a_norm_across_the_channels_is_not_exact() -> None:
-    for groups in channels("gmlp_ti16_224").groups.values():
-        for group in groups:
-            assert not group.exact
-            (producer,) = (member for member in group.members if member.side == "out")
-            assert producer.segments == ((0, 2, 1),)  # value and gate, one behind the other
-
-
-def test_split_attention_softmax_and_stacked_paths() -> None:
-    (group,) = channels("skresnet18").groups[1]
-    assert set(group.producers) >= {
-        "layer4.0.conv1.paths.0.conv",
-        "layer4.0.conv1.paths.1.conv",
-        "layer4.0.conv1.attn.fc_select",
-    }
-
-
-@each_family
-def test_members_lie_in_tensors_of_the_network(name: str) -> None:
-    model = source(name).pretrained
-    found = channels(name)
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    place = {
-        key: layer.index for layer in list_layers(model) for key in (*layer.modules, *layer.names)
-    }
-    seen: set[tuple[str, str, int, int]] = set()
-    for index, groups in found.groups.items():
-        assert groups
-        for group in groups:
-            assert group.layer == index
-            assert group.size >= MIN_CHANNELS and group.size % group.unit == 0
-            assert group.producers and all(place[one] == index for one in group.producers)
-            sides = [member.side for member in group.members]
-            assert sides == sorted(sides, key=["out", "vector", "in"].index)
-            for member in group.members:
-                weight = tensors.get(member.name, tensors.get(f"{member.name}.weight"))
-                assert weight is not None
-                dim, blocks = {"out": 0, "in": 1}.get(member.side, member.dim), 1
-                if member.side == "in":
-                    blocks = getattr(model.get_submodule(member.name), "groups", 1)
-                assert weight.shape[dim] * blocks == member.length
-                for start, blocks, run in member.segments:
-                    assert start + blocks * run * group.size <= member.length
-                    # No channel of a tensor is in two groups.
-                    assert (member.name, member.side, member.dim, start) not in seen
-                    seen.add((member.name, member.side, member.dim, start))
-            if group.inner:
-                assert {place[member.name] for member in group.members} == {index}
 
 
 def test_a_layer_without_a_group_says_why() -> None:

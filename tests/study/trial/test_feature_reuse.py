@@ -13,7 +13,7 @@ from torch import Tensor
 from autotune.data.cache.array_cache import ArrayCache
 from autotune.errors import SplitError
 from autotune.plan import TrainingPolicy
-from autotune.search.dimensions import inactive_value
+from autotune.search.parameters.dimensions import inactive_value
 from autotune.search.space import Space
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs

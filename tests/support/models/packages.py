@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from autotune.models import backbone
-from autotune.models.pretrained import packages
+from autotune.models.pretrained import names, packages
 
 NAME = "test_resnet.r160_in1k"
 PACKAGE = "weights-of-tests"
@@ -40,7 +40,7 @@ def close_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     def get_session() -> None:
         raise ConnectionError("no route")
 
-    monkeypatch.setattr(backbone, "get_session", get_session)
+    monkeypatch.setattr(names, "get_session", get_session)
     monkeypatch.setattr(backbone, "_cached", lambda repository: None)
 
 

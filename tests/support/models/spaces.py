@@ -18,7 +18,7 @@ from optuna.distributions import (
 from autotune.config.schema import SpaceConfig
 from autotune.config.validation import validate
 from autotune.plan import KEEP
-from autotune.search.dimensions import contains
+from autotune.search.parameters.dimensions import contains
 from autotune.search.samplers import CanonicalSampler, make_sampler
 from autotune.search.space import KEY_NAMES, LAYER_FIELDS, Params, Space
 

@@ -18,6 +18,14 @@ from optuna.trial import Trial
 from autotune import optuna_private
 from autotune.plan import KEEP
 
+#: Parameters of integers, ``head.units.N`` apart.
+_INTEGERS = ("depth", "image_size", "head.hidden_layers", "training.head_epochs")
+
+
+def is_integer(name: str) -> bool:
+    """Tell whether the values of a parameter are integers."""
+    return name in _INTEGERS or name.startswith("head.units.")
+
 
 def to_distribution(dimension: Any, integer: bool = False) -> BaseDistribution | None:
     """Convert a dimension of the study file to an Optuna distribution."""
@@ -40,13 +48,6 @@ def to_dimension(distribution: BaseDistribution) -> Any:
     if distribution.log:
         return {**dimension, "log": True}
     return {**dimension, "step": distribution.step} if _has_grid(distribution) else dimension
-
-
-def only_value(dimension: Any) -> Any:
-    """Return the value of a dimension that has just one."""
-    if isinstance(dimension, list):
-        return dimension[0]
-    return dimension["low"] if isinstance(dimension, dict) else dimension
 
 
 def suggest(trial: Trial, name: str, distribution: BaseDistribution) -> Any:
@@ -111,15 +112,29 @@ def nearest_in(distribution: BaseDistribution, value: Any) -> Any:
     return min(type(low)(on_grid), high)
 
 
+def least_change(distribution: BaseDistribution) -> Any:
+    """Return ``keep`` where a layer has the choice; of a range, which dropout has, the low end."""
+    is_choice = isinstance(distribution, CategoricalDistribution)
+    return inactive_value(distribution) if is_choice else ends(distribution)[0]
+
+
+def ends(distribution: BaseDistribution) -> Sequence[Any]:
+    """Return the choices of a distribution, or the ends of its range."""
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    return distribution.low, distribution.high
+
+
 def inactive_value(distribution: BaseDistribution) -> Any:
     """Return the value of an inactive parameter: ``keep``, the first choice or the upper end.
 
     Any value would do, as long as it is always the same; the upper end of a layer decay is 1.
     """
+    values = ends(distribution)
     if isinstance(distribution, CategoricalDistribution):
-        return KEEP if KEEP in distribution.choices else distribution.choices[0]
-    assert isinstance(distribution, IntDistribution | FloatDistribution)
-    return distribution.high
+        return KEEP if KEEP in values else values[0]
+    return values[1]
 
 
 def _has_grid(distribution: IntDistribution | FloatDistribution) -> bool:

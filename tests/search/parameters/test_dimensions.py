@@ -15,7 +15,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from autotune.search.dimensions import (
+from autotune.search.parameters.dimensions import (
     contains,
     describe,
     integer_values,
