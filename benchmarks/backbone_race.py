@@ -30,7 +30,7 @@ from heading import date_and_machine
 from autotune.config.loading import load_study_file
 from autotune.config.schema import StudyConfig
 from autotune.results.study_results import StudyResults
-from autotune.study.race.running import remove_rounds, run_race, run_study
+from autotune.study.race.running import remove_rounds, run_race, run_study_with_race
 from autotune.study.state import attrs
 from autotune.study.state.race_record import RaceRecord
 
@@ -109,7 +109,7 @@ def run_split(options: argparse.Namespace, split: int) -> Row:
     values, seconds = {}, {}
     for name in names:
         config = config_of(options, split, name, f"split{split}-{name}")
-        result = run_study(config, workers=1, gpus="none", on_event=show)
+        result = run_study_with_race(config, workers=1, gpus="none", on_event=show)
         results = StudyResults.from_study(result.handle.study)
         assert results.best is not None and not result.interrupted
         values[name] = results.best.values[0]
