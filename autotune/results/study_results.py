@@ -32,7 +32,7 @@ from autotune.storage.artifacts import find_artifacts
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget, StopReason, startable_queue
 from autotune.study.state.image_scores import scores_of
-from autotune.study.state.outcome import NoResult, find_no_result
+from autotune.study.state.no_result import NoResult, find_no_result
 from autotune.study.state.predictions import VALIDATION_LOGITS, ValidationLogits
 from autotune.text import count_of
 

@@ -28,7 +28,7 @@ from autotune.study.doctor.finding import LISTED, Finding, FindingKind
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.state.budget import startable_queue
-from autotune.study.state.outcome import find_no_result
+from autotune.study.state.no_result import find_no_result
 from autotune.study.state.retries import lost_without_retry
 from autotune.text import join_some
 
