@@ -179,7 +179,7 @@ class StudyReader:
             f'<td style="text-align: left">{escape(text)}</td></tr>'
             for name, text in rows
         )
-        return f"{title}{escape(answer.headline(results))}</p><table>{cells}</table>"
+        return f"{title}{escape(answer.describe_answer(results))}</p><table>{cells}</table>"
 
     def _describe(self) -> str:
         """Describe the progress of the study, also if its storage cannot be read."""

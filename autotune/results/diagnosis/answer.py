@@ -67,7 +67,7 @@ def find_answer(results: StudyResults) -> Answer:
     return _tested(results) or _confirmed(results) or _searched(results)
 
 
-def headline(results: StudyResults) -> str:
+def describe_answer(results: StudyResults) -> str:
     """Answer in one sentence what a study found."""
     return find_answer(results).text
 

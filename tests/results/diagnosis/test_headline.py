@@ -8,7 +8,7 @@ import pytest
 from optuna.study import Study
 from optuna.trial import TrialState, create_trial
 
-from autotune.results.diagnosis.answer import find_answer, headline
+from autotune.results.diagnosis.answer import describe_answer, find_answer
 from autotune.results.diagnosis.facts import Facts
 from autotune.results.diagnosis.gain_checks import check_noise
 from autotune.results.diagnosis.headline import (
@@ -43,7 +43,7 @@ def figures(study: Study) -> dict[str, tuple[str, str]]:
 def test_headline(results: StudyResults) -> None:
     best = results.best
     assert best is not None
-    assert headline(results) == (
+    assert describe_answer(results) == (
         f"baseline 84.2 % → best 91.7 % (trial {best.number}, +7.5 points): "
         f"{results.describe_plan(best)}"
     )
@@ -53,13 +53,13 @@ def test_headline_of_a_minimized_objective() -> None:
     results = make_results(objective="log_loss")
     complete = (trial for trial in results.trials if trial.state == TrialState.COMPLETE)
     best = min(complete, key=lambda one: one.value or 0.0)
-    assert headline(results).startswith(
+    assert describe_answer(results).startswith(
         f"baseline 0.4000 → best 0.2200 (trial {best.number}, 0.1800 lower): last "
     )
 
 
 def test_headline_when_nothing_beats_the_baseline() -> None:
-    text = headline(make_results(gain=-0.05, space=ONE_PARAMETER))
+    text = describe_answer(make_results(gain=-0.05, space=ONE_PARAMETER))
     assert text.startswith("no trial is better than the baseline: 84.2 %")
     assert "→" not in text
 
@@ -80,7 +80,7 @@ def test_of_equal_trials_the_one_with_the_lower_log_loss_is_named() -> None:
     assert not any("The gain of" in text for text in caveats(tied))
     worse = make_tied_results(log_loss=9.0)
     assert worse.best is worse.baseline and worse.difference == "no trial is better"
-    assert headline(worse).endswith("reaches as well")
+    assert describe_answer(worse).endswith("reaches as well")
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_headline_before_there_is_much_to_say(
     study = make_study(**made, failed=0)
     if value is not None:
         study.add_trial(create_trial(value=value))
-    assert headline(StudyResults.from_study(study)) == text
+    assert describe_answer(StudyResults.from_study(study)) == text
 
 
 def test_key_figures(results: StudyResults, page: Parsed) -> None:

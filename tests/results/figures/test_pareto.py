@@ -10,7 +10,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from autotune.results.diagnosis.answer import headline
+from autotune.results.diagnosis.answer import describe_answer
 from autotune.results.diagnosis.diagnostics import diagnose
 from autotune.results.diagnosis.headline import key_figures
 from autotune.results.diagnosis.next_steps import next_steps
@@ -54,7 +54,7 @@ def test_the_front_goes_from_the_best_to_the_cheapest(results: StudyResults) -> 
 
 def test_the_headline_has_both_values(results: StudyResults) -> None:
     best = results.front[0]
-    text = headline(results)
+    text = describe_answer(results)
     assert text.startswith(
         f"baseline 84.2 % at 0.800 ms → best {results.format_values(best)} (trial {best.number}, "
     )
@@ -127,7 +127,7 @@ def test_infeasible_trials_are_counted_and_say_why(limited: StudyResults) -> Non
 def test_where_nothing_is_within_the_limits_the_page_says_so() -> None:
     study = make_study(constraints=OUT_OF_REACH, trials=20, failed=0, running=0)
     results = StudyResults.from_study(study)
-    assert headline(results) == results.explain_no_best()
+    assert describe_answer(results) == results.explain_no_best()
     answers = [found.answer for found in diagnose(results) if found.severity == "action"]
     assert any("were beyond the limits or the memory" in answer for answer in answers)
     assert any("The nearest is trial" in step.text for step in next_steps(results))
