@@ -112,8 +112,8 @@ def compare(what: str, paths: Sequence[Path], size: int) -> Row:
         means.append(float(apart.mean()))
         largest = max(largest, int(apart.max()))
     full_s, fast_s = (second / len(paths) for second in seconds.values())
-    rates = (rate(paths, spec, fast) for fast in (False, True))
-    return Row(what, size, full_s, fast_s, *rates, float(np.mean(means)), max(means), largest)
+    full, fast = (rate(paths, spec, fast) for fast in (False, True))
+    return Row(what, size, full_s, fast_s, full, fast, float(np.mean(means)), max(means), largest)
 
 
 def rows(made: int, images: Path | None, limit: int) -> Iterator[Row]:

@@ -53,6 +53,7 @@ from naive_study import (
     Model,
     Plan,
     Settings,
+    count_classes,
     make_loaders,
     train,
 )
@@ -330,7 +331,7 @@ def profile(settings: Settings, plans: Sequence[Plan], file: Path | None) -> Ite
     if file is None:
         seen = replace(settings, epochs=NAIVE_EPOCHS_SEEN, loader_workers=0)
         loaders = make_loaders(seen)
-        classes = len(loaders[0].dataset.classes)
+        classes = count_classes(loaders[0])
 
         def train_naive(plan: Plan) -> None:
             list(train(Model(seen, plan, classes), plan, seen, *loaders))

@@ -2,7 +2,7 @@
 
 Simulates studies whose truth is known. A plan classifies an image if its ability exceeds what the
 image and chance ask for, so plans agree on most images, as real ones do. Half of the plans of a
-study are drawn from the best of the table of real trainings (`benchmarks/search_table.npz`), as a
+study are drawn from the best of a table of real trainings (`search_tables/digits.npz`), as a
 search finds them, half from all; in a third of the studies all plans are equal. For each study the
 best plan is chosen by its validation images, and its shown value, the corrected one and the
 interval are compared with its true accuracy. Writes a dated report under ``benchmarks/results/``.
@@ -138,8 +138,8 @@ def main() -> None:
     parser.add_argument("--studies", type=int, default=2000)
     parser.add_argument("--output", type=Path, default=None)
     options = parser.parse_args()
-    table = Table.load()
-    accuracies = np.sort(np.clip(table.final / table.images, 0.3, 0.998))
+    table = Table.load("digits")
+    accuracies = np.sort(np.clip(table.full.final / table.images, 0.3, 0.998))
     text = render(list(simulate(options.studies, accuracies)))
     print(text)
     name = f"{datetime.now(UTC):%Y-%m-%d}-selection.md"

@@ -50,7 +50,7 @@ def _with_cache(ctx: WorkerContext, **values: str) -> WorkerContext:
     """Return what a worker has at hand, with another configuration of what is kept."""
     cache = ctx.config.cache.model_copy(update=values)
     config = ctx.config.model_copy(update={"cache": cache})
-    return replace(ctx, config=config, roots={})
+    return replace(ctx, config=config, root_splits={})
 
 
 def _measure(context: Context, ctx: WorkerContext, depth: int, way: str) -> None:
@@ -69,7 +69,7 @@ def _measure(context: Context, ctx: WorkerContext, depth: int, way: str) -> None
         for one in (real, synthetic):
             one.validation = None
         seconds = list(_epochs(real, synthetic, watch))
-    captured = real.record is not None and is_usable(real.device)
+    captured = real.capture is not None and is_usable(real.device)
     best = [min(side) for side in zip(*seconds, strict=True)]
     images = len(real.train.labels)
     traffic = watch.traffic
