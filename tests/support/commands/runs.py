@@ -39,7 +39,6 @@ def environment(**extra: str) -> dict[str, str]:
 def autotune(
     *arguments: str, cwd: Path, timeout: float = 180, **extra: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command to its end."""
     return subprocess.run(
         command(*arguments),
         cwd=cwd,

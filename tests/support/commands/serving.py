@@ -76,7 +76,6 @@ class Publisher:
 
 @contextmanager
 def running_publisher() -> Iterator[Publisher]:
-    """Serve until the block ends."""
     with serving(_Handler) as (server, url):
         publisher = Publisher(url)
         publisher.gate.set()

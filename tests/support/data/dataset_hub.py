@@ -60,7 +60,6 @@ class DatasetHub:
 
 @contextmanager
 def running_hub(files: Mapping[str, bytes]) -> Iterator[DatasetHub]:
-    """Serve files until the block ends."""
     with serving(_Handler) as (server, url):
         server.hub = hub = DatasetHub(url, dict(files))  # type: ignore[attr-defined]
         yield hub

@@ -54,7 +54,6 @@ class Hub:
 
 @contextmanager
 def running_hub(files: Mapping[str, bytes] | None = None) -> Iterator[Hub]:
-    """Serve files until the block ends."""
     with serving(_Handler) as (server, url):
         server.hub = hub = Hub(url, dict(files or {}))  # type: ignore[attr-defined]
         yield hub
@@ -95,8 +94,6 @@ class _Handler(BaseHTTPRequestHandler):
 
 @dataclass(frozen=True)
 class Answer:
-    """The result of loading a backbone: a hash or a refusal."""
-
     hash: str | None
     refusal: str | None
 
@@ -108,7 +105,6 @@ class Loader:
         self._process = process
 
     def load(self, name: str, size: int | None = None) -> Answer:
-        """Load a backbone in the process."""
         assert self._process.stdin is not None and self._process.stdout is not None
         print(json.dumps([name, size]), file=self._process.stdin, flush=True)
         return Answer(**json.loads(self._process.stdout.readline()))
