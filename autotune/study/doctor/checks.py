@@ -227,7 +227,8 @@ def cut_curves(snapshot: Snapshot) -> Iterator[Finding]:
         last = max([*trial.intermediate_values, int(trained or 0)])
         if is_complete and epochs is not None:
             last = max(last, int(epochs))
-        missing = [epoch for epoch in range(1, last + 1) if epoch not in trial.intermediate_values]
+        first = last if attrs.is_solved(trial) else 1
+        missing = [one for one in range(first, last + 1) if one not in trial.intermediate_values]
         if missing:
             yield Finding(
                 FindingKind.CURVE,
