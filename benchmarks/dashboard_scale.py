@@ -44,33 +44,30 @@ from wsgiref.util import setup_testing_defaults
 import numpy as np
 import sqlalchemy
 import torch
-from heading import date_and_machine
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.storages._rdb.models import StudySystemAttributeModel
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from optuna_dashboard import wsgi
 from optuna_dashboard._note import note_ver_key, split_body
+from reports import date_and_machine
 from rich.console import Console
 
 from autotune.config.loading import apply_overrides, presets, read_yaml
 from autotune.config.validation import validate
-from autotune.data.views.study_data import StudyData
 from autotune.results.dashboard.notes import study_note, trial_note
 from autotune.results.study_results import StudyResults
 from autotune.search.space import Space
 from autotune.storage.admin.study_rows import Row, StudyRows, read_study, write_study
-from autotune.storage.paths import StudyPaths
 from autotune.storage.rdb.connection import open_storage
 from autotune.storage.rdb.retry import RetryingStorage
-from autotune.study.setup.definition import define
-from autotune.study.setup.opening import OpenStudy, open_existing, open_or_create
+from autotune.study.setup.opening import OpenStudy, open_existing
 from autotune.study.state import attrs
 from autotune.study.trial.plots import Prediction, draw_confusion, draw_curve, draw_worst
+from studies import open_study
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-RESULTS = Path(__file__).parent / "results"
 NAME, EPOCHS = "scale", 10
 #: So often the trials of a small study are repeated: one by one, 2,000 take minutes to write.
 REPEATED = 20
@@ -86,10 +83,7 @@ def make_study(folder: Path, trials: int) -> OpenStudy:
     url = f"sqlite:///{folder}/study.db"
     given = {"name": NAME, "storage": url, "training.epochs": EPOCHS, "search.trials": trials}
     config = validate(apply_overrides(read_yaml(presets()["digits"]), given), "benchmark")
-    definition = define(config)
-    files = StudyPaths.from_url(config.storage, config.files)
-    task = StudyData.open(config.dataset, config.data, definition.specs[0], files.cache)
-    opened = open_or_create(definition, task.info.to_json())
+    opened = open_study(config)
     references = draw_pictures(opened)
     space = Space.from_json(opened.study.user_attrs[attrs.SPACE])
     rng = np.random.default_rng(0)

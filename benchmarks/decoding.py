@@ -23,8 +23,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from heading import date_and_machine
 from PIL import Image, features
+from reports import date_and_machine
 
 from autotune.data.image_files import read_image
 from autotune.data.preprocessing import ImageSpec, draft_decode, to_store_array

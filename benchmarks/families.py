@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
+
+from reports import append_line, read_lines
 
 from autotune.text import error_line
 
@@ -39,9 +40,7 @@ def each_family(
     options = parser.parse_args()
     import timm
 
-    rows: list[Row] = []
-    if options.rows is not None and options.rows.exists():
-        rows = [json.loads(line) for line in options.rows.read_text("utf-8").splitlines()]
+    rows: list[Row] = [] if options.rows is None else read_lines(options.rows)
     known = families()
     done_before = {row["family"] for row in rows}
     chosen = {
@@ -60,8 +59,7 @@ def each_family(
                 row = {"family": family, "model": name, **nothing, "failures": [error_line(error)]}
             rows.append(row)
             if options.rows is not None:
-                with options.rows.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+                append_line(options.rows, row)
             print(f"{len(rows):3d}/{len(known)} {family}: {row['failures'] or 'ok'}", flush=True)
     rows.sort(key=lambda row: row["family"])
     without = [family for family in timm.list_modules() if family not in known]

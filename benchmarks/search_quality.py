@@ -32,6 +32,7 @@ from typing import Any
 
 import optuna
 import search_simulator
+from reports import RESULTS, read_lines
 from search_curves import TABLES, TASKS, Table
 from search_figures import Group, Results, draw, render
 from search_simulator import RULES, STRATEGIES, Course, Ours, Simulation
@@ -121,11 +122,7 @@ def simulate(case: Case) -> tuple[Case, Course]:
 
 def read_studies() -> dict[Case, Course]:
     """Return the studies that have been simulated before."""
-    if not STUDIES.exists():
-        return {}
-    lines = STUDIES.read_text(encoding="utf-8").splitlines()
-    pairs: list[tuple[dict[str, Any], dict[str, Any]]] = [json.loads(line) for line in lines]
-    return {Case(**case): Course(**course) for case, course in pairs}
+    return {Case(**case): Course(**course) for case, course in read_lines(STUDIES)}
 
 
 def simulate_all(wanted: Sequence[Case], jobs: int) -> dict[Case, Course]:
@@ -204,7 +201,7 @@ def main() -> None:
     if options.print:
         return
     today = f"{datetime.now(UTC):%Y-%m-%d}-search-quality.md"
-    output = options.output or HERE / "results" / today
+    output = options.output or RESULTS / today
     picture = output.with_suffix(".png")
     draw(results, picture)
     output.write_text(text + f"\n![What rules save and cost]({picture.name})\n", encoding="utf-8")

@@ -15,11 +15,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-from heading import date_and_machine
+from reports import date_and_machine, write_report
 from scipy.stats import norm
 from search_curves import Table
 
@@ -142,9 +141,7 @@ def main() -> None:
     accuracies = np.sort(np.clip(table.full.final / table.images, 0.3, 0.998))
     text = render(list(simulate(options.studies, accuracies)))
     print(text)
-    name = f"{datetime.now(UTC):%Y-%m-%d}-selection.md"
-    output = options.output or Path(__file__).parent / "results" / name
-    output.write_text(text, encoding="utf-8")
+    write_report(text, "selection", options.output)
 
 
 if __name__ == "__main__":

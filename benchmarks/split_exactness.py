@@ -16,12 +16,11 @@ import time
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from families import each_family, image_size, stir
-from heading import date_and_machine
+from reports import date_and_machine, write_report
 
 from autotune.text import error_line
 
@@ -243,9 +242,7 @@ def main() -> None:
     page = report(rows, without)
     print(page)
     if not show:
-        results = Path(__file__).resolve().parent / "results"
-        path = results / f"{datetime.now(UTC):%Y-%m-%d}-split-exactness.md"
-        path.write_text(page, encoding="utf-8")
+        write_report(page, "split-exactness")
 
 
 if __name__ == "__main__":

@@ -30,17 +30,16 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import optuna
 import sqlalchemy
-from heading import date_and_machine
 from optuna.samplers import RandomSampler
 from optuna.storages import RDBStorage
 from optuna.trial import Trial, TrialState
+from reports import date_and_machine, write_report
 
 from autotune.config.schema import StudyConfig
 from autotune.config.validation import validate
@@ -55,7 +54,6 @@ from autotune.storage.url import absolute_url
 from autotune.study.state import attrs
 from autotune.study.state.trial_queue import Claim, TrialQueue
 
-RESULTS = Path(__file__).parent / "results"
 NAME = "scale"
 EPOCHS = 10
 #: The baseline and the known-good plans of a study.
@@ -491,8 +489,7 @@ def main() -> None:
         finally:
             databases.stop()
     text = render(rows, waits, options.seconds, options.finished, options.rounds)
-    output = options.output or RESULTS / f"{datetime.now(UTC):%Y-%m-%d}-storage-scale.md"
-    output.write_text(text)
+    write_report(text, "storage-scale", options.output)
     print(text)
 
 

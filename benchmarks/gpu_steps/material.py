@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from typing import Any
 
 from autotune.config.loading import apply_overrides, presets, read_yaml
 from autotune.config.schema import StudyConfig
 from autotune.config.validation import validate
-from autotune.data.views.study_data import StudyData
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
-from autotune.storage.paths import StudyPaths
-from autotune.study.engine.job import Job
-from autotune.study.engine.worker import run_worker
-from autotune.study.setup.definition import define
-from autotune.study.setup.opening import OpenStudy, open_or_create
 from gpu_steps.context import Context
 
 LR = 3e-4
@@ -43,39 +35,6 @@ def configure(context: Context, name: str, **overrides: Any) -> StudyConfig:
         **{key.replace("__", "."): value for key, value in overrides.items()},
     }
     return validate(apply_overrides(read_yaml(presets()["folder"]), values), "gpu.py")
-
-
-def open_study(config: StudyConfig) -> OpenStudy:
-    """Decode the images of a study and make it; no worker is started."""
-    definition = define(config)
-    files = StudyPaths.from_url(config.storage, config.files)
-    opened = [
-        StudyData.open(
-            config.dataset,
-            config.data,
-            spec,
-            files.cache,
-            limit_bytes=config.cache.disk_bytes,
-            manifest=definition.dataset.manifest,
-        )
-        for spec in definition.specs
-    ]
-    return open_or_create(definition, opened[0].info.to_json())
-
-
-def work_here(context: Context, opened: OpenStudy, tell: Callable[[dict[str, Any]], None]) -> None:
-    """Run the trials of a study by a worker in this process."""
-    job = Job(
-        study=opened.name,
-        storage=opened.url,
-        files=str(opened.files.root),
-        worker="gpu.py/0",
-        index=0,
-        workers=1,
-        threads=0,
-        log=str(context.folder / "worker.log"),
-    )
-    run_worker(job, threading.Event(), tell)
 
 
 def plan_of_depth(backbone: str, depth: int) -> TrialPlan:

@@ -21,7 +21,8 @@ from autotune.training.compute.cuda_graphs import is_usable
 from autotune.training.trainer import Trainer
 from gpu_steps.context import Context
 from gpu_steps.device import Watch, mode_of
-from gpu_steps.material import configure, open_study, plan_of_depth
+from gpu_steps.material import configure, plan_of_depth
+from studies import open_study
 
 #: Ways to feed a training: what it takes lies on the GPU, or does not fit there.
 RESIDENT, NOT_RESIDENT = "resident", "not resident"
