@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -40,13 +42,18 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
 
 
 def read_lines(path: Path) -> list[Any]:
-    """Read lines of JSON; none where there is no file yet."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines]
+    """Read lines of JSON; half a line, of a machine that went down, is left out."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        with suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
+    return found
 
 
-def append_line(path: Path, row: Mapping[str, Any]) -> None:
-    """Add a line of JSON to a file."""
+def append_line(path: Path, row: Any) -> None:
+    """Add a line of JSON to a file at once: what is there survives a process that is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
+        file.flush()
+        os.fsync(file.fileno())

@@ -108,7 +108,7 @@ def test_what_a_step_is_told_arrives(tmp_path: Path, module: Any) -> None:
 def test_half_a_line_is_left_out(tmp_path: Path, module: Any) -> None:
     file = tmp_path / "lines.jsonl"
     file.write_text('{"step": "split", "kind": "row"}\n{"step": "sp')
-    assert len(module("gpu_steps.context").read_lines([file])) == 1
+    assert len(module("reports").read_lines(file)) == 1
 
 
 # What the profiler saw
@@ -341,7 +341,7 @@ def test_the_check_runs_through_on_the_simulated_device(
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     (file,) = tmp_path.glob("*.jsonl")
-    found = module("gpu_steps.context").read_lines([file])
+    found = module("reports").read_lines(file)
     assert all(line["dry"] for line in found)
     expected = {step.name for step in module("gpu_steps.plan").steps_of(half)}
     endings = {line["step"]: line["ended"] for line in found if line["kind"] == "ended"}
