@@ -26,26 +26,15 @@ from autotune.text import error_line
 LAST = 8
 #: Largest relative change of the features by what should not change them.
 TOLERANCE = 1e-4
-#: Column -> field of a layer plan, value, whether it should leave the function as it is.
-CHANGES: dict[str, list[tuple[str, Any, bool]]] = {
-    "kernel": [
-        ("kernel", 1, False),
-        ("kernel", 2, False),
-        ("kernel", 3, False),
-        ("kernel", 5, False),
-        ("kernel", 7, False),
-    ],
-    "width": [
-        ("width", 0.5, False),
-        ("width", 0.75, False),
-        ("width", 64, False),
-        ("width", 1.5, True),
-    ],
-    "bridge": [("bridge", 0.5, False), ("bridge", 1.5, True)],
-    "activation": [("activation", "elu", False)],
-    "pool": [("pool", "avg3", False), ("pool", "max2", False)],
-    "dropout": [("dropout", 0.2, True)],
-    "drop_path": [("drop_path", 0.2, True)],
+#: Field of a layer plan -> its values, and whether each should leave the function as it is.
+CHANGES: dict[str, dict[Any, bool]] = {
+    "kernel": dict.fromkeys((1, 2, 3, 5, 7), False),
+    "width": {0.5: False, 0.75: False, 64: False, 1.5: True},
+    "bridge": {0.5: False, 1.5: True},
+    "activation": {"elu": False},
+    "pool": {"avg3": False, "max2": False},
+    "dropout": {0.2: True},
+    "drop_path": {0.2: True},
 }
 
 
@@ -93,7 +82,7 @@ def check(family: str, name: str) -> dict[str, Any]:
             row["failures"].append(f"{title}: {error_line(error)}")
     row["widened"] = None
     for field, changes in CHANGES.items():
-        for _, value, same in changes:
+        for value, same in changes.items():
             plan = _plan(name, offers, field, value)
             if plan is None:
                 continue
@@ -292,11 +281,8 @@ def write(rows: list[dict[str, Any]], without: list[str], path: Path | None) -> 
     import torch
 
     fields = list(CHANGES)
-    works = {
-        field: sum(row["offered"][field] > 0 for row in rows if "offered" in row)
-        for field in fields
-    }
     good = [row for row in rows if "offered" in row]
+    works = {field: sum(row["offered"][field] > 0 for row in good) for field in fields}
     spatial = [row for row in good if row["spatial"]]
     failing = [row for row in rows if row["failures"]]
     lines = [
@@ -343,11 +329,7 @@ def write(rows: list[dict[str, Any]], without: list[str], path: Path | None) -> 
         ]
         widened = "" if not row["offered"]["width"] else "-"
         if row["widened"] is not None:
-            widened = (
-                f"{row['widened']:.0e}"
-                if row["widened"] < TOLERANCE
-                else (f"~{row['widened']:.0e}")
-            )
+            widened = f"{'' if row['widened'] < TOLERANCE else '~'}{row['widened']:.0e}"
         heads = " ".join(row.get("head", ["failed"]))
         lines.append(
             f"| {row['family']} | {row['model']} | {row['layers']} | {' | '.join(cells)} | "
@@ -357,11 +339,8 @@ def write(rows: list[dict[str, Any]], without: list[str], path: Path | None) -> 
     for row in good:
         of = min(LAST, row["layers"])
         for field in ("width", "kernel"):
-            missing = [
-                reason
-                for reason in row["reasons"][field]
-                if reason != "it has no spatial convolution"
-            ]
+            reasons = row["reasons"][field]
+            missing = [one for one in reasons if one != "it has no spatial convolution"]
             if missing and row["offered"][field] < of:
                 lines.append(f"- {row['family']}, {field}: {'; '.join(missing[:3])}")
     if failing:

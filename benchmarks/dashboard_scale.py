@@ -32,7 +32,7 @@ import tempfile
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
@@ -377,10 +377,9 @@ def read(what: str, url: str) -> None:
     from autotune.results.dashboard.annotations import annotated_app
     from autotune.results.report.html import render_html
 
-    statements: list[str] = []
-    listen = sqlalchemy.event.listen
-    listen(
-        sqlalchemy.Engine, "before_cursor_execute", lambda *told: statements.append(str(told[2]))
+    statements: list[object] = []
+    sqlalchemy.event.listen(
+        sqlalchemy.Engine, "before_cursor_execute", lambda *told: statements.append(told[2])
     )
     wall, cpu = time.perf_counter(), time.process_time()
     opened = open_existing(NAME, url)
@@ -431,14 +430,15 @@ def measure_reading(urls: dict[str, str], rounds: int) -> str:
 # The report
 
 
-_ROWS: Sequence[tuple[str, Callable[[Waits], float], str]] = (
-    ("JSON of the study, MB", lambda one: one.megabytes, "{:.1f}"),
-    ("that JSON from a new process, s", lambda one: one.first_s, "{:.2f}"),
-    ("looking again for the last 10, 11 s later, s", lambda one: one.again_s, "{:.2f}"),
-    ("page until the history is drawn, s", lambda one: one.history_s, "{:.2f}"),
-    ("page until the importances are drawn, s", lambda one: one.importances_s, "{:.2f}"),
-    ("page of a trial with note and pictures, s", lambda one: one.trial_s, "{:.2f}"),
-    ("scrolling to the last trial, s", lambda one: one.scroll_s, "{:.2f}"),
+#: Title, field of the waits, and decimals.
+_ROWS = (
+    ("JSON of the study, MB", "megabytes", 1),
+    ("that JSON from a new process, s", "first_s", 2),
+    ("looking again for the last 10, 11 s later, s", "again_s", 2),
+    ("page until the history is drawn, s", "history_s", 2),
+    ("page until the importances are drawn, s", "importances_s", 2),
+    ("page of a trial with note and pictures, s", "trial_s", 2),
+    ("scrolling to the last trial, s", "scroll_s", 2),
 )
 
 
@@ -449,13 +449,11 @@ def report(found: Sequence[Waits]) -> str:
         f"| | {' | '.join(names)} | autotune / plain | autotune / stored |",
         "| --- " * (len(found) + 3) + "|",
     ]
-    by_name = {one.name: one for one in found}
-    for title, of, form in _ROWS:
-        values = [form.format(of(one)) for one in found]
-        ratios = [
-            f"{of(by_name['autotune']) / of(by_name[other]):.2f}" for other in ("plain", "stored")
-        ]
-        lines.append(f"| {title} | {' | '.join(values + ratios)} |")
+    for title, field, digits in _ROWS:
+        values = {one.name: getattr(one, field) for one in found}
+        cells = [f"{value:.{digits}f}" for value in values.values()]
+        cells += [f"{values['autotune'] / values[other]:.2f}" for other in ("plain", "stored")]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

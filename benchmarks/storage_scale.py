@@ -111,14 +111,19 @@ class Side:
     """One way to share a study.
 
     Args:
-        name: What it is called.
+        kind: The kind of its database.
         url: Where its workers find the study.
         ours: Whether they are autotune's.
     """
 
-    name: str
+    kind: str
     url: str
     ours: bool
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return f"{'autotune' if self.ours else 'Optuna'}, {self.kind}"
 
 
 def plain_storage(url: str) -> optuna.storages.BaseStorage:
@@ -315,10 +320,9 @@ class Databases:
 
     def side(self, kind: str, ours: bool, queued: int) -> Side:
         """Make a study somewhere and return where its workers find it."""
-        name = f"{'autotune' if ours else 'Optuna'}, {kind}"
         url = self.fresh(kind.lower())
         new_study(url, ours, queued)
-        return Side(name, url, ours)
+        return Side(kind, url, ours)
 
     def stop(self) -> None:
         """Stop the server."""
@@ -403,21 +407,14 @@ def render(
         "| wait, median / worst | Optuna's | errors | Optuna's | run twice | Optuna's |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for kind in dict.fromkeys(row.side.name.partition(", ")[2] for row in rows):
-        for ours in (row for row in rows if row.side.ours and row.side.name.endswith(f", {kind}")):
-            plain = next(
-                row
-                for row in rows
-                if not row.side.ours
-                and row.workers == ours.workers
-                and row.side.name.endswith(f", {kind}")
-            )
-            ratio = f"{ours.rate / plain.rate:.1f}" if plain.rate else "-"
-            lines.append(
-                f"| {kind} | {ours.workers} | {ours.rate:.1f} | {plain.rate:.1f} | {ratio} "
-                f"| {_wait(ours)} | {_wait(plain)} | {ours.errors.total()} "
-                f"| {plain.errors.total()} | {ours.twice} | {plain.twice} |"
-            )
+    pairs = list(zip(rows[::2], rows[1::2], strict=True))  # of autotune, and of Optuna
+    for ours, plain in sorted(pairs, key=lambda pair: KINDS.index(pair[0].side.kind)):
+        ratio = f"{ours.rate / plain.rate:.1f}" if plain.rate else "-"
+        lines.append(
+            f"| {ours.side.kind} | {ours.workers} | {ours.rate:.1f} | {plain.rate:.1f} | {ratio} "
+            f"| {_wait(ours)} | {_wait(plain)} | {ours.errors.total()} "
+            f"| {plain.errors.total()} | {ours.twice} | {plain.twice} |"
+        )
     found = {f"{row.side.name}: {words}" for row in rows for words in row.errors}
     lines += ["", "Errors:", "", *(f"- {one}" for one in sorted(found))] if found else []
     if not waits:
