@@ -31,7 +31,7 @@ from pathlib import Path
 
 from gpu_report import render
 from gpu_steps.context import DRY, ENDED, REAL, STARTED, Context, now
-from gpu_steps.pictures import make_images
+from gpu_steps.material import make_images
 from gpu_steps.plan import DRY_LIMIT_S, HALF_S, STEPS, Step, step_named, steps_of
 from reports import RESULTS, append_line, read_lines
 

@@ -313,7 +313,7 @@ def test_a_dry_run_has_no_verdict(module: Any) -> None:
 
 def test_a_list_is_scaled_by_depth_and_starts_once(module: Any) -> None:
     plans = module("naive").draw_plans(5, 4)  # depths 0, 1, 2, 3, 4
-    scaled = module("gpu_steps.rivals").scale(20.0, {0: 2.0, 4: 8.0}, plans)
+    scaled = module("gpu_steps.naive_list").scale(20.0, {0: 2.0, 4: 8.0}, plans)
     assert scaled == pytest.approx(10.0 + 3 * 2.0 + 2 * 8.0)
 
 
