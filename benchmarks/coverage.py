@@ -19,8 +19,18 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import timm
+import torch
 from families import each_family, image_size, stir
+from torch import nn
+from torch.nn import functional
 
+from autotune.errors import PlanError
+from autotune.models.backbone import Backbone, data_config
+from autotune.models.layers import list_layers
+from autotune.models.network import Head, Network, build_network, feature_count
+from autotune.models.surgery.probing import cached_capabilities
+from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrialPlan
 from autotune.text import error_line
 
 LAST = 8
@@ -40,13 +50,6 @@ CHANGES: dict[str, dict[Any, bool]] = {
 
 def check(family: str, name: str) -> dict[str, Any]:
     """Try everything on one model."""
-    import timm
-    import torch
-
-    from autotune.models.backbone import Backbone, data_config
-    from autotune.models.layers import list_layers
-    from autotune.models.surgery.probing import cached_capabilities
-
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -106,8 +109,6 @@ def check(family: str, name: str) -> dict[str, Any]:
 
 
 def _spatial(model: Any, layers: Any) -> bool:
-    from torch import nn
-
     return any(
         isinstance(module := model.get_submodule(name), nn.Conv2d) and max(module.kernel_size) > 1
         for layer in layers
@@ -122,8 +123,6 @@ def _reasons(offers: Any, field: str) -> list[str]:
 
 def _plan(name: str, offers: Any, field: str, value: Any) -> Any:
     """Make a plan that changes one field of every layer that can take the value."""
-    from autotune.plan import LayerPlan, TrialPlan
-
     layers = tuple(
         LayerPlan(**{field: value})
         if not offer.reason_unsupported(field, value) and not offer.is_noop(field, value)
@@ -140,9 +139,6 @@ def _plan(name: str, offers: Any, field: str, value: Any) -> Any:
 
 def _step(network: Any, images: Any) -> None:
     """Do one optimizer step and check that it went well and touched the trainable part alone."""
-    import torch
-    from torch.nn import functional
-
     trainable = {name for name, value in network.named_parameters() if value.requires_grad}
     before = {
         name: value.clone()
@@ -166,12 +162,6 @@ def _step(network: Any, images: Any) -> None:
 
 def _depths(backbone: Any, layers: Any, images: Any) -> int:
     """Build every depth; train a step at 0, 1, a middle one and all; return how many there are."""
-    import torch
-
-    from autotune.models.layers import list_layers
-    from autotune.models.network import Head, Network, feature_count
-    from autotune.plan import HeadPlan
-
     features = feature_count(backbone.pretrained, backbone.data_config["input_size"])
     for depth in range(len(layers) + 1):
         module = backbone.fresh() if depth in _trained(layers) else backbone.pretrained
@@ -196,8 +186,6 @@ def _trained(layers: Any) -> set[int]:
 
 def _prefix(network: Any, images: Any) -> None:
     """Check that the frozen part gives the same in training as in evaluation, bit by bit."""
-    import torch
-
     outputs: dict[bool, dict[str, Any]] = {True: {}, False: {}}
     frozen = [
         (name, network.backbone.get_submodule(name))
@@ -229,12 +217,6 @@ def _note(name: str, found: dict[str, Any]) -> Any:
 
 def _heads(backbone: Any, images: Any) -> list[str]:
     """Try heads and poolings; return the poolings that work."""
-    import torch
-
-    from autotune.errors import PlanError
-    from autotune.models.network import build_network
-    from autotune.plan import HeadPlan, HiddenLayer, TrialPlan
-
     works = []
     for pool in ("keep", "avg", "max", "avgmax"):
         hidden = (HiddenLayer(16, 0.1),) * (0 if pool == "keep" else 2)
@@ -255,10 +237,6 @@ def _heads(backbone: Any, images: Any) -> list[str]:
 
 def _change(backbone: Any, plan: Any, images: Any, features: Any) -> float | None:
     """Apply a plan and train a step; return by how much the features have changed before it."""
-    import torch
-
-    from autotune.models.network import build_network
-
     network = build_network(backbone, plan, 3, 0).eval()
     off = None
     if features is not None:
@@ -277,9 +255,6 @@ def _change(backbone: Any, plan: Any, images: Any, features: Any) -> float | Non
 
 def write(rows: list[dict[str, Any]], without: list[str], path: Path | None) -> str:
     """Make the page."""
-    import timm
-    import torch
-
     fields = list(CHANGES)
     good = [row for row in rows if "offered" in row]
     works = {field: sum(row["offered"][field] > 0 for row in good) for field in fields}
