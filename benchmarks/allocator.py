@@ -9,39 +9,45 @@ the CPU seconds of both and their ratio.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 
+import timm
+import torch
+
+from autotune.runtime import tune_malloc
+
 STEPS = 4
-SCRIPT = f"""
-import json, resource, sys, timm, torch
-from autotune.runtime import keep_freed_memory
-if sys.argv[1] == "kept":
-    keep_freed_memory()
-torch.set_num_threads(1)
-model = timm.create_model("mobilenetv2_100", num_classes=2).train()
-images = torch.randn(32, 3, 224, 224)
-for _ in range(2):
-    model(images).sum().backward()
-before = resource.getrusage(resource.RUSAGE_SELF)
-for _ in range({STEPS}):
-    model(images).sum().backward()
-after = resource.getrusage(resource.RUSAGE_SELF)
-print(json.dumps({{
-    "user": (after.ru_utime - before.ru_utime) / {STEPS},
-    "system": (after.ru_stime - before.ru_stime) / {STEPS},
-    "peak_gib": after.ru_maxrss / 2**20,
-}}))
-"""
 
 
-def measure(how: str) -> dict[str, float]:
-    environment = {key: value for key, value in os.environ.items() if "MALLOC" not in key}
+def train(keeps_memory: bool) -> dict[str, float]:
+    """Train some steps; return the CPU seconds of one, and the memory at most."""
+    if keeps_memory:
+        tune_malloc()
+    torch.set_num_threads(1)
+    model = timm.create_model("mobilenetv2_100", num_classes=2).train()
+    images = torch.randn(32, 3, 224, 224)
+    for step in range(2 + STEPS):
+        if step == 2:  # the steps before are for warming up
+            before = resource.getrusage(resource.RUSAGE_SELF)
+        torch.autograd.backward(model(images).sum())
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "user": (after.ru_utime - before.ru_utime) / STEPS,
+        "system": (after.ru_stime - before.ru_stime) / STEPS,
+        "peak_gib": after.ru_maxrss / 2**20,
+    }
+
+
+def measure(which: str) -> dict[str, float]:
+    """Train in a process of its own."""
     output = subprocess.run(
-        [sys.executable, "-c", SCRIPT, how],
-        env=environment,
+        [sys.executable, __file__, "--train", which],
+        env={key: value for key, value in os.environ.items() if "MALLOC" not in key},
         capture_output=True,
         text=True,
         check=True,
@@ -51,6 +57,12 @@ def measure(how: str) -> dict[str, float]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--train", choices=["plain", "kept"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.train:
+        print(json.dumps(train(options.train == "kept")))
+        return
     plain, kept = measure("plain"), measure("kept")
     print("CPU seconds per training step, one thread   user  system  total  peak GiB")
     for title, one in (("glibc's defaults", plain), ("freed memory is kept", kept)):

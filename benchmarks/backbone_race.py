@@ -21,20 +21,17 @@ import json
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from heading import date_and_machine
+from reports import date_and_machine, write_report
 
 from autotune.config.loading import load_study_file
 from autotune.config.schema import StudyConfig
 from autotune.results.study_results import StudyResults
-from autotune.study.race.running import remove_rounds, run_race, run_study
+from autotune.study.race.running import remove_rounds, run_race, run_study_with_race
 from autotune.study.state import attrs
 from autotune.study.state.race_record import RaceRecord
-
-RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,7 @@ def run_split(options: argparse.Namespace, split: int) -> Row:
     values, seconds = {}, {}
     for name in names:
         config = config_of(options, split, name, f"split{split}-{name}")
-        result = run_study(config, workers=1, gpus="none", on_event=show)
+        result = run_study_with_race(config, workers=1, gpus="none", on_event=show)
         results = StudyResults.from_study(result.handle.study)
         assert results.best is not None and not result.interrupted
         values[name] = results.best.values[0]
@@ -145,15 +142,12 @@ def report(options: argparse.Namespace, rows: Sequence[Row]) -> Iterator[str]:
             f"| {row.split} | {values} | {', '.join(row.kept)} | {row.behind:.1f} | "
             f"{100 * row.race_cost:.0f} % | {100 * row.cost:.0f} % |"
         )
-    means = [
-        statistics.fmean(column)
-        for column in zip(
-            *((row.behind, 100 * row.race_cost, 100 * row.cost) for row in rows), strict=True
-        )
-    ]
+    behind = statistics.fmean(row.behind for row in rows)
+    race_cost = 100 * statistics.fmean(row.race_cost for row in rows)
+    cost = 100 * statistics.fmean(row.cost for row in rows)
     yield (
-        f"\nMean: {means[0]:.2f} points behind the best of the list; the race costs "
-        f"{means[1]:.0f} % of tuning all, with the studies of what it keeps {means[2]:.0f} %."
+        f"\nMean: {behind:.2f} points behind the best of the list; the race costs "
+        f"{race_cost:.0f} % of tuning all, with the studies of what it keeps {cost:.0f} %."
     )
 
 
@@ -175,7 +169,7 @@ def main() -> None:
     text = "\n".join(report(options, rows)) + "\n"
     print(text)
     if options.write:
-        (RESULTS / f"{datetime.now(UTC):%Y-%m-%d}-backbone-race.md").write_text(text)
+        write_report(text, "backbone-race")
 
 
 if __name__ == "__main__":

@@ -7,10 +7,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import psutil
 import torch
 from chaos_faults import NAME
@@ -27,6 +29,18 @@ from autotune.study.trial.context import WorkerContext, build_context
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 #: So long processes may take to see that their launcher is gone.
 STOPPING_S = 120.0
+
+
+def read_image(path: Path) -> None:
+    Image.open(path).load()
+
+
+#: Ending of an artifact -> what reads it whole; all others are images.
+READERS: dict[str, Callable[[Path], object]] = {
+    ".safetensors": load_file,
+    ".npz": lambda path: dict(np.load(path)),
+    ".csv": pd.read_csv,
+}
 
 
 def bad_ends(outputs: Sequence[Path], codes: Sequence[int], killed: Collection[int]) -> list[str]:
@@ -75,10 +89,7 @@ def broken_files(files: Path, url: str) -> list[str]:
         for meta in get_all_artifact_meta(trial, storage=opened.storage):
             path = opened.files.artifacts / meta.artifact_id
             try:
-                if meta.filename.endswith(".safetensors"):
-                    load_file(path)
-                else:
-                    Image.open(path).load()
+                READERS.get(Path(meta.filename).suffix, read_image)(path)
             except Exception as error:
                 found.append(f"{meta.filename} of trial {trial.number} is broken: {error}")
     command = [sys.executable, "-m", "autotune", "doctor", NAME, "--storage", url]
@@ -146,12 +157,9 @@ def differences(
         found.append(f"trial {trial.number} has {trial.value}, undisturbed {expected}")
     for one in attempts:
         curve, last = one.intermediate_values, one.last_step or 0
-        whole = {epoch: expected[epoch] for epoch in range(1, last + 1)}
-        if one is trial:
-            whole = expected
         found += [
             f"epoch {epoch} of trial {one.number} is {curve.get(epoch)}, undisturbed {value}"
-            for epoch, value in whole.items()
-            if curve.get(epoch) != value
+            for epoch, value in expected.items()
+            if curve.get(epoch) != value and (one is trial or epoch <= last)
         ]
     return found

@@ -14,28 +14,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import tempfile
-import threading
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from heading import date_and_machine
+from reports import date_and_machine, spread, write_report
 
 from autotune.config.loading import load_study_file
-from autotune.data.views.study_data import StudyData
 from autotune.results.evaluation.combination import DISTILL, ENSEMBLE, SOUP
 from autotune.results.evaluation.refit import refit_study
 from autotune.results.values.intervals import CONFIDENCE_LEVEL, t_interval
-from autotune.storage.paths import StudyPaths
-from autotune.study.engine.pool import Job, worker_name
-from autotune.study.engine.worker import run_worker
-from autotune.study.setup.definition import define
-from autotune.study.setup.opening import OpenStudy, open_or_create
+from autotune.study.setup.opening import OpenStudy
+from studies import open_study, run_trials
 
 KINDS = (ENSEMBLE, SOUP, DISTILL)
 
@@ -44,15 +37,8 @@ def search(study: str, seed: int, overrides: list[str], folder: Path) -> OpenStu
     """Run the study of a seed in this process, or continue it."""
     seeds = [f"{key}.seed={seed}" for key in ("search", "data")]
     storage = f"storage=sqlite:///{folder}/study-{seed}.db"
-    config = load_study_file(study, [*overrides, *seeds, storage], f"{study}-{seed}")
-    definition = define(config)
-    files = StudyPaths.from_url(config.storage, config.files)
-    for spec in definition.specs:
-        data = StudyData.open(config.dataset, config.data, spec, files.cache)
-    handle = open_or_create(definition, data.info.to_json())
-    worker = worker_name(os.getpid(), 0)
-    job = Job(handle.name, handle.url, None, worker, 0, workers=1, threads=1, log="")
-    run_worker(job, threading.Event(), lambda event: None)
+    handle = open_study(load_study_file(study, [*overrides, *seeds, storage], f"{study}-{seed}"))
+    run_trials(handle)
     return handle
 
 
@@ -87,12 +73,13 @@ def render(study: str, overrides: list[str], rows: list[dict[str, Any]]) -> str:
         "better, equal, worse | networks | parameters | latency |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    singles = [find(row[ENSEMBLE], -2 if row[ENSEMBLE]["is_used"] else -1) for row in rows]
+    # The last model of a combination is itself, or the single plan where it was refused.
+    singles = [row[ENSEMBLE]["models"][-2 if row[ENSEMBLE]["is_used"] else -1] for row in rows]
     baselines = [row[ENSEMBLE]["models"][0] for row in rows]
     lines.append(line("baseline", metric, baselines, singles, "", [1] * len(rows)))
     lines.append(line("single plan", metric, singles, singles, "", [1] * len(rows)))
     for kind in KINDS:
-        models = [find(row[kind], -1) for row in rows]
+        models = [row[kind]["models"][-1] for row in rows]
         used = sum(row[kind]["is_used"] for row in rows)
         is_ensemble = kind == ENSEMBLE
         networks = [len(row[kind]["members"]) if is_ensemble else 1 for row in rows]
@@ -104,11 +91,6 @@ def render(study: str, overrides: list[str], rows: list[dict[str, Any]]) -> str:
         for kind in KINDS
     ]
     return "\n".join(lines) + "\n"
-
-
-def find(combination: dict[str, Any], index: int) -> dict[str, Any]:
-    """Return a model of a combination; that of a refused one is the single plan."""
-    return combination["models"][index]
 
 
 def line(
@@ -129,7 +111,7 @@ def line(
     is_single = models is singles
     cells = [
         name,
-        f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f}",
+        spread(values, 2),
         "" if is_single else interval(gains, 2),
         f"{statistics.fmean(losses):.4f}",
         "" if is_single else interval(lower, 4),
@@ -169,8 +151,7 @@ def main() -> None:
             rows.append(json.loads(stored.read_text(encoding="utf-8")))
     text = render(options.study, options.overrides, rows)
     print(text)
-    name = f"{datetime.now(UTC):%Y-%m-%d}-combining-{options.study}.md"
-    (Path(__file__).parent / "results" / name).write_text(text, encoding="utf-8")
+    write_report(text, f"combining-{options.study}")
 
 
 if __name__ == "__main__":

@@ -19,45 +19,37 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import timm
+import torch
 from families import each_family, image_size, stir
+from torch import nn
+from torch.nn import functional
 
+from autotune.errors import PlanError
+from autotune.models.backbone import Backbone, data_config
+from autotune.models.layers import list_layers
+from autotune.models.network import Head, Network, build_network, feature_count
+from autotune.models.surgery.probing import cached_capabilities
+from autotune.plan import HeadPlan, HiddenLayer, LayerPlan, TrialPlan
 from autotune.text import error_line
 
 LAST = 8
 #: Largest relative change of the features by what should not change them.
 TOLERANCE = 1e-4
-#: Column -> field of a layer plan, value, whether it should leave the function as it is.
-CHANGES: dict[str, list[tuple[str, Any, bool]]] = {
-    "kernel": [
-        ("kernel", 1, False),
-        ("kernel", 2, False),
-        ("kernel", 3, False),
-        ("kernel", 5, False),
-        ("kernel", 7, False),
-    ],
-    "width": [
-        ("width", 0.5, False),
-        ("width", 0.75, False),
-        ("width", 64, False),
-        ("width", 1.5, True),
-    ],
-    "bridge": [("bridge", 0.5, False), ("bridge", 1.5, True)],
-    "activation": [("activation", "elu", False)],
-    "pool": [("pool", "avg3", False), ("pool", "max2", False)],
-    "dropout": [("dropout", 0.2, True)],
-    "drop_path": [("drop_path", 0.2, True)],
+#: Field of a layer plan -> its values, and whether each should leave the function as it is.
+CHANGES: dict[str, dict[Any, bool]] = {
+    "kernel": dict.fromkeys((1, 2, 3, 5, 7), False),
+    "width": {0.5: False, 0.75: False, 64: False, 1.5: True},
+    "bridge": {0.5: False, 1.5: True},
+    "activation": {"elu": False},
+    "pool": {"avg3": False, "max2": False},
+    "dropout": {0.2: True},
+    "drop_path": {0.2: True},
 }
 
 
 def check(family: str, name: str) -> dict[str, Any]:
     """Try everything on one model."""
-    import timm
-    import torch
-
-    from autotune.models.backbone import Backbone, data_config
-    from autotune.models.layers import list_layers
-    from autotune.models.surgery.probing import cached_capabilities
-
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -93,7 +85,7 @@ def check(family: str, name: str) -> dict[str, Any]:
             row["failures"].append(f"{title}: {error_line(error)}")
     row["widened"] = None
     for field, changes in CHANGES.items():
-        for _, value, same in changes:
+        for value, same in changes.items():
             plan = _plan(name, offers, field, value)
             if plan is None:
                 continue
@@ -117,8 +109,6 @@ def check(family: str, name: str) -> dict[str, Any]:
 
 
 def _spatial(model: Any, layers: Any) -> bool:
-    from torch import nn
-
     return any(
         isinstance(module := model.get_submodule(name), nn.Conv2d) and max(module.kernel_size) > 1
         for layer in layers
@@ -133,8 +123,6 @@ def _reasons(offers: Any, field: str) -> list[str]:
 
 def _plan(name: str, offers: Any, field: str, value: Any) -> Any:
     """Make a plan that changes one field of every layer that can take the value."""
-    from autotune.plan import LayerPlan, TrialPlan
-
     layers = tuple(
         LayerPlan(**{field: value})
         if not offer.reason_unsupported(field, value) and not offer.is_noop(field, value)
@@ -151,9 +139,6 @@ def _plan(name: str, offers: Any, field: str, value: Any) -> Any:
 
 def _step(network: Any, images: Any) -> None:
     """Do one optimizer step and check that it went well and touched the trainable part alone."""
-    import torch
-    from torch.nn import functional
-
     trainable = {name for name, value in network.named_parameters() if value.requires_grad}
     before = {
         name: value.clone()
@@ -177,12 +162,6 @@ def _step(network: Any, images: Any) -> None:
 
 def _depths(backbone: Any, layers: Any, images: Any) -> int:
     """Build every depth; train a step at 0, 1, a middle one and all; return how many there are."""
-    import torch
-
-    from autotune.models.layers import list_layers
-    from autotune.models.network import Head, Network, feature_count
-    from autotune.plan import HeadPlan
-
     features = feature_count(backbone.pretrained, backbone.data_config["input_size"])
     for depth in range(len(layers) + 1):
         module = backbone.fresh() if depth in _trained(layers) else backbone.pretrained
@@ -207,8 +186,6 @@ def _trained(layers: Any) -> set[int]:
 
 def _prefix(network: Any, images: Any) -> None:
     """Check that the frozen part gives the same in training as in evaluation, bit by bit."""
-    import torch
-
     outputs: dict[bool, dict[str, Any]] = {True: {}, False: {}}
     frozen = [
         (name, network.backbone.get_submodule(name))
@@ -240,12 +217,6 @@ def _note(name: str, found: dict[str, Any]) -> Any:
 
 def _heads(backbone: Any, images: Any) -> list[str]:
     """Try heads and poolings; return the poolings that work."""
-    import torch
-
-    from autotune.errors import PlanError
-    from autotune.models.network import build_network
-    from autotune.plan import HeadPlan, HiddenLayer, TrialPlan
-
     works = []
     for pool in ("keep", "avg", "max", "avgmax"):
         hidden = (HiddenLayer(16, 0.1),) * (0 if pool == "keep" else 2)
@@ -266,10 +237,6 @@ def _heads(backbone: Any, images: Any) -> list[str]:
 
 def _change(backbone: Any, plan: Any, images: Any, features: Any) -> float | None:
     """Apply a plan and train a step; return by how much the features have changed before it."""
-    import torch
-
-    from autotune.models.network import build_network
-
     network = build_network(backbone, plan, 3, 0).eval()
     off = None
     if features is not None:
@@ -288,15 +255,9 @@ def _change(backbone: Any, plan: Any, images: Any, features: Any) -> float | Non
 
 def write(rows: list[dict[str, Any]], without: list[str], path: Path | None) -> str:
     """Make the page."""
-    import timm
-    import torch
-
     fields = list(CHANGES)
-    works = {
-        field: sum(row["offered"][field] > 0 for row in rows if "offered" in row)
-        for field in fields
-    }
     good = [row for row in rows if "offered" in row]
+    works = {field: sum(row["offered"][field] > 0 for row in good) for field in fields}
     spatial = [row for row in good if row["spatial"]]
     failing = [row for row in rows if row["failures"]]
     lines = [
@@ -343,11 +304,7 @@ def write(rows: list[dict[str, Any]], without: list[str], path: Path | None) -> 
         ]
         widened = "" if not row["offered"]["width"] else "-"
         if row["widened"] is not None:
-            widened = (
-                f"{row['widened']:.0e}"
-                if row["widened"] < TOLERANCE
-                else (f"~{row['widened']:.0e}")
-            )
+            widened = f"{'' if row['widened'] < TOLERANCE else '~'}{row['widened']:.0e}"
         heads = " ".join(row.get("head", ["failed"]))
         lines.append(
             f"| {row['family']} | {row['model']} | {row['layers']} | {' | '.join(cells)} | "
@@ -357,11 +314,8 @@ def write(rows: list[dict[str, Any]], without: list[str], path: Path | None) -> 
     for row in good:
         of = min(LAST, row["layers"])
         for field in ("width", "kernel"):
-            missing = [
-                reason
-                for reason in row["reasons"][field]
-                if reason != "it has no spatial convolution"
-            ]
+            reasons = row["reasons"][field]
+            missing = [one for one in reasons if one != "it has no spatial convolution"]
             if missing and row["offered"][field] < of:
                 lines.append(f"- {row['family']}, {field}: {'; '.join(missing[:3])}")
     if failing:

@@ -32,7 +32,7 @@ import tempfile
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
@@ -44,34 +44,31 @@ from wsgiref.util import setup_testing_defaults
 import numpy as np
 import sqlalchemy
 import torch
-from heading import date_and_machine
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.storages._rdb.models import StudySystemAttributeModel
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from optuna_dashboard import wsgi
 from optuna_dashboard._note import note_ver_key, split_body
+from reports import date_and_machine
 from rich.console import Console
 
 from autotune.config.loading import apply_overrides, presets, read_yaml
 from autotune.config.validation import validate
-from autotune.data.views.study_data import StudyData
 from autotune.results.dashboard.notes import study_note, trial_note
 from autotune.results.study_results import StudyResults
 from autotune.search.space import Space
 from autotune.storage.admin.study_rows import Row, StudyRows, read_study, write_study
-from autotune.storage.paths import StudyPaths
 from autotune.storage.rdb.connection import open_storage
 from autotune.storage.rdb.retry import RetryingStorage
-from autotune.study.setup.definition import define
-from autotune.study.setup.opening import OpenStudy, open_existing, open_or_create
+from autotune.study.setup.opening import OpenStudy, open_existing
 from autotune.study.state import attrs
 from autotune.study.state.predictions import ImagePrediction
 from autotune.study.trial.plots import draw_confusion, draw_curve, draw_worst
+from studies import open_study
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-RESULTS = Path(__file__).parent / "results"
 NAME, EPOCHS = "scale", 10
 #: So often the trials of a small study are repeated: one by one, 2,000 take minutes to write.
 REPEATED = 20
@@ -87,10 +84,7 @@ def make_study(folder: Path, trials: int) -> OpenStudy:
     url = f"sqlite:///{folder}/study.db"
     given = {"name": NAME, "storage": url, "training.epochs": EPOCHS, "search.trials": trials}
     config = validate(apply_overrides(read_yaml(presets()["digits"]), given), "benchmark")
-    definition = define(config)
-    files = StudyPaths.from_url(config.storage, config.files)
-    task = StudyData.open(config.dataset, config.data, definition.specs[0], files.cache)
-    opened = open_or_create(definition, task.info.to_json())
+    opened = open_study(config)
     references = draw_pictures(opened)
     space = Space.from_json(opened.study.user_attrs[attrs.SPACE])
     rng = np.random.default_rng(0)
@@ -386,10 +380,9 @@ def read(what: str, url: str) -> None:
     from autotune.results.dashboard.annotations import annotated_app
     from autotune.results.report.html import render_html
 
-    statements: list[str] = []
-    listen = sqlalchemy.event.listen
-    listen(
-        sqlalchemy.Engine, "before_cursor_execute", lambda *told: statements.append(str(told[2]))
+    statements: list[object] = []
+    sqlalchemy.event.listen(
+        sqlalchemy.Engine, "before_cursor_execute", lambda *told: statements.append(told[2])
     )
     wall, cpu = time.perf_counter(), time.process_time()
     opened = open_existing(NAME, url)
@@ -440,14 +433,15 @@ def measure_reading(urls: dict[str, str], rounds: int) -> str:
 # The report
 
 
-_ROWS: Sequence[tuple[str, Callable[[Waits], float], str]] = (
-    ("JSON of the study, MB", lambda one: one.megabytes, "{:.1f}"),
-    ("that JSON from a new process, s", lambda one: one.first_s, "{:.2f}"),
-    ("looking again for the last 10, 11 s later, s", lambda one: one.again_s, "{:.2f}"),
-    ("page until the history is drawn, s", lambda one: one.history_s, "{:.2f}"),
-    ("page until the importances are drawn, s", lambda one: one.importances_s, "{:.2f}"),
-    ("page of a trial with note and pictures, s", lambda one: one.trial_s, "{:.2f}"),
-    ("scrolling to the last trial, s", lambda one: one.scroll_s, "{:.2f}"),
+#: Title, field of the waits, and decimals.
+_ROWS = (
+    ("JSON of the study, MB", "megabytes", 1),
+    ("that JSON from a new process, s", "first_s", 2),
+    ("looking again for the last 10, 11 s later, s", "again_s", 2),
+    ("page until the history is drawn, s", "history_s", 2),
+    ("page until the importances are drawn, s", "importances_s", 2),
+    ("page of a trial with note and pictures, s", "trial_s", 2),
+    ("scrolling to the last trial, s", "scroll_s", 2),
 )
 
 
@@ -458,13 +452,11 @@ def report(found: Sequence[Waits]) -> str:
         f"| | {' | '.join(names)} | autotune / plain | autotune / stored |",
         "| --- " * (len(found) + 3) + "|",
     ]
-    by_name = {one.name: one for one in found}
-    for title, of, form in _ROWS:
-        values = [form.format(of(one)) for one in found]
-        ratios = [
-            f"{of(by_name['autotune']) / of(by_name[other]):.2f}" for other in ("plain", "stored")
-        ]
-        lines.append(f"| {title} | {' | '.join(values + ratios)} |")
+    for title, field, digits in _ROWS:
+        values = {one.name: getattr(one, field) for one in found}
+        cells = [f"{value:.{digits}f}" for value in values.values()]
+        cells += [f"{values['autotune'] / values[other]:.2f}" for other in ("plain", "stored")]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -23,8 +23,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from heading import date_and_machine
 from PIL import Image, features
+from reports import date_and_machine
 
 from autotune.data.image_files import read_image
 from autotune.data.preprocessing import ImageSpec, draft_decode, to_store_array
@@ -112,8 +112,8 @@ def compare(what: str, paths: Sequence[Path], size: int) -> Row:
         means.append(float(apart.mean()))
         largest = max(largest, int(apart.max()))
     full_s, fast_s = (second / len(paths) for second in seconds.values())
-    rates = (rate(paths, spec, fast) for fast in (False, True))
-    return Row(what, size, full_s, fast_s, *rates, float(np.mean(means)), max(means), largest)
+    full, fast = (rate(paths, spec, fast) for fast in (False, True))
+    return Row(what, size, full_s, fast_s, full, fast, float(np.mean(means)), max(means), largest)
 
 
 def rows(made: int, images: Path | None, limit: int) -> Iterator[Row]:

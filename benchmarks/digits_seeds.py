@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import argparse
 import resource
-import statistics
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
-from heading import date_and_machine
+from reports import date_and_machine, spread, write_report
 
 from autotune.config.loading import load_study_file
 from autotune.results.evaluation.refit import RefitResult, refit_study
@@ -31,7 +29,7 @@ from autotune.study.state import attrs
 
 @dataclass(frozen=True)
 class Row:
-    """One seed: the study's two validation scores, and what the final fit measured."""
+    """One seed: the study's two validation scores in percent, and what the final fit measured."""
 
     seed: int
     seconds: float
@@ -40,6 +38,21 @@ class Row:
     validation_baseline: float
     validation_best: float
     fitted: RefitResult
+
+    @property
+    def test_baseline(self) -> float:
+        """Test accuracy of the baseline in percent."""
+        return 100 * self.fitted.baseline.accuracy
+
+    @property
+    def test_best(self) -> float:
+        """That of the best plan."""
+        return 100 * self.fitted.test.accuracy
+
+    @property
+    def gain(self) -> float:
+        """Points by which the best plan is better."""
+        return self.test_best - self.test_baseline
 
 
 def cpu_seconds() -> float:
@@ -66,12 +79,7 @@ def run_seed(seed: int, trials: int, changes: Sequence[str], folder: Path) -> Ro
     assert baseline is not None and best is not None
     assert baseline.value is not None and best.value is not None
     fitted = refit_study(result.handle)
-    return Row(seed, seconds, cpu, result.progress, baseline.value, best.value, fitted)
-
-
-def spread(values: list[float]) -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{100 * statistics.mean(values):.1f} ± {100 * deviation:.1f}"
+    return Row(seed, seconds, cpu, result.progress, 100 * baseline.value, 100 * best.value, fitted)
 
 
 def render(rows: list[Row], trials: int, changes: Sequence[str]) -> str:
@@ -89,20 +97,16 @@ def render(rows: list[Row], trials: int, changes: Sequence[str]) -> str:
         "| seed | validation: baseline | best trial | test: baseline | best plan | gain | plan |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for row in rows:
-        gain = row.fitted.test.accuracy - row.fitted.baseline.accuracy
-        lines.append(
-            f"| {row.seed} | {100 * row.validation_baseline:.1f} | "
-            f"{100 * row.validation_best:.1f} | {100 * row.fitted.baseline.accuracy:.1f} | "
-            f"{100 * row.fitted.test.accuracy:.1f} | {100 * gain:+.1f} | "
-            f"{row.fitted.plan.describe()} |"
-        )
     lines += [
-        f"| mean ± sd | {spread([row.validation_baseline for row in rows])} | "
-        f"{spread([row.validation_best for row in rows])} | "
-        f"{spread([row.fitted.baseline.accuracy for row in rows])} | "
-        f"{spread([row.fitted.test.accuracy for row in rows])} | "
-        f"{spread([r.fitted.test.accuracy - r.fitted.baseline.accuracy for r in rows])} | |",
+        f"| {row.seed} | {row.validation_baseline:.1f} | {row.validation_best:.1f} | "
+        f"{row.test_baseline:.1f} | {row.test_best:.1f} | {row.gain:+.1f} | "
+        f"{row.fitted.plan.describe()} |"
+        for row in rows
+    ]
+    columns = ("validation_baseline", "validation_best", "test_baseline", "test_best", "gain")
+    means = [spread([getattr(row, name) for row in rows]) for name in columns]
+    lines += [
+        f"| mean ± sd | {' | '.join(means)} | |",
         "",
         "| seed | seconds | CPU seconds | complete | pruned | failed |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -129,11 +133,8 @@ def main() -> None:
         ]
     text = render(rows, options.trials, options.changes)
     print(text)
-    results = Path(__file__).parent / "results"
-    output = options.output or results / f"{datetime.now(UTC):%Y-%m-%d}-digits-seeds.md"
-    output.write_text(text, encoding="utf-8")
-    gains = [row.fitted.test.accuracy - row.fitted.baseline.accuracy for row in rows]
-    print(f"least gain on the test part: {100 * min(gains):+.1f} points ({output})")
+    output = write_report(text, "digits-seeds", options.output)
+    print(f"least gain on the test part: {min(row.gain for row in rows):+.1f} points ({output})")
 
 
 if __name__ == "__main__":

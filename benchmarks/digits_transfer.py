@@ -15,12 +15,10 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from heading import date_and_machine
+from reports import date_and_machine, spread, write_report
 
 from autotune.config.loading import load_study_file
 from autotune.data.preprocessing import ImageSpec
@@ -41,7 +39,7 @@ RATES = (3e-3, 1e-2)
 def accuracy(
     folder: Path, seed: int, weights: str, per_class: int, depth: int, lr: float | None
 ) -> float:
-    """Train a plan with a linear head; without a learning rate the head is solved."""
+    """Return the accuracy in percent of a linear head; without a learning rate it is solved."""
     config = load_study_file("digits", [f"data.seed={seed}", f"data.train_per_class={per_class}"])
     backbone = load_backbone(config.backbone, weights, config.data.image_size)
     spec = ImageSpec.from_data_config(backbone.data_config, config.data.image_size)
@@ -60,11 +58,7 @@ def accuracy(
     )
     *_, last = training.run()
     assert last.metrics is not None
-    return last.metrics.accuracy
-
-
-def spread(values: Sequence[float]) -> str:
-    return f"{100 * statistics.mean(values):.1f} ± {100 * statistics.stdev(values):.1f}"
+    return 100 * last.metrics.accuracy
 
 
 def over_seeds(
@@ -109,8 +103,7 @@ def main() -> None:
     ]
     text = "\n".join(lines) + "\n"
     print(text)
-    results = Path(__file__).parent / "results"
-    (results / f"{datetime.now(UTC):%Y-%m-%d}-digits-transfer.md").write_text(text, "utf-8")
+    write_report(text, "digits-transfer")
 
 
 if __name__ == "__main__":

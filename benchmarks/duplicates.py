@@ -17,8 +17,8 @@ from pathlib import Path
 
 import imagehash
 import numpy as np
-from heading import date_and_machine
 from PIL import Image
+from reports import date_and_machine
 
 from autotune.data.image_files import Shrink, read_image
 from autotune.data.image_formats import ENDINGS

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
+
+import timm
+import torch
+from reports import append_line, read_lines
 
 from autotune.text import error_line
 
@@ -37,11 +40,8 @@ def each_family(
     parser.add_argument("--rows", type=Path, help="JSON lines: families in it are not run again")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
     options = parser.parse_args()
-    import timm
 
-    rows: list[Row] = []
-    if options.rows is not None and options.rows.exists():
-        rows = [json.loads(line) for line in options.rows.read_text("utf-8").splitlines()]
+    rows: list[Row] = [] if options.rows is None else read_lines(options.rows)
     known = families()
     done_before = {row["family"] for row in rows}
     chosen = {
@@ -60,8 +60,7 @@ def each_family(
                 row = {"family": family, "model": name, **nothing, "failures": [error_line(error)]}
             rows.append(row)
             if options.rows is not None:
-                with options.rows.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+                append_line(options.rows, row)
             print(f"{len(rows):3d}/{len(known)} {family}: {row['failures'] or 'ok'}", flush=True)
     rows.sort(key=lambda row: row["family"])
     without = [family for family in timm.list_modules() if family not in known]
@@ -70,9 +69,6 @@ def each_family(
 
 def families() -> dict[str, str]:
     """Return the smallest classification model of every timm model module."""
-    import timm
-    import torch
-
     smallest: dict[str, str] = {}
     for family in timm.list_modules():
         sizes = {}
@@ -91,8 +87,6 @@ def families() -> dict[str, str]:
 
 def image_size(model: Any) -> int | None:
     """Return a small size of images that the model can take, ``None`` for its own."""
-    import torch
-
     own = int(model.pretrained_cfg["input_size"][-1])
     if model.pretrained_cfg.get("fixed_input_size") or own <= SIZE:
         return None
@@ -106,8 +100,6 @@ def image_size(model: Any) -> int | None:
 
 def stir(model: Any) -> None:
     """Give norms and scales values that hide nothing: many start as zeros and ones."""
-    import torch
-
     with torch.no_grad():
         for module in model.modules():
             for key, value in [*module.named_parameters(recurse=False)]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from heading import date_and_machine
+from reports import date_and_machine
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 

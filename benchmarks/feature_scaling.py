@@ -18,14 +18,12 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from heading import date_and_machine
 from PIL import Image
+from reports import date_and_machine, write_report
 
 from autotune.config.schema import DataConfig, TrainingConfig
 from autotune.data.cache.array_cache import ArrayCache
@@ -230,15 +228,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="scaling-") as name:
         home = Path(name)
         least = min(options.images)
-        tables = [
-            run()
-            for run in (
-                partial(by_images, options.images, home),
-                partial(by_views, least, home),
-                partial(by_depth, least, home),
-                partial(by_workers, least, home),
-            )
-        ]
+        images, views = by_images(options.images, home), by_views(least, home)
+        depths, workers = by_depth(least, home), by_workers(least, home)
     text = "\n".join(
         [
             "# How the caches grow",
@@ -252,33 +243,31 @@ def main() -> None:
             "| depth 0 from root, s | µs/image | epoch of the head, s | µs/image "
             "| decoded, MB | root, MB | depth 0, MB |",
             "|" + " --- |" * 12,
-            *tables[0],
+            *images,
             "",
             f"Views, {least:,} images:",
             "",
             "| views | root, s | s/view | MB |",
             "|" + " --- |" * 4,
-            *tables[1],
+            *views,
             "",
             f"Depth, {least:,} images:",
             "",
             "| depth | crosses | kB/image | from images, s | from the root, s | epoch, s |",
             "|" + " --- |" * 6,
-            *tables[2],
+            *depths,
             "",
             f"Workers that make four views of {least:,} images together:",
             "",
             "| workers | s |",
             "|" + " --- |" * 2,
-            *tables[3],
+            *workers,
             "",
         ]
     )
     print(text)
     if options.write:
-        report = Path(__file__).parent / "results" / f"{datetime.now(UTC):%Y-%m-%d}-scaling.md"
-        report.write_text(text, encoding="utf-8")
-        print(report)
+        print(write_report(text, "scaling"))
 
 
 if __name__ == "__main__":

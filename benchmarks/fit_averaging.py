@@ -18,26 +18,23 @@ import tempfile
 import time
 from collections import defaultdict
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from heading import date_and_machine
+from reports import date_and_machine, spread, write_report
 
 from autotune.config.loading import load_study_file
 from autotune.config.schema import RefitConfig
-from autotune.data.views.study_data import StudyData, open_test_views
+from autotune.data.views.study_data import open_test_views
 from autotune.data.views.views import Views
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
-from autotune.storage.paths import StudyPaths
-from autotune.study.setup.definition import define
-from autotune.study.setup.opening import open_or_create
 from autotune.study.trial.build import build_trainer
 from autotune.study.trial.context import WorkerContext, build_context
 from autotune.study.trial.refit import refit_views
 from autotune.training.metrics import Metrics, compute_metrics
 from autotune.training.optim.ema import WeightAverage
 from autotune.training.trainer import Trainer
+from studies import open_study
 
 #: How many steps an average is long, as a share of all.
 SHARES = (0.025, 0.05, 0.1, 0.2)
@@ -86,11 +83,8 @@ def run_seed(study: str, seed: int, overrides: list[str], folder: Path) -> dict[
         ],
         f"{study}-{seed}",
     )
-    definition = define(config)
-    files = StudyPaths.from_url(config.storage, config.files)
-    for spec in definition.specs:
-        task = StudyData.open(config.dataset, config.data, spec, files.cache)
-    ctx = build_context(open_or_create(definition, task.info.to_json()))
+    handle = open_study(config)
+    ctx = build_context(handle)
     baseline = ctx.space.baseline(ctx.config.baseline)
     depth = 5 if study == "digits" else 3
     plan = replace(
@@ -100,7 +94,7 @@ def run_seed(study: str, seed: int, overrides: list[str], folder: Path) -> dict[
         policy=TrainingPolicy(lr=5e-3 if study == "digits" else 1e-3, layer_decay=0.7),
     )
     task = ctx.resources.get(plan.backbone).data
-    test = open_test_views(config.dataset, config.data, task.spec, files.cache)
+    test = open_test_views(config.dataset, config.data, task.spec, handle.files.cache)
     found = {}
     for views in ("study", "online"):
         images = refit_views(task, config, RefitConfig(views=views), 1 << 30)
@@ -132,8 +126,8 @@ def render(study: str, rows: list[dict]) -> str:
         gains = [one - other for one, other in zip(accuracy, plain, strict=True)]
         losses = [row[key].log_loss for row in rows]
         lines.append(
-            f"| {key[0]} | {key[1]} | {key[2]} | {_spread(accuracy, 2)} | {_spread(losses, 4)} | "
-            f"{_spread(gains, 2)} |"
+            f"| {key[0]} | {key[1]} | {key[2]} | {spread(accuracy, 2)} | {spread(losses, 4)} | "
+            f"{spread(gains, 2)} |"
         )
     seconds: dict[tuple, list[float]] = defaultdict(list)
     for row in rows:
@@ -143,11 +137,6 @@ def render(study: str, rows: list[dict]) -> str:
     lines += ["", "| | views | seconds |", "| --- | --- | --- |"]
     lines += [f"| {a} | {b} | {statistics.median(some):.1f} |" for (a, b), some in seconds.items()]
     return "\n".join(lines) + "\n"
-
-
-def _spread(values: list[float], decimals: int) -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.{decimals}f} ± {deviation:.{decimals}f}"
 
 
 def main() -> None:
@@ -165,9 +154,7 @@ def main() -> None:
         ]
     text = render(options.study, rows)
     print(text)
-    results = Path(__file__).parent / "results"
-    name = f"{datetime.now(UTC):%Y-%m-%d}-fit-averaging-{options.study}.md"
-    (options.output or results / name).write_text(text, encoding="utf-8")
+    write_report(text, f"fit-averaging-{options.study}", options.output)
 
 
 if __name__ == "__main__":

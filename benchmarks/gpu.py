@@ -30,22 +30,13 @@ from importlib import import_module
 from pathlib import Path
 
 from gpu_report import render
-from gpu_steps.context import (
-    DRY,
-    ENDED,
-    REAL,
-    STARTED,
-    Context,
-    append_line,
-    now,
-    read_lines,
-)
-from gpu_steps.pictures import make_images
+from gpu_steps.context import DRY, ENDED, REAL, STARTED, Context, now
+from gpu_steps.material import make_images
 from gpu_steps.plan import DRY_LIMIT_S, HALF_S, STEPS, Step, step_named, steps_of
+from reports import RESULTS, append_line, read_lines
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-RESULTS = HERE / "results"
 DRY_RESULTS = ROOT / "storage" / "gpu-dry"
 #: For how long a step that is asked to end may take to do so.
 _GRACE_S = 5.0
@@ -186,7 +177,8 @@ def write_report(results: Path, date: str) -> Path | None:
     if not files:
         return None
     report = results / f"{date}-gpu.md"
-    report.write_text(render(read_lines(files), date), encoding="utf-8")
+    lines = [line for file in files for line in read_lines(file)]
+    report.write_text(render(lines, date), encoding="utf-8")
     return report
 
 

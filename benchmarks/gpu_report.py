@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from gpu_steps.context import ENDED, STARTED
@@ -25,30 +25,14 @@ REACHED, MISSED, UNKNOWN = "reached", "MISSED", "not measured"
 _SIMULATED = "simulated"
 
 
-@dataclass(frozen=True)
-class Goal:
-    """A goal, and what was found.
-
-    Args:
-        title: What is to be.
-        found: What is.
-        verdict: In a word.
-    """
-
-    title: str
-    found: str
-    verdict: str
-
-
 def render(lines: Sequence[Line], date: str) -> str:
     """Write the report of the last run of each step."""
     runs = last_runs(lines)
     dry = any(line.get("dry") for line in lines)
     parts = ["# Check on a GPU", "", *_heading(runs, date, dry), "", "## Goals", ""]
     parts += ["| goal | found | verdict |", "| --- | --- | --- |"]
-    for goal in goals(runs):
-        verdict = f"{_SIMULATED}: no verdict" if dry else goal.verdict
-        parts.append(f"| {goal.title} | {goal.found} | {verdict} |")
+    for title, found, verdict in goals(runs):
+        parts.append(f"| {title} | {found} | {f'{_SIMULATED}: no verdict' if dry else verdict} |")
     parts += ["", "## Steps", "", "| step | half | ended | seconds | limit |"]
     parts += ["| --- | --- | --- | --- | --- |"]
     for step in STEPS:
@@ -58,11 +42,10 @@ def render(lines: Sequence[Line], date: str) -> str:
             f"{_number(end.get('seconds'), 1)} | {_number(end.get('limit_s'), 0)} |"
         )
     for step in STEPS:
-        found = runs.get(step.name)
-        if not found:
+        if step.name not in runs:
             continue
-        parts += ["", f"## {step.title}", "", *_SECTIONS[step.name](found)]
-        end = _end_of(found)
+        parts += ["", f"## {step.title}", *_section(step.name, runs[step.name])]
+        end = _end_of(runs[step.name])
         if end.get("ended") not in ("ok", None):
             parts += ["", f"The step {end['ended']}. The end of what it said:", ""]
             parts += ["```", *str(end["said"]).strip().splitlines()[-15:], "```"]
@@ -79,61 +62,83 @@ def last_runs(lines: Sequence[Line]) -> dict[str, list[Line]]:
     return runs
 
 
-def goals(runs: dict[str, list[Line]]) -> list[Goal]:
-    """Hold what was measured against the goals."""
-    return [
-        _tail_goal(_of(runs, "throughput", "tail")),
-        _naive_goal(_of(runs, "naive", "ratio"), "cold"),
-        _naive_goal(_of(runs, "naive", "ratio"), "warm"),
-        _waits_goal(_of(runs, "throughput", "tail")),
-        _pageable_goal(_of(runs, "throughput", "tail")),
-        _split_goal(_of(runs, "split", "split")),
-        _tests_goal(runs.get("tests", [])),
-        _workers_goal(_of(runs, "workers", "workers")),
-        _memory_goal(_of(runs, "memory", "memory"), "little"),
-        _memory_goal(_of(runs, "memory", "memory"), "crowded"),
-        _missing_goal(_of(runs, "missing", "missing")),
+def goals(runs: dict[str, list[Line]]) -> list[tuple[str, str, str]]:
+    """Hold what was measured against the goals; return title, what was found, and verdict."""
+    tails = _of(runs, "throughput", "tail")
+    ratios, memory = _of(runs, "naive", "ratio"), _of(runs, "memory", "memory")
+    limits = ", ".join(f"{limit:g} in {mode}" for mode, limit in SPLIT_LIMITS.items())
+    judged: list[tuple[str, Sequence[Line], Callable[[Sequence[Line]], tuple[str, str]]]] = [
+        (
+            f"a training on what lies on the GPU: at least {TAIL_GOAL:g} of one resident batch",
+            [tail for tail in tails if tail["way"] == "resident"],
+            _judge_tails,
+        ),
+        *(
+            (
+                f"the list of plans, {side}: {NAIVE_GOAL:g} times as fast as naive",
+                [ratio for ratio in ratios if ratio["side"] == side],
+                _judge_naive,
+            )
+            for side in ("cold", "warm")
+        ),
+        ("the host waits for the GPU in no step", tails, partial(_judge_none, "waits")),
+        (
+            "no step copies from memory that is not pinned",
+            tails,
+            partial(_judge_none, "pageable"),
+        ),
+        (
+            f"split and whole differ by at most {limits}; features on GPU and CPU by "
+            f"{CPU_LIMIT:g}",
+            _of(runs, "split", "split"),
+            _judge_splits,
+        ),
+        (
+            "all tests with the marker `gpu` pass",
+            _of(runs, "tests", "test"),
+            partial(_judge_tests, bool(_of(runs, "tests", "tests"))),
+        ),
+        (
+            "no trial fails with two workers on the GPU",
+            [line for line in _of(runs, "workers", "workers") if line["workers"] == 2],
+            _judge_workers,
+        ),
+        (
+            "with too little memory, trials end in smaller parts",
+            [line for line in memory if line["case"] == "little"],
+            _judge_little,
+        ),
+        (
+            "after a neighbor has left, trials end in whole batches",
+            [line for line in memory if line["case"] == "crowded"],
+            _judge_crowded,
+        ),
+        (
+            "a worker whose GPU is not there refuses, and trains nothing",
+            _of(runs, "missing", "missing"),
+            _judge_missing,
+        ),
     ]
+    return [(title, *(judge(lines) if lines else ("", UNKNOWN))) for title, lines, judge in judged]
 
 
-def _tail_goal(tails: Sequence[Line]) -> Goal:
-    title = f"a training on what lies on the GPU: at least {TAIL_GOAL:g} of one resident batch"
-    found = [tail for tail in tails if tail["way"] == "resident"]
-    if not found:
-        return Goal(title, "", UNKNOWN)
-    worst = min(found, key=lambda one: float(one["share"]))
+def _judge_tails(tails: Sequence[Line]) -> tuple[str, str]:
+    worst = min(tails, key=lambda one: float(one["share"]))
     words = (
         f"{worst['share']:.2f} at depth {worst['depth']} on {worst['given']}, steps "
-        f"{worst['form']}, the least of {len(found)}"
+        f"{worst['form']}, the least of {len(tails)}"
     )
-    if max(one["share"] for one in found) > TAIL_MOST:
-        return Goal(title, words, f"no verdict: a share above {TAIL_MOST:g} is noise")
-    return Goal(title, words, _verdict(worst["share"] >= TAIL_GOAL))
+    if max(one["share"] for one in tails) > TAIL_MOST:
+        return words, f"no verdict: a share above {TAIL_MOST:g} is noise"
+    return words, _verdict(worst["share"] >= TAIL_GOAL)
 
 
-def _naive_goal(ratios: Sequence[Line], side: str) -> Goal:
-    title = f"the list of plans, {side}: {NAIVE_GOAL:g} times as fast as naive"
-    times = [float(ratio["times"]) for ratio in ratios if ratio["side"] == side]
-    if not times:
-        return Goal(title, "", UNKNOWN)
-    return Goal(title, f"{times[-1]:.1f} times", _verdict(times[-1] >= NAIVE_GOAL))
+def _judge_naive(ratios: Sequence[Line]) -> tuple[str, str]:
+    times = float(ratios[-1]["times"])
+    return f"{times:.1f} times", _verdict(times >= NAIVE_GOAL)
 
 
-def _waits_goal(tails: Sequence[Line]) -> Goal:
-    title = "the host waits for the GPU in no step"
-    if not tails:
-        return Goal(title, "", UNKNOWN)
-    return Goal(title, *_none_of(tails, "waits"))
-
-
-def _pageable_goal(tails: Sequence[Line]) -> Goal:
-    title = "no step copies from memory that is not pinned"
-    if not tails:
-        return Goal(title, "", UNKNOWN)
-    return Goal(title, *_none_of(tails, "pageable"))
-
-
-def _none_of(tails: Sequence[Line], what: str) -> tuple[str, str]:
+def _judge_none(what: str, tails: Sequence[Line]) -> tuple[str, str]:
     """Say in which trainings something happens, and how often a step."""
     some = [
         f"{tail['given']}, {tail['way']}, {tail['form']}, depth {tail['depth']}: "
@@ -144,18 +149,11 @@ def _none_of(tails: Sequence[Line], what: str) -> tuple[str, str]:
     return "; ".join(some) or f"none in {len(tails)} trainings", _verdict(not some)
 
 
-def _split_goal(splits: Sequence[Line]) -> Goal:
-    title = (
-        "split and whole differ by at most "
-        + ", ".join(f"{limit:g} in {mode}" for mode, limit in SPLIT_LIMITS.items())
-        + f"; features on GPU and CPU by {CPU_LIMIT:g}"
-    )
-    if not splits:
-        return Goal(title, "", UNKNOWN)
+def _judge_splits(splits: Sequence[Line]) -> tuple[str, str]:
     bad = [f"{split['backbone']} ({split['mode']})" for split in splits if not _is_equal(split)]
     names = {split["backbone"] for split in splits}
     words = f"{len(names)} backbones" + (f"; not: {', '.join(bad)}" if bad else "")
-    return Goal(title, words, _verdict(not bad))
+    return words, _verdict(not bad)
 
 
 def _is_equal(line: Line) -> bool:
@@ -165,63 +163,39 @@ def _is_equal(line: Line) -> bool:
     return worst <= SPLIT_LIMITS[line["mode"]] and line.get("cpu", 0.0) <= CPU_LIMIT
 
 
-def _tests_goal(lines: Sequence[Line]) -> Goal:
-    title = "all tests with the marker `gpu` pass"
-    tests = [line for line in lines if line["kind"] == "test"]
-    if not tests:
-        return Goal(title, "", UNKNOWN)
+def _judge_tests(whole: bool, tests: Sequence[Line]) -> tuple[str, str]:
     passed = sum(test["outcome"] == "passed" for test in tests)
     failed = sum(test["outcome"] == "failed" for test in tests)
-    whole = any(line["kind"] == "tests" for line in lines)
     words = f"{passed} passed, {failed} failed" + ("" if whole else ", not all were run")
-    return Goal(title, words, _verdict(not failed) if whole or failed else "not all were run")
+    return words, _verdict(not failed) if whole or failed else "not all were run"
 
 
-def _workers_goal(lines: Sequence[Line]) -> Goal:
-    title = "no trial fails with two workers on the GPU"
-    two = [line for line in lines if line["workers"] == 2]
-    if not two:
-        return Goal(title, "", UNKNOWN)
-    words = f"{two[-1]['complete']} of {two[-1]['trials']} complete"
-    return Goal(title, words, _verdict(two[-1]["complete"] == two[-1]["trials"]))
+def _judge_workers(lines: Sequence[Line]) -> tuple[str, str]:
+    complete, trials = lines[-1]["complete"], lines[-1]["trials"]
+    return f"{complete} of {trials} complete", _verdict(complete == trials)
 
 
-_CASES = {
-    "little": "with too little memory, trials end in smaller parts",
-    "crowded": "after a neighbor has left, trials end in whole batches",
-}
+def _judge_little(lines: Sequence[Line]) -> tuple[str, str]:
+    states, parts = lines[-1]["states"], lines[-1]["parts"]
+    good = set(states) == {"COMPLETE"} and min(parts) < lines[-1]["batch"]
+    return _trials(states, parts), _verdict(good)
 
 
-def _memory_goal(lines: Sequence[Line], case: str) -> Goal:
-    found = [line for line in lines if line.get("case") == case]
-    if not found:
-        return Goal(_CASES[case], "", UNKNOWN)
-    line = found[-1]
-    parts, batch = line["parts"], line["batch"]
-    good = "COMPLETE" in line["states"] and (
-        min(parts) < batch if case == "little" else line["states"][-1] == "COMPLETE"
-    )
-    if case == "crowded":
-        done = [part for part, state in zip(parts, line["states"], strict=True) if _ended(state)]
-        good = good and min(done) == batch
-    else:
-        good = good and all(_ended(state) for state in line["states"])
-    words = f"{', '.join(line['states']).lower()}; parts of {', '.join(map(str, parts))}"
-    return Goal(_CASES[case], words, _verdict(good))
+def _judge_crowded(lines: Sequence[Line]) -> tuple[str, str]:
+    states, parts = lines[-1]["states"], lines[-1]["parts"]
+    done = [part for part, state in zip(parts, states, strict=True) if state == "COMPLETE"]
+    good = states[-1] == "COMPLETE" and min(done) == lines[-1]["batch"]
+    return _trials(states, parts), _verdict(good)
 
 
-def _ended(state: str) -> bool:
-    return state == "COMPLETE"
+def _trials(states: Sequence[str], parts: Sequence[int]) -> str:
+    return f"{', '.join(states).lower()}; parts of {', '.join(map(str, parts))}"
 
 
-def _missing_goal(lines: Sequence[Line]) -> Goal:
-    title = "a worker whose GPU is not there refuses, and trains nothing"
-    if not lines:
-        return Goal(title, "", UNKNOWN)
-    line = lines[-1]
-    trained = ", ".join(line["trained_on"])
-    words = f"trained on {trained}" if trained else line["said"] or "nothing was said"
-    return Goal(title, _cell(words), _verdict(bool(line["said"]) and not trained))
+def _judge_missing(lines: Sequence[Line]) -> tuple[str, str]:
+    said, trained = lines[-1]["said"], ", ".join(lines[-1]["trained_on"])
+    words = f"trained on {trained}" if trained else said or "nothing was said"
+    return _cell(words), _verdict(bool(said) and not trained)
 
 
 def _verdict(good: bool) -> str:
@@ -255,6 +229,136 @@ def _heading(runs: dict[str, list[Line]], date: str, dry: bool) -> list[str]:
     ]
 
 
+#: Step -> its tables: what is said before, the kind of the lines, and the keys that are columns.
+_TABLES: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "tests": (("", "test", "name outcome seconds"),),
+    "split": (
+        (
+            "Relative differences (Frobenius norm) of prefix and tail from the whole network on "
+            "the same batch, and of the features of the GPU from those of the CPU (float32, all "
+            "bits).",
+            "split",
+            "backbone mode logits gradients statistics cpu error",
+        ),
+    ),
+    "precision": (
+        (
+            "A step of the whole network (forward, backward, fused AdamW) on a batch in memory; "
+            "off: float32 with all bits.",
+            "step",
+            "backbone batch mode step_ms images_per_s",
+        ),
+        ("What `amp: auto` chooses:", "auto", "backbone chosen float32 seconds"),
+    ),
+    "throughput": (
+        (
+            "The best epoch of a real training, and of the same tail on one batch that lies on "
+            "the GPU. Kernels, waits of the training thread and pageable copies are those of a "
+            "step, between the first and the last step of an epoch.",
+            "tail",
+            "depth given way form autocast real resident share step_ms busy_share "
+            "kernels_a_step waits_a_step elsewhere_a_step pageable_a_step",
+        ),
+    ),
+    "features": (
+        (
+            "The first epoch of each also starts processes and chooses kernels.",
+            "making",
+            "depth made_from jitter epoch loader_workers images seconds images_per_s",
+        ),
+    ),
+    "workers": (
+        (
+            "",
+            "workers",
+            "workers complete failed seconds trials_per_min trial_s busy_percent most_used_mib "
+            "devices",
+        ),
+    ),
+    "memory": (
+        (
+            "Plans that tune all layers: with all the memory, with 0.7 of what they need, and "
+            "beside a process that holds all but 0.3 of it for a while.",
+            "memory",
+            "case states parts peak_mib allowed_mib held_mib seconds reasons",
+        ),
+    ),
+    "naive": (
+        (
+            "Naive: loader processes, pinned memory, images fetched ahead, channels last, bf16 "
+            "autocast, fused AdamW; some plans, scaled to the list by their depth, with the start "
+            "of its processes once. Cold: nothing is kept. Warm: a fresh study with the files of "
+            "the cold one. Both have one worker, and all starts and imports count. The seconds a "
+            "trial are those of each depth.",
+            "side",
+            "side plans measured_s list_s times trial_s loader_workers",
+        ),
+    ),
+}
+#: Key -> its title, where that is another word, and decimals (``e``: two digits and an exponent).
+_COLUMNS: dict[str, tuple[str, int | str | None]] = {
+    "name": ("test", None),
+    "seconds": ("seconds", 2),
+    "mode": ("precision", None),
+    "logits": ("logits", "e"),
+    "gradients": ("gradients", "e"),
+    "statistics": ("statistics", "e"),
+    "cpu": ("GPU and CPU", "e"),
+    "batch": ("images", None),
+    "step_ms": ("ms a step", 2),
+    "images_per_s": ("images/s", 0),
+    "chosen": ("half precision", None),
+    "float32": ("float32 products", None),
+    "way": ("on the GPU", None),
+    "form": ("steps", None),
+    "autocast": ("precision", None),
+    "real": ("images/s", 0),
+    "resident": ("resident batch", 0),
+    "share": ("share", 2),
+    "busy_share": ("GPU busy", 2),
+    "kernels_a_step": ("kernels", 0),
+    "waits_a_step": ("waits", 2),
+    "elsewhere_a_step": ("of other threads", 2),
+    "pageable_a_step": ("pageable copies", 2),
+    "made_from": ("made from", None),
+    "loader_workers": ("loader processes", None),
+    "trials_per_min": ("trials/min", 1),
+    "trial_s": ("seconds a trial", 2),
+    "busy_percent": ("GPU busy, %", 0),
+    "most_used_mib": ("most memory, MiB", 0),
+    "devices": ("device", None),
+    "states": ("trials", None),
+    "parts": ("images at a time", None),
+    "peak_mib": ("peak, MiB", 0),
+    "allowed_mib": ("allowed, MiB", 0),
+    "held_mib": ("held after, MiB", 0),
+    "measured_s": ("measured, s", 1),
+    "list_s": ("the list, s", 1),
+    "times": ("times faster", 1),
+}
+
+
+def _section(step: str, lines: Sequence[Line]) -> list[str]:
+    """Write the tables of a step, and what else it has to say."""
+    parts = []
+    more = _MORE[step](lines) if step in _MORE else []
+    for before, kind, keys in _TABLES.get(step, ()):
+        rows = [_with_figures(line, lines) for line in lines if line["kind"] == kind]
+        parts += ["", before] if before else []
+        parts += ["", *_table(keys.split(), rows)] if rows or not more else []
+    return [*parts, "", *more] if more else parts
+
+
+def _with_figures(line: Line, lines: Sequence[Line]) -> Line:
+    """Add figures that follow from a line: those of a step of a tail, the ratio of a side."""
+    if line["kind"] == "tail":
+        names = {"kernels": "kernels", "waits": "waits", "waits_elsewhere": "elsewhere"}
+        names |= {"pageable": "pageable"}
+        return line | {f"{name}_a_step": _each(line, key) for key, name in names.items()}
+    ratios = {one["side"]: one["times"] for one in lines if one["kind"] == "ratio"}
+    return line | {"times": ratios.get(line["side"])} if line["kind"] == "side" else line
+
+
 def _environment(lines: Sequence[Line]) -> list[str]:
     said: list[str] = []
     for one in lines:
@@ -272,111 +376,20 @@ def _environment(lines: Sequence[Line]) -> list[str]:
 
 
 def _tests(lines: Sequence[Line]) -> list[str]:
+    found: list[str] = []
     for one in lines:
         if one["kind"] == "skipped":
-            return [f"Not run: {one['reason']}."]
-        if one["kind"] == "tests" and not one["ran"]:
-            return [f"{one['found']} tests were found; a dry run runs none of them."]
-    tests = [line for line in lines if line["kind"] == "test"]
-    table = _table(
-        [("test", "name", None), ("outcome", "outcome", None), ("seconds", "seconds", 1)], tests
-    )
-    for one in tests:
-        if one["outcome"] == "failed":
-            table += ["", f"{one['name']}:", "", "```", *one["said"].splitlines()[-15:], "```"]
-    return table
-
-
-def _split(lines: Sequence[Line]) -> list[str]:
-    rows = [line for line in lines if line["kind"] == "split"]
-    columns = [("backbone", "backbone", None), ("precision", "mode", None)]
-    figures = [(name, name, "e") for name in ("logits", "gradients", "statistics")]
-    return [
-        "Relative differences (Frobenius norm) of prefix and tail from the whole network on the "
-        "same batch, and of the features of the GPU from those of the CPU (float32, all bits).",
-        "",
-        *_table([*columns, *figures, ("GPU and CPU", "cpu", "e"), ("error", "error", None)], rows),
-    ]
-
-
-def _precision(lines: Sequence[Line]) -> list[str]:
-    steps = [line for line in lines if line["kind"] == "step"]
-    chosen = [line for line in lines if line["kind"] == "auto"]
-    return [
-        "A step of the whole network (forward, backward, fused AdamW) on a batch in memory; off: "
-        "float32 with all bits.",
-        "",
-        *_table(
-            [
-                ("backbone", "backbone", None),
-                ("images", "batch", None),
-                ("precision", "mode", None),
-                ("ms a step", "step_ms", 2),
-                ("images/s", "images_per_s", 0),
-            ],
-            steps,
-        ),
-        "",
-        "What `amp: auto` chooses:",
-        "",
-        *_table(
-            [
-                ("backbone", "backbone", None),
-                ("half precision", "chosen", None),
-                ("float32 products", "float32", None),
-                ("seconds to choose", "seconds", 2),
-            ],
-            chosen,
-        ),
-    ]
+            found += [f"Not run: {one['reason']}."]
+        elif one["kind"] == "tests" and not one["ran"]:
+            found += [f"{one['found']} tests were found; a dry run runs none of them."]
+        elif one["kind"] == "test" and one["outcome"] == "failed":
+            found += [f"{one['name']}:", "", "```", *one["said"].splitlines()[-15:], "```", ""]
+    return found
 
 
 def _throughput(lines: Sequence[Line]) -> list[str]:
+    """Say what capturing steps brings, depth by depth, and what waits."""
     tails = [line for line in lines if line["kind"] == "tail"]
-    rows = [
-        {
-            **tail,
-            "kernels_a_step": _each(tail, "kernels"),
-            "waits_a_step": _each(tail, "waits"),
-            "elsewhere_a_step": _each(tail, "waits_elsewhere"),
-            "pageable_a_step": _each(tail, "pageable"),
-        }
-        for tail in tails
-    ]
-    table = _table(
-        [
-            ("depth", "depth", None),
-            ("given", "given", None),
-            ("on the GPU", "way", None),
-            ("steps", "form", None),
-            ("precision", "autocast", None),
-            ("images/s", "real", 0),
-            ("resident batch", "resident", 0),
-            ("share", "share", 2),
-            ("ms a step", "step_ms", 2),
-            ("GPU busy", "busy_share", 2),
-            ("kernels", "kernels_a_step", 0),
-            ("waits", "waits_a_step", 2),
-            ("of other threads", "elsewhere_a_step", 2),
-            ("pageable copies", "pageable_a_step", 2),
-        ],
-        rows,
-    )
-    where = sorted({line for tail in tails for line in tail["lines"]})
-    said = ["", "What waits, or copies from pageable memory:", "", *(f"- {one}" for one in where)]
-    return [
-        "The best epoch of a real training, and of the same tail on one batch that lies on the "
-        "GPU. Kernels, waits of the training thread and pageable copies are those of a step, "
-        "between the first and the last step of an epoch.",
-        "",
-        *table,
-        *_captured(tails),
-        *(said if where else []),
-    ]
-
-
-def _captured(tails: Sequence[Line]) -> list[str]:
-    """Say what capturing steps brings, depth by depth."""
     speeds: dict[int, dict[str, float]] = {}
     for tail in tails:
         if tail["given"] == "features" and tail["way"] == "resident":
@@ -386,81 +399,28 @@ def _captured(tails: Sequence[Line]) -> list[str]:
         for depth, of_depth in sorted(speeds.items())
         if {"captured", "plain"} <= of_depth.keys()
     ]
-    words = f"A captured step, times as fast as a plain one: {'; '.join(gains)}."
-    return ["", words] if gains else []
+    said = [f"A captured step, times as fast as a plain one: {'; '.join(gains)}."] if gains else []
+    where = sorted({line for tail in tails for line in tail["lines"]})
+    if where:
+        said += ["", "What waits, or copies from pageable memory:", ""]
+        said += [f"- {one}" for one in where]
+    return said
 
 
 def _each(line: Line, key: str) -> float | None:
     return None if line[key] is None else line[key] / max(1, line["steps"])
 
 
-def _features(lines: Sequence[Line]) -> list[str]:
-    rows = [line for line in lines if line["kind"] == "making"]
-    return [
-        "The first epoch of each also starts processes and chooses kernels.",
-        "",
-        *_table(
-            [
-                ("depth", "depth", None),
-                ("made from", "made_from", None),
-                ("jitter", "jitter", None),
-                ("epoch", "epoch", None),
-                ("processes", "loader_workers", None),
-                ("images", "images", None),
-                ("seconds", "seconds", 2),
-                ("images/s", "images_per_s", 0),
-            ],
-            rows,
-        ),
-    ]
-
-
 def _workers(lines: Sequence[Line]) -> list[str]:
-    rows = [line for line in lines if line["kind"] == "workers"]
-    found = _table(
-        [
-            ("workers", "workers", None),
-            ("complete", "complete", None),
-            ("failed", "failed", None),
-            ("seconds", "seconds", 1),
-            ("trials/min", "trials_per_min", 1),
-            ("seconds a trial", "trial_s", 2),
-            ("GPU busy, %", "busy_percent", 0),
-            ("most memory, MiB", "most_used_mib", 0),
-            ("device", "devices", None),
-        ],
-        rows,
-    )
-    if len(rows) == 2:
-        gain = rows[1]["trials_per_min"] / rows[0]["trials_per_min"]
-        found += ["", f"Two workers bring {gain:.2f} times the trials of one."]
+    rates = [line["trials_per_min"] for line in lines if line["kind"] == "workers"]
+    said = []
+    if len(rates) == 2:
+        said.append(f"Two workers bring {rates[1] / rates[0]:.2f} times the trials of one.")
     for one in lines:
         if one["kind"] == "memory":
             before, after = (one[key] / 2**20 for key in ("before_bytes", "after_bytes"))
-            found += [f"Free memory: {before:,.0f} MiB before, {after:,.0f} MiB after."]
-    return found
-
-
-def _memory(lines: Sequence[Line]) -> list[str]:
-    rows = [line for line in lines if line["kind"] == "memory"]
-    return [
-        "Plans that tune all layers: with all the memory, with 0.7 of what they need, and beside "
-        "a process that holds all but 0.3 of it for a while.",
-        "",
-        *_table(
-            [
-                ("case", "case", None),
-                ("trials", "states", None),
-                ("images at a time", "parts", None),
-                ("peak, MiB", "peak_mib", 0),
-                ("allowed, MiB", "allowed_mib", 0),
-                ("held after, MiB", "held_mib", 0),
-                ("seconds", "seconds", 1),
-                ("reasons", "reasons", None),
-            ],
-            rows,
-        ),
-    ]
+            said.append(f"Free memory: {before:,.0f} MiB before, {after:,.0f} MiB after.")
+    return said
 
 
 def _missing(lines: Sequence[Line]) -> list[str]:
@@ -468,30 +428,6 @@ def _missing(lines: Sequence[Line]) -> list[str]:
         f"GPU {line['gpu']}: {_cell(line['said'] or 'nothing was said')}"
         for line in lines
         if line["kind"] == "missing"
-    ]
-
-
-def _naive(lines: Sequence[Line]) -> list[str]:
-    rows = [line for line in lines if line["kind"] == "side"]
-    ratios = {line["side"]: line["times"] for line in lines if line["kind"] == "ratio"}
-    return [
-        "Naive: loader processes, pinned memory, images fetched ahead, channels last, bf16 "
-        "autocast, fused AdamW; some plans, scaled to the list by their depth, with the start of "
-        "its processes once. Cold: nothing is kept. Warm: a fresh study with the files of the "
-        "cold one. Both have one worker, and all starts and imports count.",
-        "",
-        *_table(
-            [
-                ("side", "side", None),
-                ("plans", "plans", None),
-                ("measured, s", "measured_s", 1),
-                ("the list, s", "list_s", 1),
-                ("times faster", "times", 1),
-                ("seconds a trial, by depth", "trial_s", None),
-                ("loader processes", "loader_workers", None),
-            ],
-            [{**row, "times": ratios.get(row["side"])} for row in rows],
-        ),
     ]
 
 
@@ -521,35 +457,29 @@ def _fit(lines: Sequence[Line]) -> list[str]:
     return found
 
 
-_SECTIONS: dict[str, Callable[[Sequence[Line]], list[str]]] = {
+#: What steps say that stands in no table.
+_MORE: dict[str, Callable[[Sequence[Line]], list[str]]] = {
     "environment": _environment,
     "tests": _tests,
-    "split": _split,
-    "precision": _precision,
     "throughput": _throughput,
-    "features": _features,
     "workers": _workers,
-    "memory": _memory,
     "missing": _missing,
-    "naive": _naive,
     "fit": _fit,
 }
 
 
 # Tables
 
-#: Heading, key of the line, and decimals (``e``: two digits and an exponent; ``None``: text).
-Column = tuple[str, str, int | str | None]
 
-
-def _table(columns: Sequence[Column], rows: Sequence[Line]) -> list[str]:
+def _table(keys: Sequence[str], rows: Sequence[Line]) -> list[str]:
     """Write a table; columns of which no row has anything are left out."""
-    there = [one for one in columns if any(row.get(one[1]) not in (None, "", []) for row in rows)]
+    there = [key for key in keys if any(row.get(key) not in (None, "", []) for row in rows)]
     if not there:
         return ["No results."]
-    lines = ["| " + " | ".join(title for title, _, _ in there) + " |", "| --- " * len(there) + "|"]
+    titles = [_COLUMNS.get(key, (key, None))[0] for key in there]
+    lines = ["| " + " | ".join(titles) + " |", "| --- " * len(there) + "|"]
     for row in rows:
-        cells = [_shown(row.get(key), digits) for _, key, digits in there]
+        cells = [_shown(row.get(key), _COLUMNS.get(key, (key, None))[1]) for key in there]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
@@ -557,12 +487,12 @@ def _table(columns: Sequence[Column], rows: Sequence[Line]) -> list[str]:
 def _shown(value: Any, digits: int | str | None) -> str:
     if value is None:
         return ""
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {one}" for key, one in value.items())
     if digits == "e":
         return f"{value:.1e}" if value else "0"
     if isinstance(digits, int):
         return _number(value, digits)
-    if isinstance(value, dict):
-        return ", ".join(f"{key}: {one}" for key, one in value.items())
     return _cell(", ".join(map(str, value)) if isinstance(value, list) else str(value))
 
 

@@ -19,12 +19,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-from heading import date_and_machine
 from PIL import Image
+from reports import date_and_machine, write_report
 
 from autotune.config.schema import DataConfig
 from autotune.data.progress import INDEXING
@@ -130,8 +129,7 @@ def main() -> None:
     text = "\n".join([*lines, "", "    python benchmarks/index.py", ""])
     print(text)
     if options.write:
-        results = Path(__file__).parent / "results"
-        (results / f"{datetime.now(UTC):%Y-%m-%d}-index.md").write_text(text, encoding="utf-8")
+        write_report(text, "index")
 
 
 if __name__ == "__main__":

@@ -18,18 +18,16 @@ own; ``letters_weights.py`` trains it. ``report`` writes a dated report under
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from heading import date_and_machine
+from reports import append_line, date_and_machine, read_lines, spread, write_report
 
 from autotune.config.old_names import VALUES
 from autotune.config.schema import StudyConfig
@@ -210,8 +208,7 @@ def course(training: Trainer) -> Course:
 def read(path: Path) -> dict[str, dict[int, dict[Key, Course]]]:
     """Read the courses by title, seed and key."""
     found: dict[str, dict[int, dict[Key, Course]]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        entry = json.loads(line)
+    for entry in read_lines(path):
         seeds = found.setdefault(entry["title"], {}).setdefault(entry["seed"], {})
         change, start, head = entry["key"]
         seeds[change, start, head] = {int(epoch): v for epoch, v in entry["course"].items()}
@@ -232,10 +229,7 @@ def pairs(
 def render(title: str, runs: list[dict[Key, Course]]) -> str:
     def cell(key: Key, epoch: int) -> str:
         values = [100 * run[key][epoch] for run in runs if epoch in run.get(key, {})]
-        if not values:
-            return ""
-        deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-        return f"{statistics.mean(values):.1f} ± {deviation:.1f}"
+        return spread(values) if values else ""
 
     lines = [
         f"## {title}",
@@ -307,9 +301,7 @@ def report(path: Path, show: bool) -> None:
     )
     print(text)
     if not show:
-        out = Path(__file__).parent / "results" / f"{datetime.now(UTC):%Y-%m-%d}-inheritance.md"
-        out.write_text(text, encoding="utf-8")
-        print(out)
+        print(write_report(text, "inheritance"))
 
 
 def main() -> None:
@@ -336,8 +328,7 @@ def main() -> None:
             start = time.perf_counter()
             for key, values in run(at, seed, known, options.heads):
                 entry = {"title": at.title, "seed": seed, "key": key, "course": values}
-                with options.results.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(entry) + "\n")
+                append_line(options.results, entry)
                 shown = {epoch: round(100 * value, 1) for epoch, value in values.items()}
                 print(f"{at.title} seed {seed}: {' '.join(key)} {shown}", flush=True)
             print(f"seed {seed}: {time.perf_counter() - start:.0f} s", flush=True)

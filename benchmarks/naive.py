@@ -53,10 +53,12 @@ from naive_study import (
     Model,
     Plan,
     Settings,
+    count_classes,
     make_loaders,
     train,
 )
 from optuna.trial import FrozenTrial, TrialState
+from reports import append_line, read_lines, write_report
 from stack_shares import shares_of
 
 from autotune.errors import UserError
@@ -330,7 +332,7 @@ def profile(settings: Settings, plans: Sequence[Plan], file: Path | None) -> Ite
     if file is None:
         seen = replace(settings, epochs=NAIVE_EPOCHS_SEEN, loader_workers=0)
         loaders = make_loaders(seen)
-        classes = len(loaders[0].dataset.classes)
+        classes = count_classes(loaders[0])
 
         def train_naive(plan: Plan) -> None:
             list(train(Model(seen, plan, classes), plan, seen, *loaders))
@@ -360,21 +362,13 @@ def host() -> str:
     return hashlib.sha256(platform.node().encode()).hexdigest()[:12]
 
 
-def keep(run: Run, rows: Path) -> None:
-    rows.parent.mkdir(parents=True, exist_ok=True)
-    with rows.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(run)) + "\n")
-
-
 def kept(rows: Path, like: dict[str, Any]) -> list[Run]:
     """Read the last run of each side and seed with certain settings."""
     found: dict[tuple[str, int], Run] = {}
-    if rows.exists():
-        for line in rows.read_text(encoding="utf-8").splitlines():
-            values = json.loads(line)
-            if values["settings"] == like:
-                run = Run(**{**values, "results": [Result(**one) for one in values["results"]]})
-                found[run.side, run.seed] = run
+    for values in read_lines(rows):
+        if values["settings"] == like:
+            run = Run(**{**values, "results": [Result(**one) for one in values["results"]]})
+            found[run.side, run.seed] = run
     return list(found.values())
 
 
@@ -402,22 +396,9 @@ def measure(options: argparse.Namespace, settings: Settings, plans: list[Plan]) 
         if len(images) > 1:
             raise SystemExit(f"the sides have read different numbers of images: {images}")
         versions = {name: version(name) for name in PACKAGES}
-        keep(
-            Run(
-                side,
-                seed,
-                started,
-                host(),
-                versions,
-                like,
-                loaders,
-                timed.images,
-                timed.seconds,
-                timed.cpu_s,
-                timed.results,
-            ),
-            options.rows,
-        )
+        took = (timed.images, timed.seconds, timed.cpu_s, timed.results)
+        run = Run(side, seed, started, host(), versions, like, loaders, *took)
+        append_line(options.rows, asdict(run))
         print(f"{side}, seed {seed}: {timed.seconds:.0f} s for {len(timed.results)} plans")
 
     with tempfile.TemporaryDirectory(prefix="naive-") as name:
@@ -525,9 +506,7 @@ def main() -> None:
     text = measure(options, settings, draw_plans(options.plans, max_depth))
     print(text)
     if options.write:
-        report = HERE / "results" / f"{datetime.now(UTC):%Y-%m-%d}-naive.md"
-        report.write_text(text, encoding="utf-8")
-        print(report)
+        print(write_report(text, "naive"))
 
 
 if __name__ == "__main__":

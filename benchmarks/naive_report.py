@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from heading import date_and_machine
 from naive_study import Plan
+from reports import date_and_machine
 from scipy import stats
 from stack_shares import REST, STAGES, Shares
 

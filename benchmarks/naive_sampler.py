@@ -21,9 +21,7 @@ class Listed(BaseSampler):
     """Draws the plans of a list, by the number of the trial."""
 
     def __init__(self, space: Space, seed: int) -> None:
-        assert __spec__ is not None and __spec__.origin is not None
-        # not __file__: autotune runs the file under a private name, without one
-        self._plans = json.loads(Path(__spec__.origin).with_name("plans.json").read_text())
+        self._plans = json.loads(Path(__file__).with_name("plans.json").read_text())
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial

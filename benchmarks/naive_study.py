@@ -154,6 +154,13 @@ def make_loaders(settings: Settings) -> tuple[DataLoader, DataLoader]:
     )
 
 
+def count_classes(loader: DataLoader) -> int:
+    """Return the number of classes of the images of a loader."""
+    images = loader.dataset
+    assert isinstance(images, ImageFolder)
+    return len(images.classes)
+
+
 def make_backbone(settings: Settings) -> nn.Module:
     options = {}
     if settings.weights not in ("hub", "none"):
@@ -308,7 +315,7 @@ def work(settings: Settings) -> None:
         if "plan" not in trial.user_attrs:  # another worker took the last of the queue
             raise optuna.TrialPruned
         torch.manual_seed(settings.seed)
-        model = Model(settings, plan, len(train_loader.dataset.classes))
+        model = Model(settings, plan, count_classes(train_loader))
         if settings.on_gpu:
             model.to(settings.device, memory_format=torch.channels_last)
         trainable = sum(one.numel() for one in model.parameters() if one.requires_grad)

@@ -22,39 +22,33 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import lru_cache, partial
 from pathlib import Path
 
 import optuna
 import torch
 from paper_report import KEY, Key, Row, render
+from reports import append_line, read_lines, write_report
 
 from autotune.config.loading import load_study_file
 from autotune.config.schema import StudyConfig
 from autotune.data.image_formats import ENDINGS
-from autotune.data.views.study_data import StudyData
 from autotune.errors import DivergedError
 from autotune.plan import SOLVED, TrialPlan
 from autotune.results.evaluation.plan_selection import select_plan
 from autotune.results.study_results import StudyResults
 from autotune.search.space import Space
-from autotune.storage.paths import StudyPaths
-from autotune.study.engine import job as worker_job
 from autotune.study.engine.launcher import run_study
-from autotune.study.engine.worker import run_worker
-from autotune.study.setup.definition import define
-from autotune.study.setup.opening import OpenStudy, open_or_create
+from autotune.study.setup.opening import OpenStudy
 from autotune.study.trial.context import WorkerContext, build_context
 from autotune.study.trial.refit import open_refit_tests, refit_views, train_refit
 from autotune.study.trial.trainings import Training
 from autotune.training.metrics import compute_metrics
+from studies import open_study, run_trials
 
 #: The searches of a split: how changed layers start, and the strategy. A joint search gets as many
 #: trials as the greedy one before it has taken.
@@ -196,15 +190,9 @@ def search(setting: Setting, config: StudyConfig) -> OpenStudy:
         if result.interrupted:
             raise KeyboardInterrupt
         return result.handle
-    definition = define(config)
-    files = StudyPaths.from_url(config.storage, config.files)
-    for spec in definition.specs:
-        data = StudyData.open(config.dataset, config.data, spec, files.cache)
-    handle = open_or_create(definition, data.info.to_json())
-    name = worker_job.worker_name(os.getpid(), 0)
+    handle = open_study(config)
     handle.trial_queue().reclaim_stale()
-    job = worker_job.Job(handle.name, config.storage, config.files, name, 0, 1, 1, "the terminal")
-    run_worker(job, threading.Event(), lambda event: None)
+    run_trials(handle)
     return handle
 
 
@@ -295,7 +283,6 @@ def plans(setting: Setting, rows: Mapping[Key, Row]) -> Iterator[Job]:
 def run(settings: Sequence[Setting], path: Path) -> dict[Key, Row]:
     """Measure what has no line in the file yet, searches first; return all lines."""
     rows = read(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     for setting, jobs in ((one, jobs) for jobs in (searches, plans) for one in settings):
         # A generator: the trials of the joint search follow from the row of the greedy one.
         for what, init, work in jobs(setting, rows):
@@ -305,17 +292,14 @@ def run(settings: Sequence[Setting], path: Path) -> dict[Key, Row]:
             start = time.process_time()
             row = {**dict(zip(KEY, key, strict=True)), **work()}
             rows[key] = row = {**row, "cpu_s": round(time.process_time() - start, 1)}
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            append_line(path, row)
             print(json.dumps(row), flush=True)
     return rows
 
 
 def read(path: Path) -> dict[Key, Row]:
     """Read the lines of a file, if it is there."""
-    lines = path.read_text("utf-8").splitlines() if path.exists() else []
-    rows = [json.loads(line) for line in lines]
-    return {tuple(row[name] for name in KEY): row for row in rows}
+    return {tuple(row[name] for name in KEY): row for row in read_lines(path)}
 
 
 def about(options: argparse.Namespace) -> str:
@@ -384,9 +368,7 @@ def main() -> None:
     rows = run(list(settings), path)
     text = render(list(rows.values()), about(options), command(options))
     print(text)
-    name = f"{datetime.now(UTC):%Y-%m-%d}-paper{'-full' if options.full else ''}.md"
-    output = options.output or Path(__file__).parent / "results" / name
-    output.write_text(text, encoding="utf-8")
+    write_report(text, "paper-full" if options.full else "paper", options.output)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from heading import date_and_machine
+from reports import date_and_machine
 
 from autotune.results.values.intervals import CONFIDENCE_LEVEL, t_interval
 

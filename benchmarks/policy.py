@@ -24,30 +24,23 @@ of all rows under ``benchmarks/results/``.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from heading import date_and_machine
 from optuna.trial import FrozenTrial
+from reports import append_line, date_and_machine, read_lines, write_report
 
 from autotune.config.loading import load_study_file
-from autotune.data.views.study_data import StudyData
 from autotune.results.evaluation.refit import refit_study
 from autotune.results.values.intervals import CONFIDENCE_LEVEL, Interval, t_interval
 from autotune.search import ranking
-from autotune.storage.paths import StudyPaths
-from autotune.study.engine.pool import Job
-from autotune.study.engine.worker import run_worker
-from autotune.study.setup.definition import define
-from autotune.study.setup.opening import OpenStudy, open_or_create
+from autotune.study.setup.opening import OpenStudy
+from studies import open_study, run_trials
 
 Row = dict[str, Any]
 
@@ -76,7 +69,6 @@ DIGITS = (
 )
 #: What is compared: the column of the report, and the plans that the best is chosen from.
 BUDGETS = {"trials": "equal trials", "time": "equal device time"}
-WORKER = "policy.py/0"
 
 
 def link_images(task: str, images: Path, split: int, classes: int, folder: Path) -> Path:
@@ -128,19 +120,13 @@ def overrides_of(options: argparse.Namespace, split: int, folder: Path) -> list[
     ]
 
 
-def open_study(overrides: Sequence[str], name: str, folder: Path) -> OpenStudy:
+def open_side(overrides: Sequence[str], name: str, folder: Path) -> OpenStudy:
     """Decode the images of a study and make it."""
     storage = [f"storage=sqlite:///{folder}/{name}.db", f"files={folder}/{name}"]
-    config = load_study_file("folder", [*overrides, *storage], name)
-    definition = define(config)
-    files = StudyPaths.from_url(config.storage, config.files)
-    (spec,) = definition.specs
-    manifest = definition.dataset.manifest
-    data = StudyData.open(config.dataset, config.data, spec, files.cache, manifest=manifest)
-    return open_or_create(definition, data.info.to_json())
+    return open_study(load_study_file("folder", [*overrides, *storage], name))
 
 
-def run_trials(study: OpenStudy, log: Path) -> dict[int, float]:
+def time_trials(study: OpenStudy) -> dict[int, float]:
     """Run the trials of a study here; return the CPU seconds of each."""
     started: dict[int, float] = {}
     seconds: dict[int, float] = {}
@@ -151,8 +137,7 @@ def run_trials(study: OpenStudy, log: Path) -> dict[int, float]:
         elif event["event"] == "end":
             seconds[event["trial"]] = time.process_time() - started[event["trial"]]
 
-    job = Job(study.name, study.url, str(study.files.root), WORKER, 0, 1, 1, str(log))
-    run_worker(job, threading.Event(), on_event)
+    run_trials(study, on_event)
     return seconds
 
 
@@ -179,10 +164,10 @@ def measure_split(options: argparse.Namespace, split: int, folder: Path) -> Row:
     layers = [f"space.trainable_layers.high={MAX_LAYERS[options.task]}"]
     sides = {"before": [*BEFORE, *layers], "after": []}
     studies = {
-        side: open_study([*common, *policy], f"{side}-{split}", folder)
+        side: open_side([*common, *policy], f"{side}-{split}", folder)
         for side, policy in sides.items()
     }
-    seconds = {side: run_trials(each, folder / "log") for side, each in studies.items()}
+    seconds = {side: time_trials(each) for side, each in studies.items()}
     shared = min(sum(each.values()) for each in seconds.values())
     row: Row = {"task": title_of(options), "split": split}
     for side, study in studies.items():
@@ -223,13 +208,6 @@ def title_of(options: argparse.Namespace) -> str:
     place = f"{options.images.name}{few}, {options.backbone} at {options.image_size} px"
     budget += f", batches of {options.batch_size}"
     return f"{place}, {budget}"
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Read what was measured before."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def gain(values: Sequence[float], images: int) -> Interval:
@@ -321,7 +299,7 @@ def main() -> None:
     if options.task in ("photos", "few") and options.images is None:
         parser.error(f"{options.task} needs --images")
     torch.set_num_threads(1)
-    rows = read_rows(options.rows)
+    rows = read_lines(options.rows)
     measured = {(row["task"], row["split"]) for row in rows}
     for split in range(options.splits if options.task != "report" else 0):
         if (title_of(options), split) in measured:
@@ -331,15 +309,12 @@ def main() -> None:
             row = measure_split(options, split, Path(name))
             row["cpu_s"] = round(time.process_time() - start, 1)
         rows.append(row)
-        options.rows.parent.mkdir(parents=True, exist_ok=True)
-        with options.rows.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append_line(options.rows, row)
         print(row, flush=True)
     text = render(rows)
     print(text)
     if options.write:
-        name = f"{datetime.now(UTC):%Y-%m-%d}-policy.md"
-        (Path(__file__).parent / "results" / name).write_text(text, encoding="utf-8")
+        write_report(text, "policy")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from heading import date_and_machine
+from reports import date_and_machine
 from search_curves import Table
 from search_simulator import Course
 

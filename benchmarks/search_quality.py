@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import multiprocessing
 import os
 import time
@@ -32,6 +31,7 @@ from typing import Any
 
 import optuna
 import search_simulator
+from reports import RESULTS, append_line, read_lines
 from search_curves import TABLES, TASKS, Table
 from search_figures import Group, Results, draw, render
 from search_simulator import RULES, STRATEGIES, Course, Ours, Simulation
@@ -121,29 +121,20 @@ def simulate(case: Case) -> tuple[Case, Course]:
 
 def read_studies() -> dict[Case, Course]:
     """Return the studies that have been simulated before."""
-    if not STUDIES.exists():
-        return {}
-    lines = STUDIES.read_text(encoding="utf-8").splitlines()
-    pairs: list[tuple[dict[str, Any], dict[str, Any]]] = [json.loads(line) for line in lines]
-    return {Case(**case): Course(**course) for case, course in pairs}
+    return {Case(**case): Course(**course) for case, course in read_lines(STUDIES)}
 
 
 def simulate_all(wanted: Sequence[Case], jobs: int) -> dict[Case, Course]:
     """Simulate the studies that are not in the file yet."""
     known = read_studies()
     missing = [case for case in wanted if case not in known]
-    STUDIES.parent.mkdir(parents=True, exist_ok=True)
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
     start = time.perf_counter()
-    with (
-        STUDIES.open("a", encoding="utf-8") as file,
-        context.Pool(jobs, prepare_process) as pool,
-    ):
+    with context.Pool(jobs, prepare_process) as pool:
         for done, (case, course) in enumerate(pool.imap_unordered(simulate, missing), start=1):
             known[case] = course
-            file.write(json.dumps([asdict(case), asdict(course)]) + "\n")
-            file.flush()
+            append_line(STUDIES, [asdict(case), asdict(course)])
             if done % 50 == 0:
                 left_s = (time.perf_counter() - start) / done * (len(missing) - done)
                 print(f"{done} of {len(missing)} studies, {left_s / 60:.1f} minutes to go")
@@ -204,7 +195,7 @@ def main() -> None:
     if options.print:
         return
     today = f"{datetime.now(UTC):%Y-%m-%d}-search-quality.md"
-    output = options.output or HERE / "results" / today
+    output = options.output or RESULTS / today
     picture = output.with_suffix(".png")
     draw(results, picture)
     output.write_text(text + f"\n![What rules save and cost]({picture.name})\n", encoding="utf-8")

@@ -36,6 +36,7 @@ import glyphs
 import numpy as np
 import torch
 from optuna.distributions import CategoricalDistribution, IntDistribution
+from reports import append_line, read_lines
 from search_curves import (
     DIVERGED,
     EVERY,
@@ -259,22 +260,17 @@ def train_row(task: str, row: int, params: Params) -> dict[str, Any]:
 
 def train_all(task: str, params: list[Params], path: Path, jobs: int) -> list[dict[str, Any]]:
     """Train the rows that are not in the file yet, in an order of no meaning."""
-    rows: dict[int, dict[str, Any]] = {}
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        rows = {row["row"]: row for row in map(json.loads, lines)}
+    rows: dict[int, dict[str, Any]] = {row["row"]: row for row in read_lines(path)}
     missing = [row for row in range(len(params)) if row not in rows]
     random.Random(0).shuffle(missing)
-    path.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     context = multiprocessing.get_context("spawn")
-    with path.open("a", encoding="utf-8") as file, ProcessPoolExecutor(jobs, context) as pool:
+    with ProcessPoolExecutor(jobs, context) as pool:
         started = [pool.submit(train_row, task, row, params[row]) for row in missing]
         for done, future in enumerate(as_completed(started), start=1):
             row = future.result()
             rows[row["row"]] = row
-            file.write(json.dumps(row) + "\n")
-            file.flush()
+            append_line(path, row)
             if done % 100 == 0 or done == len(missing):
                 left_s = (time.perf_counter() - start) / done * (len(missing) - done)
                 print(

@@ -2,7 +2,7 @@
 
 Simulates studies whose truth is known. A plan classifies an image if its ability exceeds what the
 image and chance ask for, so plans agree on most images, as real ones do. Half of the plans of a
-study are drawn from the best of the table of real trainings (`benchmarks/search_table.npz`), as a
+study are drawn from the best of a table of real trainings (`search_tables/digits.npz`), as a
 search finds them, half from all; in a third of the studies all plans are equal. For each study the
 best plan is chosen by its validation images, and its shown value, the corrected one and the
 interval are compared with its true accuracy. Writes a dated report under ``benchmarks/results/``.
@@ -15,11 +15,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-from heading import date_and_machine
+from reports import date_and_machine, write_report
 from scipy.stats import norm
 from search_curves import Table
 
@@ -138,13 +137,11 @@ def main() -> None:
     parser.add_argument("--studies", type=int, default=2000)
     parser.add_argument("--output", type=Path, default=None)
     options = parser.parse_args()
-    table = Table.load()
-    accuracies = np.sort(np.clip(table.final / table.images, 0.3, 0.998))
+    table = Table.load("digits")
+    accuracies = np.sort(np.clip(table.full.final / table.images, 0.3, 0.998))
     text = render(list(simulate(options.studies, accuracies)))
     print(text)
-    name = f"{datetime.now(UTC):%Y-%m-%d}-selection.md"
-    output = options.output or Path(__file__).parent / "results" / name
-    output.write_text(text, encoding="utf-8")
+    write_report(text, "selection", options.output)
 
 
 if __name__ == "__main__":

@@ -16,13 +16,19 @@ import time
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import timm
+import torch
 from families import each_family, image_size, stir
-from heading import date_and_machine
+from reports import date_and_machine, write_report
 
+from autotune.models.backbone import Backbone, data_config
+from autotune.models.layers import list_layers
+from autotune.models.network import Head, Network, feature_count
+from autotune.models.prefix.split import split_network
+from autotune.plan import HeadPlan
 from autotune.text import error_line
 
 DEPTHS = (0, 2, 5)
@@ -34,11 +40,6 @@ DROP_PATH = 0.1
 
 def check(family: str, name: str) -> dict[str, Any]:
     """Split one model at every depth."""
-    import timm
-    import torch
-
-    from autotune.models.backbone import Backbone, data_config
-
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -60,13 +61,6 @@ def check(family: str, name: str) -> dict[str, Any]:
 
 def _depth(backbone: Any, depth: int) -> dict[str, Any]:
     """Split a network at one depth and compare."""
-    import torch
-
-    from autotune.models.layers import list_layers
-    from autotune.models.network import Head, Network, feature_count
-    from autotune.models.prefix.split import split_network
-    from autotune.plan import HeadPlan
-
     module = backbone.fresh()
     size = backbone.data_config["input_size"]
     layers = list_layers(module)
@@ -118,8 +112,6 @@ def outcome(network: Any, given: Any, autocast: Any = nullcontext) -> Mapping[st
         given: Normalised images, or features of them.
         autocast: Makes the context in which the forward pass runs.
     """
-    import torch
-
     before = [buffer.clone() for buffer in network.buffers()]
     with torch.no_grad(), autocast():
         logits = network.eval()(given).float()
@@ -243,9 +235,7 @@ def main() -> None:
     page = report(rows, without)
     print(page)
     if not show:
-        results = Path(__file__).resolve().parent / "results"
-        path = results / f"{datetime.now(UTC):%Y-%m-%d}-split-exactness.md"
-        path.write_text(page, encoding="utf-8")
+        write_report(page, "split-exactness")
 
 
 if __name__ == "__main__":

@@ -30,17 +30,16 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import optuna
 import sqlalchemy
-from heading import date_and_machine
 from optuna.samplers import RandomSampler
 from optuna.storages import RDBStorage
 from optuna.trial import Trial, TrialState
+from reports import date_and_machine, write_report
 
 from autotune.config.schema import StudyConfig
 from autotune.config.validation import validate
@@ -55,7 +54,6 @@ from autotune.storage.url import absolute_url
 from autotune.study.state import attrs
 from autotune.study.state.trial_queue import Claim, TrialQueue
 
-RESULTS = Path(__file__).parent / "results"
 NAME = "scale"
 EPOCHS = 10
 #: The baseline and the known-good plans of a study.
@@ -113,14 +111,19 @@ class Side:
     """One way to share a study.
 
     Args:
-        name: What it is called.
+        kind: The kind of its database.
         url: Where its workers find the study.
         ours: Whether they are autotune's.
     """
 
-    name: str
+    kind: str
     url: str
     ours: bool
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return f"{'autotune' if self.ours else 'Optuna'}, {self.kind}"
 
 
 def plain_storage(url: str) -> optuna.storages.BaseStorage:
@@ -317,10 +320,9 @@ class Databases:
 
     def side(self, kind: str, ours: bool, queued: int) -> Side:
         """Make a study somewhere and return where its workers find it."""
-        name = f"{'autotune' if ours else 'Optuna'}, {kind}"
         url = self.fresh(kind.lower())
         new_study(url, ours, queued)
-        return Side(name, url, ours)
+        return Side(kind, url, ours)
 
     def stop(self) -> None:
         """Stop the server."""
@@ -405,21 +407,14 @@ def render(
         "| wait, median / worst | Optuna's | errors | Optuna's | run twice | Optuna's |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for kind in dict.fromkeys(row.side.name.partition(", ")[2] for row in rows):
-        for ours in (row for row in rows if row.side.ours and row.side.name.endswith(f", {kind}")):
-            plain = next(
-                row
-                for row in rows
-                if not row.side.ours
-                and row.workers == ours.workers
-                and row.side.name.endswith(f", {kind}")
-            )
-            ratio = f"{ours.rate / plain.rate:.1f}" if plain.rate else "-"
-            lines.append(
-                f"| {kind} | {ours.workers} | {ours.rate:.1f} | {plain.rate:.1f} | {ratio} "
-                f"| {_wait(ours)} | {_wait(plain)} | {ours.errors.total()} "
-                f"| {plain.errors.total()} | {ours.twice} | {plain.twice} |"
-            )
+    pairs = list(zip(rows[::2], rows[1::2], strict=True))  # of autotune, and of Optuna
+    for ours, plain in sorted(pairs, key=lambda pair: KINDS.index(pair[0].side.kind)):
+        ratio = f"{ours.rate / plain.rate:.1f}" if plain.rate else "-"
+        lines.append(
+            f"| {ours.side.kind} | {ours.workers} | {ours.rate:.1f} | {plain.rate:.1f} | {ratio} "
+            f"| {_wait(ours)} | {_wait(plain)} | {ours.errors.total()} "
+            f"| {plain.errors.total()} | {ours.twice} | {plain.twice} |"
+        )
     found = {f"{row.side.name}: {words}" for row in rows for words in row.errors}
     lines += ["", "Errors:", "", *(f"- {one}" for one in sorted(found))] if found else []
     if not waits:
@@ -491,8 +486,7 @@ def main() -> None:
         finally:
             databases.stop()
     text = render(rows, waits, options.seconds, options.finished, options.rounds)
-    output = options.output or RESULTS / f"{datetime.now(UTC):%Y-%m-%d}-storage-scale.md"
-    output.write_text(text)
+    write_report(text, "storage-scale", options.output)
     print(text)
 
 

@@ -18,12 +18,11 @@ import statistics
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from heading import date_and_machine
+from reports import date_and_machine, write_report
 from torch import Tensor
 
 from autotune.config.loading import load_study_file
@@ -187,10 +186,7 @@ def main() -> None:
         text = render(rows, options, ctx)
     print(text)
     if options.write:
-        results = Path(__file__).parent / "results"
-        report = results / f"{datetime.now(UTC):%Y-%m-%d}-tail-efficiency.md"
-        report.write_text(text + "\n", encoding="utf-8")
-        print(report)
+        print(write_report(text + "\n", "tail-efficiency"))
 
 
 if __name__ == "__main__":

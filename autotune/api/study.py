@@ -175,9 +175,9 @@ class Study(StudyPlots):
         callback = progress if callable(progress) else _log_warning
         is_shown = bool(progress) and not callable(progress)
         with make_view(console, config) if is_shown else nullcontext(callback) as on_event:
-            from autotune.study.race.running import run_study  # imports torch
+            from autotune.study.race.running import run_study_with_race  # imports torch
 
-            result = run_study(
+            result = run_study_with_race(
                 config,
                 engine=engine,
                 workers=workers,

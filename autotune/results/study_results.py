@@ -31,7 +31,7 @@ from autotune.search.space import Space
 from autotune.storage.artifacts import find_artifacts
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget, StopReason, startable_queue
-from autotune.study.state.outcome import NoResult, find_no_result
+from autotune.study.state.no_result import NoResult, find_no_result
 from autotune.study.state.predictions import VALIDATION_LOGITS, ValidationLogits, scores_of
 from autotune.text import count_of
 

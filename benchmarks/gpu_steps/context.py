@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from reports import append_line
 
 if TYPE_CHECKING:
     from tests.support.simulated_gpu import SimulatedGpu
@@ -112,27 +113,6 @@ DRY = Sizes(
     memory_px=64,
     neighbor_s=1.0,
 )
-
-
-def append_line(file: Path, values: dict[str, Any]) -> None:
-    """Add a line of JSON to a file at once: what is there survives a process that is killed."""
-    line = json.dumps(values) + "\n"
-    with file.open("a", encoding="utf-8") as target:
-        target.write(line)
-        target.flush()
-        os.fsync(target.fileno())
-
-
-def read_lines(files: list[Path]) -> list[dict[str, Any]]:
-    """Read lines of JSON; half a line, of a machine that went down, is left out."""
-    found = []
-    for file in files:
-        for line in file.read_text(encoding="utf-8").splitlines():
-            try:
-                found.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-    return found
 
 
 def now() -> str:

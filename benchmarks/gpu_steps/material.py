@@ -1,22 +1,19 @@
-"""Studies of the made-up images; random weights, so that nothing is fetched."""
+"""Made-up images, and studies of them; random weights, so that nothing is fetched."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from autotune.config.loading import apply_overrides, presets, read_yaml
 from autotune.config.schema import StudyConfig
 from autotune.config.validation import validate
-from autotune.data.views.study_data import StudyData
 from autotune.plan import LayerPlan, TrainingPolicy, TrialPlan
-from autotune.storage.paths import StudyPaths
-from autotune.study.engine.pool import Job
-from autotune.study.engine.worker import run_worker
-from autotune.study.setup.definition import define
-from autotune.study.setup.opening import OpenStudy, open_or_create
-from gpu_steps.context import Context
+from gpu_steps.context import Context, Sizes
 
 LR = 3e-4
 
@@ -45,39 +42,35 @@ def configure(context: Context, name: str, **overrides: Any) -> StudyConfig:
     return validate(apply_overrides(read_yaml(presets()["folder"]), values), "gpu.py")
 
 
-def open_study(config: StudyConfig) -> OpenStudy:
-    """Decode the images of a study and make it; no worker is started."""
-    definition = define(config)
-    files = StudyPaths.from_url(config.storage, config.files)
-    opened = [
-        StudyData.open(
-            config.dataset,
-            config.data,
-            spec,
-            files.cache,
-            limit_bytes=config.cache.disk_bytes,
-            manifest=definition.dataset.manifest,
-        )
-        for spec in definition.specs
-    ]
-    return open_or_create(definition, opened[0].info.to_json())
-
-
-def work_here(context: Context, opened: OpenStudy, tell: Callable[[dict[str, Any]], None]) -> None:
-    """Run the trials of a study by a worker in this process."""
-    job = Job(
-        study=opened.name,
-        storage=opened.url,
-        files=str(opened.files.root),
-        worker="gpu.py/0",
-        index=0,
-        workers=1,
-        threads=0,
-        log=str(context.folder / "worker.log"),
-    )
-    run_worker(job, threading.Event(), tell)
-
-
 def plan_of_depth(backbone: str, depth: int) -> TrialPlan:
     """Return the plan that tunes the last layers and leaves their shapes."""
     return TrialPlan(backbone, depth, (LayerPlan(),) * depth, policy=TrainingPolicy(lr=LR))
+
+
+#: Shares of the images by part.
+PARTS = {"train": 0.75, "val": 0.15, "test": 0.1}
+
+
+def make_images(folder: Path, sizes: Sizes) -> Path:
+    """Write JPEGs of smooth noise into folders of parts and classes; return the folder."""
+    draws = np.random.default_rng(0)
+
+    def write(path: Path, coarse: np.ndarray) -> None:
+        picture = Image.fromarray(coarse)
+        side = (sizes.jpeg_px, sizes.jpeg_px)
+        picture.resize(side, Image.Resampling.BICUBIC).save(path, quality=90)
+
+    written = []
+    with ThreadPoolExecutor() as pool:
+        for part, share in PARTS.items():
+            for label in range(sizes.classes):
+                (folder / part / f"class-{label}").mkdir(parents=True)
+            for index in range(round(share * sizes.images)):
+                path = folder / part / f"class-{index % sizes.classes}" / f"{index:05}.jpg"
+                # Classes differ in their colors, so that there is something to learn.
+                coarse = draws.integers(0, 200, (8, 8, 3), dtype=np.uint8)
+                coarse[..., index % 3] += np.uint8(5 * (index % sizes.classes))
+                written.append(pool.submit(write, path, coarse))
+    for one in written:
+        one.result()
+    return folder

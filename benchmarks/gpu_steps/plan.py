@@ -30,17 +30,17 @@ class Step:
 
 
 STEPS = (
-    Step("environment", 1, 20, "surroundings.describe", "Environment"),
-    Step("tests", 1, 95, "surroundings.run_tests", "Tests with the marker `gpu`"),
-    Step("split", 1, 75, "splitting.compare", "Split against whole"),
+    Step("environment", 1, 20, "environment.describe", "Environment"),
+    Step("tests", 1, 95, "environment.run_tests", "Tests with the marker `gpu`"),
+    Step("split", 1, 75, "split.compare", "Split against whole"),
     Step("precision", 1, 60, "precision.time_modes", "Precision"),
     Step("throughput", 1, 95, "throughput.measure", "Training against a resident batch"),
-    Step("features", 2, 35, "making.measure", "Making features"),
-    Step("workers", 2, 75, "sharing.compare", "Two workers against one"),
-    Step("memory", 2, 50, "shortage.provoke", "When memory does not suffice"),
-    Step("missing", 2, 20, "shortage.name_missing", "A GPU that is not there"),
-    Step("naive", 2, 120, "rivals.compare", "Naive study against autotune"),
-    Step("fit", 2, 45, "final.fit_and_rerun", "Fit, load, predict, rerun"),
+    Step("features", 2, 35, "features.measure", "Making features"),
+    Step("workers", 2, 75, "workers.compare", "Two workers against one"),
+    Step("memory", 2, 50, "memory.provoke", "When memory does not suffice"),
+    Step("missing", 2, 20, "memory.name_missing", "A GPU that is not there"),
+    Step("naive", 2, 120, "naive_list.compare", "Naive study against autotune"),
+    Step("fit", 2, 45, "fit.fit_and_rerun", "Fit, load, predict, rerun"),
 )
 
 

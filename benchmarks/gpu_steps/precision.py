@@ -23,7 +23,8 @@ from autotune.training.compute.amp import (
 from autotune.training.inputs.batches import to_channels_last
 from gpu_steps.context import Context
 from gpu_steps.device import mode_of
-from gpu_steps.material import LR, configure, open_study, plan_of_depth
+from gpu_steps.material import LR, configure, plan_of_depth
+from studies import open_study
 
 #: Steps between two looks at the clock, so that the host runs ahead as it does in a training.
 _TOGETHER = 4

@@ -21,7 +21,8 @@ from autotune.training.compute.cuda_graphs import is_usable
 from autotune.training.trainer import Trainer
 from gpu_steps.context import Context
 from gpu_steps.device import Watch, mode_of
-from gpu_steps.material import configure, open_study, plan_of_depth
+from gpu_steps.material import configure, plan_of_depth
+from studies import open_study
 
 #: Ways to feed a training: what it takes lies on the GPU, or does not fit there.
 RESIDENT, NOT_RESIDENT = "resident", "not resident"
@@ -50,7 +51,7 @@ def _with_cache(ctx: WorkerContext, **values: str) -> WorkerContext:
     """Return what a worker has at hand, with another configuration of what is kept."""
     cache = ctx.config.cache.model_copy(update=values)
     config = ctx.config.model_copy(update={"cache": cache})
-    return replace(ctx, config=config, roots={})
+    return replace(ctx, config=config, root_splits={})
 
 
 def _measure(context: Context, ctx: WorkerContext, depth: int, way: str) -> None:
@@ -69,7 +70,7 @@ def _measure(context: Context, ctx: WorkerContext, depth: int, way: str) -> None
         for one in (real, synthetic):
             one.validation = None
         seconds = list(_epochs(real, synthetic, watch))
-    captured = real.record is not None and is_usable(real.device)
+    captured = real.capture is not None and is_usable(real.device)
     best = [min(side) for side in zip(*seconds, strict=True)]
     images = len(real.train.labels)
     traffic = watch.traffic

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import subprocess
 import sys
@@ -15,12 +14,6 @@ from autotune.results.values.intervals import t_interval
 from tests.support.data.images import make_class_folders
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-@pytest.fixture
-def report(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("paper_report")
 
 
 def row(seed: int, what: str, init: str, test: float | None) -> dict[str, Any]:
@@ -37,7 +30,7 @@ def differences(text: str) -> dict[str, list[str]]:
     return {cells[0]: [cell.strip() for cell in cells[1:]] for cells in rows}
 
 
-def test_differences_are_those_of_the_splits_that_have_both_sides(report: Any) -> None:
+def test_differences_are_those_of_the_splits_that_have_both_sides(module: Any) -> None:
     gains = (0.1, 0.04, 0.01)
     rows = [row(seed, "baseline", "", 0.5) for seed in range(4)]
     rows += [row(seed, "greedy", "random", 0.5 + gain) for seed, gain in enumerate(gains)]
@@ -45,7 +38,7 @@ def test_differences_are_those_of_the_splits_that_have_both_sides(report: Any) -
     rows += [row(seed, "pair 0", "pretrained", 0.4) for seed in range(2)]
     # A side that diverged takes its pair out, not the whole split.
     rows += [row(0, "pair 1", "random", None), row(0, "pair 1", "pretrained", 0.9)]
-    found = differences(report.render(rows, "What was run.", "python it"))
+    found = differences(module("paper_report").render(rows, "What was run.", "python it"))
     interval = t_interval([10.0, 4.0, 1.0], 0.95)
     assert found["greedy, random start, less frozen baseline"] == [
         *("3", "+5.0", f"{interval.low:+.1f} to {interval.high:+.1f}", "+10.0, +4.0, +1.0")
@@ -60,22 +53,12 @@ def test_differences_are_those_of_the_splits_that_have_both_sides(report: Any) -
 @pytest.mark.slow
 def test_a_reduced_run_continues(tmp_path: Path) -> None:
     images = make_class_folders(tmp_path / "photos", {"a": 12, "b": 12, "c": 12})
-    command = [
-        *(sys.executable, str(BENCHMARKS / "paper.py"), "--images", str(images)),
-        *(
-            "--weights",
-            "none",
-            "--backbone",
-            "test_resnet",
-            "--image-size",
-            "32",
-            "--classes",
-            "2",
-        ),
-        *("--layers", "1", "--stage-trials", "1", "--epochs", "1", "--splits", "1"),
-        *("--pairs", "1", "--trainings", "paper", "--folder", str(tmp_path / "work")),
-        *("--output", str(tmp_path / "report.md")),
-    ]
+    options = (
+        f"--images={images} --weights=none --backbone=test_resnet --image-size=32 --classes=2 "
+        "--layers=1 --stage-trials=1 --epochs=1 --splits=1 --pairs=1 --trainings=paper "
+        f"--folder={tmp_path / 'work'} --output={tmp_path / 'report.md'}"
+    )
+    command = [sys.executable, str(BENCHMARKS / "paper.py"), *options.split()]
     lines = tmp_path / "work/reduced.jsonl"
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     whole = lines.read_text().splitlines()

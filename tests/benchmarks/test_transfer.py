@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,8 @@ TINY = {
 
 
 @pytest.fixture
-def transfer(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("transfer")
+def transfer(module: Any) -> Any:
+    return module("transfer")
 
 
 def test_the_table_is_that_of_the_page(transfer: Any, tmp_path: Path) -> None:

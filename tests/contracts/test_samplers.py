@@ -93,6 +93,11 @@ def new_study(
     return study
 
 
+def study_of(space: Space, name: str, **options: str) -> optuna.Study:
+    """A study that one of the samplers searches."""
+    return new_study(space, sampler_of(space, sampler=name), **options)
+
+
 def suggest(trial: optuna.Trial, space: Space) -> Params:
     """What the study room does with a claimed trial."""
     if trial.user_attrs.get("role") == "baseline" and space.params(space.baseline()) is None:
@@ -133,7 +138,7 @@ def check_static(study: optuna.Study, space: Space) -> None:
 @pytest.mark.parametrize("which", SPACES)
 def test_every_trial_has_all_parameters_in_canonical_form(name: str, which: str) -> None:
     space = SPACES[which]
-    study = new_study(space, sampler_of(space, sampler=name))
+    study = study_of(space, name)
     run(study, space, STARTUP_TRIALS + 2)
     assert all(trial.state == TrialState.COMPLETE for trial in study.trials)
     check_static(study, space)
@@ -144,7 +149,7 @@ def test_every_trial_has_all_parameters_in_canonical_form(name: str, which: str)
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("pruner", PRUNERS)
 def test_every_pruner_goes_with_every_sampler(name: str, pruner: str) -> None:
-    study = new_study(ONE, sampler_of(ONE, sampler=name), pruner=pruner)
+    study = study_of(ONE, name, pruner=pruner)
     for number in range(STARTUP_TRIALS + 3):
         trial = study.ask()
         depth = suggest(trial, ONE)["depth"]
@@ -172,7 +177,7 @@ def test_seeds(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(("direction", "sign"), [("maximize", 1.0), ("minimize", -1.0)])
 def test_it_learns_in_both_directions(name: str, direction: str, sign: float) -> None:
-    study = new_study(ONE, sampler_of(ONE, sampler=name), direction)
+    study = study_of(ONE, name, direction=direction)
     late = run(study, ONE, STARTUP_TRIALS + 10, sign)[STARTUP_TRIALS:]
     assert sum(one["depth"] for one in late) / len(late) > 3.5
 
@@ -229,7 +234,7 @@ def test_after_the_start_all_parameters_are_sampled_jointly(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_baseline_outside_of_the_space_is_not_shown(name: str) -> None:
-    study = new_study(NO_BASELINE, sampler_of(NO_BASELINE, sampler=name))
+    study = study_of(NO_BASELINE, name)
     late = run(study, NO_BASELINE, STARTUP_TRIALS + 8)[STARTUP_TRIALS + 1 :]
     check_static(study, NO_BASELINE)
     assert study.trials[0].params == {}
@@ -263,7 +268,7 @@ def test_pruned_trials_are_learned_from(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_pruned_trials_without_a_number_are_left_out(name: str) -> None:
-    study = new_study(FULL, sampler_of(FULL, sampler=name))
+    study = study_of(FULL, name)
     run(study, FULL, STARTUP_TRIALS)
     for _ in range(3):
         trial = study.ask()
@@ -279,7 +284,7 @@ def test_pruned_trials_without_a_number_are_left_out(name: str) -> None:
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_running_failed_and_waiting_trials_are_tolerated(name: str) -> None:
-    study = new_study(FULL, sampler_of(FULL, sampler=name))
+    study = study_of(FULL, name)
     run(study, FULL, STARTUP_TRIALS)
     signed, unsigned = study.ask(), study.ask()  # two workers, one has no parameters yet
     suggest(signed, FULL)
@@ -294,7 +299,7 @@ def test_running_failed_and_waiting_trials_are_tolerated(name: str) -> None:
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_retry_keeps_its_parameters_and_is_not_sampled_again(name: str) -> None:
-    study = new_study(FULL, sampler_of(FULL, sampler=name))
+    study = study_of(FULL, name)
     run(study, FULL, STARTUP_TRIALS)
     lost = study.ask()
     params = suggest(lost, FULL)
@@ -319,7 +324,7 @@ def test_a_retry_keeps_its_parameters_and_is_not_sampled_again(name: str) -> Non
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_queued_parameters_are_taken(name: str) -> None:
-    study = new_study(FULL, sampler_of(FULL, sampler=name))
+    study = study_of(FULL, name)
     run(study, FULL, STARTUP_TRIALS)
     wanted = FULL.canonical({**study.trials[3].params, "depth": 2, "training.lr": 0.5})
     study.enqueue_trial(wanted)
@@ -330,9 +335,7 @@ def test_queued_parameters_are_taken(name: str) -> None:
 def test_reseeding_changes_the_draws(name: str) -> None:
     sampler = sampler_of(FULL, sampler=name)
     sampler.reseed_rng()
-    assert run(new_study(FULL, sampler), FULL, 4) != run(
-        new_study(FULL, sampler_of(FULL, sampler=name)), FULL, 4
-    )
+    assert run(new_study(FULL, sampler), FULL, 4) != run(study_of(FULL, name), FULL, 4)
 
 
 def test_there_is_no_other_sampler() -> None:
@@ -361,12 +364,11 @@ def test_no_plan_is_trained_twice_and_the_last_one_ends_the_study(name: str) -> 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_what_others_are_training_is_not_trained_again(name: str) -> None:
-    study = new_study(SMALL, sampler_of(SMALL, sampler=name))
+    study = study_of(SMALL, name)
     running = []
     for worker in range(10):
-        study.sampler = sampler_of(
-            SMALL, worker % 2, sampler=name
-        )  # two workers of equal seeds as well
+        # Two workers of equal seeds as well.
+        study.sampler = sampler_of(SMALL, worker % 2, sampler=name)
         running.append(study.ask())
         suggest(running[-1], SMALL)
     assert len({tuple(one.params.values()) for one in running}) == 10
@@ -375,7 +377,7 @@ def test_what_others_are_training_is_not_trained_again(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_a_plan_that_failed_is_learned_from(name: str) -> None:
     """A learning rate above 0.01 diverges; the model must keep away from there."""
-    study = new_study(ONE_RATE, sampler_of(ONE_RATE, sampler=name))
+    study = study_of(ONE_RATE, name)
     for _ in range(60 if name == "tpe" else 32):
         trial = study.ask()
         rate = suggest(trial, ONE_RATE)["training.lr"]
@@ -413,7 +415,7 @@ def test_a_sampler_is_asked_again_before_another_plan_is_chosen() -> None:
 @pytest.mark.parametrize("limited", [False, True], ids=["no limits", "limits"])
 def test_plans_that_do_not_fit_into_memory_are_kept_away_from(name: str, limited: bool) -> None:
     """A learning rate above 0.01 wants too much; the higher it is, the better the value."""
-    study = new_study(ONE_RATE, sampler_of(ONE_RATE, sampler=name))
+    study = study_of(ONE_RATE, name)
     for number in range(60 if name == "tpe" else 32):
         trial = study.ask()
         rate = suggest(trial, ONE_RATE)["training.lr"]
@@ -470,7 +472,7 @@ def test_two_objectives_can_be_searched(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("value", [0.0, 1e6, -1e6])
 def test_constant_and_huge_values(name: str, value: float) -> None:
-    study = new_study(ONE, sampler_of(ONE, sampler=name))
+    study = study_of(ONE, name)
     for _ in range(STARTUP_TRIALS + 3):
         trial = study.ask()
         suggest(trial, ONE)

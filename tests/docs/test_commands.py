@@ -38,15 +38,8 @@ EXAMPLES += ("digits-seed1", "digits-seed2", *(f"transfer-dtd-seed{seed}" for se
 #: What a command in a sentence has instead of a value.
 PLACEHOLDERS = {"N": "1", "DATASET=...": "DATASET=photos", "...": "digits-seed2"}
 #: Variables of the environment that are not in the sources of autotune.
-FOREIGN = {
-    "PIP_NO_INDEX",
-    "PIP_FIND_LINKS",
-    "CUDA_VISIBLE_DEVICES",
-    "RAY_ADDRESS",
-    "HF_HUB_OFFLINE",
-    "HF_ENDPOINT",
-    "HF_HOME",
-}
+FOREIGN = {"PIP_NO_INDEX", "PIP_FIND_LINKS", "CUDA_VISIBLE_DEVICES", "RAY_ADDRESS"}
+FOREIGN |= {"HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_HOME"}
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = set(re.findall(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)[0].split())
 VARIABLES = set(re.findall(r"^([A-Z_]+) +\?=", MAKEFILE, re.MULTILINE))

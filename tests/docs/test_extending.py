@@ -60,9 +60,9 @@ def apply(diff: str, root: Path) -> None:
             path.write_text(text.replace(old, new))
 
 
-def python(code: str, cwd: Path, **extra: str) -> str:
+def python(code: str, cwd: Path, *arguments: str, **extra: str) -> str:
     told = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code, *arguments],
         cwd=cwd,
         env=environment(PYTHONPATH=str(cwd), **extra),
         capture_output=True,
@@ -146,15 +146,7 @@ main()
     with running_publisher() as publisher:
         publisher.files["/leaves/leaves.tar"] = tar_bytes(images)
         where = {"AUTOTUNE_MIRROR": publisher.url, "AUTOTUNE_DATA": str(changed / "data")}
-        told = subprocess.run(
-            [sys.executable, "-c", code, "fetch", "leaves"],
-            cwd=changed,
-            env=environment(PYTHONPATH=str(changed), **where),
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-    assert told.returncode == 0, told.stderr
+        python(code, changed, "fetch", "leaves", **where)
     code = (
         "from autotune.data.sources.registry import open_source\n"
         "print(len(open_source('leaves').samples))"

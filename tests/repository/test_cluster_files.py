@@ -73,11 +73,7 @@ def slurm(tmp_path: Path) -> dict[str, str]:
 def test_the_slurm_script_starts_a_launcher_and_workers(
     slurm: dict[str, str], tmp_path: Path
 ) -> None:
-    script = FOLDER / "slurm.sh"
-    subprocess.run(["bash", "-n", script], check=True)
-    done = subprocess.run(
-        ["bash", script, "my photos.yaml", "photos"], env=slurm, capture_output=True, text=True
-    )
+    done = submit(slurm, "my photos.yaml", "photos")
     assert (done.returncode, done.stderr) == (0, "")
     assert sorted((tmp_path / "calls").read_text().splitlines()) == [
         f"autotune run my photos.yaml --name photos --workers 1 storage={URL}",
@@ -105,18 +101,18 @@ def test_a_slurm_job_that_is_stopped_hands_its_trials_back_and_is_queued_again(
     assert said == ["handed back", "handed back", "scontrol requeue 7"]
 
 
+def submit(slurm: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["bash", FOLDER / "slurm.sh", *arguments]
+    return subprocess.run(command, env=slurm, capture_output=True, text=True)
+
+
 @pytest.mark.parametrize("mode", [0o644, None])
 def test_a_password_that_others_can_read_is_refused(
     mode: int | None, slurm: dict[str, str], tmp_path: Path
 ) -> None:
     secret = Path(slurm["AUTOTUNE_ENV"])
     secret.unlink() if mode is None else secret.chmod(mode)
-    done = subprocess.run(
-        ["bash", FOLDER / "slurm.sh", "photos.yaml", "photos"],
-        env=slurm,
-        capture_output=True,
-        text=True,
-    )
+    done = submit(slurm, "photos.yaml", "photos")
     assert done.returncode == 2
     assert f"{secret} must be there, and for you alone: chmod 600" in done.stderr
     assert not (tmp_path / "calls").exists()

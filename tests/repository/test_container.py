@@ -80,15 +80,11 @@ def run(*command: str, timeout: int = 60) -> subprocess.CompletedProcess[str]:
 @pytest.mark.timeout(3600)
 def test_the_image_is_built_and_runs(tmp_path: Path) -> None:
     """Set TEST_BASE_IMAGE to an image that is there where the registry is not reached."""
-    builders = (
-        name for name in BUILDERS if shutil.which(name) and not run(name, "info").returncode
-    )
-    builder = next(builders, None)
-    if builder is None:
+    works = [one for one in BUILDERS if shutil.which(one) and not run(one, "info").returncode]
+    if not works:
         pytest.skip("neither docker, podman nor buildah works here")
-    base = (
-        os.environ.get("TEST_BASE_IMAGE") or re.findall(r"^ARG BASE=(.+)$", TEXT, re.MULTILINE)[0]
-    )
+    builder, (default,) = works[0], re.findall(r"^ARG BASE=(.+)$", TEXT, re.MULTILINE)
+    base = os.environ.get("TEST_BASE_IMAGE") or default
     if run(builder, "pull", base, timeout=600).returncode:
         pytest.skip(f"the base image {base} cannot be had")
     arguments = f"--build-arg BASE={base} --build-arg EXTRAS=heic"

@@ -15,25 +15,34 @@ import yaml
 ROOT = Path(__file__).parents[2]
 
 
-def make(*arguments: str) -> str:
-    """Return what make would do last, with an environment that needs no installing."""
-    return " ".join(lines(*arguments)[-1].split())
+#: What targets install before they run.
+INSTALLED = [f"-o.venv/{one}" for one in ("bin/autotune", "public", "test", "postgres-local")]
+
+
+def call(
+    *arguments: str, cwd: Path = ROOT, path: str = "", **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Call make with nothing else in its environment."""
+    given = {key: value for key, value in os.environ.items() if key in ("PATH", "HOME", "LANG")}
+    return subprocess.run(
+        ["make", "--no-print-directory", *arguments],
+        cwd=cwd,
+        env={**given, "PATH": f"{path}:{given['PATH']}", **environment},
+        capture_output=True,
+        text=True,
+    )
 
 
 def lines(*arguments: str) -> list[str]:
     """Return all that make would do."""
-    environment = {
-        key: value for key, value in os.environ.items() if key in ("PATH", "HOME", "LANG")
-    }
-    result = subprocess.run(
-        ["make", "--no-print-directory", "-n", "-o", ".venv/bin/autotune", *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    result = call("-n", *INSTALLED, *arguments)
+    assert result.returncode == 0, result.stderr
     return result.stdout.splitlines()
+
+
+def make(*arguments: str) -> str:
+    """Return what make would do last."""
+    return " ".join(lines(*arguments)[-1].split())
 
 
 @pytest.mark.parametrize("target", ["study", "worker", "confirm", "refit", "validate"])
@@ -123,6 +132,9 @@ def test_weights_that_are_packages_are_installed(target: str, backbone: str) -> 
         (["layers", "BACKBONE=resnet50.a1_in1k"], "layers 'resnet50.a1_in1k'"),
         (["layers", "ARGS=--plan 3"], "layers --plan 3"),
         (["backup", "OUTPUT=my.db"], "storage copy --to 'sqlite:///my.db'"),
+        (["dashboard", "PUBLIC=1", "PORT=9000"], "dashboard --port '9000' --public"),
+        (["postgres-local"], "storage postgres start --folder storage/postgres"),
+        (["postgres-local-down"], "storage postgres stop --folder storage/postgres"),
     ],
 )
 def test_variables_become_arguments(arguments: list[str], expected: str) -> None:
@@ -155,14 +167,8 @@ def test_names_reach_the_program_as_they_are(
     venv = tmp_path / "venv"
     given = {"DATASET": name, "NAME": name, "STORAGE": f"sqlite:///{name}.db", "WEIGHTS": name}
     listed = [] if by_environment else [f"{key}={value}" for key, value in given.items()]
-    target = ["-o", f"{venv}/bin/autotune", f"VENV={venv}", "study"]
-    result = subprocess.run(
-        ["make", "--no-print-directory", *target, *listed],
-        cwd=ROOT,
-        env={"PATH": os.environ["PATH"], **(given if by_environment else {})},
-        capture_output=True,
-        text=True,
-    )
+    target = [f"-o{venv}/bin/autotune", f"VENV={venv}", "study"]
+    result = call(*target, *listed, **(given if by_environment else {}))
     assert result.returncode == 0, result.stderr
     words = ("run", "folder", f"dataset={name}", f"weights={name}", "--name", name)
     assert result.stdout.splitlines() == [f"<{w}>" for w in (*words, f"sqlite:///{name}.db")]
@@ -184,9 +190,7 @@ def test_names_reach_the_program_as_they_are(
     ],
 )
 def test_a_variable_that_is_not_there_is_refused(argument: str, message: str) -> None:
-    result = subprocess.run(
-        ["make", "-n", "study", argument], cwd=ROOT, capture_output=True, text=True
-    )
+    result = call("-n", "study", argument)
     assert (result.returncode, result.stdout) == (2, "")
     assert message in result.stderr
 
@@ -203,13 +207,7 @@ def test_variables_of_make_and_of_the_environment_pass() -> None:
 
 
 def test_old_names_are_accepted_with_one_line() -> None:
-    result = subprocess.run(
-        ["make", "-n", "-o", ".venv/bin/autotune", "fit", "ORDER=greedy", "INHERIT=random"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    result = call("-n", *INSTALLED, "fit", "ORDER=greedy", "INHERIT=random")
     command = " ".join(result.stdout.split())
     assert command.endswith("refit 'digits' 'init=random' 'search.strategy=greedy'")
     assert [line.split(";")[0] for line in result.stderr.splitlines()] == [
@@ -217,19 +215,12 @@ def test_old_names_are_accepted_with_one_line() -> None:
         "make: 'ORDER' is now called 'STRATEGY'",
         "make: 'make fit' is now called 'make refit'",
     ]
-    both = subprocess.run(
-        ["make", "-n", "study", "ORDER=greedy", "STRATEGY=joint"], cwd=ROOT, capture_output=True
-    )
-    assert both.returncode == 2 and b"give one of the two" in both.stderr
-
-
-def test_the_dashboard_for_others() -> None:
-    result = make("-o", ".venv/public", "dashboard", "PUBLIC=1", "PORT=9000")
-    assert result == ".venv/bin/autotune dashboard --port '9000' --public"
+    both = call("-n", "study", "ORDER=greedy", "STRATEGY=joint")
+    assert both.returncode == 2 and "give one of the two" in both.stderr
 
 
 def test_the_tests_that_need_a_gpu_run_one_after_the_other() -> None:
-    result = make("-o", ".venv/test", "test-gpu", "ARGS=-x")
+    result = make("test-gpu", "ARGS=-x")
     assert result == ".venv/bin/python -m pytest -m gpu -x"
 
 
@@ -237,13 +228,6 @@ def test_a_backup_has_the_time_in_its_name() -> None:
     result = make("backup", "STORAGE=postgresql://me:secret@host/db")
     name = r"'sqlite:///storage/backup-\d{8}-\d{6}\.db'"
     assert re.fullmatch(rf"\.venv/bin/autotune storage copy --to {name}", result)
-
-
-def test_the_local_server() -> None:
-    installed = ("-o", ".venv/postgres-local")
-    for target, action in (("postgres-local", "start"), ("postgres-local-down", "stop")):
-        expected = f".venv/bin/autotune storage postgres {action} --folder storage/postgres"
-        assert make(*installed, target) == expected
 
 
 @pytest.fixture
@@ -256,26 +240,21 @@ def docker(tmp_path: Path) -> Path:
     return program
 
 
-def in_copy(target: str, root: Path, path: str, **extra: str) -> subprocess.CompletedProcess[str]:
-    """Run a target in a copy of what it needs."""
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of what the server in Docker needs."""
     for name in ("Makefile", "storage/compose.yaml"):
-        (root / name).parent.mkdir(exist_ok=True)
-        shutil.copy(ROOT / name, root / name)
-    return subprocess.run(
-        ["make", "--no-print-directory", target],
-        cwd=root,
-        env={"PATH": f"{path}:{os.environ['PATH']}", "HOME": str(root), **extra},
-        capture_output=True,
-        text=True,
-    )
+        path = tmp_path / "checkout" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, path)
+    return tmp_path / "checkout"
 
 
-def test_postgres_in_docker(tmp_path: Path, docker: Path) -> None:
-    root = tmp_path / "checkout"
-    root.mkdir()
-    result = in_copy("postgres-up", root, str(docker.parent), POSTGRES_PORT="6000")
+def test_postgres_in_docker(tmp_path: Path, checkout: Path, docker: Path) -> None:
+    path = str(docker.parent)
+    result = call("postgres-up", cwd=checkout, path=path, POSTGRES_PORT="6000")
     assert result.returncode == 0, result.stderr
-    password = root / "storage/postgres-password"
+    password = checkout / "storage/postgres-password"
     secret = password.read_text()
     assert len(secret) >= 32 and stat.S_IMODE(password.stat().st_mode) == 0o600
     assert secret not in result.stdout + result.stderr
@@ -283,9 +262,9 @@ def test_postgres_in_docker(tmp_path: Path, docker: Path) -> None:
         'export AUTOTUNE_STORAGE="postgresql://autotune:$(cat storage/postgres-password)'
         '@127.0.0.1:6000/autotune"'
     ) in result.stdout
-    in_copy("postgres-up", root, str(docker.parent))
+    call("postgres-up", cwd=checkout, path=path)
     assert password.read_text() == secret
-    in_copy("postgres-down", root, str(docker.parent))
+    call("postgres-down", cwd=checkout, path=path)
     calls = (tmp_path / "calls").read_text()
     assert secret not in calls
     compose = "compose --file storage/compose.yaml"
@@ -293,24 +272,20 @@ def test_postgres_in_docker(tmp_path: Path, docker: Path) -> None:
     assert calls.splitlines() == [*up, *up, f"{compose} version", f"{compose} down"]
 
 
-def test_a_given_password(tmp_path: Path, docker: Path) -> None:
-    root = tmp_path / "checkout"
-    root.mkdir()
-    in_copy("postgres-up", root, str(docker.parent), POSTGRES_PASSWORD="mine")
-    assert (root / "storage/postgres-password").read_text() == "mine"
+def test_a_given_password(tmp_path: Path, checkout: Path, docker: Path) -> None:
+    call("postgres-up", cwd=checkout, path=str(docker.parent), POSTGRES_PASSWORD="mine")
+    assert (checkout / "storage/postgres-password").read_text() == "mine"
     assert "mine" not in (tmp_path / "calls").read_text()
 
 
 @pytest.mark.parametrize("target", ["postgres-up", "postgres-down"])
-def test_without_docker(target: str, tmp_path: Path, docker: Path) -> None:
+def test_without_docker(target: str, checkout: Path, docker: Path) -> None:
     docker.write_text("#!/bin/sh\necho 'unknown command: docker compose'; exit 1\n")
-    root = tmp_path / "checkout"
-    root.mkdir()
-    result = in_copy(target, root, str(docker.parent))
+    result = call(target, cwd=checkout, path=str(docker.parent))
     assert result.returncode == 2
     message = "this needs Docker with its compose plugin; without them: make postgres-local"
     assert result.stdout.strip() == message
-    assert not (root / "storage/postgres-password").exists()
+    assert not (checkout / "storage/postgres-password").exists()
 
 
 def test_the_server_in_docker_is_for_this_machine_alone() -> None:
@@ -346,25 +321,10 @@ def test_the_storage_is_not_on_the_command_line() -> None:
 def test_help_has_a_line_for_every_target() -> None:
     text = (ROOT / "Makefile").read_text()
     (phony,) = re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE)
-    result = subprocess.run(
-        ["make", "--no-print-directory", "help"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    result = call("help")
     listed = {line.split()[0] for line in result.stdout.splitlines()[:-3] if line.strip()}
     assert listed == set(phony.split()) - {"fit", "workers"}  # old names
     assert all(len(line.split()) > 2 for line in result.stdout.splitlines() if line.strip())
-
-
-def test_every_make_target_of_the_readme_exists() -> None:
-    text = (ROOT / "Makefile").read_text()
-    (phony,) = re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE)
-    readme = (ROOT / "README.md").read_text()
-    used = set(re.findall(r"(?:^    |`|&& )make ([a-z-]+)", readme, re.MULTILINE))
-    assert used
-    assert used <= set(phony.split())
 
 
 def test_the_constraints_cover_what_setup_asks_for() -> None:

@@ -94,9 +94,9 @@ def _run(
     console.print_plugins(stdout, config)
     with make_view(stdout, config) as view:
         # Within the view, because this imports torch, which takes seconds.
-        from autotune.study.race.running import run_study
+        from autotune.study.race.running import run_study_with_race
 
-        result = run_study(config, on_event=view, **options)
+        result = run_study_with_race(config, on_event=view, **options)
     if result.handle.name != config.name:  # a round of a race was interrupted
         stdout.print(STOPPED_RACE)
         raise typer.Exit(130)

@@ -9,10 +9,11 @@ from statistics import median
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune.results.diagnosis.facts import NO_NOISE, Facts, Finding, unknown
-from autotune.results.diagnosis.loss_curves import END, MIN_EPOCHS, LossCurves, is_solved
+from autotune.results.diagnosis.loss_curves import END, MIN_EPOCHS, LossCurves
 from autotune.results.values.parameter_words import parameter_words
 from autotune.search.parameters.by_optimizer import LR, optimizer_of, shared_name
 from autotune.search.study_view import MIN_FOR_LINE, FinalValuePredictor
+from autotune.study.state import attrs
 from autotune.text import plural
 
 _AGAINST_OVERFITTING = (
@@ -82,7 +83,7 @@ def check_overfitting(facts: Facts) -> Finding:
     """Examining the training curves: does any of the best overfit?"""
     if facts.best is None:
         return unknown("no trial is complete")
-    if is_solved(facts.best):
+    if attrs.is_solved(facts.best):
         return unknown(_SOLVED.format(facts.best.number))
     losses = LossCurves.from_trial(facts.best)
     if losses is None:
@@ -172,7 +173,7 @@ def check_epochs(facts: Facts) -> Finding:
     curve, good = _curve(facts.best), facts.good
     last = max(curve, default=0)
     back = max(1, round(last * END))
-    if facts.best is not None and is_solved(facts.best):
+    if facts.best is not None and attrs.is_solved(facts.best):
         return unknown(_SOLVED.format(facts.best.number))
     if facts.best is None or len(curve) < 4 or last - back not in curve:
         return unknown("the best trial has no values of four epochs")

@@ -20,7 +20,6 @@ from statistics import median
 
 from optuna.trial import FrozenTrial
 
-from autotune.plan import SOLVED
 from autotune.study.state import attrs
 from autotune.training import curves
 
@@ -143,15 +142,9 @@ class LossCurves:
         return Change(value, _ERRORS * _jump(self.training) * math.sqrt(2))
 
 
-def is_solved(trial: FrozenTrial) -> bool:
-    """Tell whether a trial computed its head and trained nothing: it has no curve."""
-    plan = attrs.trial_plan(trial)
-    return plan is not None and not plan.depth and plan.policy.head_start == SOLVED
-
-
 def describe_losses(trial: FrozenTrial) -> str:
     """Say in a sentence what the losses of a trial tell; empty where they are not known."""
-    if is_solved(trial):
+    if attrs.is_solved(trial):
         return "The head was solved, not trained over epochs: one loss, and no curve."
     losses = LossCurves.from_trial(trial)
     if losses is None:

@@ -41,9 +41,15 @@ from autotune.results.evaluation.ensemble_selection import (
     EnsembleChoice,
     select_ensemble,
 )
+from autotune.results.evaluation.final_model import (
+    BASELINE,
+    BEST,
+    STUDENT,
+    FinalModel,
+    Refitting,
+)
 from autotune.results.evaluation.model_card import weights_origin, write_model_card
 from autotune.results.evaluation.plan_selection import Choice, SelectedPlan, select_plan
-from autotune.results.evaluation.refitting import BASELINE, BEST, STUDENT, FinalModel, Refitting
 from autotune.results.model.model_folder import check_target, replace_files, save_model
 from autotune.results.study_results import StudyResults
 from autotune.results.values.epoch_rows import epoch_rows, epochs_table

@@ -39,7 +39,7 @@ from autotune.study.doctor.finding import LISTED, Finding, FindingKind
 from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.state.budget import startable_queue
-from autotune.study.state.outcome import find_no_result
+from autotune.study.state.no_result import find_no_result
 from autotune.study.state.retries import lost_without_retry
 from autotune.text import join_some
 
@@ -238,7 +238,8 @@ def cut_curves(snapshot: Snapshot) -> Iterator[Finding]:
         last = max([*trial.intermediate_values, int(trained or 0)])
         if is_complete and epochs is not None:
             last = max(last, int(epochs))
-        missing = [epoch for epoch in range(1, last + 1) if epoch not in trial.intermediate_values]
+        first = last if attrs.is_solved(trial) else 1
+        missing = [one for one in range(first, last + 1) if one not in trial.intermediate_values]
         if missing:
             yield Finding(
                 FindingKind.CURVE,

@@ -38,7 +38,7 @@ from autotune.study.upkeep.removal import remove_study
 from autotune.text import join_some
 
 
-def run_study(
+def run_study_with_race(
     config: StudyConfig, *, on_event: EventCallback = lambda event: None, **options: Any
 ) -> RunResult:
     """Run a study, and the race among its backbones before it is made.

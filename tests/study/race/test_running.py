@@ -22,7 +22,7 @@ from autotune.results.report.markdown import render_markdown
 from autotune.results.report.race_table import race_table
 from autotune.results.study_results import StudyResults
 from autotune.study.race.rounds import find_race
-from autotune.study.race.running import remove_rounds, run_race, run_study
+from autotune.study.race.running import remove_rounds, run_race, run_study_with_race
 from autotune.study.setup.opening import open_existing
 from autotune.study.state import attrs
 from autotune.study.state.race_record import RaceEntry, RaceRecord, describe_left_out
@@ -71,7 +71,7 @@ def raced(
         close_hub(patch)
         with pytest.raises(KeyboardInterrupt):
             run_race(config, on_event=_interrupt_at("race, round 2"), workers=1)
-        run_study(config, on_event=events.append, workers=1)
+        run_study_with_race(config, on_event=events.append, workers=1)
     yield config, events
 
 
@@ -117,12 +117,12 @@ def test_it_continues_without_another_race(
     config, _ = raced
     events: list[dict[str, Any]] = []
     with workers_inline():
-        assert not run_study(config, on_event=events.append, workers=1).trained
+        assert not run_study_with_race(config, on_event=events.append, workers=1).trained
         changed = config.model_copy(update={"backbone": {"race": list(NAMES), "keep": 1}})
         with pytest.raises(
             ChangedStudyError, match=r"backbone: .* in the study, .*'keep': 1\} now"
         ):
-            run_study(changed, workers=1)
+            run_study_with_race(changed, workers=1)
     assert not lines_of(events)
 
 
@@ -134,14 +134,14 @@ def test_a_study_keeps_its_backbone_where_the_file_says_race(
     named = race_config(tmp_path, path, backbone="test_resnet")
     events: list[dict[str, Any]] = []
     with workers_inline():
-        run_study(named, workers=1)
+        run_study_with_race(named, workers=1)
         # The same command, after the default of the study file has become a race.
         config = race_config(tmp_path, path, backbone="race", search__trials=2)
-        result = run_study(config, on_event=events.append, workers=1)
+        result = run_study_with_race(config, on_event=events.append, workers=1)
         assert result.trained and result.handle.name == "small"
         other = race_config(tmp_path, weights)
         with pytest.raises(ChangedStudyError, match=r"backbone=test_resnet --name small \(make"):
-            run_study(other, workers=1)
+            run_study_with_race(other, workers=1)
     assert lines_of(events) == [
         "race: none, because the study has its backbone: test_resnet",
     ]
@@ -155,7 +155,7 @@ def test_a_file_of_weights_needs_the_name_of_its_backbone(
 ) -> None:
     config = race_config(tmp_path, weights["test_resnet"], backbone="race")
     with pytest.raises(ConfigError, match="weights: must be hub or none in a race"):
-        run_study(config, workers=1)
+        run_study_with_race(config, workers=1)
     assert not list(tmp_path.iterdir())
 
 
@@ -163,7 +163,7 @@ def test_images_are_checked_before_weights_are_loaded(tmp_path: Path) -> None:
     config = race_config(tmp_path, "hub", dataset=str(tmp_path / "nowhere"))
     events: list[dict[str, Any]] = []
     with pytest.raises(ConfigError, match="nowhere"):
-        run_study(config, on_event=events.append, workers=1)
+        run_study_with_race(config, on_event=events.append, workers=1)
     assert not lines_of(events)
 
 
@@ -265,5 +265,5 @@ def test_nothing_to_race(
     close_hub(monkeypatch)
     config = race_config(tmp_path, **{"weights": weights, **changes})
     with pytest.raises(error, match=message):
-        run_study(config, workers=1)
+        run_study_with_race(config, workers=1)
     assert not list(tmp_path.iterdir())

@@ -283,6 +283,21 @@ def test_the_doctor_finds_gaps_in_curves(tmp_path: Path) -> None:
     assert [one.message.partition(":")[0] for one in found] == expected
 
 
+@pytest.mark.parametrize("epochs", [(4,), ()])
+def test_the_doctor_expects_one_epoch_of_a_solved_head(
+    epochs: tuple[int, ...], tmp_path: Path
+) -> None:
+    handle = open_small(tmp_path, training__epochs=4, baseline__head_start="solved")
+    trial = claim(handle.trial_queue())
+    for epoch in epochs:
+        trial.report(0.5, epoch)
+    trial.set_user_attr(attrs.EPOCHS, max(epochs, default=0))
+    handle.study.tell(trial, 0.5)
+    found = [one for one in check_study(handle).findings if one.kind == FindingKind.CURVE]
+    missing = [] if epochs else ["the curve of trial 0 lacks the epochs 4"]
+    assert [one.message.partition(":")[0] for one in found] == missing
+
+
 # A study that is deleted while somebody works at it
 
 

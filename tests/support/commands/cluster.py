@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.support.commands.serving import free_port
+
 #: What keeps Ray quiet and by itself, for those who start it and those who connect.
 QUIET = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 CPUS = 2
@@ -24,10 +25,9 @@ CPUS = 2
 @contextmanager
 def start_cluster() -> Iterator[dict[str, str]]:
     """Start a cluster and yield the environment that leads to it; nothing of it is left."""
-    folder = Path(
-        tempfile.mkdtemp(prefix="rc-")
-    )  # the path of a socket has at most 107 characters
-    address = f"127.0.0.1:{_free_port()}"
+    # The path of a socket has at most 107 characters.
+    folder = Path(tempfile.mkdtemp(prefix="rc-"))
+    address = f"127.0.0.1:{free_port()}"
     extra = {**QUIET, "RAY_TMPDIR": str(folder)}
     with (folder / "out.txt").open("w") as output:
         head = subprocess.Popen(
@@ -45,7 +45,9 @@ def start_cluster() -> Iterator[dict[str, str]]:
     try:
         deadline = time.monotonic() + 60
         while "Ray runtime started" not in (folder / "out.txt").read_text():
-            assert head.poll() is None and time.monotonic() < deadline, output_of(folder)
+            assert head.poll() is None and time.monotonic() < deadline, (
+                folder / "out.txt"
+            ).read_text()
             time.sleep(0.2)
         yield {**extra, "RAY_ADDRESS": address}
     finally:
@@ -58,10 +60,6 @@ def start_cluster() -> Iterator[dict[str, str]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def output_of(folder: Path) -> str:
-    return (folder / "out.txt").read_text()
-
-
 def worker_pids(study: str) -> list[int]:
     """Find the processes in which Ray runs workers of a study."""
     return [
@@ -69,9 +67,3 @@ def worker_pids(study: str) -> list[int]:
         for process in psutil.process_iter(["cmdline"])
         if " ".join(process.info["cmdline"] or []).startswith(f"ray::autotune {study} ")
     ]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -29,13 +29,7 @@ get_command = functools.cache(typer.main.get_command)
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended.
-
-    Args:
-        code: Its exit code.
-        out: What it wrote to standard output.
-        err: What it wrote to standard error.
-    """
+    """How a command ended."""
 
     code: int
     out: str

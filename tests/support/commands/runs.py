@@ -54,7 +54,6 @@ def with_site(folder: Path, code: str) -> dict[str, str]:
 def autotune(
     *arguments: str, cwd: Path, timeout: float = 180, **extra: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command to its end."""
     return subprocess.run(
         command(*arguments),
         cwd=cwd,

@@ -6,12 +6,32 @@ import hashlib
 import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import psutil
+
+
+class Answering(BaseHTTPRequestHandler):
+    """Answers with a status, a body and headers, and logs nothing."""
+
+    protocol_version = "HTTP/1.1"
+
+    def send(
+        self, status: int, body: bytes = b"", headers: Mapping[str, str] | None = None
+    ) -> None:
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
 
 
 @contextmanager
@@ -76,7 +96,6 @@ class Publisher:
 
 @contextmanager
 def running_publisher() -> Iterator[Publisher]:
-    """Serve until the block ends."""
     with serving(_Handler) as (server, url):
         publisher = Publisher(url)
         publisher.gate.set()
@@ -87,9 +106,7 @@ def running_publisher() -> Iterator[Publisher]:
             publisher.gate.set()
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
+class _Handler(Answering, BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         publisher: Publisher = self.server.publisher  # type: ignore[attr-defined]
         path, wanted = self.path.partition("?")[0], self.headers.get("Range", "")
@@ -100,7 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
         failure = failures.pop(0) if failures else ""
         content = publisher.files.get(path)
         if isinstance(failure, int) or content is None:
-            self._send(failure if isinstance(failure, int) else 404, b"", {})
+            self.send(failure if isinstance(failure, int) else 404)
         elif failure == "hang":
             threading.Event().wait(5)
             self.close_connection = True
@@ -113,27 +130,24 @@ class _Handler(BaseHTTPRequestHandler):
         condition = self.headers.get("If-Range")
         found = re.fullmatch(r"bytes=(\d+)-", wanted)
         if not (found and publisher.ranges and condition in (None, tag)):
-            self._send(200, content, headers, failure)
+            self._send_until(failure, 200, content, headers)
         elif int(found[1]) >= len(content):
-            self._send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
+            self.send(416, headers={"Content-Range": f"bytes */{len(content)}"})
         else:
             start = int(found[1])
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-            self._send(206, content[start:], headers, failure)
+            self._send_until(failure, 206, content[start:], headers)
 
-    def _send(self, status: int, body: bytes, headers: dict[str, str], failure: str = "") -> None:
+    def _send_until(self, failure: str, status: int, body: bytes, headers: dict[str, str]) -> None:
+        """Send an answer; of ``cut:N`` the first N bytes, and break the connection."""
+        if not failure:
+            self.send(status, body, headers)
+            return
         self.send_response(status)
-        for name, value in headers.items():
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if failure.startswith("cut:"):
-            self.wfile.write(body[: int(failure.removeprefix("cut:"))])
-            self.wfile.flush()
-            self.connection.shutdown(socket.SHUT_RDWR)
-            self.close_connection = True
-        else:
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+        self.wfile.write(body[: int(failure.removeprefix("cut:"))])
+        self.wfile.flush()
+        self.connection.shutdown(socket.SHUT_RDWR)
+        self.close_connection = True

@@ -49,7 +49,6 @@ def zip_bytes(files: Mapping[str, bytes], mode: int = 0o100644) -> bytes:
 
 
 def jpeg(seed: int, side: int = 24) -> bytes:
-    """Make a small photograph."""
     file = io.BytesIO()
     photo(side, side, seed).save(file, "JPEG")
     return file.getvalue()

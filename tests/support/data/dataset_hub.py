@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
-from tests.support.commands.serving import serving
+from tests.support.commands.serving import Answering, serving
 
 CODE = """
 import json, logging, sys
@@ -60,15 +60,12 @@ class DatasetHub:
 
 @contextmanager
 def running_hub(files: Mapping[str, bytes]) -> Iterator[DatasetHub]:
-    """Serve files until the block ends."""
     with serving(_Handler) as (server, url):
         server.hub = hub = DatasetHub(url, dict(files))  # type: ignore[attr-defined]
         yield hub
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
+class _Handler(Answering, BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
@@ -90,7 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
             repository, _, rest = path.removeprefix("datasets/").partition("/resolve/")
             self._send_file(hub, repository, rest.partition("/")[2])
         else:
-            self._send(404, b"")
+            self.send(404)
 
     def _answer_api(self, hub: DatasetHub, path: str, body: str) -> None:
         owner, name, *rest = path.split("/")
@@ -101,7 +98,7 @@ class _Handler(BaseHTTPRequestHandler):
             if file.startswith(f"{repository}/")
         ]
         if not names:
-            self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
+            self.send(404, b"", {"X-Error-Code": "RepoNotFound"})
         elif not rest or rest[0] == "revision":
             siblings = [{"rfilename": name} for name in names]
             known = {"id": repository, "sha": hub.revision, "siblings": siblings, "tags": []}
@@ -123,7 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
             ]
             self._send_json([one for one in everything if one["path"] in asked])
         else:
-            self._send(404, b"")
+            self.send(404)
 
     def _entries(
         self, hub: DatasetHub, repository: str, names: list[str], under: str
@@ -149,25 +146,13 @@ class _Handler(BaseHTTPRequestHandler):
         if content is None:
             known = any(file.startswith(f"{repository}/") for file in hub.files)
             code = "EntryNotFound" if known else "RepoNotFound"
-            self._send(404, b"", {**headers, "X-Error-Code": code})
+            self.send(404, b"", {**headers, "X-Error-Code": code})
         else:
             etag = hashlib.sha1(content).hexdigest()
-            self._send(200, content, {**headers, "ETag": f'"{etag}"'})
+            self.send(200, content, {**headers, "ETag": f'"{etag}"'})
 
     def _send_json(self, value: object) -> None:
-        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
-
-    def _send(self, status: int, content: bytes, headers: Mapping[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+        self.send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
 
 def _folders(names: Sequence[str]) -> list[str]:

@@ -37,7 +37,6 @@ def encoded(image: Image.Image, name: str, **options: object) -> bytes:
 
 
 def png_chunk(name: bytes, data: bytes, is_right: bool = True) -> bytes:
-    """Return a chunk of PNG, with a right or a wrong checksum."""
     checksum = zlib.crc32(name + data) ^ (not is_right)
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", checksum)
 

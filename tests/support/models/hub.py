@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
-from tests.support.commands.serving import serving
+from tests.support.commands.serving import Answering, serving
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CODE = """
@@ -54,49 +54,34 @@ class Hub:
 
 @contextmanager
 def running_hub(files: Mapping[str, bytes] | None = None) -> Iterator[Hub]:
-    """Serve files until the block ends."""
     with serving(_Handler) as (server, url):
         server.hub = hub = Hub(url, dict(files or {}))  # type: ignore[attr-defined]
         yield hub
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
+class _Handler(Answering, BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
-        self._answer(body=False)
+        self.do_GET()
 
     def do_GET(self) -> None:
-        self._answer(body=True)
-
-    def _answer(self, body: bool) -> None:
         hub: Hub = self.server.hub  # type: ignore[attr-defined]
         path = self.path.partition("?")[0]
         hub.requests.append(f"{self.command} {path}")
         repository, _, file = path.strip("/").partition("/resolve/main/")
         content = hub.files.get(f"{repository}/{file}")
         status = hub.status or (200 if content is not None or path == "/" else 404)
-        content = content if status == 200 and content is not None else b""
-        self.send_response(status)
         if status == 404:
             known = any(file.startswith(f"{repository}/") for file in hub.files)
-            self.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
-        if content:
-            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-            self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+            self.send(404, headers={"X-Error-Code": "EntryNotFound" if known else "RepoNotFound"})
+        elif status == 200 and content:
+            etag = f'"{hashlib.sha256(content).hexdigest()}"'
+            self.send(200, content, {"ETag": etag, "X-Repo-Commit": COMMIT})
+        else:
+            self.send(status)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The result of loading a backbone: a hash or a refusal."""
-
     hash: str | None
     refusal: str | None
 
@@ -108,7 +93,6 @@ class Loader:
         self._process = process
 
     def load(self, name: str, size: int | None = None) -> Answer:
-        """Load a backbone in the process."""
         assert self._process.stdin is not None and self._process.stdout is not None
         print(json.dumps([name, size]), file=self._process.stdin, flush=True)
         return Answer(**json.loads(self._process.stdout.readline()))

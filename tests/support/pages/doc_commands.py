@@ -68,7 +68,6 @@ class Step:
 
 
 def pages() -> tuple[Path, ...]:
-    """Return the pages whose commands are checked."""
     docs = sorted((ROOT / "docs").rglob("*.md"))
     names = ("README.md", "CONTRIBUTING.md", "studies/README.md", "storage/README.md")
     others = (ROOT / name for name in names)
@@ -76,7 +75,6 @@ def pages() -> tuple[Path, ...]:
 
 
 def commands(page: Path) -> Iterator[Command]:
-    """Yield the commands of a page, in its order."""
     text = page.read_text()
     name = str(page.relative_to(ROOT))
     prose = list(text)
@@ -136,7 +134,6 @@ def without_comment(line: str) -> tuple[str, str]:
 
 
 def is_command(line: str) -> bool:
-    """Tell whether a line calls one of the programs."""
     words = line.split()
     while words and _ASSIGNMENT.fullmatch(words[0]):
         words = words[1:]

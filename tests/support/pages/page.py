@@ -61,12 +61,10 @@ class Parsed(HTMLParser):
 
 
 def html_of(study: Study, storage_url: str = "") -> str:
-    """Return the report of a study."""
     return render_html(StudyResults.from_study(study), storage_url)
 
 
 def page_of(study: Study, storage_url: str = "") -> Parsed:
-    """Return the report of a study, read back."""
     return Parsed(html_of(study, storage_url))
 
 

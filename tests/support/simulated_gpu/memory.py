@@ -35,7 +35,6 @@ class OutOfMemory:
     count: int = 0
 
     def applies(self, images: int) -> bool:
-        """Tell whether a convolution of this many images fails now."""
         if images <= self.images or (self.times is not None and self.count >= self.times):
             return False
         if self.inside and not any(self.inside in caller for caller in product_callers()):
@@ -72,7 +71,6 @@ class DeviceMemory:
         self.neighbor_bytes, self.neighbor_calls = nbytes, calls
 
     def provoke(self, images: int, inside: str = "", times: int | None = None) -> OutOfMemory:
-        """Provoke out of memory, see :class:`OutOfMemory`."""
         rule = OutOfMemory(images, inside, times)
         self.provoked.append(rule)
         return rule
@@ -85,7 +83,6 @@ class DeviceMemory:
         return self._now
 
     def free(self) -> tuple[int, int]:
-        """Return free and total bytes, as CUDA tells them."""
         if self.neighbor_calls is not None:
             if self.neighbor_calls <= 0:
                 self.neighbor_bytes, self.neighbor_calls = 0, None
@@ -99,15 +96,10 @@ class DeviceMemory:
         self.reserved = self.allocated
 
     def reset_peak(self) -> None:
-        """Count the peak from here."""
         self.peak = self.allocated
 
     def add(self, tensor: Tensor) -> None:
-        """Account for a tensor on the device.
-
-        Raises:
-            torch.OutOfMemoryError: When there is no room for it.
-        """
+        """Account for a tensor on the device."""
         storage = tensor.untyped_storage()
         if storage._cdata in self._live:
             return
@@ -123,11 +115,7 @@ class DeviceMemory:
         self.reserved = max(self._now, min(self.reserved, room))
 
     def check(self, images: int) -> None:
-        """Fail where out of memory is provoked.
-
-        Raises:
-            torch.OutOfMemoryError: When a convolution of this many images finds none.
-        """
+        """Fail where out of memory is provoked."""
         if any(rule.applies(images) for rule in self.provoked):
             raise self.error(2 * GIB)
 

@@ -48,12 +48,7 @@ sys.meta_path.insert(0, AfterTorch())
 
 
 def simulated_environment(folder: Path, **options: Any) -> dict[str, str]:
-    """Return the environment in which processes have a simulated device.
-
-    Args:
-        folder: Where what they need is written.
-        options: See :func:`tests.support.simulated_gpu.simulation.simulated_gpu`.
-    """
+    """Return the environment in which processes have a simulated device."""
     site = folder / "site"
     site.mkdir(exist_ok=True)
     (site / "sitecustomize.py").write_text(_SITE)
@@ -65,7 +60,6 @@ def simulated_environment(folder: Path, **options: Any) -> dict[str, str]:
 
 
 def faults_of(folder: Path) -> str:
-    """Return the faults that processes have noted."""
     path = folder / "faults.txt"
     return path.read_text() if path.exists() else ""
 

@@ -82,11 +82,7 @@ class SimulatedGpu:
         return RuntimeError(text)
 
     def check_process(self) -> None:
-        """Refuse the device to a process that was forked after CUDA had begun.
-
-        Raises:
-            RuntimeError: As torch does.
-        """
+        """Refuse the device to a process that was forked after CUDA had begun."""
         if os.getpid() != self._pid:
             raise RuntimeError(
                 "Cannot re-initialize CUDA in forked subprocess. To use CUDA with "
@@ -101,7 +97,6 @@ class SimulatedGpu:
         streams.settle(done.pending)
 
     def synchronize(self) -> None:
-        """Let the host wait for the whole device."""
         streams.refuse_while_capturing()
         self.traffic.add(Kind.WAIT, "synchronize")
         for stream in self.streams:
@@ -123,33 +118,27 @@ class SimulatedGpu:
     def copy_out(
         self, source: Tensor, operation: str, non_blocking: bool, to_pinned: bool
     ) -> None:
-        """Count a copy to the host."""
         kind = Kind.TO_PINNED_HOST if to_pinned else Kind.TO_HOST
         self.traffic.add(kind, operation, source.nbytes)
         if not (non_blocking and to_pinned):
             self.wait(operation)
 
     def pin(self, host: Tensor) -> None:
-        """Remember that memory of the host is pinned."""
         storage = host.untyped_storage()
         self._pinned[storage._cdata] = StorageWeakRef(storage)
 
     def is_pinned(self, host: Tensor) -> bool:
-        """Tell whether a tensor lies in pinned memory."""
         return host.untyped_storage()._cdata in self._pinned
 
     @property
     def default_stream(self) -> Stream:
-        """The stream that work is queued on by default."""
         return self.streams[0]
 
     def current_stream(self) -> Stream:
-        """Return the stream on which this thread queues its work."""
         number = getattr(self._thread, "stream", 0)
         return next(one for one in self.streams if one.stream_id == number)
 
     def set_stream(self, stream_id: int, device_index: int, device_type: int) -> None:
-        """Choose the stream of this thread."""
         self._thread.stream = stream_id
 
     def listed(self) -> int:
@@ -161,11 +150,6 @@ class SimulatedGpu:
         return 0 if self.unusable else self.listed()
 
     def begin(self) -> None:
-        """Begin to use CUDA.
-
-        Raises:
-            RuntimeError: When it cannot use the card.
-        """
         if self.unusable:
             raise RuntimeError(self.unusable)
         if not self.listed():
@@ -173,7 +157,6 @@ class SimulatedGpu:
 
     @property
     def properties(self) -> Properties:
-        """What CUDA says of the card."""
         return Properties(self.name, *self.capability, self.memory.total_bytes)
 
 
@@ -299,11 +282,7 @@ def _replacements(gpu: SimulatedGpu) -> list[tuple[Any, str, Any]]:
 
 
 def _exchanged(index: int) -> int:
-    """Select a device, and return the one before.
-
-    Raises:
-        torch.AcceleratorError: When there is no such device.
-    """
+    """Select a device, and return the one before."""
     if index > DEVICE.index:
         raise torch.AcceleratorError("CUDA error: invalid device ordinal")
     return DEVICE.index if index >= 0 else -1

@@ -7,7 +7,6 @@ memory nobody has waited for: memory that is written to before that is a fault o
 from __future__ import annotations
 
 import itertools
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +47,6 @@ class PendingCopy:
 
 
 class Stream:
-    """A stream of the simulated device."""
-
     device_type = 1
     device_index = DEVICE.index
 
@@ -63,31 +60,21 @@ class Stream:
         self.pending: list[PendingCopy] = []
 
     def wait_event(self, event: Event) -> None:
-        """Make all later work wait for an event."""
         event.wait(self)
 
     def wait_stream(self, stream: Stream) -> None:
-        """Make all later work wait for another stream."""
         self.wait_event(stream.record_event())
 
     def record_event(self, event: Event | None = None) -> Event:
-        """Record an event, by default a new one."""
         event = Event() if event is None else event
         event.record(self)
         return event
 
-    def query(self) -> bool:
-        """Tell whether all work is done."""
-        settle(self.pending)
-        return True
-
     def synchronize(self) -> None:
-        """Let the host wait for all work."""
         if Current.gpu is not None:
             Current.gpu.wait("Stream.synchronize", self)
 
     def is_capturing(self) -> bool:
-        """Tell whether a graph is captured."""
         return Current.gpu is not None and Current.gpu.recording is not None
 
     def __enter__(self) -> Stream:
@@ -100,51 +87,26 @@ class Stream:
 
 
 class Event:
-    """An event of the simulated device."""
-
-    def __init__(
-        self,
-        enable_timing: bool = False,
-        blocking: bool = False,
-        interprocess: bool = False,
-        external: bool = False,
-    ) -> None:
-        self.enable_timing = enable_timing
+    def __init__(self, **options: bool) -> None:
         self.device = DEVICE
         self.cuda_event = 0
         self.pending: list[PendingCopy] = []
-        self._recorded_s: float | None = None
+        self._is_recorded = False
 
     def record(self, stream: Stream | None = None) -> None:
-        """Record the event in a stream, by default the current one."""
         torch.cuda._lazy_init()
         stream = current_stream() if stream is None else stream
         self.pending = list(stream.pending)
         self.cuda_event = next(_numbers)
-        self._recorded_s = time.perf_counter()
+        self._is_recorded = True
 
     def wait(self, stream: Stream | None = None) -> None:
-        """Make all later work of a stream wait for the event."""
         stream = current_stream() if stream is None else stream
         stream.pending = list(dict.fromkeys([*stream.pending, *self.pending]))
 
-    def query(self) -> bool:
-        """Tell whether all work before the event is done."""
-        settle(self.pending)
-        return True
-
     def synchronize(self) -> None:
-        """Let the host wait for the event."""
-        if Current.gpu is not None and self._recorded_s is not None:
+        if Current.gpu is not None and self._is_recorded:
             Current.gpu.wait("Event.synchronize", self)
-
-    def elapsed_time(self, end_event: Event) -> float:
-        """Return milliseconds of the host between two events."""
-        if not (self.enable_timing and end_event.enable_timing):
-            raise ValueError("Both events must be created with argument 'enable_timing=True'.")
-        if self._recorded_s is None or end_event._recorded_s is None:
-            raise ValueError("Both events must be recorded before calculating elapsed time.")
-        return 1e3 * (end_event._recorded_s - self._recorded_s)
 
 
 def settle(copies: list[PendingCopy]) -> None:
@@ -159,7 +121,6 @@ def settle(copies: list[PendingCopy]) -> None:
 
 
 def current_stream(device: Any = None) -> Stream:
-    """Return the stream that this thread queues its work on."""
     torch.cuda._lazy_init()
     torch.cuda._utils._get_device_index(device, optional=True)
     assert Current.gpu is not None
@@ -167,7 +128,6 @@ def current_stream(device: Any = None) -> Stream:
 
 
 def default_stream(device: Any = None) -> Stream:
-    """Return the stream that work is queued on by default."""
     torch.cuda._lazy_init()
     torch.cuda._utils._get_device_index(device, optional=True)
     assert Current.gpu is not None
@@ -189,7 +149,6 @@ class CUDAGraph:
         self._operations: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
 
     def capture_begin(self, pool: Any = None, **options: Any) -> None:
-        """Begin to record."""
         if self._gpu.recording is not None:
             raise torch.AcceleratorError(_CAPTURING)
         self._gpu.recording = Recording()
@@ -203,7 +162,6 @@ class CUDAGraph:
         self._operations = recording.operations
 
     def replay(self) -> None:
-        """Do all operations again."""
         with torch.no_grad(), torch._C._DisableTorchDispatch():
             for func, args, kwargs, recorded in self._operations:
                 again = compute(func, args, kwargs)
@@ -211,12 +169,7 @@ class CUDAGraph:
         self._gpu.traffic.operations += 1
 
     def reset(self) -> None:
-        """Forget the graph."""
         self._operations = []
-
-    def pool(self) -> tuple[int, int]:
-        """Return a name for the memory of the graph."""
-        return (0, id(self))
 
 
 class Recording:
@@ -246,7 +199,6 @@ class Recording:
             self._before[key] = (whole, whole.clone())
 
     def append(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        """Record an operation that was done."""
         self.operations.append((func, args, kwargs, out))
         for tensor in _tensors(out):
             key = tensor.untyped_storage()._cdata
@@ -271,10 +223,6 @@ def _write_back(recorded: Any, again: Any) -> None:
 
 
 def refuse_while_capturing() -> None:
-    """Refuse what may not be in a graph.
-
-    Raises:
-        torch.AcceleratorError: While a graph is captured.
-    """
+    """Refuse what may not be in a graph."""
     if Current.gpu is not None and Current.gpu.recording is not None:
         raise torch.AcceleratorError(_CAPTURING)

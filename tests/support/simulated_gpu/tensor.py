@@ -109,21 +109,15 @@ def off_device(tensor: Tensor) -> Tensor:
 
 
 def wrapped(value: Any) -> Any:
-    """Put all tensors of a value on the device."""
     return tree_map(lambda one: on_device(one) if isinstance(one, Tensor) else one, value)
 
 
 def unwrapped(value: Any) -> Any:
-    """Take all tensors of a value off the device."""
     return tree_map(lambda one: off_device(one) if isinstance(one, Tensor) else one, value)
 
 
 def is_cuda(device: Any) -> bool:
-    """Tell whether a device, as any function of torch takes it, is the simulated one.
-
-    Raises:
-        torch.AcceleratorError: When it is a second GPU.
-    """
+    """Tell whether a device, as any function of torch takes it, is the simulated one."""
     if device is None:
         return False
     named = torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
@@ -135,12 +129,7 @@ def is_cuda(device: Any) -> bool:
 
 
 def dispatch(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run an operation by CUDA's rules.
-
-    Raises:
-        RuntimeError: When its operands are of two devices.
-        torch.OutOfMemoryError: When its outcome does not fit.
-    """
+    """Run an operation by CUDA's rules."""
     if func is torch.ops.prim.device.default:
         return DEVICE
     leaves = list(_tensors(args))
@@ -312,7 +301,6 @@ class DeviceFunctions(TorchFunctionMode):
 
 
 def _with_device(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call a function that was told a device."""
     there = is_cuda(kwargs["device"])
     if not there:
         mine = any(isinstance(leaf, GpuTensor) for leaf in tree_leaves((args, kwargs)))

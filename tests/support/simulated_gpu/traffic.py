@@ -17,8 +17,6 @@ PACKAGE = str(Path(autotune.__file__).parent) + "/"
 
 
 class Kind(Enum):
-    """What happened between host and device."""
-
     WAIT = "the host waits for the device"
     PAGEABLE_TO_DEVICE = "a copy from pageable memory to the device"
     PINNED_TO_DEVICE = "a copy from pinned memory to the device"
@@ -49,7 +47,6 @@ class Record:
     in_main_thread: bool = True
 
     def is_within(self, place: str) -> bool:
-        """Tell whether a function or a file of this name is among the callers."""
         return any(place in caller for caller in self.callers)
 
     @property
@@ -60,23 +57,16 @@ class Record:
 
 @dataclass
 class Traffic:
-    """Counts waits and copies.
-
-    Args:
-        records: Everything that was counted, in order.
-        operations: How many operations the device ran.
-    """
+    """Counts waits and copies."""
 
     records: list[Record] = field(default_factory=list)
     operations: int = 0
 
     def add(self, kind: Kind, operation: str, nbytes: int = 0) -> None:
-        """Count a wait or a copy, asked for by whoever calls."""
         main = threading.current_thread() is threading.main_thread()
         self.records.append(Record(kind, operation, tuple(product_callers()), nbytes, main))
 
     def reset(self) -> None:
-        """Forget what was counted."""
         self.records.clear()
         self.operations = 0
 
@@ -89,7 +79,6 @@ class Traffic:
         ]
 
     def lines(self, *kinds: Kind, within: str = "") -> Counter[str]:
-        """Count the records of some kinds by the lines that asked."""
         return Counter(record.line for record in self.of(*kinds, within=within))
 
 

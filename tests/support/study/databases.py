@@ -44,11 +44,9 @@ class Server:
         engine.dispose()
 
     def stop(self) -> None:
-        """Stop the server; its clients lose their connections."""
         self.handle.stop()
 
     def start(self) -> None:
-        """Start it again at the same address."""
         self.handle.start()
 
     def fresh_database(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from autotune.config.loading import apply_overrides, presets, read_yaml
 from autotune.config.schema import DataConfig, StudyConfig
@@ -20,16 +19,11 @@ from autotune.config.validation import validate
 from autotune.data.source import Source
 from autotune.data.sources.base import DigitsSource
 from autotune.data.splits import dataset as dataset_module
-from autotune.data.splits.stratified import SplitIndices
 from autotune.data.views.study_data import StudyData
 from autotune.models import inspection, network
-from autotune.models.backbone import Backbone
-from autotune.models.layers import Layer
 from autotune.models.network import Network
-from autotune.models.prefix.split import PrefixSplit
 from autotune.models.pretrained.names import PACKAGED_WEIGHTS, resolve
 from autotune.models.surgery import probing
-from autotune.models.surgery.capabilities import LayerCapabilities
 from autotune.plan import TrialPlan
 from autotune.search.plugins import plugin_refs
 from autotune.storage.paths import StudyPaths
@@ -71,100 +65,63 @@ def small_config(folder: Path, **overrides: Any) -> StudyConfig:
     return validate(values, "test")
 
 
-_PROBED: dict[object, tuple[LayerCapabilities, ...]] = {}
-_probe_layers = probing.probe_layers
+def once(function: Callable[..., Any], key: Callable[..., object]) -> Callable[..., Any]:
+    """Call a function once for each key; always where the key is ``None``."""
+    found: dict[object, Any] = {}
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        name = key(*arguments, **options)
+        if name is None:
+            return function(*arguments, **options)
+        if name not in found:
+            found[name] = function(*arguments, **options)
+        return found[name]
+
+    return call
 
 
-def probe_once(model: nn.Module, layers: Sequence[Layer], input_size: tuple[int, ...]) -> Any:
-    """Probe layers as ``define`` does; a model like an earlier one is not probed again."""
-    key = (repr(model), repr(layers), tuple(input_size))
-    if key not in _PROBED:
-        _PROBED[key] = _probe_layers(model, layers, input_size)  # type: ignore[arg-type]
-    return _PROBED[key]
-
-
-_POOLS: dict[object, str] = {}
-_pool_problem = network.pool_problem
-
-
-def _pool_problem_once(model: nn.Module, name: str, pool: str, size: tuple[int, int, int]) -> str:
-    key = (repr(model), name, pool, tuple(size))
-    if key not in _POOLS:
-        _POOLS[key] = _pool_problem(model, name, pool, size)
-    return _POOLS[key]
-
-
-_SPLITS: dict[object, PrefixSplit] = {}
-_split_network = feature_reuse.split_network
-
-
-def _split_network_once(network: Network, images: torch.Tensor) -> PrefixSplit:
-    """Split a network; one with the layers and the weights of an earlier one is as that one."""
+def _content_of(network: Network, images: torch.Tensor) -> object:
+    """Tell networks apart by their layers, their weights and what of them trains."""
     if images.device.type != "cpu":
-        return _split_network(network, images)
+        return None
     digest = hashlib.sha256(repr(network.backbone).encode())
     for tensor in network.backbone.state_dict().values():
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
-    key = (
+    return (
         digest.digest(),
         tuple(network.trainable_state()),
         tuple(name for name, module in network.named_modules() if is_kept_fp32(module)),
         images.shape[1:],
         torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
     )
-    if key not in _SPLITS:
-        _SPLITS[key] = _split_network(network, images)
-    return _SPLITS[key]
 
 
-_BACKBONES: dict[object, Backbone] = {}
-_load_backbone = resources_module.load_backbone
+def _packaged(name: str, weights: str, size: int | None, prefer_package: bool = False) -> object:
+    """Tell backbones apart whose weights are no file of a test."""
+    is_packaged = weights == "hub" and resolve(name) in PACKAGED_WEIGHTS
+    return (name, weights, size, prefer_package) if weights == "none" or is_packaged else None
 
 
-def _load_backbone_once(
-    name: str, weights: str, image_size: int | None, prefer_package: bool = False
-) -> Backbone:
-    """Load a backbone; one whose weights are no file of a test is as it was before."""
-    if weights != "none" and (weights != "hub" or resolve(name) not in PACKAGED_WEIGHTS):
-        return _load_backbone(name, weights, image_size, prefer_package)
-    key = (name, weights, image_size, prefer_package)
-    if key not in _BACKBONES:
-        _BACKBONES[key] = _load_backbone(*key)
-    return _BACKBONES[key]
+def _root_of(trainer: Trainer, plan: TrialPlan, resources: Any, ctx: WorkerContext) -> object:
+    spec, weights = resources.data.spec, resources.backbone.weights_hash
+    return weights, plan.backbone, spec, ctx.space.max_depth, trainer.amp, trainer.device
 
 
-_ROOTS: dict[object, PrefixSplit | None] = {}
-_find_root = feature_reuse._find_root
+def _digits_of(source: Source, config: DataConfig, groups: np.ndarray | None = None) -> object:
+    is_plain = isinstance(source, DigitsSource) and groups is None
+    return config.model_dump_json() if is_plain else None
 
 
-def _find_root_once(trainer: Trainer, plan: TrialPlan, resources: Any, ctx: WorkerContext) -> Any:
-    spec, device = resources.data.spec, trainer.device
-    key = (
-        resources.backbone.weights_hash,
-        plan.backbone,
-        spec,
-        ctx.space.max_depth,
-        trainer.amp,
-        device,
-    )
-    if key not in _ROOTS:
-        _ROOTS[key] = _find_root(trainer, plan, resources, ctx)
-    return _ROOTS[key]
-
-
-_MADE: dict[str, SplitIndices] = {}
-_make_split = dataset_module.make_split
-
-
-def _make_split_once(
-    source: Source, config: DataConfig, groups: np.ndarray | None = None
-) -> SplitIndices:
-    if not isinstance(source, DigitsSource) or groups is not None:
-        return _make_split(source, config, groups)
-    key = config.model_dump_json()
-    if key not in _MADE:
-        _MADE[key] = _make_split(source, config)
-    return _MADE[key]
+_probe_layers = once(
+    probing.probe_layers, lambda model, layers, size: (repr(model), repr(layers), tuple(size))
+)
+_pool_problem = once(
+    network.pool_problem, lambda model, name, pool, size: (repr(model), name, pool, tuple(size))
+)
+_split_network = once(feature_reuse.split_network, _content_of)
+_load_backbone = once(resources_module.load_backbone, _packaged)
+_find_root = once(feature_reuse._find_root, _root_of)
+_make_split = once(dataset_module.make_split, _digits_of)
 
 
 @contextmanager
@@ -175,15 +132,15 @@ def backbones_analyzed_once() -> Iterator[None]:
     holds for the split of the digits.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(feature_reuse, "_find_root", _find_root_once)
-        patch.setattr(feature_reuse, "split_network", _split_network_once)
-        patch.setattr(dataset_module, "make_split", _make_split_once)
+        patch.setattr(feature_reuse, "_find_root", _find_root)
+        patch.setattr(feature_reuse, "split_network", _split_network)
+        patch.setattr(dataset_module, "make_split", _make_split)
         for module in (definition_module, resources_module):
-            patch.setattr(module, "load_backbone", _load_backbone_once)
+            patch.setattr(module, "load_backbone", _load_backbone)
         for module in (definition_module, inspection, probing):
-            patch.setattr(module, "probe_layers", probe_once)
+            patch.setattr(module, "probe_layers", _probe_layers)
         for module in (definition_module, inspection):
-            patch.setattr(module, "pool_problem", _pool_problem_once)
+            patch.setattr(module, "pool_problem", _pool_problem)
         yield
 
 

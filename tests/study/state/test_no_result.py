@@ -8,7 +8,7 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from autotune.study.state import attrs
-from autotune.study.state.outcome import find_no_result
+from autotune.study.state.no_result import find_no_result
 
 ENDED = {attrs.ENDED: {"kind": "trials", "words": "2 finished trials"}}
 FAIL, PRUNED, COMPLETE = TrialState.FAIL, TrialState.PRUNED, TrialState.COMPLETE

@@ -9,7 +9,8 @@ import torch
 from autotune.study.trial.build import build_trainer
 from autotune.study.trial.context import WorkerContext, build_context
 from gpu_steps.context import Context
-from gpu_steps.material import configure, open_study, plan_of_depth
+from gpu_steps.material import configure, plan_of_depth
+from studies import open_study
 
 #: Strengths of color jitter, which takes most of the time of a view.
 JITTERS = (0.0, 0.4)

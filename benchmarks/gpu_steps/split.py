@@ -63,8 +63,8 @@ def _compare(backbone: Backbone, size: int, amp: AmpPolicy) -> dict[str, float]:
     assert prefix is not None, "the images suffice"
     with amp.autocast():
         features = prefix(on_device)
-    split_outcome = outcome(network, features, amp)
-    whole_outcome = outcome(network, on_device, amp)
+    split_outcome = outcome(network, features, amp.autocast)
+    whole_outcome = outcome(network, on_device, amp.autocast)
     values = differences(split_outcome, whole_outcome)
     if amp.dtype is None:
         on_cpu = _features_on_cpu(backbone, images)

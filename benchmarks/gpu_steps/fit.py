@@ -12,7 +12,8 @@ from autotune.results.model.model_folder import load_model
 from autotune.study.devices import find_device
 from autotune.study.state import attrs
 from gpu_steps.context import Context
-from gpu_steps.material import configure, open_study, work_here
+from gpu_steps.material import configure
+from studies import open_study, run_trials
 
 #: Images that are predicted.
 _IMAGES = 64
@@ -30,7 +31,7 @@ def fit_and_rerun(context: Context) -> None:
     )
     opened = open_study(config)
     start = time.perf_counter()
-    work_here(context, opened, print)
+    run_trials(opened, print, threads=0)
     trial = opened.study.get_trials(deepcopy=False)[-1]
     context.add(
         "trained",

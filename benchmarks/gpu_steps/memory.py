@@ -22,7 +22,8 @@ from autotune.study.setup.opening import OpenStudy
 from autotune.study.state import attrs
 from autotune.study.state.oom import MIB
 from gpu_steps.context import Context
-from gpu_steps.material import configure, open_study, work_here
+from gpu_steps.material import configure
+from studies import open_study, run_trials
 
 #: Shares of what a plan needs: what its process may have, and what a neighbor leaves.
 ALLOWED, LEFT = 0.7, 0.3
@@ -42,7 +43,7 @@ def provoke(context: Context) -> None:
     """Train with all the memory, with too little, and beside a neighbor that leaves."""
     device = find_device()
     plain = open_study(_config(context, "plain"))
-    work_here(context, plain, print)
+    run_trials(plain, print, threads=0)
     peak = max(float(trial.user_attrs[attrs.PEAK_MEMORY_MB]) for trial in plain.study.trials)
     _tell(context, "plain", plain, peak_mib=peak)
 
@@ -51,7 +52,7 @@ def provoke(context: Context) -> None:
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(ALLOWED * peak * MIB / total, device)
     try:
-        work_here(context, little, print)
+        run_trials(little, print, threads=0)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, device)
     _tell(context, "little", little, allowed_mib=ALLOWED * peak)
@@ -60,7 +61,7 @@ def provoke(context: Context) -> None:
     torch.cuda.empty_cache()
     start = time.monotonic()
     with _neighbor(context, int(LEFT * peak * MIB)):
-        work_here(context, crowded, print)
+        run_trials(crowded, print, threads=0)
     _tell(context, "crowded", crowded, seconds=round(time.monotonic() - start, 1))
 
 
