@@ -6,7 +6,7 @@ import os
 import threading
 from typing import Any
 
-from autotune.study.engine.job import Job, worker_name
+from autotune.study.engine.pool import Job, worker_name
 
 from autotune.config.schema import StudyConfig
 from autotune.data.views.study_data import StudyData

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -382,7 +383,7 @@ def find_model(
     """
     from autotune.storage.paths import MODEL_RECORD  # imports sqlalchemy
 
-    folder = Path(model).expanduser()
+    folder = Path(os.path.expanduser(model))
     is_study = bool(overrides or name)
     if not is_study and (folder / MODEL_RECORD).exists():
         return folder

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
+from autotune.errors import StorageError
 from autotune.storage.url import database_path, is_sqlite, parse_url
 
 #: Formats of a report; the endings of its files.
@@ -56,7 +57,10 @@ class StudyPaths:
         working directory, named after the database.
         """
         if root is not None:
-            return StudyPaths(Path(root).expanduser().absolute())
+            try:
+                return StudyPaths(Path(root).expanduser().absolute())
+            except RuntimeError as error:  # ~somebody without a home
+                raise StorageError(f"files: {root}: {error}") from None
         if is_sqlite(url):
             path = database_path(url)
             return StudyPaths(path.with_name(f"{path.name.removesuffix('.db')}{_ENDING}"))

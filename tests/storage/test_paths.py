@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from autotune.data.download.paths import DATA_VARIABLE, data_folder
+from autotune.errors import DatasetError, StorageError
 from autotune.storage.paths import StudyPaths, remembered_root
 
 
@@ -32,6 +34,14 @@ def test_the_folder_of_the_files(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")
     assert StudyPaths.from_url(url, root).root == tmp_path / expected
+
+
+def test_the_home_folder_of_an_unknown_user_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StorageError, match="files: ~nobody-here/x: Could not determine"):
+        StudyPaths.from_url("sqlite:///a.db", "~nobody-here/x")
+    monkeypatch.setenv(DATA_VARIABLE, "~nobody-here/x")
+    with pytest.raises(DatasetError, match="AUTOTUNE_DATA: ~nobody-here/x: Could not determine"):
+        data_folder()
 
 
 def test_the_files_in_it() -> None:

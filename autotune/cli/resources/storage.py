@@ -64,7 +64,7 @@ def copy(
     from autotune.storage.url import redact
 
     if files is not None:
-        console.check_folder(Path(files).expanduser())
+        console.check_folder(Path(os.path.expanduser(files)))
     url = console.storage_url(source)
     copy_studies(url, target, study, files, _print_copy)
     _print(f"continue with --storage {redact(target)}; {redact(url)} is unchanged")

@@ -16,14 +16,23 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from autotune.errors import DatasetError
+
 #: The environment variable that names the folder of all data sets.
 DATA_VARIABLE = "AUTOTUNE_DATA"
 
 
 def data_folder() -> Path:
-    """Return the folder of all data sets; it need not exist."""
+    """Return the folder of all data sets; it need not exist.
+
+    Raises:
+        DatasetError: When the folder is in the home of an unknown user.
+    """
     if folder := os.environ.get(DATA_VARIABLE):
-        return Path(folder).expanduser().absolute()
+        try:
+            return Path(folder).expanduser().absolute()
+        except RuntimeError as error:  # ~somebody without a home
+            raise DatasetError(f"{DATA_VARIABLE}: {folder}: {error}") from None
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     if not cache.is_absolute():  # the XDG base directory specification: to be ignored
         cache = Path("~/.cache").expanduser()

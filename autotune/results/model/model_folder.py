@@ -192,7 +192,7 @@ def load_model(path: str | os.PathLike[str]) -> Model:
             "a model must be the path (str or pathlib.Path) of the folder that autotune refit has "
             f"written, but got {type(path).__name__}"
         )
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     record = _read_record(folder)
     try:
         members = [

@@ -61,6 +61,8 @@ def refused(folder: Path) -> str:
 
 def test_what_is_no_model(folder: Path, tmp_path: Path) -> None:
     assert "X must be the folder of a model, but there is none" in refused(tmp_path / "none")
+    with pytest.raises(ModelError, match="~nobody-here"):
+        load_model("~nobody-here/model")
     assert "but it is a file" in refused(folder / RECORD)
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -197,7 +197,7 @@ def test_a_study_that_has_the_name_of_a_round_is_kept(
     config = race_config(tmp_path, weights)
     assert find_race("small", config.storage) is None
     with pytest.raises(UserError, match=r"'small.race1' has the name of a round .* with --name"):
-        run_study(config, workers=1)
+        run_study_with_race(config, workers=1)
     remove_rounds(config)
     assert optuna.get_all_study_names(config.storage) == ["small.race1"]
 
