@@ -250,6 +250,11 @@ class TrialPlan:
         return self.backbone, self.image_size, self.augment_strength
 
     @property
+    def is_solved(self) -> bool:
+        """Whether a solved head is all there is to train."""
+        return not self.depth and not self.head.hidden and self.policy.head_start == SOLVED
+
+    @property
     def reshaped(self) -> tuple[int, ...]:
         """Numbers of the changed layers, counted from the output."""
         return tuple(index for index, layer in enumerate(self.layers, start=1) if layer.changes())

@@ -6,11 +6,10 @@ import os
 import threading
 from typing import Any
 
-from autotune.study.engine.pool import Job, worker_name
-
 from autotune.config.schema import StudyConfig
 from autotune.data.views.study_data import StudyData
 from autotune.storage.paths import StudyPaths
+from autotune.study.engine.pool import Job, worker_name
 from autotune.study.engine.worker import run_worker
 from autotune.study.setup.definition import define
 from autotune.study.setup.opening import OpenStudy, open_or_create

@@ -21,7 +21,7 @@ from autotune.search.space import Space
 from autotune.study.state import attrs
 from autotune.study.state.budget import Budget, StopReason
 from autotune.study.state.race_record import RaceEntry, RaceRecord
-from autotune.study.trial import confirmation
+from autotune.study.trial import retrain
 from autotune.training.metrics import Metrics
 
 PLAN = (TrialPlan, LayerPlan, HiddenLayer, HeadPlan, TrainingPolicy)
@@ -49,7 +49,7 @@ STORED: dict[str, Sequence[Any]] = {
     ],
     format_versions.CONFIRMATION: [
         *([kind.__name__, *(field.name for field in fields(kind))] for kind in PLAN),
-        confirmation.FIELDS,
+        retrain.FIELDS,
     ],
 }
 #: Format and digest of the names. Where this test fails, raise the number of the format in

@@ -14,6 +14,7 @@ from autotune.models.network import Network
 from autotune.training.compute.amp import AmpPolicy
 from autotune.training.compute.micro_batches import MicroBatcher, run_halving
 from autotune.training.inputs.batches import Batches, Inputs
+from autotune.training.inputs.normalizer import Normalizer
 from autotune.training.inputs.placement import place_on_device
 from autotune.training.optim.norm_recalibration import (
     BATCH_SIZE,
@@ -32,7 +33,7 @@ class Evaluator:
     """Sends evaluation views of images through a network.
 
     Args:
-        to_inputs: Makes the network's inputs of a batch.
+        normalize: Normalizes images for the backbone.
         amp: Mixed precision of the forward pass.
         device: The device of the network.
         seed: Seed of the sample of images.
@@ -42,14 +43,14 @@ class Evaluator:
 
     def __init__(
         self,
-        to_inputs: Callable[[Inputs], Inputs],
+        normalize: Normalizer,
         amp: AmpPolicy,
         device: torch.device,
         seed: int,
         loader_workers: int,
         stopped: Callable[[], bool],
     ) -> None:
-        self.to_inputs = to_inputs
+        self.normalize = normalize
         self.amp = amp
         self.device = device
         self.seed = seed
@@ -79,7 +80,7 @@ class Evaluator:
 
         def evaluate(images: Inputs) -> Tensor:
             with self.amp.autocast():
-                return compute(self.to_inputs(images)).float()
+                return compute(self.normalize.to_inputs(images)).float()
 
         # Larger on GPUs; small batches stay in the caches of a CPU.
         batch_size = micro_batch_size * (4 if self.device.type == "cuda" else 1)
@@ -107,8 +108,9 @@ class Evaluator:
 
     def sample(self, views: Batches, batch_size: int) -> Iterator[Inputs]:
         """Draw inputs of up to :data:`SAMPLED_IMAGES` images, always the same."""
+        to_inputs = self.normalize.to_inputs
         return sample_batches(
-            views, SAMPLED_IMAGES, self.to_inputs, self.seed, self.loader_workers, batch_size
+            views, SAMPLED_IMAGES, to_inputs, self.seed, self.loader_workers, batch_size
         )
 
     def recalibrate(self, network: Network, norms: Sequence[_BatchNorm], views: Batches) -> None:

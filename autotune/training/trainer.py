@@ -154,9 +154,7 @@ class Trainer:
             self.capture = partial(capture_graph, self.device)
         self._captured: dict[bool, CapturedStep] = {}
         self.epoch = 0
-        self.evaluator = Evaluator(
-            self.to_inputs, self.amp, self.device, seed, loader_workers, stopped
-        )
+        self.evaluator = Evaluator(normalize, self.amp, self.device, seed, loader_workers, stopped)
         self.validation_logits: Tensor | None = None
         self.metrics: Metrics | None = None
         self.lowest: LowestLoss | None = LowestLoss()
@@ -176,10 +174,6 @@ class Trainer:
         self.split = split
         self.train = train
         self.validation = validation
-
-    def to_inputs(self, batch: Inputs) -> Inputs:
-        """Return the network's inputs for a batch: normalized images, or features as they are."""
-        return batch if isinstance(batch, tuple) else self.normalize(batch)
 
     def run(self, checkpoint: Checkpoint | None = None) -> Iterator[EpochResult]:
         """Train to the last epoch, yielding after each; resume where a checkpoint ends.
@@ -293,7 +287,10 @@ class Trainer:
         for images, labels in self.train.batches(order, views, batch_size, workers):
             if self.stopped():
                 raise TrialInterruptedError(f"stopped in epoch {self.epoch + 1}")
-            inputs, targets = self.to_inputs(images), labels.to(self.device, non_blocking=True)
+            inputs, targets = (
+                self.normalize.to_inputs(images),
+                labels.to(self.device, non_blocking=True),
+            )
             if self.mixing is not None:
                 inputs, targets = self.mixing(inputs, targets)
             factors.append(self.schedule.lr_lambdas[0](self.schedule.last_epoch))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -25,7 +25,8 @@ NO_NOISE = (
 )
 
 
-class Finding(NamedTuple):
+@dataclass(frozen=True)
+class Finding:
     """What the trials say to a question.
 
     Args:

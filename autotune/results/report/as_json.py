@@ -79,7 +79,7 @@ def _document(results: StudyResults, storage_url: str) -> Any:
         "images": images_json(results),
         "fit": attributes.get(attrs.TEST_READS, []),
         "diagnostics": [
-            {"question": question, **finding._asdict()}
+            {"question": question, **asdict(finding)}
             for question, finding in diagnose(Facts(results)).items()
         ],
         "definition": results.definition,

@@ -20,7 +20,7 @@ from autotune.config.old_names import with_new_names
 from autotune.data.quality.checks import dataset_warnings, describe_counts
 from autotune.format_versions import ATTRIBUTE as _FORMAT
 from autotune.format_versions import STUDY, check_format, reading
-from autotune.plan import SOLVED, TrialPlan
+from autotune.plan import TrialPlan
 from autotune.search import greedy, ranking, study_view
 from autotune.search.space import Space
 from autotune.storage import paths
@@ -284,12 +284,7 @@ def trial_plan(trial: FrozenTrial) -> TrialPlan | None:
 def is_solved(trial: FrozenTrial) -> bool:
     """Tell whether a trial computed its head and trained nothing: its curve has one epoch."""
     plan = trial_plan(trial)
-    return (
-        plan is not None
-        and not plan.depth
-        and not plan.head.hidden
-        and plan.policy.head_start == SOLVED
-    )
+    return plan is not None and plan.is_solved
 
 
 def load_study(name: str, storage: BaseStorage) -> Study:

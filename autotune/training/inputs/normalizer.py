@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autotune.training.inputs.batches import to_channels_last
+from autotune.training.inputs.batches import Inputs, to_channels_last
 
 
 @dataclass(frozen=True)
@@ -32,3 +32,7 @@ class Normalizer:
         """Normalize ``(N, C, H, W)`` uint8 images on their way to the device."""
         images = images.to(self.mean.device, non_blocking=True)
         return to_channels_last((images.float() - self.mean) / self.std)
+
+    def to_inputs(self, batch: Inputs) -> Inputs:
+        """Return a network's inputs for a batch: normalized images, or features as they are."""
+        return batch if isinstance(batch, tuple) else self(batch)
