@@ -53,10 +53,11 @@ def run_seeds(
     base = Study.from_file(study, overrides, name=name, storage=storage)
     assert base._config is not None
     first = base._config.search.seed
+    others = {key: value for key, value in (overrides or {}).items() if key != "search.seed"}
     studies = [
         Study.from_file(
             study,
-            {**(overrides or {}), "search.seed": seed},
+            {**others, "search.seed": seed},
             name=f"{base.name}-seed{seed}",
             storage=storage,
         )

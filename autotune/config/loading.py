@@ -181,6 +181,7 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
         elif key.count(".") > MAX_DEPTH:
             problems.append(Problem(key, f"must have at most {MAX_DEPTH} dots"))
         else:
+            parsed.pop(key, None)  # the last one counts, also against a whole section before it
             try:
                 parsed[key] = parse_override(key, text)
             except yaml.YAMLError as error:

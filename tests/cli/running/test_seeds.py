@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+import autotune
+from autotune.api.study import Study
 from autotune.cli.running.run import _run_seeds
 from autotune.config.backbones import Race
 from autotune.config.loading import load_study_file
 from autotune.config.schema import StudyConfig
+from autotune.display import console
 from tests.support.commands.inside import call
 from tests.support.commands.runs import SMALL, trials_of
 from tests.support.study.studies import make_study
@@ -52,6 +55,23 @@ def test_mistakes_write_nothing(arguments: tuple[str, ...], why: str, tmp_path: 
     assert (ended.code, ended.out) == (2, ""), ended.out
     assert why in " ".join(ended.err.split())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_seed_counts_also_beside_a_whole_section(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ["search.seed=5", "search={trials: 2, seed: 3}"]
+    configs = console.load_seeds("digits", given, None, None, 2)
+    assert [config.search.seed for config in configs] == [3, 4]
+    seeds: list[int] = []
+
+    def stop(self: Study) -> SimpleNamespace:
+        assert self._config is not None
+        seeds.append(self._config.search.seed)
+        return SimpleNamespace(interrupted=len(seeds) == 2)
+
+    monkeypatch.setattr(Study, "run", stop)
+    with pytest.raises(KeyboardInterrupt):
+        autotune.run_seeds(2, "digits", {"search.seed": 5, "search": {"trials": 2, "seed": 3}})
+    assert seeds == [3, 4]
 
 
 def test_studies_of_all_seeds_have_the_backbones_of_one_race(
