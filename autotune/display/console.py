@@ -34,7 +34,7 @@ from autotune.text import relative_path, visible
 if TYPE_CHECKING:
     from autotune.study.setup.opening import OpenStudy
 
-#: A word that may stand in place of the number of a trial.
+#: A word that may be given instead of the number of a trial.
 Word = TypeVar("Word", Literal["best"], Literal["cheapest"])
 #: Where studies are kept if nothing else is said.
 DEFAULT_STORAGE: str = StudyConfig.model_fields["storage"].default
